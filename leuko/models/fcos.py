@@ -38,6 +38,7 @@ class FCOSHead(nn.Module):
 
     def __init__(self, channels: int, num_classes: int, improved: bool, groups: int = 32, prior: float = 0.01):
         super().__init__()
+        self.per_class = {"class_logits": 1}  # rows a class in the layers that belong to classes
         self.improved = improved
         self.class_tower = tower(channels, 4, groups, bias=improved)
         self.box_tower = tower(channels, 4, groups, bias=improved)

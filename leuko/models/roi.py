@@ -43,6 +43,7 @@ class TwoFCHead(nn.Module):
 
     def __init__(self, channels: int, hidden: int, num_classes: int, class_agnostic: bool):
         super().__init__()
+        self.per_class = {"class_logits": 1} | ({} if class_agnostic else {"deltas": 4})  # rows a class
         self.fc1 = nn.Linear(channels * 7 * 7, hidden)
         self.fc2 = nn.Linear(hidden, hidden)
         self.class_logits = nn.Linear(hidden, num_classes + 1)

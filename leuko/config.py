@@ -1,0 +1,331 @@
+"""Options: one dataclass a command, filled from a preset, a YAML file and flags, in this order of rising authority.
+
+A field's docstring is its help text. A key or flag that does not exist is an error that names the nearest one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import inspect
+import sys
+import textwrap
+import types
+import typing
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, asdict, dataclass, fields
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import yaml
+
+from .errors import LeukoError, nearest
+
+T = TypeVar("T")
+
+
+@dataclass
+class TrainOptions:
+    """Options of ``leuko.train``; the defaults are the paper's recipe (Li et al. 2022)."""
+
+    data: str = ""
+    """Data set: a folder (COCO, VOC or YOLO), a COCO JSON file, or a data YAML."""
+    model: str = "fcos"
+    """Detector: fcos, fcos_improved, faster_rcnn or cascade_rcnn."""
+    backbone: str = "resnet50"
+    """Backbone: any timm network with maps at strides 4, 8, 16 and 32."""
+    preset: Literal["paper", "small"] = "paper"
+    """paper: ResNet-50, 600 px, full width. small: for machines without a GPU."""
+    epochs: int = 16
+    """Passes over the training images; more than before, with --resume, extends a finished run."""
+    batch: int = 8
+    """Images a step."""
+    imgsz: int = 600
+    """Longer side in pixels to which images are scaled."""
+    lr: float = 0.01
+    """Learning rate of SGD, after the warm-up."""
+    momentum: float = 0.9
+    """Momentum of SGD."""
+    weight_decay: float = 1e-4
+    """Weight decay of SGD."""
+    warmup: float = 1.0
+    """Epochs of linear warm-up (the paper's 500 steps are one epoch of its data)."""
+    clip: float = 35.0
+    """Largest norm of the gradients; 0 leaves them as they are."""
+    accumulate: int = 1
+    """Batches whose gradients are summed into one step of the optimiser."""
+    ema: float = 0.0
+    """Decay of the running mean of the weights that is validated and saved (0.999, say); 0: none."""
+    seed: int = 0
+    """Seed of everything random; the same seed, data and machine give the same weights."""
+    project: str = "runs/train"
+    """Folder of runs."""
+    name: str = ""
+    """The run's folder in the project, the model's name if empty; NAME-2, NAME-3 ... where it exists."""
+    resume: str = ""
+    """Go on with this run folder where it stopped; its own options count, but for --epochs if given."""
+    weights: str = ""
+    """Start a new run from these trained weights (a run or a file); classes are matched by name."""
+    pretrained: bool = True
+    """Start from ImageNet weights of the backbone."""
+    backbone_weights: str = ""
+    """File of backbone weights in timm's names, instead of the hub's."""
+    train_split: str = "train"
+    """Split that is learned from."""
+    val_split: str = "val"
+    """Split that is validated on each epoch; test where the data has no val."""
+    augment: bool = True
+    """Flips, scale, crop and colour jitter of the training images."""
+    norm: Literal["frozen", "train", "gn"] = "frozen"
+    """Backbone's norm layers: frozen BatchNorm statistics, BatchNorm that follows the batches, or GroupNorm."""
+    freeze: bool = True
+    """Leave the backbone's stem and first stage as pretrained (ignored without pretrained weights and with gn)."""
+    channels: int = 256
+    """Channels of the FPN and the heads."""
+    fc_channels: int = 1024
+    """Width of the R-CNN heads' fully-connected layers."""
+    proposals: int = 0
+    """RPN proposals an image; 0: the detector's own 1,000 or 2,000."""
+    rois: int = 512
+    """RoIs an image that an R-CNN head learns from."""
+    amp: Literal["none", "bf16", "fp16"] = "none"
+    """Autocast to half precision; fp16 needs a GPU."""
+    channels_last: bool = False
+    """Keep images channels-last in memory."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1 ...; auto takes a GPU if there is one."""
+    workers: int = -1
+    """Loader processes; -1: one a core but one, at most 8."""
+    cache: Literal["none", "ram"] = "none"
+    """Keep the decoded, scaled images in memory."""
+    save_minutes: float = 10.0
+    """Save the state for --resume also within an epoch, this often."""
+
+    def check(self) -> None:
+        """Raise LeukoError naming the flag whose value cannot be used."""
+        if not self.data:
+            raise LeukoError("--data is missing: name a data folder, a COCO file or a data YAML")
+        for flag in ("epochs", "batch", "accumulate", "channels", "fc_channels", "rois"):
+            if getattr(self, flag) < 1:
+                raise LeukoError(f"--{flag.replace('_', '-')} {getattr(self, flag)}: give at least 1")
+        if self.imgsz < 32:
+            raise LeukoError(f"--imgsz {self.imgsz}: give at least 32 pixels")
+        for flag in ("lr", "save_minutes"):
+            if not getattr(self, flag) > 0:
+                raise LeukoError(f"--{flag.replace('_', '-')} {getattr(self, flag)}: give a number above 0")
+        for flag in ("momentum", "ema"):
+            if not 0 <= getattr(self, flag) < 1:
+                raise LeukoError(f"--{flag} {getattr(self, flag)}: give a number from 0 to below 1")
+        for flag in ("weight_decay", "warmup", "clip", "proposals", "seed"):
+            if not getattr(self, flag) >= 0:
+                raise LeukoError(f"--{flag.replace('_', '-')} {getattr(self, flag)}: must not be negative")
+        if self.channels % 32:
+            raise LeukoError(f"--channels {self.channels}: give a multiple of 32 (group norm has 32 groups)")
+        if self.resume and self.weights:
+            raise LeukoError("--resume goes on with a run, --weights starts a new one: give one of them")
+
+
+PRESETS: dict[str, dict[str, object]] = {
+    "paper": {},
+    "small": {
+        "backbone": "tf_efficientnet_lite0",
+        "imgsz": 320,
+        "channels": 128,
+        "fc_channels": 512,
+        "proposals": 300,
+        "rois": 64,
+    },
+}
+
+
+@dataclass
+class ValOptions:
+    """Options of ``leuko.val``."""
+
+    data: str = ""
+    """Data set: a folder, a COCO JSON file, or a data YAML."""
+    weights: str = ""
+    """Run folder (its best weights) or weights file to validate."""
+    ensemble: list[str] | None = None
+    """Fuse these runs or weights files; with none named, every finished run of --project that fits the data."""
+    split: str = "test"
+    """Split to validate on."""
+    project: str = "runs/train"
+    """Folder in which --ensemble looks for runs."""
+    save: str = "runs/val"
+    """Folder of results."""
+    name: str = ""
+    """The result's folder in --save, the model's name if empty."""
+    batch: int = 1
+    """Images a forward pass."""
+    fusion_iou: float = 0.55
+    """Boxes of different members that overlap this much are taken for the same cell."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1 ...; auto takes a GPU if there is one."""
+    workers: int = -1
+    """Loader processes; -1: one a core but one, at most 8."""
+
+    def check(self) -> None:
+        """Raise LeukoError naming the flag whose value cannot be used."""
+        if not self.data:
+            raise LeukoError("--data is missing: name a data folder, a COCO file or a data YAML")
+        _check_members(self.weights, self.ensemble)
+        _check_inference(self.batch, self.fusion_iou)
+
+
+@dataclass
+class PredictOptions:
+    """Options of ``leuko.predict``."""
+
+    source: str = ""
+    """An image, a folder of images, or a pattern in quotes."""
+    weights: str = ""
+    """Run folder (its best weights) or weights file."""
+    ensemble: list[str] | None = None
+    """Fuse these runs or weights files; with none named, every finished run of --project."""
+    project: str = "runs/train"
+    """Folder in which --ensemble looks for runs."""
+    save: str = "runs/predict"
+    """Folder of results."""
+    name: str = ""
+    """The result's folder in --save, the model's name if empty."""
+    threshold: float = 0.5
+    """Lowest score of a cell that is drawn, listed and counted."""
+    batch: int = 1
+    """Images a forward pass."""
+    fusion_iou: float = 0.55
+    """Boxes of different members that overlap this much are taken for the same cell."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1 ...; auto takes a GPU if there is one."""
+
+    def check(self) -> None:
+        """Raise LeukoError naming the flag whose value cannot be used."""
+        if not self.source:
+            raise LeukoError("--source is missing: name an image, a folder or a pattern in quotes")
+        _check_members(self.weights, self.ensemble)
+        _check_inference(self.batch, self.fusion_iou)
+        if not 0 <= self.threshold <= 1:
+            raise LeukoError(f"--threshold {self.threshold}: give a score from 0 to 1")
+
+
+def _check_members(weights: str, ensemble: list[str] | None) -> None:
+    if bool(weights) == (ensemble is not None):
+        raise LeukoError("name one model with --weights, or several with --ensemble")
+
+
+def _check_inference(batch: int, fusion_iou: float) -> None:
+    if batch < 1:
+        raise LeukoError(f"--batch {batch}: give at least 1")
+    if not 0 < fusion_iou < 1:
+        raise LeukoError(f"--fusion-iou {fusion_iou}: give a number between 0 and 1")
+
+
+def parse(cls: type[T], argv: Sequence[str] | None, prog: str, examples: str) -> tuple[T, set[str]]:
+    """Options of ``cls`` from command-line words, and which of them the user gave by flag or YAML."""
+    names = {f.name: f for f in fields(cls)}
+    hints = typing.get_type_hints(cls)
+    parser = Parser(
+        prog=prog,
+        description=textwrap.dedent(inspect.getdoc(cls) or ""),
+        epilog="examples:\n" + textwrap.indent(textwrap.dedent(examples).strip(), "  "),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", metavar="FILE", help="YAML file of options; flags override it")
+    for name, help_text in _docs(cls).items():
+        default = names[name].default
+        shown = "" if default in ("", None, MISSING) else f" [{default}]"
+        help_text = (help_text + shown).replace("%", "%%")
+        parser.add_argument("--" + name.replace("_", "-"), dest=name, help=help_text, **_argument(hints[name]))
+    given = vars(parser.parse_args(argv))
+    from_file = _read_yaml(Path(given.pop("config")), names, hints) if "config" in given else {}
+    chosen = from_file | given
+    preset = PRESETS[chosen.get("preset", "paper")] if "preset" in names else {}
+    options = cls(**{**preset, **chosen})
+    return options, set(chosen)
+
+
+class Parser(argparse.ArgumentParser):
+    """Errors are LeukoErrors that name the nearest flag."""
+
+    def error(self, message: str) -> typing.NoReturn:
+        unknown = message.removeprefix("unrecognized arguments: ").split()
+        if len(unknown) and message.startswith("unrecognized") and unknown[0].startswith("-"):
+            word = unknown[0].split("=")[0]
+            message = f"unknown flag {word}{nearest(word, self._option_string_actions)}"
+        raise LeukoError(f"{message} (see {self.prog} --help)")
+
+
+def _argument(hint: object) -> dict:
+    """argparse's keywords for a field of this type."""
+    if hint is bool:
+        return {"action": argparse.BooleanOptionalAction}
+    if typing.get_origin(hint) is Literal:
+        return {"choices": typing.get_args(hint)}
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):  # list[str] | None
+        return {"nargs": "*", "metavar": "RUN"}
+    return {"type": hint, "metavar": {int: "N", float: "X", str: "TEXT"}[hint]}
+
+
+def _docs(cls: type) -> dict[str, str]:
+    """The docstring under each field."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0].body
+    pairs = zip(body, body[1:], strict=False)
+    return {
+        field.target.id: " ".join(doc.value.value.split())
+        for field, doc in pairs
+        if isinstance(field, ast.AnnAssign) and isinstance(doc, ast.Expr)
+    }
+
+
+def _read_yaml(path: Path, names: dict, hints: dict[str, object]) -> dict[str, object]:
+    try:
+        given = yaml.safe_load(path.read_text()) or {}
+    except OSError as e:
+        raise LeukoError(f"{path}: cannot be read ({e.strerror}); check the path of --config") from e
+    except (yaml.YAMLError, UnicodeDecodeError) as e:
+        raise LeukoError(f"{path}: not valid YAML ({str(e).splitlines()[0]})") from e
+    if not isinstance(given, dict):
+        raise LeukoError(f"{path}: holds no options; write one 'key: value' a line")
+    for key, value in given.items():
+        if key not in names:
+            raise LeukoError(f'{path}: unknown option "{key}"{nearest(str(key), names)}')
+        given[key] = _typed(path, key, value, hints[key])
+    return given
+
+
+def _typed(path: Path, key: str, value: object, hint: object) -> object:
+    """The YAML value as the field's type; 1e-4, which YAML reads as text, counts as a number."""
+    if typing.get_origin(hint) is Literal:
+        if value in typing.get_args(hint):
+            return value
+        raise LeukoError(f"{path}: {key}: {value!r} is not one of {', '.join(typing.get_args(hint))}")
+    if hint in (bool, str) or not isinstance(hint, type):
+        if hint not in (bool, str) or isinstance(value, hint):
+            return value
+    elif not isinstance(value, bool):
+        try:
+            number = hint(value)
+        except (TypeError, ValueError):
+            number = None
+        if number is not None and (hint is not int or number == value):
+            return number
+    raise LeukoError(f"{path}: {key}: {value!r} is not {'true or false' if hint is bool else 'of type ' + hint.__name__}")
+
+
+def as_dict(options: object) -> dict[str, object]:
+    """Options as plain values, in the order of the fields."""
+    return asdict(options)
+
+
+def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> typing.NoReturn:
+    """Run a command and leave with its status: 0, or 2 after one line about what the user can mend."""
+    try:
+        main(argv)
+    except LeukoError as e:
+        print(f"leuko: {e}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    sys.exit(0)

@@ -1,0 +1,106 @@
+"""Images as they are stored: pixels, sizes and files.
+
+An EXIF orientation is ignored everywhere, because the boxes of a data set refer to the pixels that are stored.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from leuko.errors import LeukoError
+
+T = TypeVar("T")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+_DECODE = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+_JPEG_START, _JPEG_SCAN, _JPEG_END = b"\xff\xd8", 0xDA, b"\xff\xd9"
+_TIFF_WIDTH, _TIFF_HEIGHT, _ORIENTATION = 256, 257, 274
+_TURNED = (5, 6, 7, 8)  # the EXIF orientations that swap width and height
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """Decode an image into [H, W, 3] uint8 RGB; grey, palette, CMYK, transparent and 16-bit images are converted.
+
+    Raises LeukoError where the file is missing, cut off or no image. (A decoder fills the missing end of a JPEG with
+    grey and says nothing, which is why its end is looked for.)
+    """
+    try:
+        with open(path, "rb") as file:
+            data = file.read()
+    except OSError as error:
+        raise LeukoError(f"{path}: cannot be read: {error.strerror}") from error
+    if data.startswith(_JPEG_START) and not _jpeg_is_whole(data):
+        raise LeukoError(f"{path}: the JPEG is truncated ({len(data)} bytes); copy it again from its source")
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), _DECODE)
+    except cv2.error:  # an empty file, or more pixels than OpenCV agrees to decode
+        image = None
+    if image is None:
+        raise LeukoError(f"{path}: not a readable image ({len(data)} bytes); replace or remove it")
+    return image
+
+
+def _jpeg_is_whole(data: bytes) -> bool:
+    """Whether the end marker follows the start of the pixel data, so that a thumbnail's own end doesn't count."""
+    at = 2
+    while at + 4 <= len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker == _JPEG_SCAN:
+            return data.rfind(_JPEG_END, at) > 0
+        # Fill bytes and markers without a length are one and two bytes long; all others tell their length.
+        if marker == 0xFF:
+            at += 1
+        else:
+            at += 2 if marker == 1 or 0xD0 <= marker <= 0xD8 else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return False
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """Return (width, height) of the stored pixels from the file's header alone; raises LeukoError."""
+    return _from_header(path, _stored_size)
+
+
+def is_turned(path: str | Path) -> bool:
+    """Whether the EXIF orientation tells viewers to turn the image by a quarter; raises LeukoError."""
+    return _from_header(path, lambda image: image.getexif().get(_ORIENTATION) in _TURNED)
+
+
+def _stored_size(image: Image.Image) -> tuple[int, int]:
+    if image.format == "TIFF":  # Pillow's size of a TIFF follows its orientation
+        return int(image.tag_v2[_TIFF_WIDTH]), int(image.tag_v2[_TIFF_HEIGHT])
+    return image.size
+
+
+def _from_header(path: str | Path, read: Callable[[Image.Image], T]) -> T:
+    try:
+        with Image.open(path) as image:
+            return read(image)
+    except FileNotFoundError:
+        raise LeukoError(f"{path}: no such image") from None
+    # Pillow's plugins raise whatever a broken header makes them stumble over.
+    except Exception as error:
+        raise LeukoError(f"{path}: not a readable image ({type(error).__name__}); replace or remove it") from error
+
+
+def is_image(path: str | Path) -> bool:
+    """Whether a file name ends like an image's and is not hidden (macOS leaves ``._NAME.jpg`` that are none)."""
+    name = os.path.basename(path)
+    return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
+
+
+def list_images(folder: str | Path, recursive: bool = False) -> list[Path]:
+    """Return the images in a folder, sorted by path, optionally with those of its sub-folders; raises LeukoError."""
+    if not os.path.isdir(folder):
+        raise LeukoError(f"{folder}: no such folder")
+    found = []
+    for root, folders, files in os.walk(folder):
+        found += [Path(root, name) for name in files if is_image(name)]
+        if not recursive:
+            folders.clear()
+    return sorted(found)

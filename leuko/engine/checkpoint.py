@@ -1,0 +1,124 @@
+"""Files of weights (safetensors with what is needed to build the model) and the state that a run resumes from."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from .. import __version__
+from ..errors import LeukoError, nearest
+from ..models import DetectionModel, create
+from ..report import run
+
+
+@dataclass
+class Weights:
+    """A detector as it is stored.
+
+    ``recipe`` builds it by ``create(**recipe)``; ``types`` are the class names in label order; ``about`` holds the leuko
+    version, the epoch and the validation measures at which the weights were saved.
+    """
+
+    path: Path
+    recipe: dict
+    types: list[str]
+    about: dict
+    state: dict[str, Tensor]
+
+    def build(self) -> DetectionModel:
+        """The detector with these weights, in eval mode on the CPU."""
+        model = create(**self.recipe)
+        try:
+            model.load_state_dict(self.state)
+        except RuntimeError as e:
+            reason = str(e).splitlines()[-1].strip()
+            raise LeukoError(f"{self.path}: its weights do not fit its model {self.recipe['name']} ({reason})") from e
+        return model.eval()
+
+
+def save_weights(path: Path, model: DetectionModel, state: dict[str, Tensor], types: list[str], **about: object) -> None:
+    """Write weights under a temporary name and rename; no code is needed, or run, to read them."""
+    document = {"recipe": model.recipe, "types": types, "about": {"leuko": __version__, **run.plain(about)}}
+    state = {k: v.detach().cpu().contiguous() for k, v in state.items()}
+    run.write_bytes(path, safetensors.torch.save(state, {"leuko": json.dumps(document)}))
+
+
+def find_weights(source: str | Path) -> Path:
+    """The weights file meant by a run folder (its best weights, else its last) or by a file's own path."""
+    path = Path(source)
+    if path.is_dir():
+        for name in ("best", "last"):
+            if (file := path / "weights" / f"{name}.safetensors").is_file():
+                return file
+        raise LeukoError(f"{path}: no weights/best.safetensors or last.safetensors in it; name a run folder of leuko.train")
+    if not path.exists():
+        siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise LeukoError(f"{path}: no such run or weights file{nearest(path.name, siblings)}")
+    return path
+
+
+def load_weights(source: str | Path) -> Weights:
+    """Read a weights file (see :func:`find_weights`); LeukoError if it is not one of leuko's, cut off, or not safe."""
+    path = find_weights(source)
+    try:
+        with safe_open(path, "pt") as file:
+            document = json.loads((file.metadata() or {})["leuko"])
+            state = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (it is no dict)
+        return Weights(path, document["recipe"], document["types"], document["about"], state)
+    except (SafetensorError, OSError) as e:
+        raise LeukoError(
+            f"{path}: not a whole safetensors file ({str(e)[:100]}); leuko reads only these, because other formats can "
+            "run code: train or copy it again"
+        ) from e
+    except (KeyError, json.JSONDecodeError) as e:
+        raise LeukoError(f"{path}: safetensors without leuko's metadata; name weights that leuko.train wrote") from e
+
+
+def transfer(weights: Weights, model: DetectionModel, types: list[str]) -> list[str]:
+    """Start ``model`` for ``types`` from trained weights; rows of class layers go by class name.
+
+    Returns the types that the weights know; the others keep their fresh initialisation. LeukoError if the weights are
+    another detector's or another backbone's.
+    """
+    for key in ("name", "backbone", "norm", "channels", "fc_channels"):
+        if weights.recipe[key] != model.recipe[key]:
+            flag = {"name": "model", "fc_channels": "fc-channels"}.get(key, key)
+            raise LeukoError(
+                f"{weights.path}: its {flag} is {weights.recipe[key]}, not {model.recipe[key]}; "
+                f"give --{flag} {weights.recipe[key]}"
+            )
+    known = [t for t in types if t in weights.types]
+    state, own = dict(weights.state), model.state_dict()
+    for name, module in model.named_modules():
+        for layer, rows in getattr(module, "per_class", {}).items():
+            for key in (f"{name}.{layer}.weight", f"{name}.{layer}.bias"):
+                fresh, trained = own[key].clone(), weights.state[key]
+                for t in known:
+                    to, at = types.index(t) * rows, weights.types.index(t) * rows
+                    fresh[to : to + rows] = trained[at : at + rows]
+                fresh[len(types) * rows :] = trained[len(weights.types) * rows :]  # the background's, if there is one
+                state[key] = fresh
+    model.load_state_dict(state)
+    return known
+
+
+def save_resume(path: Path, state: dict) -> None:
+    """Write the state of a run: tensors, numbers, strings, lists and dicts, under a temporary name, then renamed."""
+    with run.replacing(path) as temporary:
+        torch.save(state, temporary)
+
+
+def load_resume(path: Path) -> dict:
+    """Read a run's state without running code; LeukoError if it is missing or broken."""
+    if not path.is_file():
+        raise LeukoError(f"{path}: no such file; name a run folder that leuko.train has written a state into")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as e:  # torch raises errors of many kinds on a broken file
+        raise LeukoError(f"{path}: cannot be read ({type(e).__name__}); start a new run, with --weights if it helps") from e

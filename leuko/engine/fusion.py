@@ -1,0 +1,102 @@
+"""Weighted Boxes Fusion (Solovyev, Wang and Gabruseva 2021): one prediction out of several models' predictions.
+
+Boxes of one type are clustered greedily in order of score; a box joins the cluster whose fused box it overlaps most,
+if by more than the IoU threshold. With M models, weights w (all 1 by default) and the boxes b_i with scores s_i, of
+the models m_i, in a cluster:
+
+    box   = sum(w_mi s_i b_i) / sum(w_mi s_i)
+    score = min(1, sum(w_mi s_i) / sum(w_1 .. w_M))
+
+so a model that finds nothing there lowers the score. That holds only if a model has one vote a cell: two overlapping
+boxes of one model would stand in for a model that is silent, and push the sum above M. So within a model only the
+best of the boxes of one type that overlap by more than the IoU threshold is kept before fusion, and each score is at
+most sum(w) / sum(w) = 1. The cap is for what remains: two boxes of a model that do not overlap that much, but both
+overlap the box fused from them and others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torchvision.ops import batched_nms
+
+from leuko.errors import LeukoError
+
+
+def fuse(
+    predictions_of_members: Sequence[Sequence[dict]],
+    sizes: Sequence[tuple[int, int]],
+    iou_threshold: float = 0.55,
+    score_threshold: float = 0.0,
+    weights: Sequence[float] | None = None,
+    max_detections: int = 100,
+) -> list[dict]:
+    """Fuse M members' predictions of the same N images: ``predictions_of_members[m][n]``, fused ``[n]``.
+
+    ``sizes`` are the images' (width, height) in pixels, in which all boxes are given and returned. Boxes that score
+    less than ``score_threshold``, or 0, have no vote, and neither has a box without area within its image. At most
+    ``max_detections`` are returned an image, sorted by score. Raises LeukoError where the members do not fit together.
+    """
+    members = len(predictions_of_members)
+    weights = np.ones(members) if weights is None else np.asarray(weights, dtype=np.float64)
+    if not members:
+        raise LeukoError("ensemble: no members; name at least one model")
+    if len(weights) != members or not (np.isfinite(weights) & (weights > 0)).all():
+        raise LeukoError(f"ensemble weights {weights.tolist()}: give {members} numbers above 0, one a model")
+    for m, predictions in enumerate(predictions_of_members):
+        if len(predictions) != len(sizes):
+            raise LeukoError(
+                f"ensemble member {m + 1}: {len(predictions)} predictions for {len(sizes)} images; predict each once"
+            )
+        for n, prediction in enumerate(predictions):
+            if not np.isfinite(prediction["scores"]).all():
+                raise LeukoError(
+                    f"ensemble member {m + 1}: image {n}: a score is not a number; leave out this diverged model"
+                )
+    return [
+        _fuse_image(
+            [_votes(predictions[n], size, iou_threshold, score_threshold) for predictions in predictions_of_members],
+            size,
+            iou_threshold,
+            weights,
+            max_detections,
+        )
+        for n, size in enumerate(sizes)
+    ]
+
+
+def _votes(prediction: dict, size: tuple[int, int], iou_threshold: float, score_threshold: float) -> dict:
+    """Return one member's prediction with one vote a cell: float64 boxes within the image, overlaps suppressed."""
+    boxes = torch.as_tensor(prediction["boxes"]).double().reshape(-1, 4)
+    boxes = torch.minimum(boxes.clamp(min=0), boxes.new_tensor([*size, *size]))
+    scores = torch.as_tensor(prediction["scores"]).double()
+    labels = torch.as_tensor(prediction["labels"])
+    voting = (scores >= score_threshold) & (scores > 0) & (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+    boxes, scores, labels = boxes[voting], scores[voting], labels[voting]
+    kept = batched_nms(boxes, scores, labels, iou_threshold)
+    return {"boxes": boxes[kept].numpy(), "scores": scores[kept].numpy(), "labels": labels[kept].numpy()}
+
+
+def _fuse_image(
+    votes: list[dict], size: tuple[int, int], iou_threshold: float, weights: np.ndarray, max_detections: int
+) -> dict:
+    from ensemble_boxes import weighted_boxes_fusion  # imports numba, which takes a while that only ensembles need
+
+    scale = np.array([*size, *size], dtype=np.float64)
+    boxes, scores, labels = weighted_boxes_fusion(
+        [v["boxes"] / scale for v in votes],
+        [v["scores"] for v in votes],
+        [v["labels"] for v in votes],
+        weights=weights,
+        iou_thr=iou_threshold,
+        conf_type="avg",
+        allows_overflow=True,  # else the sum is divided by the number of boxes where they are more than the models
+    )
+    order = np.argsort(-scores, kind="stable")[:max_detections]
+    return {
+        "boxes": np.minimum(boxes[order] * scale, scale).astype(np.float32),
+        "scores": np.minimum(scores[order], 1).astype(np.float32),
+        "labels": labels[order].astype(np.int64),
+    }

@@ -1,0 +1,123 @@
+"""Detectors at work: on a data set, on single images, and several of them at once."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..data.loading import default_workers, plain_batches
+from ..data.sample import Dataset
+from ..errors import LeukoError, nearest
+from ..models import DetectionModel
+from ..models.fold import fold_norm
+from .checkpoint import Weights, load_weights
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of a ``--device`` option; LeukoError if this machine has none of that name."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as e:
+        raise LeukoError(f"--device {name}: not on this machine ({str(e).splitlines()[0]}); leave it out or give cpu") from e
+    return device
+
+
+def to_unit(image: Tensor, device: torch.device) -> Tensor:
+    """uint8 [3, H, W] -> float in 0..1 on the device."""
+    return image.to(device, non_blocking=True).float() / 255
+
+
+def prepared(model: DetectionModel, device: torch.device) -> DetectionModel:
+    """A copy of the model made for inference: BatchNorm folded into convolutions, channels last in memory."""
+    model = fold_norm(copy.deepcopy(model).eval())
+    return model.to(device=device, memory_format=torch.channels_last)
+
+
+@dataclass
+class Predictions:
+    """What a model found: one ``{"boxes", "scores", "labels"}`` of numpy arrays an image, and the time it took."""
+
+    found: list[dict[str, np.ndarray]]
+    network_seconds: float
+    total_seconds: float
+
+    @property
+    def fps(self) -> float:
+        """Images a second of the network itself, from pixels in memory to boxes."""
+        return len(self.found) / self.network_seconds if self.network_seconds else float("nan")
+
+
+@torch.inference_mode()
+def detect(model: DetectionModel, images: Sequence[Tensor], device: torch.device) -> list[dict[str, np.ndarray]]:
+    """Detections of uint8 images [3, H, W], as numpy arrays in pixels of each image, by falling score."""
+    return [
+        {key: found[key].float().cpu().numpy() if key != "labels" else found[key].cpu().numpy() for key in found}
+        for found in model([to_unit(image, device) for image in images])
+    ]
+
+
+def predict(
+    model: DetectionModel, dataset: Dataset, device: torch.device, *, batch: int = 1, workers: int = -1, title: str = ""
+) -> Predictions:
+    """Run a prepared model over a data set, with a progress bar."""
+    start = time.perf_counter()
+    workers = default_workers() if workers < 0 else workers
+    found: list[dict[str, np.ndarray]] = []
+    network = 0.0
+    batches: Iterable = plain_batches(dataset, batch, workers)
+    with tqdm(total=len(dataset), desc=title or "detecting", unit="image", leave=False) as bar:
+        for items in batches:
+            before = time.perf_counter()
+            found += detect(model, [item["image"] for item in items], device)
+            network += time.perf_counter() - before
+            bar.update(len(items))
+    return Predictions(found, network, time.perf_counter() - start)
+
+
+@dataclass
+class Member:
+    """A trained model ready to detect, with its name in tables and the types it knows."""
+
+    name: str
+    weights: Weights
+    model: DetectionModel
+
+    @classmethod
+    def load(cls, source: str | Path, device: torch.device) -> Member:
+        """From a run folder or a weights file."""
+        weights = load_weights(source)
+        path = weights.path
+        in_run = path.parent.name == "weights"
+        return cls(path.parent.parent.name if in_run else path.stem, weights, prepared(weights.build(), device))
+
+    def labels_in(self, types: Sequence[str]) -> np.ndarray:
+        """For each of the model's labels, the label of the same name in ``types``; LeukoError on a name not in it."""
+        for name in self.weights.types:
+            if name not in types:
+                raise LeukoError(
+                    f'{self.weights.path}: it knows the type "{name}", which is not among {", ".join(types)}'
+                    f"{nearest(name, types)}; types are matched by name"
+                )
+        if missing := [t for t in types if t not in self.weights.types]:
+            raise LeukoError(
+                f'{self.weights.path}: it does not know the type "{missing[0]}" (it knows {", ".join(self.weights.types)})'
+                "; types are matched by name: use a model trained on this data's types"
+            )
+        return np.array([list(types).index(name) for name in self.weights.types])
+
+    def relabel(self, found: list[dict[str, np.ndarray]], types: Sequence[str]) -> list[dict[str, np.ndarray]]:
+        """The detections with labels in the order of ``types``."""
+        table = self.labels_in(types)
+        return [{**f, "labels": table[f["labels"]]} for f in found]
+

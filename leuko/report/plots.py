@@ -1,0 +1,252 @@
+"""Pictures: cells drawn on their image, sheets of images, training curves, statistics of labels.
+
+Images are RGB uint8 arrays [H, W, 3]. A type has the same place and colour in every picture.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from PIL import Image, ImageDraw, ImageFont
+
+from leuko.cells import colour
+from leuko.data.sample import Dataset
+from leuko.metrics.differential import Share
+from leuko.report.run import write_bytes
+
+INK, GRID, ACCENT = "#222222", "#e3e3e3", "#4d4d4d"
+MEASURES = {"mAP": "#222222", "mAP50": "#0072B2", "mAP75": "#009E73", "mAR": "#D55E00"}
+SHEET_CELL = 400  # pixels: the longer side of an image on a contact sheet
+HEAT_BINS = 48
+
+
+def draw_cells(
+    image: np.ndarray,
+    boxes: np.ndarray,
+    labels: np.ndarray,
+    types: Sequence[str],
+    scores: np.ndarray | None = None,
+) -> np.ndarray:
+    """Return a copy of the image with each box in its type's colour and a tag, "NG" or "NG 0.93".
+
+    Lines and letters grow with the image. A tag stands above its box where there is room and inside it otherwise, and
+    never leaves the image; where the image is smaller than the tag, the box's colour alone tells the type.
+    """
+    height, width = image.shape[:2]
+    side = min(height, width)
+    line = max(1, round(math.sqrt(side) / 9))  # 2 pixels at 320, 3 at 600, 6 at 3264
+    font = ImageFont.load_default(size=max(12.0, side / 32))
+    picture = Image.fromarray(np.ascontiguousarray(image))
+    draw = ImageDraw.Draw(picture)
+    for i in reversed(range(len(boxes))):  # the best score last, on top
+        rgb = colour(types[labels[i]], int(labels[i]))
+        x0, y0, x1, y1 = np.clip(boxes[i], 0, [width, height, width, height]).round().astype(int).tolist()
+        right, bottom = min(max(x1 - 1, x0), width - 1), min(max(y1 - 1, y0), height - 1)
+        x0, y0 = min(x0, right), min(y0, bottom)
+        draw.rectangle((x0, y0, right, bottom), outline=rgb, width=line)
+        _draw_tag(
+            draw, types[labels[i]] if scores is None else f"{types[labels[i]]} {scores[i]:.2f}", (x0, y0), rgb, font
+        )
+    return np.asarray(picture)
+
+
+def contact_sheet(images: Sequence[np.ndarray], columns: int) -> np.ndarray:
+    """Return one image with all ``images`` in rows of ``columns``, each fitted into a square, on white."""
+    gap = SHEET_CELL // 50
+    columns = max(1, min(columns, len(images)))
+    rows = -(-len(images) // columns)
+    step = SHEET_CELL + gap
+    sheet = np.full((max(rows, 1) * step + gap, columns * step + gap, 3), 255, dtype=np.uint8)
+    for i, image in enumerate(images):
+        height, width = image.shape[:2]
+        scale = SHEET_CELL / max(height, width)
+        size = max(1, round(width * scale)), max(1, round(height * scale))
+        small = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+        x = gap + i % columns * step + (SHEET_CELL - size[0]) // 2
+        y = gap + i // columns * step + (SHEET_CELL - size[1]) // 2
+        sheet[y : y + size[1], x : x + size[0]] = small
+    return sheet
+
+
+def write_image(path: str | Path, image: np.ndarray) -> None:
+    """Write an RGB uint8 image in the format its suffix names (.jpg, .png ...), whole or not at all."""
+    _, data = cv2.imencode(Path(path).suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    write_bytes(path, data.tobytes())
+
+
+def training_curves(rows: Sequence[dict], path: str | Path) -> None:
+    """Draw the rows of ``results.csv`` (numbers or their text): losses, validation measures and learning rate.
+
+    The columns are ``epoch``, ``lr``, the loss terms ``loss/...`` and ``val/mAP``, ``val/mAP50``, ``val/mAP75``,
+    ``val/mAR``; what is missing or empty leaves a gap.
+    """
+    figure = _figure(12, 4)
+    losses, measures, rate = figure.subplots(1, 3, width_ratios=(1.3, 1.3, 1))
+    epochs = _column(rows, "epoch")
+    title = "validation"
+    terms = list(dict.fromkeys(key for row in rows for key in row if key.startswith("loss/")))
+    for i, term in enumerate(terms):
+        rgb = np.array(colour("", i)) / 255
+        losses.plot(epochs, _column(rows, term), color=rgb, marker="o", markersize=3, label=term.removeprefix("loss/"))
+    for name, ink in MEASURES.items():
+        values = _column(rows, f"val/{name}")
+        measures.plot(epochs, values, color=ink, marker="o", markersize=3, label=name)
+        if name == "mAP" and np.isfinite(values).any():
+            best = int(np.nanargmax(values))
+            measures.plot(epochs[best], values[best], "o", color=ink, markersize=9, fillstyle="none")
+            title = f"validation: best mAP {values[best]:.3f} at epoch {epochs[best]:.0f}"
+    rate.plot(epochs, _column(rows, "lr"), color=ACCENT, marker="o", markersize=3)
+    _label(losses, "training loss", "epoch", "loss (mean of the epoch)")
+    _label(measures, title, "epoch", "measure (0 to 1)")
+    _label(rate, "learning rate", "epoch", "learning rate")
+    losses.set_ylim(bottom=0)
+    measures.set_ylim(0, 1)
+    rate.set_ylim(bottom=0)
+    for axes in (losses, measures, rate):
+        axes.set_xlim(0.5, max([2.0, *epochs]) + 0.5)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for axes in (losses, measures):
+        if axes.lines:
+            axes.legend(frameon=False, fontsize=8)
+    _save(figure, path)
+
+
+def label_statistics(dataset: Dataset, path: str | Path) -> None:
+    """Draw what the labels are like: cells and box sizes a type, where boxes lie, cells an image (crowds left out)."""
+    figure = _figure(11, 8)
+    (cells, sizes), (places, images) = figure.subplots(2, 2)
+    kept = [(s, s.boxes[~s.crowd], s.labels[~s.crowd]) for s in dataset.samples]
+    _draw_type_counts(cells, dataset)
+    _draw_box_sizes(sizes, dataset, kept)
+    _draw_heat(places, figure, kept)
+    _draw_cells_per_image(images, [len(boxes) for _, boxes, _ in kept])
+    _save(figure, path)
+
+
+def differential_chart(shares: Sequence[Share], path: str | Path) -> None:
+    """Draw a differential count: percent a type with 95 % Wilson intervals."""
+    figure = _figure(7, 0.5 * len(shares) + 1.4)
+    axes = figure.subplots()
+    types = [s.type for s in shares]
+    percent = np.nan_to_num([s.percent for s in shares])
+    error = np.nan_to_num([[s.percent - s.low for s in shares], [s.high - s.percent for s in shares]])
+    axes.barh(types, percent, color=_colours(types), height=0.7)
+    axes.errorbar(percent, types, xerr=error, fmt="none", ecolor=INK, elinewidth=1.2, capsize=3)
+    for i, (share, top) in enumerate(zip(shares, percent + error[1], strict=True)):
+        axes.annotate(
+            f"{percent[i]:.1f} % ({share.cells:,})", (top, i), (6, 0), textcoords="offset points", va="center"
+        )
+    axes.set_xlim(0, 120)  # room for the text beside a bar of 100 %
+    axes.set_xticks(range(0, 101, 20))
+    axes.invert_yaxis()
+    _label(
+        axes,
+        f"differential count of {sum(s.cells for s in shares):,} cells",
+        "percent of cells (line: 95 % Wilson interval)",
+        "type",
+    )
+    _save(figure, path)
+
+
+def _draw_tag(draw: ImageDraw.ImageDraw, text: str, corner: tuple[int, int], rgb: tuple, font) -> None:
+    width, height = draw.im.size
+    left, top, right, bottom = font.getbbox(text)
+    pad = max(2, round(font.size / 6))
+    tag_width, tag_height = round(right - left) + 2 * pad, round(bottom - top) + 2 * pad
+    if tag_width > width or tag_height > height:
+        return
+    x = min(corner[0], width - tag_width)
+    y = corner[1] - tag_height if corner[1] >= tag_height else min(corner[1], height - tag_height)
+    draw.rectangle((x, y, x + tag_width - 1, y + tag_height - 1), fill=rgb)
+    luminance = 0.299 * rgb[0] + 0.587 * rgb[1] + 0.114 * rgb[2]
+    draw.text((x + pad - left, y + pad - top), text, fill="black" if luminance > 140 else "white", font=font)
+
+
+def _draw_type_counts(axes: Axes, dataset: Dataset) -> None:
+    counts = dataset.counts()
+    axes.bar(dataset.types, counts, color=_colours(dataset.types), width=0.7)
+    total = max(int(counts.sum()), 1)
+    for i, n in enumerate(counts):
+        axes.annotate(f"{n:,}\n{100 * n / total:.1f} %", (i, n), (0, 3), textcoords="offset points", ha="center")
+    axes.set_ylim(0, 1.18 * max([4, *counts]))
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    _label(axes, f"cells a type ({int(counts.sum()):,} in all)", "type", "cells")
+
+
+def _draw_cells_per_image(axes: Axes, cells: list[int]) -> None:
+    values, counts = np.unique(np.array(cells, dtype=int), return_counts=True)
+    axes.bar(values, counts, color=ACCENT, width=0.8)
+    axes.set_xlim(-0.6, max([4, *cells]) + 0.6)
+    axes.set_ylim(0, 1.05 * max([4, *counts]))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    _label(axes, f"cells an image ({len(cells):,} images)", "cells in the image", "images")
+
+
+def _draw_box_sizes(axes: Axes, dataset: Dataset, kept: list) -> None:
+    """One box plot a type: side of the square of equal area, in percent of the image's shorter side."""
+    sides: list[list[float]] = [[] for _ in dataset.types]
+    for sample, boxes, labels in kept:
+        side = np.sqrt((boxes[:, 2:] - boxes[:, :2]).prod(axis=1)) / min(sample.width, sample.height)
+        for label, value in zip(labels, 100 * side, strict=True):
+            sides[label].append(float(value))
+    parts = axes.boxplot(sides, tick_labels=dataset.types, widths=0.6, patch_artist=True, flierprops={"markersize": 2})
+    for box, ink in zip(parts["boxes"], _colours(dataset.types), strict=True):
+        box.set(facecolor=ink, edgecolor=INK)
+    for median in parts["medians"]:
+        median.set(color="white", linewidth=2)
+    axes.set_ylim(0, 1.05 * max([1.0, *(value for values in sides for value in values)]))
+    _label(axes, "box size", "type", "side, sqrt(width x height)\n(% of the image's shorter side)")
+
+
+def _draw_heat(axes: Axes, figure: Figure, kept: list) -> None:
+    """How many boxes cover each part of the image, all images laid over each other."""
+    heat = np.zeros((HEAT_BINS, HEAT_BINS))
+    for sample, boxes, _ in kept:
+        scale = HEAT_BINS / np.array([sample.width, sample.height, sample.width, sample.height])
+        for x0, y0, x1, y1 in np.clip((boxes * scale).round().astype(int), 0, HEAT_BINS):
+            heat[y0:y1, x0:x1] += 1
+    shown = axes.imshow(heat, cmap="viridis", extent=(0, 100, 100, 0), vmin=0, vmax=max(heat.max(), 1))
+    figure.colorbar(shown, ax=axes, label="boxes that cover the place")
+    _label(axes, "where boxes lie", "% of the image's width", "% of the image's height")
+    axes.grid(False)
+
+
+def _colours(types: Sequence[str]) -> list[tuple[float, ...]]:
+    return [tuple(v / 255 for v in colour(name, i)) for i, name in enumerate(types)]
+
+
+def _column(rows: Sequence[dict], key: str) -> np.ndarray:
+    """One column as floats; nan where a row has no value."""
+    values = (row.get(key) for row in rows)
+    return np.array([np.nan if value in (None, "") else float(value) for value in values])
+
+
+def _figure(width: float, height: float) -> Figure:
+    """Make a figure (inches) without pyplot, which keeps every figure alive and is not safe in threads."""
+    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
+    return figure
+
+
+def _label(axes: Axes, title: str, x: str, y: str) -> None:
+    axes.set_title(title, fontsize=11, color=INK, loc="left")
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.grid(True, color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _save(figure: Figure, path: str | Path) -> None:
+    data = io.BytesIO()
+    figure.savefig(data, format=Path(path).suffix[1:], dpi=120)
+    write_bytes(path, data.getvalue())

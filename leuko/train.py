@@ -1,0 +1,172 @@
+"""`python -m leuko.train`: train a detector."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from itertools import islice
+from pathlib import Path
+
+import torch
+import yaml
+
+from .config import TrainOptions, as_dict, parse
+from .config import run as run_command
+from .data import loading, source
+from .data.sample import Dataset
+from .engine import checkpoint
+from .engine.inference import choose_device
+from .engine.trainer import Trainer
+from .errors import LeukoError
+from .models import DetectionModel, create
+from .report import pictures, plots, run, table
+
+EXAMPLES = """
+# the paper's recipe: ResNet-50, 600 px, 16 epochs
+leuko train --data datasets/smears --model cascade_rcnn
+# a machine without a GPU
+leuko train --data datasets/smears --model fcos --preset small
+# go on after an interruption; train a finished run for longer
+leuko train --resume runs/train/fcos
+leuko train --resume runs/train/fcos --epochs 24
+# start from trained weights, on data with other types
+leuko train --data datasets/other --model fcos --weights runs/train/fcos
+# options from a file; a flag overrides the file
+leuko train --config recipe.yaml --lr 0.005
+"""
+
+
+def train(options: TrainOptions) -> Path:
+    """Train by these options and return the run folder.
+
+    Raises LeukoError for what the user can mend, and KeyboardInterrupt at Ctrl-C after the state is saved.
+    """
+    resumed = bool(options.resume)
+    folder = Path(options.resume)
+    if resumed:
+        options = resumed_options(options)
+    options.check()
+    choose_device(options.device)
+    train_set, val_set = load_data(options)
+    model = build(options, train_set.types)
+    if not resumed:
+        folder = run.new_run(options.project, options.name or options.model)
+        (folder / "weights").mkdir()
+    trainer = Trainer(options, folder, model, train_set, val_set)
+    if resumed:
+        trainer.load_state()
+    run.write_yaml(folder / "args.yaml", as_dict(options))
+    run.write_json(folder / "environment.json", run.environment())
+    describe(folder, trainer, train_set, val_set)
+    try:
+        trainer.train()
+    except KeyboardInterrupt:
+        print(f"\nstopped; go on with: leuko train --resume {folder}", file=sys.stderr)
+        raise
+    trainer.write_results()
+    if trainer.best_evaluation:
+        print(f"\nbest epoch, on {len(val_set)} images:\n{table.per_class(trainer.best_evaluation)}")
+    print(f"\nresults: {folder}")
+    return folder
+
+
+def resumed_options(options: TrainOptions) -> TrainOptions:
+    """The options that a run was started with; of the given ones only a larger number of epochs counts."""
+    path = Path(options.resume) / "args.yaml"
+    if not path.is_file():
+        raise LeukoError(f"{path}: no such file; --resume takes the folder of a run, such as runs/train/fcos")
+    try:
+        stored = yaml.safe_load(path.read_text())
+        before = TrainOptions(**stored)
+    except (yaml.YAMLError, TypeError) as e:
+        raise LeukoError(f"{path}: not the options of a run ({str(e).splitlines()[0]}); restore the file") from e
+    if options.epochs:  # 0: not given
+        if options.epochs < before.epochs:
+            raise LeukoError(f"--epochs {options.epochs}: the run has {before.epochs} already; --resume can only extend it")
+        before.epochs = options.epochs
+    return before
+
+
+def load_data(options: TrainOptions) -> tuple[Dataset, Dataset]:
+    """The training and the validation split, flaws told; validation falls back on ``test``, saying so."""
+    there = source.splits(options.data)
+    val_split = options.val_split
+    if val_split == "val" and "val" not in there and "test" in there:
+        val_split = "test"
+        print("the data has no val split: epochs are validated on test, so that `best` is chosen on it")
+    train_set = source.load(options.data, options.train_split)
+    val_set = source.load(options.data, val_split, types=train_set.types)
+    for name, dataset in ((options.train_split, train_set), (val_split, val_set)):
+        tell_flaws(name, dataset)
+    if not train_set.counts().sum():
+        raise LeukoError(f"{options.data}: split {options.train_split} has no cell to learn from; label some")
+    return train_set, val_set
+
+
+def tell_flaws(split: str, dataset: Dataset) -> None:
+    """Print how much of a split was mended or left out, and the first few."""
+    for name, number in dataset.ignored.items():
+        print(f"{split}: {number} cells of the class {name} left out, as the data YAML says")
+    if dataset.flaws:
+        print(f"{split}: {len(dataset.flaws)} flaws mended, such as:")
+        for flaw in dataset.flaws[:3]:
+            print(f"  {flaw}")
+
+
+def build(options: TrainOptions, types: list[str]) -> DetectionModel:
+    """The model to train, with the weights it starts from."""
+    torch.manual_seed(options.seed)
+    pretrained = bool(options.pretrained and not options.weights and not options.resume)
+    scratch = not options.pretrained and not options.weights
+    norm = "train" if scratch and options.norm == "frozen" else options.norm
+    if norm != options.norm:
+        print("from scratch: BatchNorm follows the batches and no stage is frozen, since nothing is pretrained")
+    model = create(
+        options.model,
+        len(types),
+        options.backbone,
+        pretrained=(options.backbone_weights or True) if pretrained else False,
+        norm=norm,
+        freeze=options.freeze and not scratch,
+        image_size=options.imgsz,
+        **{f: getattr(options, f) for f in ("channels", "fc_channels", "proposals", "rois")},
+    )
+    if options.weights and not options.resume:
+        weights = checkpoint.load_weights(options.weights)
+        known = checkpoint.transfer(weights, model, types)
+        new = [t for t in types if t not in known]
+        print(f"from {weights.path}: types known {', '.join(known) or 'none'}; new {', '.join(new) or 'none'}")
+    elif model.pretrained_from:
+        print(f"backbone weights: {model.pretrained_from}")
+    return model
+
+
+def describe(folder: Path, trainer: Trainer, train_set: Dataset, val_set: Dataset) -> None:
+    """Write what a run is about to learn from: the flaws, the labels' statistics, the first batches as pictures."""
+    flaws = [str(flaw) for dataset in (train_set, val_set) for flaw in dataset.flaws]
+    if flaws:
+        run.write_text(folder / "flaws.txt", "\n".join(flaws) + "\n")
+    plots.label_statistics(train_set, folder / "labels.png")
+    batches = loading.training_batches(trainer.items, 0, min(trainer.options.batch, 16))
+    for i, items in enumerate(islice(batches, 2)):
+        plots.write_image(folder / f"train_batch{i}.jpg", pictures.batch(items, train_set.types))
+    cells = ", ".join(f"{t} {n}" for t, n in zip(train_set.types, train_set.counts(), strict=True))
+    print(f"training on {len(train_set)} images ({cells}), validating on {len(val_set)}; results go to {folder}")
+    run.log(folder, "start", epoch=trainer.progress.epoch, batch=trainer.progress.batch, images=len(train_set))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command."""
+    options, given = parse(TrainOptions, argv, "leuko train", EXAMPLES)
+    if options.resume:
+        if extra := given - {"resume", "epochs"}:
+            names = ", ".join("--" + f.name.replace("_", "-") for f in fields(options) if f.name in extra)
+            raise LeukoError(f"{names}: a resumed run keeps its own options; only --epochs may be given with --resume")
+        if "epochs" not in given:
+            options.epochs = 0
+    train(options)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,163 @@
+"""COCO's measures, the differential count, and what a model costs."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from leuko.data.sample import Dataset, Sample
+from leuko.errors import LeukoError
+from leuko.metrics import coco, differential, speed
+
+TYPES = ["NG", "BG", "EG", "L", "M"]
+
+
+def random_boxes(rng: np.random.Generator, n: int) -> np.ndarray:
+    corner = rng.uniform(0, 400, (n, 2))
+    return np.hstack([corner, corner + rng.uniform(20, 150, (n, 2))]).astype(np.float32)
+
+
+def random_case(seed: int) -> tuple[Dataset, list[dict]]:
+    """Few images, many of them without cells or detections; near misses, doubles, tied scores, crowds."""
+    rng = np.random.default_rng(seed)
+    types = TYPES[: rng.integers(1, 6)]
+    in_truth = max(1, len(types) - rng.integers(0, 3))  # the last types may have no cell
+    samples, predictions = [], []
+    for i in range(rng.integers(1, 8)):
+        cells = rng.integers(0, 5)
+        truth, labels = random_boxes(rng, cells), rng.integers(0, in_truth, cells)
+        samples.append(Sample(Path(f"{i}.jpg"), 600, 600, truth, labels, id=7, crowd=rng.random(cells) < 0.2))
+        found = np.repeat(np.arange(cells), rng.integers(0, 3, cells))
+        extra = rng.integers(0, 6)
+        boxes = np.vstack([truth[found] + rng.normal(0, 6, (len(found), 4)), random_boxes(rng, extra)])
+        guesses = np.concatenate([labels[found], rng.integers(0, len(types), extra)])
+        scores = rng.random(len(boxes)).round(rng.integers(1, 4)) * (seed % 10 > 0)
+        kept = slice(0 if seed % 7 == 0 else None)  # now and then nothing is detected at all
+        order = np.argsort(-scores, kind="stable")[kept]
+        predictions.append(prediction(boxes[order], scores[order], guesses[order]))
+    return Dataset(types, samples), predictions
+
+
+def prediction(boxes, scores, labels) -> dict:
+    return {
+        "boxes": np.asarray(boxes, np.float32).reshape(-1, 4),
+        "scores": np.asarray(scores, np.float32),
+        "labels": np.asarray(labels, np.int64),
+    }
+
+
+def numbers(evaluation: coco.Evaluation) -> list[float]:
+    values = dataclasses.asdict(evaluation)
+    rows = values.pop("per_class")
+    return [*values.values(), *(v for row in rows for k, v in row.items() if k != "type")]
+
+
+def test_both_evaluators_agree(monkeypatch):
+    pytest.importorskip("faster_coco_eval")
+    cases = [random_case(seed) for seed in range(300)]
+    fast = [numbers(coco.evaluate(*case)) for case in cases]
+    monkeypatch.setitem(sys.modules, "faster_coco_eval", None)  # as if it were not installed
+    assert coco._evaluator()[1].__module__.startswith("pycocotools")
+    slow = [numbers(coco.evaluate(*case)) for case in cases]
+    for a, b in zip(fast, slow, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-12)
+    measured = np.array([row[0] for row in fast])
+    assert np.isnan(measured).any() and (measured == 0).any() and (measured > 0.3).any()
+
+
+def test_average_precision_by_hand(capfd):
+    """Two neutrophils, one found at IoU 0.81 above a false one: precision 1 up to recall .5, nothing after."""
+    samples = [
+        Sample(Path("a.jpg"), 600, 600, [[0, 0, 100, 100], [200, 200, 300, 300]], [0, 0], id=1),
+        Sample(Path("b.jpg"), 600, 600, np.zeros((0, 4)), [], id=2),
+    ]
+    predictions = [prediction([[0, 0, 90, 90]], [0.9], [0]), prediction([[5, 5, 50, 50]], [0.8], [0])]
+    e = coco.evaluate(Dataset(["NG", "BG"], samples), predictions)
+    half = 51 / 101  # COCO reads precision at recall 0, .01 ... 1
+    assert e.mAP50 == pytest.approx(half) and e.mAP75 == pytest.approx(half)
+    assert e.mAP == pytest.approx(half * 0.7) and e.mAR == pytest.approx(0.5 * 0.7)  # IoU .50 to .80 of .50 to .95
+    assert (e.cells, e.images) == (2, 2)
+    neutrophils, basophils = e.per_class
+    assert (neutrophils.cells, neutrophils.images, neutrophils.AP50) == (2, 1, pytest.approx(half))
+    assert basophils.cells == 0 and np.isnan([basophils.AP, basophils.AP50, basophils.AP75, basophils.AR]).all()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_predictions_that_do_not_fit():
+    data = Dataset(["NG"], [Sample(Path("a.jpg"), 600, 600, [[0, 0, 9, 9]], [0], id=1)])
+    box = [[0.0, 0.0, 9.0, 9.0]]
+    for bad, words in {
+        "count": ([], "0 for a data set of 1 images"),
+        "nan": ([prediction(box, [np.nan], [0])], "a.jpg: detection 0: its score is nan"),
+        "box": ([prediction([[0, 0, np.inf, 9]], [0.5], [0])], "a.jpg: detection 0: its box is"),
+        "label": ([prediction(box, [0.5], [1])], "a.jpg: detection 0: label 1 of 1 types"),
+        "lengths": ([prediction(box, [0.5, 0.4], [0])], "a.jpg: 1 boxes, 2 scores"),
+    }.values():
+        for function in (coco.evaluate, coco.to_coco_results):
+            with pytest.raises(LeukoError, match=words):
+                function(data, bad)
+
+
+@pytest.mark.parametrize("seed", [1, 32, 50])
+def test_coco_results_measure_the_same(seed):
+    """The file's numbers, with the data set's own ids, give another evaluator what ``evaluate`` said."""
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    data, predictions = random_case(seed)
+    data.category_ids = [10 + 3 * k for k in range(len(data.types))]
+    truth = []
+    for i, sample in enumerate(data.samples):
+        sample.id = 100 + i
+        for (x0, y0, x1, y1), label, crowd in zip(sample.boxes.tolist(), sample.labels, sample.crowd, strict=True):
+            box = {"bbox": [x0, y0, x1 - x0, y1 - y0], "area": (x1 - x0) * (y1 - y0), "iscrowd": int(crowd)}
+            truth.append({"id": len(truth) + 1, "image_id": sample.id, "category_id": data.category_ids[label], **box})
+    reference = COCO()
+    reference.dataset = {
+        "images": [{"id": s.id} for s in data.samples],
+        "categories": [{"id": i} for i in data.category_ids],
+        "annotations": truth,
+    }
+    reference.createIndex()
+    evaluator = COCOeval(reference, reference.loadRes(coco.to_coco_results(data, predictions)), "bbox")
+    evaluator.evaluate()
+    evaluator.accumulate()
+    evaluator.summarize()
+    e = coco.evaluate(data, predictions)
+    assert evaluator.stats[[0, 1, 2, 8]] == pytest.approx([e.mAP, e.mAP50, e.mAP75, e.mAR], abs=1e-9)
+    assert coco.to_coco_results(data, [prediction([], [], [])] * len(data)) == []
+
+
+@pytest.mark.parametrize(("successes", "total"), [(412, 447), (0, 12), (12, 12), (1, 3), (14, 2008)])
+def test_wilson_interval_solves_its_definition(successes, total):
+    """The bounds are the proportions that lie 1.96 of their own standard errors from the one observed."""
+    low, high = differential.wilson(successes, total)
+    observed = successes / total
+    assert 0 <= low <= observed <= high <= 1
+    for bound in (low, high):
+        if bound not in (0, 1):
+            assert abs(observed - bound) == pytest.approx(1.959964 * np.sqrt(bound * (1 - bound) / total), rel=1e-5)
+
+
+def test_differential_count():
+    found = [prediction(np.zeros((3, 4)), [0.9, 0.5, 0.49], [0, 3, 1]), prediction(np.zeros((1, 4)), [0.6], [0])]
+    one = differential.count(found[0]["labels"], found[0]["scores"], TYPES)
+    assert [s.cells for s in one] == [1, 0, 0, 1, 0] and one[0].percent == 50
+    both = differential.count_all(found, TYPES)
+    assert [(s.type, s.cells) for s in both] == [("NG", 2), ("BG", 0), ("EG", 0), ("L", 1), ("M", 0)]
+    assert both[0].percent == pytest.approx(200 / 3) and both[0].low < 200 / 3 < both[0].high
+    nothing = differential.count_all([], TYPES)
+    assert all(s.cells == 0 and np.isnan([s.percent, s.low, s.high]).all() for s in nothing)
+
+
+def test_speed_and_parameters():
+    assert speed.parameters(torch.nn.Linear(3, 2)) == 8
+    calls = []
+    fps = speed.frames_per_second(lambda image: (calls.append(image), time.sleep(0.004)), list("abcde"), warmup=2)
+    assert calls == list("ab" + "abcde") and 20 < fps <= 250

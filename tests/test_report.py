@@ -1,0 +1,157 @@
+"""The run folder, tables and pictures."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from math import nan
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import yaml
+
+from leuko.data.sample import Dataset, Sample
+from leuko.errors import LeukoError
+from leuko.metrics.coco import Evaluation, TypeResult, evaluate
+from leuko.metrics.differential import count
+from leuko.report import plots, run, table
+
+TYPES = ["NG", "BG", "EG", "L", "M"]
+
+
+def test_new_runs_never_share_a_folder(tmp_path):
+    with ThreadPoolExecutor(8) as pool:
+        folders = list(pool.map(lambda _: run.new_run(tmp_path / "runs" / "train", "fcos"), range(20)))
+    assert {f.name for f in folders} == {"fcos", *(f"fcos-{i}" for i in range(2, 21))}
+    for name in ("", "..", "a/b"):
+        with pytest.raises(LeukoError, match="not a plain folder name"):
+            run.new_run(tmp_path, name)
+    (tmp_path / "file").touch()
+    with pytest.raises(LeukoError, match="cannot be written"):
+        run.new_run(tmp_path / "file", "fcos")
+
+
+@pytest.mark.parametrize(
+    ("code", "words"), [(errno.ENOSPC, "free some disk space"), (errno.EROFS, "a disk that can be written to")]
+)
+def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch, code, words):
+    path = tmp_path / "metrics.json"
+    run.write_json(path, {"mAP": 0.5})
+
+    def refuse(_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(LeukoError, match=words) as caught:
+        run.write_json(path, {"mAP": 0.6})
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+    with pytest.raises(LeukoError, match="nowhere"):
+        run.write_text(tmp_path / "nowhere" / "a.txt", "")
+    with pytest.raises(LeukoError, match="cannot be written"):
+        run.write_text(path / "a.txt", "")
+    with pytest.raises(KeyboardInterrupt), run.replacing(path) as temporary:
+        temporary.write_text("half a fi")
+        raise KeyboardInterrupt
+    assert json.loads(path.read_text()) == {"mAP": 0.5}
+    assert os.listdir(tmp_path) == ["metrics.json"]
+
+
+def test_what_is_written_can_be_read(tmp_path):
+    value = {"a": np.float32(0.5), "b": nan, "c": np.array([1, 2]), "d": Path("x"), "e": (True, None, np.inf), "f": "µ"}
+    plain = {"a": 0.5, "b": None, "c": [1, 2], "d": "x", "e": [True, None, None], "f": "µ"}
+    run.write_json(tmp_path / "a.json", value)
+    run.write_yaml(tmp_path / "a.yaml", value)
+    assert json.loads((tmp_path / "a.json").read_text("utf-8"), parse_constant=pytest.fail) == plain
+    assert yaml.safe_load((tmp_path / "a.yaml").read_text("utf-8")) == plain
+    run.write_csv(tmp_path / "a.csv", [{"epoch": 1, "val/mAP": nan}, {"epoch": 2, "val/mAP": 0.5, "note": "a, b"}])
+    with open(tmp_path / "a.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert rows == [{"epoch": "1", "val/mAP": "", "note": ""}, {"epoch": "2", "val/mAP": "0.5", "note": "a, b"}]
+
+    run.log(tmp_path, "start", lr=nan)
+    with open(tmp_path / "log.jsonl", "a") as file:
+        file.write('{"time": "2')  # the process was killed here
+    run.log(tmp_path, "resume", epoch=3)
+    first, _, last = (tmp_path / "log.jsonl").read_text().splitlines()
+    assert json.loads(first)["lr"] is None and (json.loads(last)["event"], json.loads(last)["epoch"]) == ("resume", 3)
+    run.write_json(tmp_path / "environment.json", run.environment())
+    environment = json.loads((tmp_path / "environment.json").read_text())
+    assert environment["torch"] and environment["cpu"] and environment["threads"] >= 1
+
+
+def test_an_evaluation_without_detections_or_truth(tmp_path):
+    data = Dataset(["NG", "BG"], [Sample(tmp_path / "a.jpg", 60, 60, [[0, 0, 9, 9]], [0], id=1)])
+    nothing = {"boxes": np.zeros((0, 4), np.float32), "scores": np.zeros(0, np.float32), "labels": np.zeros(0, int)}
+    e = evaluate(data, [nothing])
+    run.write_evaluation(tmp_path, e, [], parameters=12, fps=nan)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert (metrics["mAP"], metrics["parameters"], metrics["fps"], metrics["cells"]) == (0, 12, None, 1)
+    assert metrics["per_class"]["BG"] == {"AP": None, "AP50": None, "AP75": None, "AR": None, "cells": 0, "images": 0}
+    assert json.loads((tmp_path / "predictions.json").read_text()) == []
+    assert (tmp_path / "per_class.csv").read_text().splitlines()[1:] == ["NG,0.0,0.0,0.0,0.0,1,1", "BG,,,,,0,0"]
+    assert table.per_class(e).splitlines()[3].split() == ["BG", "-", "-", "-", "-", "0", "0"]
+
+
+def test_table_2_reads_as_in_the_paper():
+    def row(name, measures, ap, *cost):
+        results = [
+            TypeResult(t, v, nan, nan, nan, cells, images)
+            for t, v, cells, images in zip(TYPES, ap, (1323, 14, 82, 439, 0), (1015, 12, 71, 355, 0), strict=True)
+        ]
+        return table.Row(name, Evaluation(*measures, 1858, 1574, results), *cost)
+
+    cascade = row("Cascade R-CNN", (0.856, 0.948, 0.938, 0.909), (0.916, 0.781, 0.905, 0.841, nan), 69.2e6, 21.44)
+    ensemble = row("Ensemble", (1.0, 0.94, 0.933, 0.922), (0.925, 0.752, 0.898, 0.848, nan))
+    assert table.table2([cascade, ensemble], TYPES).splitlines() == [
+        "model            mAP  mAP50  mAP75   mAR       NG    BG    EG      L    M  params (M)   FPS",
+        "cells                                     (1,323)  (14)  (82)  (439)  (0)",
+        "-" * 91,
+        "Cascade R-CNN   .856   .948   .938  .909     .916  .781  .905   .841    -        69.2  21.4",
+        "Ensemble       1.000   .940   .933  .922     .925  .752  .898   .848    -           -     -",
+    ]
+    shares = table.differential(count(np.array([0, 0, 1]), np.array([0.9, 0.8, 0.1]), ["NG", "BG"]), 0.5).splitlines()
+    assert shares[2].split() == ["NG", "2", "100.0", "34.2", "to", "100.0"] and "0.5" in shares[-1]
+
+
+def test_tags_never_leave_the_image():
+    white = np.full((200, 300, 3), 255, np.uint8)
+    corners = np.array([[0, 0, 40, 30], [260, 0, 300, 30], [0, 170, 40, 200], [290, 190, 300, 200], [-5, 90, 20, 300]])
+    for box in corners:
+        drawn = plots.draw_cells(white, box[None], np.array([0]), TYPES, np.array([0.93]))
+        assert drawn.shape == white.shape and (white == 255).all()
+        x0, y0 = max(box[0], 0), max(box[1], 0)
+        changed = np.argwhere((drawn != 255).any(axis=2))
+        tag = changed[(changed[:, 0] < y0 + 30) & (changed[:, 0] > y0 - 30)]
+        assert np.ptp(tag[:, 1]) >= 35, "the tag is as wide as its text, wherever the box is"
+        assert (drawn[min(y0, 198) + 1, min(x0, 298)] != 255).any()
+    for size in (1, 7, 20):  # too small for a tag
+        tiny = np.zeros((size, size, 3), np.uint8)
+        assert plots.draw_cells(tiny, np.array([[0, 0, size, size]]), np.array([4]), TYPES).any()
+    assert (plots.draw_cells(white, np.zeros((0, 4)), np.zeros(0, int), TYPES) == white).all()
+
+
+def test_pictures(tmp_path):
+    rng = np.random.default_rng(0)
+    corner = rng.uniform(0, 400, (30, 2))
+    boxes = np.hstack([corner, corner + 80])
+    samples = [Sample(Path(f"{i}.jpg"), 600, 500, boxes[3 * i :][: i % 4], [0, 1, 3][: i % 4], id=i) for i in range(9)]
+    row = {"epoch": "1", "lr": "0.01", "loss/box": "0.7", "val/mAP": "", "val/mAR": 0.4}
+    plots.label_statistics(Dataset(TYPES, samples), tmp_path / "labels.png")
+    plots.label_statistics(Dataset(TYPES, []), tmp_path / "no_labels.png")
+    plots.training_curves([row, {**row, "epoch": 2, "val/mAP": 0.3}], tmp_path / "curves.jpg")
+    plots.training_curves([], tmp_path / "no_curves.png")
+    plots.differential_chart(count(np.zeros(0, int), np.zeros(0), TYPES), tmp_path / "differential.png")
+    sheet = plots.contact_sheet([np.zeros((40, 80, 3), np.uint8)] * 5, columns=3)
+    assert sheet.shape == (2 * 408 + 8, 3 * 408 + 8, 3) and sheet[208, 208].max() == 0 and sheet[20, 20].min() == 255
+    red = np.zeros((8, 8, 3), np.uint8)
+    red[..., 0] = 255
+    plots.write_image(tmp_path / "red.png", red)
+    assert len(os.listdir(tmp_path)) == 6
+    for path in tmp_path.iterdir():
+        assert cv2.imread(str(path)) is not None
+    assert cv2.imread(str(tmp_path / "red.png"))[0, 0].tolist() == [0, 0, 255]
