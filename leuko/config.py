@@ -241,9 +241,15 @@ def parse(cls: type[T], argv: Sequence[str] | None, prog: str, examples: str) ->
     given = vars(parser.parse_args(argv))
     from_file = _read_yaml(Path(given.pop("config")), names, hints) if "config" in given else {}
     chosen = from_file | given
-    preset = PRESETS[chosen.get("preset", "paper")] if "preset" in names else {}
-    options = cls(**{**preset, **chosen})
-    return options, set(chosen)
+    defaults = preset(str(chosen.get("preset", "paper"))) if "preset" in names else {}
+    return cls(**{**defaults, **chosen}), set(chosen)
+
+
+def preset(name: str) -> dict[str, object]:
+    """The options that a preset sets; LeukoError if there is none of that name."""
+    if name not in PRESETS:
+        raise LeukoError(f'preset "{name}" is unknown{nearest(name, PRESETS)} (there are: {", ".join(PRESETS)})')
+    return PRESETS[name]
 
 
 class Parser(argparse.ArgumentParser):
@@ -311,7 +317,9 @@ def _typed(path: Path, key: str, value: object, hint: object) -> object:
             number = None
         if number is not None and (hint is not int or number == value):
             return number
-    raise LeukoError(f"{path}: {key}: {value!r} is not {'true or false' if hint is bool else 'of type ' + hint.__name__}")
+    raise LeukoError(
+        f"{path}: {key}: {value!r} is not {'true or false' if hint is bool else 'of type ' + hint.__name__}"
+    )
 
 
 def as_dict(options: object) -> dict[str, object]:

@@ -83,7 +83,9 @@ def resumed_options(options: TrainOptions) -> TrainOptions:
         raise LeukoError(f"{path}: not the options of a run ({str(e).splitlines()[0]}); restore the file") from e
     if options.epochs:  # 0: not given
         if options.epochs < before.epochs:
-            raise LeukoError(f"--epochs {options.epochs}: the run has {before.epochs} already; --resume can only extend it")
+            raise LeukoError(
+                f"--epochs {options.epochs}: the run has {before.epochs} already; --resume can only extend it"
+            )
         before.epochs = options.epochs
     return before
 

@@ -41,7 +41,10 @@ class Golden:
     """One reference file and leuko's detector with its weights."""
 
     def __init__(self, name: str):
-        self.tensors, self.meta = load_file(GOLDEN / f"{name}.safetensors"), json.loads((GOLDEN / f"{name}.json").read_text())
+        self.tensors, self.meta = (
+            load_file(GOLDEN / f"{name}.safetensors"),
+            json.loads((GOLDEN / f"{name}.json").read_text()),
+        )
         config, size = self.meta["config"], self.meta["image_size_hw"]
         weights = {k.removeprefix("weights/"): v for k, v in self.tensors.items() if k.startswith("weights/")}
         test = config["test_cfg"]
@@ -78,7 +81,10 @@ class Golden:
 
     def targets(self, empty: bool) -> list[dict[str, torch.Tensor]]:
         boxes, labels = self.listed("input/gt_boxes"), self.listed("input/gt_labels")
-        return [{"boxes": b[:0] if empty else b, "labels": n[:0] if empty else n} for b, n in zip(boxes, labels, strict=True)]
+        return [
+            {"boxes": b[:0] if empty else b, "labels": n[:0] if empty else n}
+            for b, n in zip(boxes, labels, strict=True)
+        ]
 
 
 @cache

@@ -80,9 +80,7 @@ class PlainItems(torch.utils.data.Dataset):
         return to_item(Field(read_image(sample.image), sample.boxes, sample.labels), index)
 
 
-def training_batches(
-    items: TrainingItems, epoch: int, batch: int, start: int = 0, workers: int = 0
-) -> DataLoader:
+def training_batches(items: TrainingItems, epoch: int, batch: int, start: int = 0, workers: int = 0) -> DataLoader:
     """The batches (lists of items) of one epoch from batch ``start`` on; each image once, the last batch as it falls."""
     order = np.random.default_rng((items.seed, epoch)).permutation(len(items.samples)).tolist()
     keys = [[(epoch, i) for i in order[at : at + batch]] for at in range(start * batch, len(order), batch)]

@@ -42,7 +42,9 @@ class Weights:
         return model.eval()
 
 
-def save_weights(path: Path, model: DetectionModel, state: dict[str, Tensor], types: list[str], **about: object) -> None:
+def save_weights(
+    path: Path, model: DetectionModel, state: dict[str, Tensor], types: list[str], **about: object
+) -> None:
     """Write weights under a temporary name and rename; no code is needed, or run, to read them."""
     document = {"recipe": model.recipe, "types": types, "about": {"leuko": __version__, **run.plain(about)}}
     state = {k: v.detach().cpu().contiguous() for k, v in state.items()}
@@ -56,7 +58,9 @@ def find_weights(source: str | Path) -> Path:
         for name in ("best", "last"):
             if (file := path / "weights" / f"{name}.safetensors").is_file():
                 return file
-        raise LeukoError(f"{path}: no weights/best.safetensors or last.safetensors in it; name a run folder of leuko.train")
+        raise LeukoError(
+            f"{path}: no weights/best.safetensors or last.safetensors in it; name a run folder of leuko.train"
+        )
     if not path.exists():
         siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise LeukoError(f"{path}: no such run or weights file{nearest(path.name, siblings)}")
@@ -121,4 +125,6 @@ def load_resume(path: Path) -> dict:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:  # torch raises errors of many kinds on a broken file
-        raise LeukoError(f"{path}: cannot be read ({type(e).__name__}); start a new run, with --weights if it helps") from e
+        raise LeukoError(
+            f"{path}: cannot be read ({type(e).__name__}); start a new run, with --weights if it helps"
+        ) from e

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from ..data.loading import default_workers, plain_batches
 from ..data.sample import Dataset
 from ..errors import LeukoError, nearest
+from ..metrics import speed
 from ..models import DetectionModel
 from ..models.fold import fold_norm
 from .checkpoint import Weights, load_weights
@@ -29,7 +30,9 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as e:
-        raise LeukoError(f"--device {name}: not on this machine ({str(e).splitlines()[0]}); leave it out or give cpu") from e
+        raise LeukoError(
+            f"--device {name}: not on this machine ({str(e).splitlines()[0]}); leave it out or give cpu"
+        ) from e
     return device
 
 
@@ -87,19 +90,21 @@ def predict(
 
 @dataclass
 class Member:
-    """A trained model ready to detect, with its name in tables and the types it knows."""
+    """A trained model ready to detect, with its name in tables and its number of parameters."""
 
     name: str
     weights: Weights
     model: DetectionModel
+    parameters: int
 
     @classmethod
     def load(cls, source: str | Path, device: torch.device) -> Member:
         """From a run folder or a weights file."""
         weights = load_weights(source)
         path = weights.path
-        in_run = path.parent.name == "weights"
-        return cls(path.parent.parent.name if in_run else path.stem, weights, prepared(weights.build(), device))
+        name = path.parent.parent.name if path.parent.name == "weights" else path.stem
+        model = weights.build()
+        return cls(name, weights, prepared(model, device), speed.parameters(model))
 
     def labels_in(self, types: Sequence[str]) -> np.ndarray:
         """For each of the model's labels, the label of the same name in ``types``; LeukoError on a name not in it."""
@@ -120,4 +125,3 @@ class Member:
         """The detections with labels in the order of ``types``."""
         table = self.labels_in(types)
         return [{**f, "labels": table[f["labels"]]} for f in found]
-

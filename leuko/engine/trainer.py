@@ -190,7 +190,11 @@ class Trainer:
         evaluation, predictions = self.evaluate()
         measures = {name: getattr(evaluation, name) for name in MEASURES}
         progress.epoch, progress.batch, progress.sums = progress.epoch + 1, 0, {}
-        row = {"epoch": progress.epoch, "lr": self.optimiser.param_groups[0]["lr"], "seconds": round(progress.seconds, 1)}
+        row = {
+            "epoch": progress.epoch,
+            "lr": self.optimiser.param_groups[0]["lr"],
+            "seconds": round(progress.seconds, 1),
+        }
         row |= {f"loss/{name}": value for name, value in terms.items()}
         row |= {f"val/{name}": value for name, value in measures.items()}
         progress.rows.append(row)
@@ -259,7 +263,9 @@ class Trainer:
         path = self.folder / "resume.pt"
         state = checkpoint.load_resume(path)
         if state["types"] != self.train_set.types:
-            raise LeukoError(f"{path}: the run's types are {state['types']}, the data's {self.train_set.types}; mend --data")
+            raise LeukoError(
+                f"{path}: the run's types are {state['types']}, the data's {self.train_set.types}; mend --data"
+            )
         if state["images"] != [str(s.image.name) for s in self.train_set.samples]:
             raise LeukoError(
                 f"{path}: the training images are not those the run began with ({len(state['images'])} then, "

@@ -66,9 +66,7 @@ def _draw(indices: Tensor, number: int) -> Tensor:
     return indices[torch.randperm(len(indices), device=indices.device)[:number]]
 
 
-def assign_points(
-    points: Tensor, ranges: Tensor, gt_boxes: Tensor, radius: Tensor | None = None
-) -> Tensor:
+def assign_points(points: Tensor, ranges: Tensor, gt_boxes: Tensor, radius: Tensor | None = None) -> Tensor:
     """Match points to boxes (FCOS, section 3.1 and 3.2).
 
     A point is positive for a box that it lies strictly inside of, or, with ``radius`` [R] in pixels, inside the part of

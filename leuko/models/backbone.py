@@ -39,7 +39,9 @@ class Backbone(nn.Module):
         try:
             self.body = timm.create_model(name, features_only=True)
         except (RuntimeError, AttributeError, ValueError, TypeError) as e:
-            raise LeukoError(f'backbone "{name}" gives no feature maps in timm ({e}); choose a convolutional one') from e
+            raise LeukoError(
+                f'backbone "{name}" gives no feature maps in timm ({e}); choose a convolutional one'
+            ) from e
         reductions = self.body.feature_info.reduction()
         if not set(STRIDES) <= set(reductions):
             raise LeukoError(f'backbone "{name}" has maps at strides {reductions}; leuko needs 4, 8, 16 and 32')

@@ -82,7 +82,9 @@ class DetectionModel(nn.Module):
             good = torch.isfinite(boxes).all(1) & (boxes[:, 2:] > boxes[:, :2]).all(1)
             if not good.all():
                 worst = boxes[~good][0].tolist()
-                raise LeukoError(f"image {i} of the batch has a box {worst} that is not x0 < x1, y0 < y1; mend its label")
+                raise LeukoError(
+                    f"image {i} of the batch has a box {worst} that is not x0 < x1, y0 < y1; mend its label"
+                )
             scaled.append(
                 {"boxes": boxes * self.preprocess.scale(original, size, boxes), "labels": target["labels"].long()}
             )

@@ -108,7 +108,9 @@ class FCOS(DetectionModel):
 
     def losses(self, pyramid: list[Tensor], sizes: list[Size], targets: list[Target]) -> dict[str, Tensor]:
         outputs = self.head(pyramid)
-        logits, distances, centerness = (torch.cat([rows(o) for o in kind], dim=1) for kind in zip(*outputs, strict=True))
+        logits, distances, centerness = (
+            torch.cat([rows(o) for o in kind], dim=1) for kind in zip(*outputs, strict=True)
+        )
         points = [anchors.points(f, s) for f, s in zip(pyramid, STRIDES, strict=True)]
         count = [len(p) for p in points]
         points = torch.cat(points)  # [R, 2]
@@ -162,7 +164,5 @@ class FCOS(DetectionModel):
     def _select(self, levels: list[tuple[Tensor, Tensor, Tensor]], like: Tensor) -> Detection:
         none = (like.new_zeros(0, 4), like.new_zeros(0), like.new_zeros(0, dtype=torch.int64))
         boxes, scores, labels = (torch.cat(parts) for parts in zip(*(levels or [none]), strict=True))
-        boxes, scores, labels = box_ops.suppress(
-            boxes, scores, labels, self.nms_threshold, self.options.max_detections
-        )
+        boxes, scores, labels = box_ops.suppress(boxes, scores, labels, self.nms_threshold, self.options.max_detections)
         return {"boxes": boxes, "labels": labels, "scores": scores}

@@ -150,10 +150,10 @@ class TwoStage(DetectionModel):
 
     def losses(self, pyramid: list[Tensor], sizes: list[Size], targets: list[Target]) -> dict[str, Tensor]:
         levels = self.rpn.anchors(pyramid)
-        logits, deltas = self.rpn(pyramid)
-        proposals = self.rpn.propose(logits, deltas, levels, sizes)
+        with torch.no_grad():
+            proposals = self.rpn.propose(*self.rpn(pyramid), levels, sizes)
         return {
-            **self.rpn.losses(logits, deltas, levels, sizes, targets),
+            **self.rpn.losses(pyramid, levels, sizes, targets),
             **self.roi_losses(pyramid, proposals, sizes, targets),
         }
 

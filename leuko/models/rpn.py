@@ -66,39 +66,68 @@ class RPN(nn.Module):
                 boxes.append(box_ops.clip(self.coder.decode(anchor[best], deltas[level][i, best]), size))
                 scores.append(score)
                 level_of.append(torch.full_like(best, level))
-            kept = box_ops.suppress(
-                torch.cat(boxes), torch.cat(scores), torch.cat(level_of), self.nms_threshold, keep
-            )
+            kept = box_ops.suppress(torch.cat(boxes), torch.cat(scores), torch.cat(level_of), self.nms_threshold, keep)
             proposals.append(kept[0])
         return proposals
 
     def losses(
-        self,
-        logits: list[Tensor],
-        deltas: list[Tensor],
-        levels: list[Tensor],
-        sizes: list[Size],
-        targets: list[Target],
+        self, pyramid: list[Tensor], levels: list[Tensor], sizes: list[Size], targets: list[Target]
     ) -> dict[str, Tensor]:
-        """Objectness and box loss over the sampled anchors, both divided by how many were sampled."""
-        anchor, logit, delta = torch.cat(levels), torch.cat(logits, dim=1), torch.cat(deltas, dim=1)
-        objectness = box = logit.sum() * 0
+        """Objectness and box loss over the sampled anchors, both divided by how many were sampled.
+
+        Only the sampled anchors have a gradient, so the network is run again at their cells alone (see :meth:`at`),
+        and the pass over whole maps, which proposes, needs none.
+        """
+        anchor = torch.cat(levels)
+        image, index, truth, wanted = [], [], [], []
         sampled = 0
         for i, (size, target) in enumerate(zip(sizes, targets, strict=True)):
-            match = self.assigner(anchor[inside], target["boxes"]) if (inside := self._inside(anchor, size)).any() else None
-            if match is None:
-                continue
+            inside = torch.nonzero(self._inside(anchor, size)).flatten()
+            match = self.assigner(anchor[inside], target["boxes"])
             positive, negative = sample(match, self.sampled, self.positive_fraction)
             sampled += max(len(positive), 1) + max(len(negative), 1)
-            index = torch.nonzero(inside).flatten()
-            chosen = logit[i, index[torch.cat([positive, negative])]]
-            truth = torch.zeros_like(chosen)
-            truth[: len(positive)] = 1.0
-            objectness = objectness + F.binary_cross_entropy_with_logits(chosen, truth, reduction="sum")
-            at = index[positive]
-            wanted = self.coder.encode(anchor[at], target["boxes"][match[positive]])
-            box = box + losses.smooth_l1(delta[i, at], wanted, self.beta)
-        return {"rpn_objectness": objectness / max(sampled, 1), "rpn_box": box / max(sampled, 1)}
+            chosen = inside[torch.cat([positive, negative])]
+            image.append(torch.full_like(chosen, i))
+            index.append(chosen)
+            truth.append(torch.arange(len(chosen), device=chosen.device) < len(positive))
+            wanted.append(self.coder.encode(anchor[inside[positive]], target["boxes"][match[positive]]))
+        truth = torch.cat(truth)
+        logits, deltas = self.at(pyramid, torch.cat(image), torch.cat(index))
+        return {
+            "rpn_objectness": F.binary_cross_entropy_with_logits(logits, truth.float(), reduction="sum") / sampled,
+            "rpn_box": losses.smooth_l1(deltas[truth], torch.cat(wanted), self.beta) / sampled,
+        }
+
+    def at(self, pyramid: list[Tensor], image: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        """What :meth:`forward` gives for single anchors: logits [S] and deltas [S, 4].
+
+        image [S] says which of the N images an anchor belongs to, index [S] which of the anchors of all levels it is.
+        A 3x3 convolution at one cell is a product of its nine neighbours' features with the kernel.
+        """
+        kinds = len(RATIOS)
+        kernel = self.conv.weight.permute(2, 3, 1, 0).flatten(0, 2)  # [9*C, C]
+        logits, deltas, order = [], [], []
+        start = 0
+        for feature in pyramid:
+            height, width = feature.shape[-2:]
+            number = height * width * kinds
+            here = torch.nonzero((index >= start) & (index < start + number)).flatten()
+            cell, kind = (index[here] - start) // kinds, (index[here] - start) % kinds
+            y, x = cell // width, cell % width
+            padded = F.pad(feature, (1, 1, 1, 1)).permute(0, 2, 3, 1)  # [N, H+2, W+2, C]
+            corner = (image[here] * (height + 2) + y) * (width + 2) + x
+            window = torch.arange(3, device=index.device)
+            offsets = (window[:, None] * (width + 2) + window).flatten()
+            patches = F.embedding(corner[:, None] + offsets, padded.flatten(0, 2)).flatten(1)  # [s, 9*C]
+            hidden = F.relu(patches @ kernel + self.conv.bias)
+            rows = torch.arange(len(here), device=index.device)
+            logits.append(F.linear(hidden, self.objectness.weight.flatten(1), self.objectness.bias)[rows, kind])
+            moved = F.linear(hidden, self.deltas.weight.flatten(1), self.deltas.bias)
+            deltas.append(moved.unflatten(1, (kinds, 4))[rows, kind])
+            order.append(here)
+            start += number
+        back = torch.cat(order).argsort()
+        return torch.cat(logits)[back].float(), torch.cat(deltas)[back].float()
 
     def _inside(self, anchor: Tensor, size: Size) -> Tensor:
         if self.border < 0:

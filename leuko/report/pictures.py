@@ -16,9 +16,7 @@ SHOWN_SCORE = 0.3  # detections below it would only clutter a picture
 def batch(items: Sequence[dict], types: Sequence[str]) -> np.ndarray:
     """A contact sheet of training items (see ``leuko.data.loading``) with their labels: [H, W, 3] uint8."""
     drawn = [
-        plots.draw_cells(
-            item["image"].permute(1, 2, 0).numpy(), item["boxes"].numpy(), item["labels"].numpy(), types
-        )
+        plots.draw_cells(item["image"].permute(1, 2, 0).numpy(), item["boxes"].numpy(), item["labels"].numpy(), types)
         for item in items
     ]
     return plots.contact_sheet(drawn, columns=4)
@@ -33,8 +31,6 @@ def truth_and_found(dataset: Dataset, predictions: Sequence[dict], at_most: int 
         good = found["scores"] >= SHOWN_SCORE
         pairs += [
             plots.draw_cells(image, sample.boxes, sample.labels, dataset.types),
-            plots.draw_cells(
-                image, found["boxes"][good], found["labels"][good], dataset.types, found["scores"][good]
-            ),
+            plots.draw_cells(image, found["boxes"][good], found["labels"][good], dataset.types, found["scores"][good]),
         ]
     return plots.contact_sheet(pairs, columns=4)

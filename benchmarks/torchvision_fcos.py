@@ -1,0 +1,148 @@
+"""torchvision's own FCOS, trained as ``leuko train --preset small`` trains leuko's detectors: the figure to reach.
+
+    python benchmarks/torchvision_fcos.py --data DATA --out runs/torchvision_fcos
+
+The same: backbone and its ImageNet weights, frozen part and norm layers, width, image size, batches and their order,
+augmentation, schedule, optimiser and evaluator. torchvision's: FPN, head, targets, losses, test-time choices.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from collections import OrderedDict
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import FCOS
+from torchvision.ops import FeaturePyramidNetwork
+from torchvision.ops.feature_pyramid_network import LastLevelP6P7
+
+from leuko.config import PRESETS, TrainOptions
+from leuko.data import loading, source
+from leuko.data.augment import STANDARD
+from leuko.data.sample import Dataset
+from leuko.engine.inference import Predictions, predict
+from leuko.engine.schedule import learning_rate
+from leuko.metrics import coco
+from leuko.models import Backbone
+from leuko.report import run, table
+
+RECIPE = TrainOptions(**PRESETS["small"])
+CPU = torch.device("cpu")
+OWN_THRESHOLD = 0.2  # torchvision's default, of the square root of class score times centerness
+LOW_THRESHOLD = 0.05  # as low as mAP could profit from
+
+
+class BackboneWithFPN(nn.Module):
+    """leuko's backbone under torchvision's FPN: P3 to P5 from C3 to C5, P6 and P7 from P5 (as in fcos_resnet50_fpn)."""
+
+    def __init__(self, body: Backbone, channels: int):
+        super().__init__()
+        self.body, self.out_channels = body, channels
+        self.fpn = FeaturePyramidNetwork(body.channels[1:], channels, extra_blocks=LastLevelP6P7(channels, channels))
+
+    def forward(self, batch: Tensor) -> OrderedDict[str, Tensor]:
+        return self.fpn(OrderedDict((str(i), c) for i, c in enumerate(self.body(batch)[1:])))
+
+
+def build(num_classes: int) -> FCOS:
+    """The detector with ImageNet weights in its backbone. Its labels are 0-based, like leuko's."""
+    body = Backbone(RECIPE.backbone, norm=RECIPE.norm, freeze=RECIPE.freeze)
+    print(f"backbone weights: {body.load_pretrained()}", flush=True)
+    model = FCOS(
+        BackboneWithFPN(body, RECIPE.channels),
+        num_classes,
+        min_size=RECIPE.imgsz,
+        max_size=RECIPE.imgsz,
+        image_mean=list(body.mean),
+        image_std=list(body.std),
+    )
+    return model.to(memory_format=torch.channels_last)
+
+
+def train_one_epoch(
+    model: FCOS, optimiser: torch.optim.Optimizer, items: loading.TrainingItems, epoch: int, epochs: int
+) -> float:
+    """One pass over the training images; returns the mean loss."""
+    model.train()
+    batches = math.ceil(len(items.samples) / RECIPE.batch)
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    total = 0.0
+    for i, batch in enumerate(loading.training_batches(items, epoch, RECIPE.batch)):
+        rate = learning_rate(RECIPE.lr, epoch * batches + i, batches, epochs, RECIPE.warmup)
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        images = [item["image"].float() / 255 for item in batch]
+        targets = [{"boxes": item["boxes"], "labels": item["labels"]} for item in batch]
+        loss = sum(model(images, targets).values())
+        optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, RECIPE.clip)
+        optimiser.step()
+        total += loss.item()
+    return total / batches
+
+
+def evaluate(model: FCOS, dataset: Dataset, threshold: float) -> tuple[coco.Evaluation, Predictions]:
+    """COCO's measures, with detections scored at ``threshold`` or above."""
+    model.eval()
+    model.score_thresh = threshold
+    predictions = predict(model, dataset, CPU, workers=0)
+    return coco.evaluate(dataset, predictions.found), predictions
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="data set with the splits train and test")
+    parser.add_argument("--epochs", type=int, default=RECIPE.epochs)
+    parser.add_argument("--out", type=Path, default=Path("runs/torchvision_fcos"), help="folder of results")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+
+    train_set = source.load(options.data, "train")
+    test_set = source.load(options.data, "test", types=train_set.types)
+    torch.manual_seed(options.seed)
+    model = build(len(train_set.types))
+    items = loading.TrainingItems(train_set, RECIPE.imgsz, STANDARD, options.seed, cache=True)
+    optimiser = torch.optim.SGD(
+        [p for p in model.parameters() if p.requires_grad],
+        lr=RECIPE.lr,
+        momentum=RECIPE.momentum,
+        weight_decay=RECIPE.weight_decay,
+    )
+    start, rows = time.perf_counter(), []
+    for epoch in range(options.epochs):
+        loss = train_one_epoch(model, optimiser, items, epoch, options.epochs)
+        minutes = (time.perf_counter() - start) / 60
+        print(f"epoch {epoch + 1}/{options.epochs}: loss {loss:.3f}, {minutes:.1f} min", flush=True)
+        rows.append({"epoch": epoch + 1, "loss": loss, "minutes": minutes})
+        if (epoch + 1) % 4 == 0 and epoch + 1 < options.epochs:
+            evaluation, _ = evaluate(model, test_set, OWN_THRESHOLD)
+            rows[-1] |= {"mAP": evaluation.mAP, "mAP50": evaluation.mAP50, "mAR": evaluation.mAR}
+            print(table.table2([table.Row("torchvision FCOS", evaluation)], test_set.types), flush=True)
+
+    safetensors.torch.save_file(
+        {key: value.contiguous() for key, value in model.state_dict().items()}, options.out / "last.safetensors"
+    )
+    low, _ = evaluate(model, test_set, LOW_THRESHOLD)
+    evaluation, predictions = evaluate(model, test_set, OWN_THRESHOLD)
+    parameters = sum(p.numel() for p in model.parameters())
+    shown = [
+        table.Row(f"torchvision FCOS, scores >= {threshold}", measured, parameters, predictions.fps)
+        for threshold, measured in ((OWN_THRESHOLD, evaluation), (LOW_THRESHOLD, low))
+    ]
+    print(table.table2(shown, test_set.types), flush=True)
+    results = coco.to_coco_results(test_set, predictions.found)
+    run.write_evaluation(
+        options.out, evaluation, results, parameters=parameters, epochs=rows, seed=options.seed, low_threshold=low
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+"""`python -m leuko.predict`: find the leukocytes on new images, and count them by type."""
+
+from __future__ import annotations
+
+import glob
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from .config import PredictOptions, as_dict, parse
+from .config import run as run_command
+from .data.images import is_image, list_images, read_image
+from .engine.ensemble import finished_runs, load_members
+from .engine.fusion import fuse
+from .engine.inference import Member, choose_device, detect
+from .errors import LeukoError
+from .metrics import differential
+from .report import plots, run, table
+
+EXAMPLES = """
+# a folder of images
+leuko predict --weights runs/train/fcos --source slides/patient7
+# a pattern (in quotes), cells with a score of at least 0.7
+leuko predict --weights runs/train/fcos --source "slides/*/field*.jpg" --threshold 0.7
+# several models, fused
+leuko predict --ensemble runs/train/fcos runs/train/cascade_rcnn --source slides/patient7
+"""
+
+
+def predict(options: PredictOptions) -> Path:
+    """Predict by these options and return the folder of results: pictures, ``cells.json``, ``cells.csv`` and the
+    differential count a folder of images and an image. Raises LeukoError for what the user can mend.
+    """
+    options.check()
+    device = choose_device(options.device)
+    paths = find_images(options.source)
+    sources = [options.weights] if options.ensemble is None else options.ensemble or finished_runs(options.project)
+    members = load_members(sources, device)
+    types = members[0].weights.types
+    for member in members:
+        member.labels_in(types)
+    name = "ensemble" if len(members) > 1 else members[0].name
+    folder = run.new_run(options.save, options.name or name)
+    (folder / "images").mkdir()
+    run.write_yaml(folder / "args.yaml", as_dict(options))
+    cells, unreadable, kept = [], [], {}
+    for path, picture in tqdm(named_pictures(paths), total=len(paths), desc="predicting", unit="image"):
+        try:
+            image = read_image(path)
+        except LeukoError as e:
+            unreadable.append(str(e))
+            continue
+        found = above(find_cells(members, image, types, device, options.fusion_iou), options.threshold)
+        kept[path] = found
+        cells += listed(path, found, types)
+        drawn = plots.draw_cells(image, found["boxes"], found["labels"], types, found["scores"])
+        plots.write_image(folder / "images" / picture, drawn)
+    if not kept:
+        raise LeukoError(f"{options.source}: none of its {len(paths)} files is a readable image ({unreadable[0]})")
+    write(folder, options, types, cells, unreadable, kept)
+    return folder
+
+
+def find_images(source: str) -> list[Path]:
+    """The files that ``--source`` means: an image, the files of a folder named like images, or those of a pattern."""
+    path = Path(source)
+    if path.is_dir():
+        found = list_images(path, recursive=True)
+        remedy = "put images into it"
+    elif path.exists():
+        return [path]
+    else:
+        found = [Path(p) for p in sorted(glob.glob(source, recursive=True)) if Path(p).is_file()]
+        remedy = "check the path, and put a pattern in quotes"
+    if not found:
+        raise LeukoError(f"{source}: no image there; {remedy}")
+    return found
+
+
+def named_pictures(paths: Sequence[Path]) -> list[tuple[Path, str]]:
+    """Each file with the name of its picture; files of one name in different folders get a number."""
+    seen: dict[str, int] = {}
+    named = []
+    for path in paths:
+        seen[path.stem] = seen.get(path.stem, 0) + 1
+        number = "" if seen[path.stem] == 1 else f"-{seen[path.stem]}"
+        named.append((path, f"{path.stem}{number}{path.suffix.lower() if is_image(path) else '.jpg'}"))
+    return named
+
+
+def find_cells(
+    members: Sequence[Member], image: np.ndarray, types: Sequence[str], device: torch.device, fusion_iou: float
+) -> dict[str, np.ndarray]:
+    """Detections of one image [H, W, 3] uint8 RGB, fused if there are several members."""
+    pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+    found = [member.relabel(detect(member.model, [pixels], device), types) for member in members]
+    if len(members) == 1:
+        return found[0][0]
+    return fuse(found, [(image.shape[1], image.shape[0])], iou_threshold=fusion_iou)[0]
+
+
+def above(found: dict[str, np.ndarray], threshold: float) -> dict[str, np.ndarray]:
+    """The detections with at least this score."""
+    good = found["scores"] >= threshold
+    return {key: values[good] for key, values in found.items()}
+
+
+def listed(path: Path, found: dict[str, np.ndarray], types: Sequence[str]) -> list[dict]:
+    """One row a cell: image, type, score, and the box in pixels."""
+    return [
+        {
+            "image": str(path),
+            "type": types[label],
+            "score": round(float(score), 4),
+            **dict(zip(("x0", "y0", "x1", "y1"), (round(float(v), 2) for v in box), strict=True)),
+        }
+        for box, label, score in zip(found["boxes"], found["labels"], found["scores"], strict=True)
+    ]
+
+
+def write(
+    folder: Path,
+    options: PredictOptions,
+    types: Sequence[str],
+    cells: list[dict],
+    unreadable: list[str],
+    kept: dict[Path, dict[str, np.ndarray]],
+) -> None:
+    """The files of a prediction, and the count on the terminal."""
+    groups: dict[str, list[dict[str, np.ndarray]]] = {}
+    for path, found in kept.items():
+        groups.setdefault(str(path.parent), []).append(found)
+        groups[str(path)] = [found]
+    counts = [
+        {"of": of, "images": len(found), **share(s)}
+        for of, found in sorted(groups.items())
+        for s in differential.count_all(found, types, options.threshold)
+    ]
+    run.write_json(
+        folder / "cells.json",
+        {"threshold": options.threshold, "types": list(types), "cells": cells, "unreadable": unreadable},
+    )
+    run.write_csv(
+        folder / "cells.csv", cells or [dict.fromkeys(("image", "type", "score", "x0", "y0", "x1", "y1"), "")]
+    )
+    run.write_csv(folder / "differential.csv", counts)
+    total = differential.count_all(list(kept.values()), types, options.threshold)
+    plots.differential_chart(total, folder / "differential.png")
+    print(f"{len(kept)} images, {len(cells)} cells\n\n{table.differential(total, options.threshold)}")
+    for line in unreadable:
+        print(f"not read: {line}", file=sys.stderr)
+    print(f"\nresults: {folder}")
+
+
+def share(s: differential.Share) -> dict:
+    """One row of the differential count: percent, and its 95 % Wilson interval."""
+    return {"type": s.type, "cells": s.cells, "percent": s.percent, "low95": s.low, "high95": s.high}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command."""
+    options, _ = parse(PredictOptions, argv, "leuko predict", EXAMPLES)
+    predict(options)
+
+
+if __name__ == "__main__":
+    run_command(main)
