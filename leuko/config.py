@@ -8,12 +8,14 @@ from __future__ import annotations
 import argparse
 import ast
 import inspect
+import itertools
 import sys
 import textwrap
 import types
 import typing
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -108,8 +110,8 @@ class TrainOptions:
         for flag in ("epochs", "batch", "accumulate", "channels", "fc_channels", "rois"):
             if getattr(self, flag) < 1:
                 raise LeukoError(f"--{flag.replace('_', '-')} {getattr(self, flag)}: give at least 1")
-        if self.imgsz < 32:
-            raise LeukoError(f"--imgsz {self.imgsz}: give at least 32 pixels")
+        if self.imgsz < 64:
+            raise LeukoError(f"--imgsz {self.imgsz}: give at least 64 pixels")
         for flag in ("lr", "save_minutes"):
             if not getattr(self, flag) > 0:
                 raise LeukoError(f"--{flag.replace('_', '-')} {getattr(self, flag)}: give a number above 0")
@@ -119,6 +121,8 @@ class TrainOptions:
         for flag in ("weight_decay", "warmup", "clip", "proposals", "seed"):
             if not getattr(self, flag) >= 0:
                 raise LeukoError(f"--{flag.replace('_', '-')} {getattr(self, flag)}: must not be negative")
+        if self.seed >= 2**31:
+            raise LeukoError(f"--seed {self.seed}: give a number below 2**31")
         if self.channels % 32:
             raise LeukoError(f"--channels {self.channels}: give a multiple of 32 (group norm has 32 groups)")
         if self.resume and self.weights:
@@ -277,19 +281,23 @@ def _argument(hint: object) -> dict:
 def _docs(cls: type) -> dict[str, str]:
     """The docstring under each field."""
     body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0].body
-    pairs = zip(body, body[1:], strict=False)
     return {
         field.target.id: " ".join(doc.value.value.split())
-        for field, doc in pairs
+        for field, doc in pairwise(body)
         if isinstance(field, ast.AnnAssign) and isinstance(doc, ast.Expr)
     }
+
+
+def stored(cls: type[T], path: Path) -> T:
+    """Options that a run has saved as YAML; LeukoError if the file is missing, broken or holds other things."""
+    return cls(**_read_yaml(path, {f.name: f for f in fields(cls)}, typing.get_type_hints(cls)))
 
 
 def _read_yaml(path: Path, names: dict, hints: dict[str, object]) -> dict[str, object]:
     try:
         given = yaml.safe_load(path.read_text()) or {}
     except OSError as e:
-        raise LeukoError(f"{path}: cannot be read ({e.strerror}); check the path of --config") from e
+        raise LeukoError(f"{path}: cannot be read ({e.strerror}); check the path") from e
     except (yaml.YAMLError, UnicodeDecodeError) as e:
         raise LeukoError(f"{path}: not valid YAML ({str(e).splitlines()[0]})") from e
     if not isinstance(given, dict):
@@ -307,19 +315,20 @@ def _typed(path: Path, key: str, value: object, hint: object) -> object:
         if value in typing.get_args(hint):
             return value
         raise LeukoError(f"{path}: {key}: {value!r} is not one of {', '.join(typing.get_args(hint))}")
-    if hint in (bool, str) or not isinstance(hint, type):
-        if hint not in (bool, str) or isinstance(value, hint):
-            return value
-    elif not isinstance(value, bool):
+    if hint in (int, float) and isinstance(value, int | float | str) and not isinstance(value, bool):
         try:
             number = hint(value)
-        except (TypeError, ValueError):
+        except (ValueError, OverflowError):
             number = None
-        if number is not None and (hint is not int or number == value):
+        if number is not None and (hint is float or number == value):
             return number
-    raise LeukoError(
-        f"{path}: {key}: {value!r} is not {'true or false' if hint is bool else 'of type ' + hint.__name__}"
-    )
+    elif hint in (bool, str):
+        if isinstance(value, hint):
+            return value
+    elif value is None or (isinstance(value, list) and all(isinstance(v, str) for v in value)):
+        return value
+    kinds = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    raise LeukoError(f"{path}: {key}: {value!r} is not {kinds.get(hint, 'a list of texts')}")
 
 
 def as_dict(options: object) -> dict[str, object]:

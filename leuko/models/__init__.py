@@ -36,9 +36,9 @@ def create(
     """Build a detector: ``create("fcos", 5)``.
 
     ``name`` is a key of :data:`DETECTORS`; ``backbone`` any timm network with maps at strides 4 to 32; ``pretrained``
-    loads ImageNet weights (or the backbone's weights from a file, if it is a path); ``norm`` and ``freeze`` are those of
-    :class:`~leuko.models.backbone.Backbone`; ``options`` are the fields of :class:`~leuko.models.base.ModelOptions`.
-    The model keeps all of it in ``model.recipe``, from which ``create(**recipe)`` builds its like. Raises LeukoError for
+    loads ImageNet weights (or the backbone's weights from a file, if it is a path); ``norm`` and ``freeze`` are those
+    of :class:`~leuko.models.backbone.Backbone`; ``options`` the fields of :class:`~leuko.models.base.ModelOptions`. The
+    model keeps all of it in ``model.recipe``, from which ``create(**recipe)`` builds its like. Raises LeukoError for
     an unknown name, backbone or option.
     """
     if name not in DETECTORS:

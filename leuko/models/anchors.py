@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def points(feature: Tensor, stride: int, offset: float = 0.5) -> Tensor:
-    """Image coordinates (x, y) of a map's cells, [H*W, 2]: ``(column + offset) * stride``; ``feature`` is [..., H, W]."""
+    """Image coordinates (x, y) of the cells of ``feature`` [..., H, W]: [H*W, 2], ``(column + offset) * stride``."""
     height, width = feature.shape[-2:]
     y = (torch.arange(height, device=feature.device, dtype=torch.float32) + offset) * stride
     x = (torch.arange(width, device=feature.device, dtype=torch.float32) + offset) * stride

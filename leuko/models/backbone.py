@@ -99,7 +99,7 @@ class Backbone(nn.Module):
         """Load ImageNet weights and return where they came from.
 
         From the file ``source`` if given (.pth, .pt or .safetensors with timm's names); else from the ``offline`` extra
-        if it has this backbone; else from timm's hub or its local cache. Raises LeukoError with the remedy if none works.
+        if it has this backbone; else from timm's hub or its local cache. Raises LeukoError with the remedy if none is.
         """
         if source is not None:
             self._copy(read_state(Path(source)), str(source))

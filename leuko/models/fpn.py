@@ -11,9 +11,10 @@ from torch import Tensor, nn
 class FPN(nn.Module):
     """Maps of a backbone [N, C_i, H_i, W_i] (finest first) -> ``levels`` maps of ``channels`` channels each.
 
-    The first ``start`` maps are left aside. ``extra`` says where the levels above the backbone's last come from: ``"pool"`` (every second cell of the last
-    map), ``"output"`` (stride-2 convolutions on the last map) or ``"input"`` (the first of them on the backbone's last
-    map instead). The second extra convolution sees its input through a ReLU if ``relu`` is set.
+    The first ``start`` maps are left aside. ``extra`` says where the levels above the backbone's last come from:
+    ``"pool"`` (every second cell of the last map), ``"output"`` (stride-2 convolutions on the last map) or ``"input"``
+    (the first of them on the backbone's last map instead). The second extra convolution sees its input through a ReLU
+    if ``relu`` is set.
     """
 
     def __init__(

@@ -34,7 +34,7 @@ class Preprocess(nn.Module):
         for i, image in enumerate(images):
             if image.dim() != 3 or image.shape[0] != 3 or not image.is_floating_point():
                 raise LeukoError(
-                    f"image {i} is {image.dtype} of shape {list(image.shape)}; give float RGB of shape [3, H, W] in 0..1"
+                    f"image {i} is {image.dtype} of shape {list(image.shape)}; give float RGB [3, H, W] in 0..1"
                 )
             size = self.resized(tuple(image.shape[-2:]))
             if size != tuple(image.shape[-2:]):

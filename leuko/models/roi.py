@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import roi_align
 
 from . import boxes as box_ops
 from . import losses
@@ -19,23 +18,25 @@ from .assign import IoUAssigner, sample
 from .base import Detection, DetectionModel, ModelOptions, Target
 from .fpn import FPN
 from .preprocess import Preprocess, Size
+from .roi_align import roi_align
 from .rpn import RPN
 
 ROI_STRIDES = (4, 8, 16, 32)
 
 
 def pool(pyramid: list[Tensor], boxes: list[Tensor], side: int = 7) -> Tensor:
-    """RoIAlign (He et al. 2017) of boxes [R_i, 4] of each image, each from the level that suits its size (FPN, eq. 1):
+    """RoIAlign of boxes [R_i, 4] of each image, each box from the level that suits its size (FPN, eq. 1):
     [R, C, side, side]."""
-    rois = torch.cat([torch.cat([b.new_full((len(b), 1), i), b], dim=1) for i, b in enumerate(boxes)])
-    level_of = (box_ops.area(rois[:, 1:]).sqrt() / 56 + 1e-6).log2().floor().clamp(0, len(ROI_STRIDES) - 1)
-    pooled = pyramid[0].new_zeros(len(rois), pyramid[0].shape[1], side, side)
+    image = torch.cat([torch.full((len(b),), i, device=b.device) for i, b in enumerate(boxes)])
+    rois = torch.cat(boxes)
+    level_of = (box_ops.area(rois).sqrt() / 56 + 1e-6).log2().floor().clamp(0, len(ROI_STRIDES) - 1)
+    parts, order = [pyramid[0].new_zeros(0, pyramid[0].shape[1], side, side)], []
     for level, stride in enumerate(ROI_STRIDES):
         here = torch.nonzero(level_of == level).flatten()
+        order.append(here)
         if len(here):
-            crops = roi_align(pyramid[level], rois[here].to(pyramid[level].dtype), side, 1 / stride, 0, aligned=True)
-            pooled = pooled.index_copy(0, here, crops)
-    return pooled
+            parts.append(roi_align(pyramid[level], image[here], rois[here], stride, side))
+    return torch.cat(parts)[torch.cat(order).argsort()]
 
 
 class TwoFCHead(nn.Module):
@@ -137,6 +138,8 @@ class TwoStage(DetectionModel):
         super().__init__(preprocess=preprocess, backbone=backbone, fpn=FPN(backbone.channels, options.channels))
         keep = (options.proposals or proposals, options.proposals or 1000)
         self.rpn = RPN(options.channels, border=border, beta=rpn_beta, keep=keep)
+        if options.proposals:
+            self.rpn.candidates = (2 * options.proposals, 2 * options.proposals)
         self.num_classes, self.options = num_classes, options
         self.nms_threshold = 0.5
 

@@ -1,4 +1,4 @@
-"""Region proposal network (Ren et al. 2015): which anchors of the pyramid hold any cell, and how they should be moved."""
+"""Region proposal network (Ren et al. 2015): which anchors hold any cell, and how they should be moved."""
 
 from __future__ import annotations
 
