@@ -2,8 +2,8 @@
 
     python benchmarks/speed.py --repeats 7 --threads 2
 
-Both run in one process by turns, so that a change of the machine's pace meets both. Memory is the peak resident size of a
-fresh process that runs this one case; it imports both libraries, so that what is compared is the work alone.
+Both run in one process by turns, so that a change of the machine's pace meets both. Memory is the peak resident size of
+a fresh process that runs this one case; it imports both libraries, so that what is compared is the work alone.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ class Case:
     few: bool = False  # FCOS has candidates on one level only, near the cells
 
 
-# An FCOS of leuko's does not run its box tower on a level without candidates (class scores above .05). An untrained one,
-# whose scores are all near .01, would skip every level, and its time would say nothing. So "fcos" raises the class bias of
-# both libraries' models until every point of every level is a candidate, the most work there can be. A trained one finds
-# its cells on one or two levels: "fcos_few" has 64 candidates on P3, the largest map, and none elsewhere.
+# leuko's FCOS does not run its box tower on a level without candidates (class scores above .05). An untrained one,
+# whose scores are all near .01, would skip every level, and its time would say nothing. So "fcos" raises the class bias
+# of both libraries' models until every point of every level is a candidate, the most work there can be. A trained one
+# finds its cells on one or two levels: "fcos_few" has 64 candidates on P3, the largest map, and none elsewhere.
 CASES = {
     "fcos_train": Case("fcos", True, "FCOS, training step"),
     "faster_rcnn_train": Case("faster_rcnn", True, "Faster R-CNN, training step"),
@@ -86,8 +86,10 @@ def leuko_model(case: Case, size: int) -> DetectionModel:
 
 
 def torchvision_model(case: Case, size: int) -> nn.Module:
-    """torchvision's, as fcos_resnet50_fpn and fasterrcnn_resnet50_fpn make it for pretrained weights: FrozenBatchNorm, and
-    its stem and first stage don't learn. (Those functions ignore trainable_backbone_layers where no weights are given.)
+    """torchvision's, as fcos_resnet50_fpn and fasterrcnn_resnet50_fpn make it for pretrained weights.
+
+    FrozenBatchNorm, and the stem and first stage don't learn. (Given no weights, those functions freeze nothing,
+    whatever trainable_backbone_layers says.)
     """
     if case.detector == "fcos":
         body = resnet_fpn_backbone(
@@ -195,33 +197,34 @@ def own_peak(case: Case, library: str, size: int) -> float:
 
 @torch.inference_mode()
 def disagreement(case: Case, size: int) -> tuple[float, int, int]:
-    """How far the prepared model's detections lie from the plain model's.
+    """How far the prepared model's detections lie from the plain model's, one way and the other.
 
-    Returns the largest difference (of scores, and of boxes relative to their coordinates, from 1 pixel on), the number of
-    detections that have no counterpart within the tolerance, and the number of detections. Scores of an untrained model
-    lie so close together that rounding changes their order; so a detection's counterpart is the nearest of its type, and
-    those that the limit of 100 could cut off in one model only are left out.
+    Returns the largest difference between counterparts (of scores, and of boxes relative to their coordinates, from 1
+    pixel on), the number of detections without a counterpart within the tolerance, and the number that was compared.
     """
     torch.manual_seed(0)
     plain = leuko_model(case, size).eval()
     images, _ = example(case, size)
-    wanted, found = plain(images)[0], prepared(plain, torch.device("cpu"))(images)[0]
+    a, b = plain(images)[0], prepared(plain, torch.device("cpu"))(images)[0]
     limit = plain.options.max_detections
-    lowest = wanted["scores"].min() + TOLERANCE if len(wanted["scores"]) == limit else 0.0
-    worst, missing, number = 0.0, 0, 0
-    for box, score, label in zip(wanted["boxes"], wanted["scores"], wanted["labels"], strict=True):
-        if score < lowest:
-            continue
-        number += 1
-        same = found["labels"] == label
-        apart = ((found["boxes"][same] - box).abs() / box.abs().clamp(min=1)).amax(1)
-        apart = torch.maximum(apart, (found["scores"][same] - score).abs())
-        nearest = apart.min().item() if len(apart) else float("inf")
-        if nearest > TOLERANCE:
-            missing += 1
-        else:
-            worst = max(worst, nearest)
-    return worst, missing, number
+    apart = torch.cat([distance_to_nearest(a, b, limit), distance_to_nearest(b, a, limit)])
+    good = apart <= TOLERANCE
+    return max(apart[good].tolist(), default=0.0), int((~good).sum()), len(apart)
+
+
+def distance_to_nearest(some: dict[str, Tensor], others: dict[str, Tensor], limit: int) -> Tensor:
+    """For each detection, how far the nearest of the same type lies: [N], inf where there is none.
+
+    Scores of an untrained model lie so close together that rounding changes their order, which is why the nearest is
+    looked for; those that the limit of detections could cut off on one side only are left out.
+    """
+    boxes = (some["boxes"][:, None] - others["boxes"]).abs() / some["boxes"][:, None].abs().clamp(min=1)
+    apart = torch.maximum(boxes.amax(2), (some["scores"][:, None] - others["scores"]).abs())
+    apart[some["labels"][:, None] != others["labels"]] = float("inf")
+    nearest = torch.cat([apart, apart.new_full((len(apart), 1), float("inf"))], dim=1).amin(1)
+    if len(nearest) == limit:
+        nearest = nearest[some["scores"] > some["scores"].min() + TOLERANCE]
+    return nearest
 
 
 # ---------------------------------------------------------------------- the command

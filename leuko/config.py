@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import ast
 import inspect
-import itertools
 import sys
 import textwrap
 import types

@@ -42,8 +42,8 @@ class Cell:
 
 @dataclass(frozen=True)
 class Detections:
-    """The cells found on one image, by falling score: boxes [N, 4] float32 xyxy in pixels, scores [N] in 0..1, labels [N]
-    as indices into ``types``. Iterating gives :class:`Cell` objects."""
+    """The cells found on one image, by falling score: boxes [N, 4] float32 xyxy in pixels, scores [N] in 0..1, and
+    labels [N] as indices into ``types``. Iterating gives :class:`Cell` objects."""
 
     boxes: np.ndarray
     scores: np.ndarray
@@ -77,8 +77,8 @@ class Detections:
 
     @classmethod
     def from_supervision(cls, detections: supervision.Detections, types: Sequence[str] | None = None) -> Detections:
-        """From ``supervision.Detections``. Type names come from its ``data["class_name"]`` (matched to ``types`` by name)
-        or, without that, from its class ids as indices into ``types``. Scores that are missing are 1."""
+        """From ``supervision.Detections``. Type names come from its ``data["class_name"]`` (matched to ``types`` by
+        name) or, without that, from its class ids as indices into ``types``. Scores that are missing are 1."""
         count = len(detections.xyxy)
         names = detections.data.get("class_name")
         if names is None:
@@ -120,17 +120,18 @@ class Detector:
         return f"Detector({str(self.path)!r}, types={', '.join(self.types)})"
 
     @classmethod
-    def train(cls, data: str | Path, **options: object) -> Detector:
+    def train(cls, data: str | Path = "", **options: object) -> Detector:
         """Train as ``leuko train`` does and return the detector with its best weights.
 
         ``options`` are those of :class:`leuko.config.TrainOptions`; a preset fills in what is not given.
         """
+        options |= {"data": str(data)} if data else {}
         known = [f.name for f in fields(config.TrainOptions)]
         for key in options:
             if key not in known:
                 raise LeukoError(f'training option "{key}" is unknown{nearest(key, known)}')
         preset = config.preset(str(options.get("preset", "paper")))
-        folder = train_command.train(config.TrainOptions(**{**preset, **options, "data": str(data)}))
+        folder = train_command.train(config.TrainOptions(**{**preset, **options}), given=options)
         return cls(folder, device=str(options.get("device", "auto")))
 
     def val(self, data: str | Path, split: str = "test", batch: int = 1, workers: int = -1) -> coco.Evaluation:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import glob
+import itertools
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,15 +39,14 @@ def predict(options: PredictOptions) -> Path:
     """
     options.check()
     device = choose_device(options.device)
-    paths = find_images(options.source)
+    paths, skipped = find_images(options.source)
     sources = [options.weights] if options.ensemble is None else options.ensemble or finished_runs(options.project)
     members = load_members(sources, device)
     types = members[0].weights.types
     for member in members:
         member.labels_in(types)
     name = "ensemble" if len(members) > 1 else members[0].name
-    folder = run.new_run(options.save, options.name or name)
-    (folder / "images").mkdir()
+    folder = run.new_run(options.save, options.name or name, "images")
     run.write_yaml(folder / "args.yaml", as_dict(options))
     cells, unreadable, kept = [], [], {}
     for path, picture in tqdm(named_pictures(paths), total=len(paths), desc="predicting", unit="image"):
@@ -60,36 +61,40 @@ def predict(options: PredictOptions) -> Path:
         drawn = plots.draw_cells(image, found["boxes"], found["labels"], types, found["scores"])
         plots.write_image(folder / "images" / picture, drawn)
     if not kept:
+        shutil.rmtree(folder)
         raise LeukoError(f"{options.source}: none of its {len(paths)} files is a readable image ({unreadable[0]})")
-    write(folder, options, types, cells, unreadable, kept)
+    write(folder, options, types, cells, unreadable, skipped, kept)
     return folder
 
 
-def find_images(source: str) -> list[Path]:
-    """The files that ``--source`` means: an image, the files of a folder named like images, or those of a pattern."""
-    path = Path(source)
+def find_images(source: str) -> tuple[list[Path], list[Path]]:
+    """The files that ``--source`` means: an image, the files of a folder named like images, or those of a pattern.
+
+    The second list holds the folder's other files, which are skipped.
+    """
+    path, others = Path(source), []
     if path.is_dir():
         found = list_images(path, recursive=True)
+        others = sorted({p for p in path.rglob("*") if p.is_file()} - set(found))
         remedy = "put images into it"
     elif path.exists():
-        return [path]
+        found = [path]
     else:
         found = [Path(p) for p in sorted(glob.glob(source, recursive=True)) if Path(p).is_file()]
         remedy = "check the path, and put a pattern in quotes"
     if not found:
         raise LeukoError(f"{source}: no image there; {remedy}")
-    return found
+    return found, others
 
 
 def named_pictures(paths: Sequence[Path]) -> list[tuple[Path, str]]:
     """Each file with the name of its picture; files of one name in different folders get a number."""
-    seen: dict[str, int] = {}
-    named = []
+    named: dict[str, Path] = {}
     for path in paths:
-        seen[path.stem] = seen.get(path.stem, 0) + 1
-        number = "" if seen[path.stem] == 1 else f"-{seen[path.stem]}"
-        named.append((path, f"{path.stem}{number}{path.suffix.lower() if is_image(path) else '.jpg'}"))
-    return named
+        suffix = path.suffix.lower() if is_image(path) else ".jpg"
+        names = (f"{path.stem}{suffix}" if i == 1 else f"{path.stem}-{i}{suffix}" for i in itertools.count(1))
+        named[next(name for name in names if name not in named)] = path
+    return [(path, name) for name, path in named.items()]
 
 
 def find_cells(
@@ -128,6 +133,7 @@ def write(
     types: Sequence[str],
     cells: list[dict],
     unreadable: list[str],
+    skipped: list[Path],
     kept: dict[Path, dict[str, np.ndarray]],
 ) -> None:
     """The files of a prediction, and the count on the terminal."""
@@ -140,19 +146,19 @@ def write(
         for of, found in sorted(groups.items())
         for s in differential.count_all(found, types, options.threshold)
     ]
+    not_read = {"unreadable": unreadable, "skipped": skipped}
     run.write_json(
-        folder / "cells.json",
-        {"threshold": options.threshold, "types": list(types), "cells": cells, "unreadable": unreadable},
+        folder / "cells.json", {"threshold": options.threshold, "types": list(types), "cells": cells, **not_read}
     )
-    run.write_csv(
-        folder / "cells.csv", cells or [dict.fromkeys(("image", "type", "score", "x0", "y0", "x1", "y1"), "")]
-    )
+    run.write_csv(folder / "cells.csv", cells, columns=("image", "type", "score", "x0", "y0", "x1", "y1"))
     run.write_csv(folder / "differential.csv", counts)
     total = differential.count_all(list(kept.values()), types, options.threshold)
     plots.differential_chart(total, folder / "differential.png")
     print(f"{len(kept)} images, {len(cells)} cells\n\n{table.differential(total, options.threshold)}")
     for line in unreadable:
         print(f"not read: {line}", file=sys.stderr)
+    if skipped:
+        print(f"skipped: {len(skipped)} files not named like images, such as {skipped[0]}", file=sys.stderr)
     print(f"\nresults: {folder}")
 
 

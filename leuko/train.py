@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import fields
 from itertools import islice
 from pathlib import Path
 
 import torch
-import yaml
 
-from .config import TrainOptions, as_dict, parse
+from .config import TrainOptions, as_dict, parse, stored
 from .config import run as run_command
 from .data import loading, source
 from .data.sample import Dataset
@@ -37,29 +36,30 @@ leuko train --config recipe.yaml --lr 0.005
 """
 
 
-def train(options: TrainOptions) -> Path:
-    """Train by these options and return the run folder.
+def train(options: TrainOptions, given: Collection[str] = ()) -> Path:
+    """Train by these options and return the run folder; ``given`` names those that the user chose (for ``resume``).
 
     Raises LeukoError for what the user can mend, and KeyboardInterrupt at Ctrl-C after the state is saved.
     """
     resumed = bool(options.resume)
     folder = Path(options.resume)
     if resumed:
-        options = resumed_options(options)
+        options = resumed_options(options, given)
     options.check()
     choose_device(options.device)
     train_set, val_set = load_data(options)
     model = build(options, train_set.types)
     if not resumed:
-        folder = run.new_run(options.project, options.name or options.model)
-        (folder / "weights").mkdir()
+        folder = run.new_run(options.project, options.name or options.model, "weights")
     trainer = Trainer(options, folder, model, train_set, val_set)
     if resumed:
         trainer.load_state()
+        run.remove_unfinished(folder)
     run.write_yaml(folder / "args.yaml", as_dict(options))
     run.write_json(folder / "environment.json", run.environment())
-    describe(folder, trainer, train_set, val_set)
+    trainer.save_state()  # so that a run killed in its first minutes can be resumed, too
     try:
+        describe(folder, trainer, train_set, val_set)
         trainer.train()
     except KeyboardInterrupt:
         print(f"\nstopped; go on with: leuko train --resume {folder}", file=sys.stderr)
@@ -71,17 +71,16 @@ def train(options: TrainOptions) -> Path:
     return folder
 
 
-def resumed_options(options: TrainOptions) -> TrainOptions:
+def resumed_options(options: TrainOptions, given: Collection[str]) -> TrainOptions:
     """The options that a run was started with; of the given ones only a larger number of epochs counts."""
+    if extra := set(given) - {"resume", "epochs"}:
+        names = ", ".join("--" + f.name.replace("_", "-") for f in fields(options) if f.name in extra)
+        raise LeukoError(f"{names}: a resumed run keeps its own options; only --epochs may be given with --resume")
     path = Path(options.resume) / "args.yaml"
     if not path.is_file():
         raise LeukoError(f"{path}: no such file; --resume takes the folder of a run, such as runs/train/fcos")
-    try:
-        stored = yaml.safe_load(path.read_text())
-        before = TrainOptions(**stored)
-    except (yaml.YAMLError, TypeError) as e:
-        raise LeukoError(f"{path}: not the options of a run ({str(e).splitlines()[0]}); restore the file") from e
-    if options.epochs:  # 0: not given
+    before = stored(TrainOptions, path)
+    if "epochs" in given:
         if options.epochs < before.epochs:
             raise LeukoError(
                 f"--epochs {options.epochs}: the run has {before.epochs} already; --resume can only extend it"
@@ -160,14 +159,7 @@ def describe(folder: Path, trainer: Trainer, train_set: Dataset, val_set: Datase
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command."""
-    options, given = parse(TrainOptions, argv, "leuko train", EXAMPLES)
-    if options.resume:
-        if extra := given - {"resume", "epochs"}:
-            names = ", ".join("--" + f.name.replace("_", "-") for f in fields(options) if f.name in extra)
-            raise LeukoError(f"{names}: a resumed run keeps its own options; only --epochs may be given with --resume")
-        if "epochs" not in given:
-            options.epochs = 0
-    train(options)
+    train(*parse(TrainOptions, argv, "leuko train", EXAMPLES))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """From samples to batches: decoding, resizing, caching, augmentation, and batches whose order a seed fixes.
 
-An item is ``{"image": uint8 [3, H, W] RGB, "boxes": float32 [N, 4], "labels": int64 [N], "index": int}``. What a training
-item looks like depends on (seed, epoch, index) alone: not on the number of workers, nor on where a run was resumed.
+An item is ``{"image": uint8 [3, H, W] RGB, "boxes": float32 [N, 4], "labels": int64 [N], "index": int}``. What a
+training item looks like depends on (seed, epoch, index) alone: not on the number of workers, nor on where a run was
+resumed.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from ..errors import LeukoError
 from .augment import Field, Step, augment
 from .images import read_image
 from .sample import Dataset, Sample
@@ -72,33 +74,54 @@ class PlainItems(torch.utils.data.Dataset):
     def __init__(self, dataset: Dataset):
         self.samples = dataset.samples
 
-    def __len__(self) -> int:
-        return len(self.samples)
-
     def __getitem__(self, index: int) -> Item:
         sample = self.samples[index]
         return to_item(Field(read_image(sample.image), sample.boxes, sample.labels), index)
 
 
-def training_batches(items: TrainingItems, epoch: int, batch: int, start: int = 0, workers: int = 0) -> DataLoader:
-    """The batches (lists of items) of one epoch from batch ``start`` on; each image once, the last batch as it falls."""
+class _Told(torch.utils.data.Dataset):
+    """Items, or in place of an item the LeukoError met: a worker process hands exceptions over as tracebacks only."""
+
+    def __init__(self, items: TrainingItems | PlainItems):
+        self.items = items
+
+    def __getitem__(self, key: object) -> Item | LeukoError:
+        try:
+            return self.items[key]
+        except LeukoError as error:
+            return error
+
+
+def training_batches(
+    items: TrainingItems, epoch: int, batch: int, start: int = 0, workers: int = 0
+) -> Iterator[list[Item]]:
+    """The batches of one epoch from batch ``start`` on; each image once, the last batch as it falls.
+
+    Raises LeukoError for an image that cannot be read.
+    """
     order = np.random.default_rng((items.seed, epoch)).permutation(len(items.samples)).tolist()
     keys = [[(epoch, i) for i in order[at : at + batch]] for at in range(start * batch, len(order), batch)]
-    return DataLoader(items, batch_sampler=keys, collate_fn=list, **_workers(workers))
+    return _batches(items, keys, workers)
 
 
-def plain_batches(dataset: Dataset, batch: int, workers: int = 0) -> DataLoader:
-    """Batches of the samples in their order, as they are stored."""
-    return DataLoader(PlainItems(dataset), batch_size=batch, collate_fn=list, **_workers(workers))
+def plain_batches(dataset: Dataset, batch: int, workers: int = 0) -> Iterator[list[Item]]:
+    """Batches of the samples in their order, as they are stored; raises LeukoError for an image that cannot be read."""
+    keys = [list(range(at, min(at + batch, len(dataset)))) for at in range(0, len(dataset), batch)]
+    return _batches(PlainItems(dataset), keys, workers)
+
+
+def _batches(items: TrainingItems | PlainItems, keys: list[list], workers: int) -> Iterator[list[Item]]:
+    in_processes = {"num_workers": workers, "worker_init_fn": _start_worker} if workers else {}
+    for batch in DataLoader(_Told(items), batch_sampler=keys, collate_fn=list, **in_processes):
+        for item in batch:
+            if isinstance(item, LeukoError):
+                raise item
+        yield batch
 
 
 def default_workers() -> int:
     """Loader processes for this machine: one a core but for the one that trains, at most 8."""
     return min(8, len(os.sched_getaffinity(0)) - 1 if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1) - 1)
-
-
-def _workers(number: int) -> dict:
-    return {"num_workers": number, "worker_init_fn": _start_worker} if number else {}
 
 
 def _start_worker(_: int) -> None:

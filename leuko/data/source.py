@@ -75,7 +75,8 @@ def load(data: str | Path, split: str, types: Sequence[str] | None = None) -> Da
         problems.stop()
         found = voc.class_names(part for each in source.splits.values() for part in each)
     wanted = {"names": list(names.values()), "types": types, "ignore": source.ignore, "found": found}
-    return assemble(source.file, labels, problems, **wanted)
+    named = parts[0] if source.file.is_dir() and len(parts) == 1 else source.file
+    return assemble(named, labels, problems, **wanted)
 
 
 def _parse(source: Source, part: Path, names: dict[int, str], problems: Problems) -> Labels:

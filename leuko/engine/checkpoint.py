@@ -21,8 +21,8 @@ from ..report import run
 class Weights:
     """A detector as it is stored.
 
-    ``recipe`` builds it by ``create(**recipe)``; ``types`` are the class names in label order; ``about`` holds the leuko
-    version, the epoch and the validation measures at which the weights were saved.
+    ``recipe`` builds it by ``create(**recipe)``; ``types`` are the class names in label order; ``about`` holds the
+    leuko version, the epoch and the validation measures at which the weights were saved.
     """
 
     path: Path
@@ -33,12 +33,12 @@ class Weights:
 
     def build(self) -> DetectionModel:
         """The detector with these weights, in eval mode on the CPU."""
-        model = create(**self.recipe)
         try:
+            model = create(**self.recipe)
             model.load_state_dict(self.state)
-        except RuntimeError as e:
+        except (RuntimeError, TypeError) as e:
             reason = str(e).splitlines()[-1].strip()
-            raise LeukoError(f"{self.path}: its weights do not fit its model {self.recipe['name']} ({reason})") from e
+            raise LeukoError(f"{self.path}: its weights do not fit its model ({reason}); train or copy it again") from e
         return model.eval()
 
 
@@ -80,7 +80,7 @@ def load_weights(source: str | Path) -> Weights:
             f"{path}: not a whole safetensors file ({str(e)[:100]}); leuko reads only these, because other formats can "
             "run code: train or copy it again"
         ) from e
-    except (KeyError, json.JSONDecodeError) as e:
+    except (KeyError, TypeError, json.JSONDecodeError) as e:
         raise LeukoError(f"{path}: safetensors without leuko's metadata; name weights that leuko.train wrote") from e
 
 
@@ -91,18 +91,15 @@ def transfer(weights: Weights, model: DetectionModel, types: list[str]) -> list[
     another detector's or another backbone's.
     """
     for key in ("name", "backbone", "norm", "channels", "fc_channels"):
-        if weights.recipe[key] != model.recipe[key]:
+        if (stored := weights.recipe.get(key)) != model.recipe[key]:
             flag = {"name": "model", "fc_channels": "fc-channels"}.get(key, key)
-            raise LeukoError(
-                f"{weights.path}: its {flag} is {weights.recipe[key]}, not {model.recipe[key]}; "
-                f"give --{flag} {weights.recipe[key]}"
-            )
+            raise LeukoError(f"{weights.path}: its {flag} is {stored}, not {model.recipe[key]}; give --{flag} {stored}")
     known = [t for t in types if t in weights.types]
-    state, own = dict(weights.state), model.state_dict()
+    state, own = weights.build().state_dict(), model.state_dict()
     for name, module in model.named_modules():
         for layer, rows in getattr(module, "per_class", {}).items():
             for key in (f"{name}.{layer}.weight", f"{name}.{layer}.bias"):
-                fresh, trained = own[key].clone(), weights.state[key]
+                fresh, trained = own[key].clone(), state[key]
                 for t in known:
                     to, at = types.index(t) * rows, weights.types.index(t) * rows
                     fresh[to : to + rows] = trained[at : at + rows]
@@ -114,8 +111,13 @@ def transfer(weights: Weights, model: DetectionModel, types: list[str]) -> list[
 
 def save_resume(path: Path, state: dict) -> None:
     """Write the state of a run: tensors, numbers, strings, lists and dicts, under a temporary name, then renamed."""
-    with run.replacing(path) as temporary:
-        torch.save(state, temporary)
+    with run.replacing(path) as temporary, open(temporary, "wb") as file:
+        try:
+            torch.save(state, file)
+        except RuntimeError as e:
+            if isinstance(e.__context__, OSError):  # torch hides the system's refusal to write behind one of its own
+                raise e.__context__ from None
+            raise
 
 
 def load_resume(path: Path) -> dict:
@@ -123,8 +125,11 @@ def load_resume(path: Path) -> dict:
     if not path.is_file():
         raise LeukoError(f"{path}: no such file; name a run folder that leuko.train has written a state into")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:  # torch raises errors of many kinds on a broken file
         raise LeukoError(
             f"{path}: cannot be read ({type(e).__name__}); start a new run, with --weights if it helps"
         ) from e
+    if not isinstance(state, dict) or not {"model", "progress", "images", "types"} <= set(state):
+        raise LeukoError(f"{path}: not the state of a run; start a new run, with --weights if it helps")
+    return state

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import yaml
 
+from ..config import TrainOptions, stored
 from ..data.sample import Dataset
 from ..errors import LeukoError
 from . import fusion
@@ -37,7 +37,7 @@ def finished_runs(project: str | Path, types: Sequence[str] | None = None) -> li
         if not last.is_file():
             continue
         weights = load_weights(last)
-        complete = weights.about.get("epoch") == yaml.safe_load(args.read_text()).get("epochs")
+        complete = weights.about.get("epoch") == stored(TrainOptions, args).epochs
         if complete and (types is None or set(weights.types) == set(types)):
             runs.append(args.parent)
     if len(runs) < 2:

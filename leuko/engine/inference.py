@@ -17,8 +17,7 @@ from ..data.loading import default_workers, plain_batches
 from ..data.sample import Dataset
 from ..errors import LeukoError, nearest
 from ..metrics import speed
-from ..models import DetectionModel
-from ..models.fold import fold_norm
+from ..models import DetectionModel, folding
 from .checkpoint import Weights, load_weights
 
 
@@ -43,7 +42,8 @@ def to_unit(image: Tensor, device: torch.device) -> Tensor:
 
 def prepared(model: DetectionModel, device: torch.device) -> DetectionModel:
     """A copy of the model made for inference: BatchNorm folded into convolutions, channels last in memory."""
-    model = fold_norm(copy.deepcopy(model).eval())
+    model = copy.deepcopy(model).eval()
+    folding.keep(model.backbone)
     return model.to(device=device, memory_format=torch.channels_last)
 
 
@@ -116,7 +116,7 @@ class Member:
                 )
         if missing := [t for t in types if t not in self.weights.types]:
             raise LeukoError(
-                f'{self.weights.path}: it does not know the type "{missing[0]}" (it knows {", ".join(self.weights.types)})'
+                f'{self.weights.path}: it does not know the type "{missing[0]}" (but {", ".join(self.weights.types)})'
                 "; types are matched by name: use a model trained on this data's types"
             )
         return np.array([list(types).index(name) for name in self.weights.types])

@@ -7,7 +7,7 @@ WARMUP_START = 0.001
 
 
 def learning_rate(base: float, step: int, steps_per_epoch: int, epochs: int, warmup_epochs: float) -> float:
-    """Learning rate of a step (0-based, over all epochs): from ``base`` / 1000 up to ``base``, a tenth after each drop."""
+    """Learning rate of a step (0-based, over all epochs): from ``base`` / 1000 to ``base``, a tenth after each drop."""
     epoch = step // steps_per_epoch
     rate = base * 0.1 ** sum(epoch >= round(drop * epochs) for drop in DROPS)
     warmup_steps = warmup_epochs * steps_per_epoch

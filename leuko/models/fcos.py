@@ -21,6 +21,7 @@ from .preprocess import Preprocess, Size
 STRIDES = (8, 16, 32, 64, 128)
 RANGES = ((-1.0, 64.0), (64.0, 128.0), (128.0, 256.0), (256.0, 512.0), (512.0, 1e8))
 CENTRE_RADIUS = 1.5  # strides, for the improved form
+START = 6.0  # strides: how far from its box's sides a point of fcos begins; halfway through its level's range
 
 
 def tower(channels: int, depth: int, groups: int, bias: bool) -> nn.Sequential:
@@ -52,6 +53,10 @@ class FCOSHead(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         nn.init.constant_(self.class_logits.bias, math.log(prior / (1 - prior)))
+        if not improved:  # exp(0) would begin at boxes of 2 pixels, and the first epochs would go into growing them
+            start = [math.log(START * stride) for stride in STRIDES]
+            nn.init.constant_(self.distances.bias, start[0])
+            self.scales.data = torch.tensor(start) / start[0]
 
     def classify(self, feature: Tensor) -> tuple[Tensor, Tensor]:
         """Class logits and the class tower's last map."""

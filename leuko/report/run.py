@@ -36,8 +36,9 @@ REMEDIES = {
 }
 
 
-def new_run(project: str | Path, name: str) -> Path:
-    """Make and return the folder ``project/name``, or ``name-2``, ``name-3`` ... where runs of that name exist.
+def new_run(project: str | Path, name: str, *inside: str) -> Path:
+    """Make and return the folder ``project/name``, or ``name-2``, ``name-3`` ... where runs of that name exist, with
+    the folders ``inside`` it.
 
     Two processes that ask at once get two folders, since making a folder either succeeds or finds it there.
     """
@@ -47,7 +48,10 @@ def new_run(project: str | Path, name: str) -> Path:
     with _explained(project / name):
         project.mkdir(parents=True, exist_ok=True)
         folders = (project / (name if i == 1 else f"{name}-{i}") for i in itertools.count(1))
-        return next(folder for folder in folders if _made(folder))
+        folder = next(folder for folder in folders if _made(folder))
+        for child in inside:
+            (folder / child).mkdir()
+        return folder
 
 
 @contextmanager
@@ -67,6 +71,12 @@ def replacing(path: str | Path) -> Iterator[Path]:
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def remove_unfinished(folder: str | Path) -> None:
+    """Remove what a killed process left of the files it was writing (see ``replacing``)."""
+    for leftover in Path(folder).rglob(".*.tmp"):
+        leftover.unlink()
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
@@ -90,9 +100,9 @@ def write_yaml(path: str | Path, value: Any) -> None:
     write_text(path, yaml.safe_dump(plain(value), sort_keys=False, allow_unicode=True))
 
 
-def write_csv(path: str | Path, rows: Sequence[dict]) -> None:
-    """Write rows under the columns they have, in order of appearance; what is missing, None or nan is left empty."""
-    columns = list(dict.fromkeys(key for row in rows for key in row))
+def write_csv(path: str | Path, rows: Sequence[dict], columns: Sequence[str] = ()) -> None:
+    """Write rows under ``columns`` and whatever else they have; what is missing, None or nan is left empty."""
+    columns = list(dict.fromkeys([*columns, *(key for row in rows for key in row)]))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()

@@ -1,0 +1,142 @@
+"""Fixtures that several test files share: a rendered data set, trained runs, and leuko's command line.
+
+What is compared bit for bit runs on one thread, in this process as in processes of their own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from leuko import config
+from leuko.__main__ import main
+from leuko.data.synth import synth
+from leuko.report import plots
+
+ROOT = Path(__file__).parent.parent
+TINY = ["--backbone", "tf_efficientnet_lite0", "--no-pretrained", "--imgsz", "64", "--batch", "2", "--workers", "0"]
+TINY += ["--channels", "32", "--fc-channels", "32", "--proposals", "20", "--rois", "16"]
+FASTER = ["--model", "faster_rcnn", "--epochs", "3", "--ema", "0.9", "--accumulate", "2", "--save-minutes", "0.0001"]
+FCOS = ["--model", "fcos", "--epochs", "1", "--backbone", "mobilenetv3_small_050", "--imgsz", "96", "--channels", "64"]
+
+
+@dataclass
+class Result:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    def refused(self, *words: str) -> None:
+        """The user was told in one line that holds all of ``words``, after what a progress bar may have left."""
+        *before, last = self.err.strip().replace("\r", "\n").splitlines()
+        assert self.code == 2 and last.startswith("leuko: "), self.err
+        assert not [line for line in before if line.startswith("leuko: ") or "Traceback" in line], self.err
+        for word in words:
+            assert word in last, (word, last)
+
+
+class Bomb:
+    """What a hostile pickle holds."""
+
+    def __init__(self, target: Path):
+        self.target = target
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.target,)
+
+
+@pytest.fixture(scope="session")
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory) -> Path:
+    """A COCO data set of 9 training, 2 validation and 3 test images of 80x80 pixels; image 2 has no leukocyte."""
+    folder = tmp_path_factory.mktemp("synth") / "data"
+    synth(folder, images=14, size=80, seed=3, val=0.15, test=0.2, workers=1)
+    content = json.loads((folder / "train.json").read_text())
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] != 2]
+    (folder / "train.json").write_text(json.dumps(content))
+    return folder
+
+
+@pytest.fixture
+def leuko(capsys, one_thread) -> Callable[..., Result]:
+    """Run `leuko ...` in this process, which spares the seconds that importing torch takes."""
+
+    def run(*words: str | Path) -> Result:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as left:
+            config.run(main, [str(word) for word in words])
+        captured = capsys.readouterr()
+        return Result(left.value.code, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., subprocess.Popen]]:
+    """Start `python -m leuko.NAME ...` in a process of its own."""
+    started = []
+
+    def run(name: str, *words: str | Path) -> subprocess.Popen:
+        started.append(
+            subprocess.Popen(
+                [sys.executable, "-m", name, *map(str, words)],
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                cwd=ROOT,
+            )
+        )
+        return started[-1]
+
+    yield run
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def leave_out_plots(patch: pytest.MonkeyPatch) -> None:
+    for name in ("label_statistics", "training_curves"):
+        patch.setattr(plots, name, lambda *_: None)
+
+
+@pytest.fixture
+def no_plots(monkeypatch) -> None:
+    """Leave out the pictures that take a second each."""
+    leave_out_plots(monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def project(data, tmp_path_factory, one_thread) -> Path:
+    """A project folder with two finished runs: ``faster`` of 3 epochs, and ``fcos`` with another backbone and size."""
+    folder = tmp_path_factory.mktemp("runs") / "train"
+    common = ["train", "--data", str(data), "--project", str(folder), *TINY]
+    main([*common, "--name", "faster", *FASTER])
+    with pytest.MonkeyPatch.context() as patch:
+        leave_out_plots(patch)
+        main([*common, "--name", "fcos", *FCOS])
+    return folder
+
+
+@pytest.fixture
+def faster(project, tmp_path) -> Path:
+    """A copy of the run ``faster``, to go on with or to break."""
+    return shutil.copytree(project / "faster", tmp_path / "faster")

