@@ -81,6 +81,8 @@ class TrainOptions:
     """Backbone's norm layers: frozen BatchNorm statistics, BatchNorm that follows the batches, or GroupNorm."""
     freeze: bool = True
     """Leave the backbone's stem and first stage as pretrained (ignored without pretrained weights and with gn)."""
+    unit_maps: bool = False
+    """Divide the backbone's maps by their deviation, as measured on the first batch (for EfficientNet and its like)."""
     channels: int = 256
     """Channels of the FPN and the heads."""
     fc_channels: int = 1024
@@ -92,7 +94,7 @@ class TrainOptions:
     amp: Literal["none", "bf16", "fp16"] = "none"
     """Autocast to half precision; fp16 needs a GPU."""
     channels_last: bool = False
-    """Keep images channels-last in memory."""
+    """Keep maps channels-last in memory; faster on a GPU, and for EfficientNet's backbone on a CPU."""
     device: str = "auto"
     """cpu, cuda, cuda:1 ...; auto takes a GPU if there is one."""
     workers: int = -1
@@ -133,6 +135,8 @@ PRESETS: dict[str, dict[str, object]] = {
     "small": {
         "backbone": "tf_efficientnet_lite0",
         "imgsz": 320,
+        "unit_maps": True,
+        "channels_last": True,
         "channels": 128,
         "fc_channels": 512,
         "proposals": 300,

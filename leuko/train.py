@@ -55,6 +55,8 @@ def train(options: TrainOptions, given: Collection[str] = ()) -> Path:
     if resumed:
         trainer.load_state()
         run.remove_unfinished(folder)
+    elif not options.weights:
+        trainer.calibrate()
     run.write_yaml(folder / "args.yaml", as_dict(options))
     run.write_json(folder / "environment.json", run.environment())
     trainer.save_state()  # so that a run killed in its first minutes can be resumed, too
@@ -130,6 +132,7 @@ def build(options: TrainOptions, types: list[str]) -> DetectionModel:
         pretrained=(options.backbone_weights or True) if pretrained else False,
         norm=norm,
         freeze=options.freeze and not scratch,
+        unit_maps=options.unit_maps,
         image_size=options.imgsz,
         **{f: getattr(options, f) for f in ("channels", "fc_channels", "proposals", "rois")},
     )

@@ -378,6 +378,6 @@ def test_modules_run_as_processes(data, start):
         ("leuko", ["--help"], 0),
     ):
         process = start(name, *words)
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=300)
         assert process.returncode == code
         assert (err == "" and "train" in out) if code == 0 else (err.startswith("leuko: ") and err.count("\n") == 1)

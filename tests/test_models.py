@@ -17,11 +17,14 @@ from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_iou, generalized_box_iou
+from torchvision.ops import roi_align as torchvision_roi_align
 
+from leuko.engine.inference import prepared
 from leuko.errors import LeukoError
-from leuko.models import DETECTORS, Backbone, ModelOptions, anchors, boxes, create, folding
+from leuko.models import DETECTORS, Backbone, ModelOptions, anchors, boxes, create, folding, winograd
 from leuko.models.assign import IGNORED, NEGATIVE, IoUAssigner, assign_points
 from leuko.models.preprocess import Preprocess
+from leuko.models.roi_align import roi_align
 from leuko.models.rpn import RPN
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -325,3 +328,61 @@ def test_backbone_weights_come_from_a_file(tmp_path):
     model = create("fcos", 5, "resnet18", pretrained=tmp_path / "weights.pth")
     own, given_state = model.backbone.body.state_dict(), source.body.state_dict()
     assert all(torch.equal(own[key], given_state[key]) for key in own if "num_batches" not in key)
+
+
+@pytest.mark.parametrize(("channels", "out", "height", "width"), [(128, 160, 50, 61), (130, 128, 48, 48)])
+def test_winograd_is_the_direct_convolution(channels, out, height, width):
+    x, bias = torch.randn(2, channels, height, width), torch.randn(out)
+    weight = torch.randn(out, channels, 3, 3) / math.sqrt(9 * channels)
+    direct = torch.nn.functional.conv2d(x, weight, bias, padding=1)
+    torch.testing.assert_close(winograd.conv3x3(x, weight, bias), direct, rtol=0, atol=2e-4)
+
+
+def test_prepared_model_finds_what_the_model_finds():
+    torch.manual_seed(0)
+    model = create("faster_rcnn", 5, "resnet18", image_size=224, channels=128).eval()
+    fast = prepared(model, torch.device("cpu"))
+    assert any(isinstance(m, winograd.WinogradConv) for m in fast.modules())
+    assert not any(isinstance(m, winograd.WinogradConv) for m in model.modules())
+    with torch.inference_mode():
+        (wanted,), (found,) = model([image := torch.rand(3, 224, 200)]), fast([image])
+    assert torch.equal(found["labels"], wanted["labels"])
+    torch.testing.assert_close(found["scores"], wanted["scores"], rtol=0, atol=1e-3)
+    torch.testing.assert_close(found["boxes"], wanted["boxes"], rtol=1e-3, atol=1e-2)
+
+
+def test_roi_align_is_torchvisions():
+    generator = torch.Generator().manual_seed(0)
+    feature = torch.randn(2, 5, 20, 26, generator=generator, requires_grad=True)
+    corner = torch.rand(40, 2, generator=generator) * 240 - 30  # some boxes reach out of the 208 x 160 pixels
+    boxes_ = torch.cat([corner, corner + torch.rand(40, 2, generator=generator) * 150], dim=1)
+    image = torch.randint(0, 2, (40,), generator=generator)
+    rois = torch.cat([image[:, None].float(), boxes_], dim=1)
+    wanted = torchvision_roi_align(feature, rois, 7, 1 / 8, 0, aligned=True)
+    found = roi_align(feature, image, boxes_, stride=8, side=7)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    weight = torch.randn(wanted.shape, generator=generator)
+    gradients = [torch.autograd.grad((pooled * weight).sum(), feature)[0] for pooled in (found, wanted)]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
+
+
+def test_unit_maps_deviate_by_one_and_the_deviation_is_kept():
+    torch.manual_seed(0)
+    backbone, batch = Backbone("resnet18", unit_maps=True).eval(), torch.randn(2, 3, 96, 96)
+    backbone.calibrate(batch)
+    with torch.no_grad():
+        assert [m.std().item() for m in backbone(batch)] == pytest.approx([1.0] * 4, rel=1e-4)
+    other = Backbone("resnet18", unit_maps=True)
+    other.load_state_dict(backbone.state_dict())
+    assert torch.equal(other.deviation, backbone.deviation)
+
+
+@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224"])
+def test_backbone_of_one_image_size_is_refused(name):
+    with pytest.raises(LeukoError, match="any size"):
+        Backbone(name)
+
+
+def test_freezing_reaches_a_stage_without_parameters_of_its_own():
+    frozen = [name for name, p in Backbone("vgg11_bn").body.named_parameters() if not p.requires_grad]
+    assert frozen and frozen[0].startswith("features_0")

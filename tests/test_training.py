@@ -79,7 +79,7 @@ def test_killed_and_interrupted_run_ends_in_the_same_bits(data, project, tmp_pat
     interrupted = start("leuko.train", "--resume", run)
     wait_for_states(run, 3, interrupted)
     interrupted.send_signal(signal.SIGINT)
-    _, err = interrupted.communicate(timeout=120)
+    _, err = interrupted.communicate(timeout=300)
     assert interrupted.returncode == 130 and f"go on with: leuko train --resume {run}" in err and "Traceback" not in err
     assert len(events(run)) < 5, "the run was over before it was interrupted"
 

@@ -90,9 +90,9 @@ def transfer(weights: Weights, model: DetectionModel, types: list[str]) -> list[
     Returns the types that the weights know; the others keep their fresh initialisation. LeukoError if the weights are
     another detector's or another backbone's.
     """
-    for key in ("name", "backbone", "norm", "channels", "fc_channels"):
+    for key in ("name", "backbone", "norm", "unit_maps", "channels", "fc_channels"):
         if (stored := weights.recipe.get(key)) != model.recipe[key]:
-            flag = {"name": "model", "fc_channels": "fc-channels"}.get(key, key)
+            flag = {"name": "model"}.get(key, key).replace("_", "-")
             raise LeukoError(f"{weights.path}: its {flag} is {stored}, not {model.recipe[key]}; give --{flag} {stored}")
     known = [t for t in types if t in weights.types]
     state, own = weights.build().state_dict(), model.state_dict()

@@ -74,8 +74,10 @@ class Trainer:
         self.options, self.folder, self.train_set, self.val_set = options, folder, train_set, val_set
         self.device = inference.choose_device(options.device)
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
-        memory = torch.channels_last if options.channels_last else torch.contiguous_format
-        self.model = model.to(device=self.device, memory_format=memory)
+        self.model = model.to(device=self.device)
+        if options.channels_last:
+            in_layout = model.backbone if self.device.type == "cpu" else model
+            in_layout.to(memory_format=torch.channels_last)
         steps = STANDARD if options.augment else ()
         self.items = loading.TrainingItems(train_set, options.imgsz, steps, options.seed, options.cache == "ram")
         self.workers = loading.default_workers() if options.workers < 0 else options.workers
@@ -88,6 +90,14 @@ class Trainer:
         self.progress = Progress()
         self.best_evaluation: coco.Evaluation | None = None
         self.batches = math.ceil(len(train_set) / options.batch)
+
+    def calibrate(self) -> None:
+        """Let the backbone measure what it needs to on the first batch."""
+        items = next(iter(loading.training_batches(self.items, 0, self.options.batch)))
+        batch, _ = self.model.preprocess([inference.to_unit(item["image"], self.device) for item in items])
+        self.model.backbone.calibrate(batch)
+        if self.ema:
+            self.ema = {k: v.clone() for k, v in self.model.state_dict().items()}
 
     # ------------------------------------------------------------------ the run
 

@@ -31,15 +31,16 @@ def create(
     pretrained: bool | str | Path = False,
     norm: Norm = "frozen",
     freeze: bool = True,
+    unit_maps: bool = False,
     **options: object,
 ) -> DetectionModel:
     """Build a detector: ``create("fcos", 5)``.
 
     ``name`` is a key of :data:`DETECTORS`; ``backbone`` any timm network with maps at strides 4 to 32; ``pretrained``
-    loads ImageNet weights (or the backbone's weights from a file, if it is a path); ``norm`` and ``freeze`` are those
-    of :class:`~leuko.models.backbone.Backbone`; ``options`` the fields of :class:`~leuko.models.base.ModelOptions`. The
-    model keeps all of it in ``model.recipe``, from which ``create(**recipe)`` builds its like. Raises LeukoError for
-    an unknown name, backbone or option.
+    loads ImageNet weights (or the backbone's weights from a file, if it is a path); ``norm``, ``freeze`` and
+    ``unit_maps`` are those of :class:`~leuko.models.backbone.Backbone`; ``options`` the fields of
+    :class:`~leuko.models.base.ModelOptions`. The model keeps all of it in ``model.recipe``, from which
+    ``create(**recipe)`` builds its like. Raises LeukoError for an unknown name, backbone or option.
     """
     if name not in DETECTORS:
         raise LeukoError(f'model "{name}" is unknown{nearest(name, DETECTORS)} (there are: {", ".join(DETECTORS)})')
@@ -49,7 +50,7 @@ def create(
             raise LeukoError(f'model option "{key}" is unknown{nearest(key, known)} (there are: {", ".join(known)})')
     if num_classes < 1:
         raise LeukoError(f"a detector needs at least one class, not {num_classes}")
-    body = Backbone(backbone, norm=norm, freeze=freeze)
+    body = Backbone(backbone, norm=norm, freeze=freeze, unit_maps=unit_maps)
     chosen = ModelOptions(**options)
     preprocess = Preprocess(chosen.image_size, body.mean, body.std)
     model = DETECTORS[name](preprocess=preprocess, backbone=body, num_classes=num_classes, options=chosen)
@@ -59,6 +60,7 @@ def create(
         "backbone": backbone,
         "norm": norm,
         "freeze": freeze,
+        "unit_maps": unit_maps,
         **asdict(chosen),
     }
     model.pretrained_from = ""

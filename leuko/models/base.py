@@ -76,9 +76,9 @@ class DetectionModel(nn.Module):
         return detections
 
     def _maps(self, batch: Tensor) -> list[Tensor]:
-        """The backbone's maps. Channels last in memory is the faster layout but for one case, which takes the other:
-        on a CPU the gradient of a large map's 3x3 convolution, as the FPN and the heads have, takes twice as long."""
-        maps = self.backbone(batch.contiguous(memory_format=torch.channels_last))
+        """The backbone's maps. On a CPU, training leaves channels-last memory here if the backbone is kept in it: the
+        gradients of the 3x3 convolutions in FPN and heads take up to twice as long in that layout."""
+        maps = self.backbone(batch)
         return [m.contiguous() for m in maps] if self.training and batch.device.type == "cpu" else maps
 
     def _scale_targets(self, targets: list[Target], originals: list[Size], sizes: list[Size]) -> list[Target]:

@@ -106,7 +106,7 @@ class FCOS(DetectionModel):
     ):
         fpn = FPN(backbone.channels, options.channels, start=1, extra="output", relu=True)
         super().__init__(preprocess=preprocess, backbone=backbone, fpn=fpn)
-        self.head = FCOSHead(options.channels, num_classes, improved, groups)
+        self.head = FCOSHead(options.channels, num_classes, improved, min(groups, options.channels // 2))
         self.options, self.improved = options, improved
         self.nms_threshold = 0.6 if improved else 0.5
         self.candidates = 1000  # (point, class) pairs a level that go on to NMS

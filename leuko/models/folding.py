@@ -108,7 +108,7 @@ def _pairs(network: nn.Module) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
         return []
     was_training = network.training
     network.eval()
-    network(torch.zeros(1, 3, 64, 64, device=next(network.parameters()).device))
+    network(torch.zeros(1, 3, 128, 128, device=next(network.parameters()).device))
     network.train(was_training)
     for hook in hooks:
         hook.remove()
