@@ -177,7 +177,9 @@ class ValOptions:
         if not self.data:
             raise LeukoError("--data is missing: name a data folder, a COCO file or a data YAML")
         _check_members(self.weights, self.ensemble)
-        _check_inference(self.batch, self.fusion_iou)
+        _check_fusion(self.fusion_iou)
+        if self.batch < 1:
+            raise LeukoError(f"--batch {self.batch}: give at least 1")
 
 
 @dataclass
@@ -198,8 +200,6 @@ class PredictOptions:
     """The result's folder in --save, the model's name if empty."""
     threshold: float = 0.5
     """Lowest score of a cell that is drawn, listed and counted."""
-    batch: int = 1
-    """Images a forward pass."""
     fusion_iou: float = 0.55
     """Boxes of different members that overlap this much are taken for the same cell."""
     device: str = "auto"
@@ -210,7 +210,7 @@ class PredictOptions:
         if not self.source:
             raise LeukoError("--source is missing: name an image, a folder or a pattern in quotes")
         _check_members(self.weights, self.ensemble)
-        _check_inference(self.batch, self.fusion_iou)
+        _check_fusion(self.fusion_iou)
         if not 0 <= self.threshold <= 1:
             raise LeukoError(f"--threshold {self.threshold}: give a score from 0 to 1")
 
@@ -220,9 +220,7 @@ def _check_members(weights: str, ensemble: list[str] | None) -> None:
         raise LeukoError("name one model with --weights, or several with --ensemble")
 
 
-def _check_inference(batch: int, fusion_iou: float) -> None:
-    if batch < 1:
-        raise LeukoError(f"--batch {batch}: give at least 1")
+def _check_fusion(fusion_iou: float) -> None:
     if not 0 < fusion_iou < 1:
         raise LeukoError(f"--fusion-iou {fusion_iou}: give a number between 0 and 1")
 

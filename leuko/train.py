@@ -101,20 +101,11 @@ def load_data(options: TrainOptions) -> tuple[Dataset, Dataset]:
     train_set = source.load(options.data, options.train_split)
     val_set = source.load(options.data, val_split, types=train_set.types)
     for name, dataset in ((options.train_split, train_set), (val_split, val_set)):
-        tell_flaws(name, dataset)
+        if told := table.flaws(name, dataset):
+            print(told)
     if not train_set.counts().sum():
         raise LeukoError(f"{options.data}: split {options.train_split} has no cell to learn from; label some")
     return train_set, val_set
-
-
-def tell_flaws(split: str, dataset: Dataset) -> None:
-    """Print how much of a split was mended or left out, and the first few."""
-    for name, number in dataset.ignored.items():
-        print(f"{split}: {number} cells of the class {name} left out, as the data YAML says")
-    if dataset.flaws:
-        print(f"{split}: {len(dataset.flaws)} flaws mended, such as:")
-        for flaw in dataset.flaws[:3]:
-            print(f"  {flaw}")
 
 
 def build(options: TrainOptions, types: list[str]) -> DetectionModel:
@@ -148,9 +139,7 @@ def build(options: TrainOptions, types: list[str]) -> DetectionModel:
 
 def describe(folder: Path, trainer: Trainer, train_set: Dataset, val_set: Dataset) -> None:
     """Write what a run is about to learn from: the flaws, the labels' statistics, the first batches as pictures."""
-    flaws = [str(flaw) for dataset in (train_set, val_set) for flaw in dataset.flaws]
-    if flaws:
-        run.write_text(folder / "flaws.txt", "\n".join(flaws) + "\n")
+    run.write_flaws(folder, train_set, val_set)
     plots.label_statistics(train_set, folder / "labels.png")
     batches = loading.training_batches(trainer.items, 0, min(trainer.options.batch, 16))
     for i, items in enumerate(islice(batches, 2)):

@@ -9,7 +9,8 @@ from .config import ValOptions, as_dict, parse
 from .config import run as run_command
 from .data import source
 from .data.sample import Dataset
-from .engine.ensemble import finished_runs, fuse_predictions, load_members, predict_members
+from .engine.ensemble import finished_runs, load_members, predict_members
+from .engine.fusion import fuse
 from .engine.inference import Member, Predictions, choose_device
 from .errors import LeukoError
 from .metrics import coco
@@ -36,7 +37,8 @@ def val(options: ValOptions) -> Path:
     options.check()
     device = choose_device(options.device)
     dataset = source.load(options.data, split_of(options))
-    tell_flaws(dataset)
+    if told := table.flaws(split_of(options), dataset):
+        print(told)
     if options.ensemble is None:
         sources: Sequence[str | Path] = [options.weights]
     else:
@@ -48,7 +50,8 @@ def val(options: ValOptions) -> Path:
     rows = [row(m, r, dataset) for m, r in zip(members, results, strict=True)]
     found = results[0].found
     if len(members) > 1:
-        found = fuse_predictions(results, [(s.width, s.height) for s in dataset.samples], options.fusion_iou)
+        sizes = [(s.width, s.height) for s in dataset.samples]
+        found = fuse([r.found for r in results], sizes, iou_threshold=options.fusion_iou)
         rows.sort(key=lambda r: r.evaluation.mAP)
         rows.append(fused_row(rows, results, coco.evaluate(dataset, found)))
     folder = run.new_run(options.save, options.name or ("ensemble" if len(members) > 1 else members[0].name))
@@ -64,14 +67,6 @@ def split_of(options: ValOptions) -> str:
     """The split to validate on; a data set without splits has one of its own name."""
     there = source.splits(options.data)
     return there[0] if options.split == ValOptions.split and len(there) == 1 else options.split
-
-
-def tell_flaws(dataset: Dataset) -> None:
-    """Print what was mended or left out of the data set."""
-    for name, number in dataset.ignored.items():
-        print(f"{number} cells of the class {name} left out, as the data YAML says")
-    for flaw in dataset.flaws:
-        print(f"mended: {flaw}")
 
 
 def row(member: Member, result: Predictions, dataset: Dataset) -> Row:
@@ -90,6 +85,7 @@ def write(folder: Path, options: ValOptions, dataset: Dataset, found: list[dict]
     last = rows[-1]
     run.write_yaml(folder / "args.yaml", as_dict(options))
     run.write_json(folder / "environment.json", run.environment())
+    run.write_flaws(folder, dataset)
     about = {"model": last.name, "data": options.data, "parameters": last.parameters, "fps": last.fps}
     if len(rows) > 1:
         about["members"] = {

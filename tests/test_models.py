@@ -386,3 +386,9 @@ def test_backbone_of_one_image_size_is_refused(name):
 def test_freezing_reaches_a_stage_without_parameters_of_its_own():
     frozen = [name for name, p in Backbone("vgg11_bn").body.named_parameters() if not p.requires_grad]
     assert frozen and frozen[0].startswith("features_0")
+
+
+def test_backbone_weights_without_names_are_refused(tmp_path):
+    torch.save(torch.ones(3), tmp_path / "x.pth")
+    with pytest.raises(LeukoError, match=r"x\.pth: holds no weights by name"):
+        create("fcos", 5, "resnet18", pretrained=tmp_path / "x.pth")

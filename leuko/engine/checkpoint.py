@@ -93,7 +93,8 @@ def transfer(weights: Weights, model: DetectionModel, types: list[str]) -> list[
     for key in ("name", "backbone", "norm", "unit_maps", "channels", "fc_channels"):
         if (stored := weights.recipe.get(key)) != model.recipe[key]:
             flag = {"name": "model"}.get(key, key).replace("_", "-")
-            raise LeukoError(f"{weights.path}: its {flag} is {stored}, not {model.recipe[key]}; give --{flag} {stored}")
+            remedy = f"--{flag} {stored}" if key != "unit_maps" else "--unit-maps" if stored else "--no-unit-maps"
+            raise LeukoError(f"{weights.path}: its {flag} is {stored}, not {model.recipe[key]}; give {remedy}")
     known = [t for t in types if t in weights.types]
     state, own = weights.build().state_dict(), model.state_dict()
     for name, module in model.named_modules():

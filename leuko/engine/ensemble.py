@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from ..config import TrainOptions, stored
 from ..data.sample import Dataset
 from ..errors import LeukoError
-from . import fusion
 from .checkpoint import load_weights
 from .inference import Member, Predictions, predict
 
@@ -60,10 +58,3 @@ def predict_members(
         result.found = member.relabel(result.found, dataset.types)
         results.append(result)
     return results
-
-
-def fuse_predictions(
-    results: Sequence[Predictions], sizes: Sequence[tuple[int, int]], iou_threshold: float
-) -> list[dict[str, np.ndarray]]:
-    """The members' predictions as one, by Weighted Boxes Fusion; sizes are (width, height) of the images."""
-    return fusion.fuse([r.found for r in results], sizes, iou_threshold=iou_threshold)

@@ -199,4 +199,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
     except Exception as e:  # torch and safetensors raise errors of many kinds on a broken or hostile file
         reason = str(e).splitlines()[0][:120]
         raise LeukoError(f"{path}: not a readable file of weights ({type(e).__name__}: {reason}); get it again") from e
-    return state.get("state_dict", state.get("model", state))
+    state = state.get("state_dict", state.get("model", state)) if isinstance(state, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise LeukoError(f"{path}: holds no weights by name; name a file of a timm network's weights")
+    return state

@@ -143,7 +143,9 @@ class TwoStage(DetectionModel):
         self.num_classes, self.options = num_classes, options
         self.nms_threshold = 0.5
 
-    def roi_losses(self, pyramid: list[Tensor], proposals: list[Tensor], sizes: list[Size], targets: list[Target]):
+    def roi_losses(
+        self, pyramid: list[Tensor], proposals: list[Tensor], sizes: list[Size], targets: list[Target]
+    ) -> dict[str, Tensor]:
         """Scalar losses of the second stage by name."""
         raise TypeError(f"{type(self).__name__} does not define roi_losses")
 
@@ -153,12 +155,10 @@ class TwoStage(DetectionModel):
 
     def losses(self, pyramid: list[Tensor], sizes: list[Size], targets: list[Target]) -> dict[str, Tensor]:
         levels = self.rpn.anchors(pyramid)
+        rpn_losses = self.rpn.losses(pyramid, levels, sizes, targets)
         with torch.no_grad():
             proposals = self.rpn.propose(*self.rpn(pyramid), levels, sizes)
-        return {
-            **self.rpn.losses(pyramid, levels, sizes, targets),
-            **self.roi_losses(pyramid, proposals, sizes, targets),
-        }
+        return rpn_losses | self.roi_losses(pyramid, proposals, sizes, targets)
 
     def detect(self, pyramid: list[Tensor], sizes: list[Size]) -> list[Detection]:
         proposals = self.rpn.propose(*self.rpn(pyramid), self.rpn.anchors(pyramid), sizes)

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 import yaml
 
+from leuko.data.sample import Dataset
 from leuko.errors import LeukoError
 from leuko.metrics.coco import Evaluation
 
@@ -136,6 +137,12 @@ def write_evaluation(folder: str | Path, evaluation: Evaluation, results: list[d
     write_json(folder / "metrics.json", {**measures, **more, "per_class": by_type})
     write_csv(folder / "per_class.csv", per_class)
     write_json(folder / "predictions.json", results, indent=None)
+
+
+def write_flaws(folder: str | Path, *datasets: Dataset) -> None:
+    """Write ``flaws.txt``, a line for each flaw that was mended in the data; no file where there is none."""
+    if lines := [str(flaw) for dataset in datasets for flaw in dataset.flaws]:
+        write_text(Path(folder) / "flaws.txt", "\n".join(lines) + "\n")
 
 
 def environment() -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isnan, nan
 
+from leuko.data.sample import Dataset
 from leuko.metrics.coco import Evaluation
 from leuko.metrics.differential import Share
 
@@ -55,6 +56,17 @@ def differential(shares: Sequence[Share], threshold: float) -> str:
         lines.append([s.type, f"{s.cells:,}", _number(s.percent, 1), interval])
     lines.append(["all", f"{sum(s.cells for s in shares):,}", "", ""])
     return aligned(lines, head=1) + f"\ncells with score >= {threshold:g}"
+
+
+def flaws(split: str, dataset: Dataset, at_most: int = 3) -> str:
+    """Return how much of a split was mended or left out, with the first few flaws; "" where nothing was."""
+    lines = [
+        f"{split}: {n} cells of the class {name} left out, as the data YAML says" for name, n in dataset.ignored.items()
+    ]
+    if dataset.flaws:
+        lines += [f"{split}: {len(dataset.flaws)} flaws mended, listed in flaws.txt, such as:"]
+        lines += [f"  {flaw}" for flaw in dataset.flaws[:at_most]]
+    return "\n".join(lines)
 
 
 def rate(value: float) -> str:
