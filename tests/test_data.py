@@ -207,6 +207,11 @@ def test_classes_are_matched_by_name(tmp_path, plain):
     assert without.types == ["NG", "BG", "L"] and without.category_ids == [1, 2, 4]
     assert without.ignored == {"M": 1, "EG": 1} and without.counts().sum() == 1
 
+    (tmp_path / "val.json").write_text((tmp_path / "test.json").read_text().replace('"M"', '"smudge"'))
+    (tmp_path / "data.yaml").write_text("test: test.json\nval: val.json\nignore: [M, smudge]\n")
+    assert load(tmp_path, "test").ignored == {"M": 1, "smudge": 0}  # which only the other split's file has
+    assert load(tmp_path, "val").types == load(tmp_path, "test").types == ["NG", "BG", "EG", "L"]
+
 
 # --------------------------------------------------------------------------------------------------------------- images
 

@@ -21,8 +21,8 @@ from torchvision.ops import roi_align as torchvision_roi_align
 
 from leuko.engine.inference import prepared
 from leuko.errors import LeukoError
-from leuko.models import DETECTORS, Backbone, ModelOptions, anchors, boxes, create, folding, winograd
-from leuko.models.assign import IGNORED, NEGATIVE, IoUAssigner, assign_points
+from leuko.models import DETECTORS, Backbone, ModelOptions, anchors, boxes, create, folding, fsaf, grid_rcnn, winograd
+from leuko.models.assign import IGNORED, NEGATIVE, IoUAssigner, assign_cores, assign_points
 from leuko.models.preprocess import Preprocess
 from leuko.models.roi_align import roi_align
 from leuko.models.rpn import RPN
@@ -120,6 +120,67 @@ def test_anchors_are_torchvisions_but_for_its_rounding():
     )
 
 
+@quick
+@given(some_boxes)
+def test_core_assigner_is_what_a_loop_finds(truth):
+    points = anchors.points(torch.zeros(1, 10, 11), 2, offset=0.0)
+    match, others = assign_cores(points, torch.full((len(points),), 2.0), tensor(truth), core=0.4, least=0.052)
+    for (x, y), found, besides in zip(points.tolist(), match.tolist(), others.tolist(), strict=True):
+        touched, within = set(), {}
+        for j, (x0, y0, x1, y1) in enumerate(truth):
+            middle, reach = ((x0 + x1) / 2, (y0 + y1) / 2), ((x1 - x0) * 0.2, (y1 - y0) * 0.2)
+            shared = [min(p + 1, m + r) - max(p - 1, m - r) for p, m, r in zip((x, y), middle, reach, strict=True)]
+            if min(shared) > 0 and shared[0] * shared[1] / 4 > 0.052:  # which no quotient here equals
+                touched.add(j)
+                if x0 < x < x1 and y0 < y < y1:
+                    within[j] = (x1 - x0) * (y1 - y0)
+        assert within.get(found) == min(within.values()) if within else found == NEGATIVE
+        assert {j for j, is_other in enumerate(besides) if is_other} == touched - {found}
+
+
+@quick
+@given(
+    st.lists(st.tuples(st.integers(0, 2), st.integers(0, 4), st.floats(0.1, 9)), min_size=1, max_size=20),
+)
+def test_best_level_is_the_one_of_least_mean_loss(positives):
+    cell, level, loss = (torch.tensor(column) for column in zip(*positives, strict=True))
+    best = fsaf.best_levels(loss, level, cell, 3).tolist()
+    for g in {c for c, _, _ in positives}:
+        means = {at: np.mean([v for c, a, v in positives if (c, a) == (g, at)]) for c, at, _ in positives if c == g}
+        assert means[best[g]] == pytest.approx(min(means.values()), rel=1e-5)
+
+
+@quick
+@given(st.lists(st.tuples(box, box), min_size=1, max_size=4))
+def test_heat_targets_are_what_a_loop_marks(pairs):
+    rois, truth = (tensor(list(each)) for each in zip(*pairs, strict=True))
+    wanted = torch.zeros(len(pairs), 9, 56, 56)
+    for r, ((x0, y0, x1, y1), (u0, v0, u1, v1)) in enumerate(pairs):
+        width, height = 2 * (x1 - x0), 2 * (y1 - y0)
+        left, top = x0 - width / 4, y0 - height / 4
+        for i in range(9) if min(width, height) > 3 else ():
+            cx = int((u0 + (i // 3) / 2 * (u1 - u0) - left) / width * 56)
+            cy = int((v0 + (i % 3) / 2 * (v1 - v0) - top) / height * 56)
+            for dx, dy in ((0, 0), (1, 0), (-1, 0), (0, 1), (0, -1)):
+                if 0 <= cx + dx < 56 and 0 <= cy + dy < 56:
+                    wanted[r, i, cy + dy, cx + dx] = 1
+    parts = [wanted[:, i, b : b + 28, a : a + 28] for i in range(9) for a, b in [(i // 3 * 14, i % 3 * 14)]]
+    assert torch.equal(grid_rcnn.heat_targets(rois, truth), torch.stack(parts, dim=1))
+
+
+@quick
+@given(st.lists(st.tuples(st.floats(-0.4, 0.4), st.floats(-0.4, 0.4), st.floats(0.6, 1.4)), min_size=1, max_size=4))
+def test_grid_finds_the_box_that_its_heat_maps_mark(moves):
+    """Heat maps as they are to be give the true box back, to a cell: a 28th of the RoI's side."""
+    roi = torch.tensor([100.0, 200.0, 212.0, 312.0])
+    rois = roi.repeat(len(moves), 1)
+    truth = torch.stack([boxes.scaled(roi, s) + 112 * 0.5 * torch.tensor([dx, dy, dx, dy]) for dx, dy, s in moves])
+    heat = grid_rcnn.heat_targets(rois, truth)
+    middle = torch.nn.functional.avg_pool2d(heat, 3, stride=1, padding=1)  # highest in the middle of the disc
+    found = grid_rcnn.boxes_of_grid(rois, 20 * heat * middle - 10)
+    assert (found - truth).abs().max() <= 1.01 * 112 / 28
+
+
 def test_points_lie_in_the_middle_of_their_cells():
     wanted = [[(x + 0.5) * 8, (y + 0.5) * 8] for y in range(3) for x in range(2)]
     assert anchors.points(torch.zeros(1, 1, 3, 2), 8).tolist() == wanted
@@ -213,7 +274,10 @@ def test_detector_keeps_the_contract(name, backbone):
         sum(losses.values()).backward()
         for key, parameter in model.named_parameters():
             if parameter.requires_grad:
-                assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), key
+                assert parameter.grad is not None or (key.startswith(("box_head.", "grid_head.")) and not any(cells)), (
+                    key
+                )
+                assert parameter.grad is None or torch.isfinite(parameter.grad).all(), key
                 assert not any(cells) or parameter.grad.abs().max() > 0 or key.startswith("fpn."), key
             else:
                 assert parameter.grad is None, key
@@ -330,18 +394,24 @@ def test_backbone_weights_come_from_a_file(tmp_path):
     assert all(torch.equal(own[key], given_state[key]) for key in own if "num_batches" not in key)
 
 
-@pytest.mark.parametrize(("channels", "out", "height", "width"), [(128, 160, 50, 61), (130, 128, 48, 48)])
-def test_winograd_is_the_direct_convolution(channels, out, height, width):
-    x, bias = torch.randn(2, channels, height, width), torch.randn(out)
+@pytest.mark.parametrize(
+    ("number", "channels", "out", "height", "width"),
+    [(2, 128, 160, 50, 61), (2, 130, 128, 48, 48), (99, 128, 128, 7, 7), (1, 8, 8, 3, 900)],
+)
+def test_winograd_is_the_direct_convolution(number, channels, out, height, width):
+    x, bias = torch.randn(number, channels, height, width), torch.randn(out)
     weight = torch.randn(out, channels, 3, 3) / math.sqrt(9 * channels)
     direct = torch.nn.functional.conv2d(x, weight, bias, padding=1)
     torch.testing.assert_close(winograd.conv3x3(x, weight, bias), direct, rtol=0, atol=2e-4)
 
 
-def test_prepared_model_finds_what_the_model_finds():
+@pytest.mark.parametrize("name", ["fcos", "faster_rcnn", "grid_rcnn", "double_head_rcnn"])
+def test_prepared_model_finds_what_the_model_finds(name):
     torch.manual_seed(0)
-    model = create("faster_rcnn", 5, "resnet18", image_size=224, channels=128).eval()
+    model = create(name, 5, "resnet18", image_size=224, channels=128, score_threshold=0.0).eval()
+    randomise_norm(model)
     fast = prepared(model, torch.device("cpu"))
+    assert not any(type(m) is nn.BatchNorm2d for m in fast.modules())
     assert any(isinstance(m, winograd.WinogradConv) for m in fast.modules())
     assert not any(isinstance(m, winograd.WinogradConv) for m in model.modules())
     with torch.inference_mode():
@@ -364,6 +434,35 @@ def test_roi_align_is_torchvisions():
     weight = torch.randn(wanted.shape, generator=generator)
     gradients = [torch.autograd.grad((pooled * weight).sum(), feature)[0] for pooled in (found, wanted)]
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_double_head_skips_only_what_cannot_be_found():
+    model = build("double_head_rcnn", score_threshold=None).eval()
+    randomise_norm(model)
+    nn.init.normal_(model.head.class_logits.weight, std=1.0)
+    pyramid = model.fpn(model.backbone(model.preprocess(images := batch()[0])[0]))
+    sizes = model.preprocess(images)[1]
+    proposals = model.rpn.propose(*model.rpn(pyramid), model.rpn.anchors(pyramid), sizes)
+    logits = model.head(pyramid, proposals)
+    model.head.class_logits.bias[-1] += 4 - (logits[:, -1] - logits[:, :-1].amax(1)).median()  # half are background
+    seen: list[int] = []
+    model.box_head.register_forward_pre_hook(lambda _, inputs: seen.append(sum(map(len, inputs[1]))))
+    found = model(images)
+    assert 0 < seen[0] < sum(map(len, proposals))
+    counts = [len(p) for p in proposals]
+    every = zip(
+        model.head(pyramid, proposals).softmax(1).split(counts),
+        proposals,
+        model.box_head(pyramid, proposals).split(counts),
+        sizes,
+        strict=True,
+    )
+    for (p, b, d, size), image, f in zip(every, images, found, strict=True):
+        whole = model.select(p, model.stage.coder.decode(b, d), size)
+        scale = model.preprocess.scale(image.shape[-2:], size, f["boxes"])
+        assert torch.equal(whole["labels"], f["labels"]) and torch.allclose(whole["scores"], f["scores"])
+        assert torch.allclose(boxes.clip(whole["boxes"] / scale, image.shape[-2:]), f["boxes"], atol=1e-3)
 
 
 def test_unit_maps_deviate_by_one_and_the_deviation_is_kept():

@@ -12,7 +12,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
 from leuko.data.assemble import assemble
@@ -86,6 +86,11 @@ def parse(file: Path, problems: Problems) -> Labels:
         if number is not None and ids[number] == 2:
             problems.add("annotation id", f"{file}: {cell.where}: the id is used twice; number the annotations anew")
     return labels
+
+
+def class_names(files: Iterable[Path]) -> set[str]:
+    """Return the names of all categories of the files."""
+    return {name for file in files for name in _categories(file, _load(file)["categories"]).values()}
 
 
 def _load(file: Path) -> dict:

@@ -70,10 +70,13 @@ def load(data: str | Path, split: str, types: Sequence[str] | None = None) -> Da
     elif source.format == "voc":
         names = names or dict(enumerate(voc.names_beside(parts[0])))
     labels = [_parse(source, part, names, problems) for part in parts]
-    found = []
+    found: set[str] = set()
+    every = (part for each in source.splits.values() for part in each)
     if source.format == "voc" and (source.ignore or not (names or types)):
         problems.stop()
-        found = voc.class_names(part for each in source.splits.values() for part in each)
+        found = voc.class_names(every)
+    elif source.format == "coco" and source.ignore:  # a class to leave out may stand in another split's file alone
+        found = coco.class_names(every)
     wanted = {"names": list(names.values()), "types": types, "ignore": source.ignore, "found": found}
     named = parts[0] if source.file.is_dir() and len(parts) == 1 else source.file
     return assemble(named, labels, problems, **wanted)

@@ -43,9 +43,10 @@ def to_unit(image: Tensor, device: torch.device) -> Tensor:
 
 def prepared(model: DetectionModel, device: torch.device) -> DetectionModel:
     """A copy of the model made for inference: BatchNorm folded into convolutions, channels last in memory, and on a CPU
-    large 3x3 convolutions by Winograd's way. Its outputs are the model's to rounding; it cannot be trained."""
+    3x3 convolutions of large maps by Winograd's way. Its outputs are the model's to rounding; it cannot be trained."""
     model = copy.deepcopy(model).eval()
-    folding.keep(model.backbone)
+    for network, shape in model.foldable():
+        folding.keep(network, shape)
     if device.type == "cpu":
         use_winograd(model)
     return model.to(device=device, memory_format=torch.channels_last)

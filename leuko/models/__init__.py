@@ -10,14 +10,20 @@ from ..errors import LeukoError, nearest
 from .backbone import Backbone, Norm
 from .base import DetectionModel, ModelOptions
 from .cascade_rcnn import CascadeRCNN
+from .double_head_rcnn import DoubleHeadRCNN
 from .faster_rcnn import FasterRCNN
 from .fcos import FCOS
+from .fsaf import FSAF
+from .grid_rcnn import GridRCNN
 from .preprocess import Preprocess
 
 DETECTORS = {
     "fcos": FCOS,
     "fcos_improved": partial(FCOS, improved=True),
+    "fsaf": FSAF,
     "faster_rcnn": FasterRCNN,
+    "grid_rcnn": GridRCNN,
+    "double_head_rcnn": DoubleHeadRCNN,
     "cascade_rcnn": CascadeRCNN,
 }
 

@@ -89,3 +89,28 @@ def assign_points(points: Tensor, ranges: Tensor, gt_boxes: Tensor, radius: Tens
     size = torch.where(allowed, box_ops.area(gt_boxes), torch.inf)  # [R, M]
     smallest, match = size.min(dim=1)
     return torch.where(smallest.isinf(), NEGATIVE, match)
+
+
+def assign_cores(
+    points: Tensor, side: Tensor, gt_boxes: Tensor, core: float = 0.2, least: float = 0.01
+) -> tuple[Tensor, Tensor]:
+    """Match square cells to the middles of boxes (FSAF, section 3.2).
+
+    A cell, ``side`` [R] pixels wide about its point [R, 2], touches a box if more than ``least`` of it lies in the
+    box's core: the box shrunk to ``core`` of its sides about its centre. It is positive for the smallest box that it
+    touches and whose inside its point lies in. Returns the match [R] int64, and which of the other boxes each cell
+    touches too [R, M]: their classes are neither right nor wrong there.
+    """
+    match = torch.full((len(points),), NEGATIVE, dtype=torch.int64, device=points.device)
+    if len(gt_boxes) == 0:
+        return match, match.new_zeros(len(points), 0, dtype=torch.bool)
+    half = side[:, None] * 0.5
+    cells = torch.cat([points - half, points + half], dim=1)
+    cores = box_ops.scaled(gt_boxes, core)
+    touches = box_ops.intersection(cells[:, None], cores) / box_ops.area(cells)[:, None] > least  # [R, M]
+    within = box_ops.box_to_distances(points[:, None], gt_boxes).min(dim=2).values > 0
+    size = torch.where(touches & within, box_ops.area(gt_boxes), torch.inf)
+    smallest, best = size.min(dim=1)
+    match = torch.where(smallest.isinf(), match, best)
+    others = touches & (match[:, None] != torch.arange(len(gt_boxes), device=points.device))
+    return match, others

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import LeukoError
 from . import boxes as box_ops
+from .folding import IMAGE
 from .preprocess import Preprocess, Size
 
 Target = dict[str, Tensor]
@@ -33,8 +34,8 @@ class ModelOptions:
     """Proposals an image that the RPN hands on; 0 is the detector's own number (1,000 or 2,000)."""
     rois: int = 512
     """RoIs an image on which an R-CNN head is trained."""
-    score_threshold: float = 0.05
-    """Detections below this score are dropped."""
+    score_threshold: float | None = None
+    """Detections of no higher score are dropped; None is the detector's own threshold (.05, Grid R-CNN .03)."""
     max_detections: int = 100
     """Detections an image, at most."""
 
@@ -49,9 +50,22 @@ class DetectionModel(nn.Module):
     A detector says what it is by two methods: :meth:`losses` and :meth:`detect`.
     """
 
+    options: ModelOptions
+    own_score_threshold = 0.05
+
     def __init__(self, *, preprocess: Preprocess, backbone: nn.Module, fpn: nn.Module):
         super().__init__()
         self.preprocess, self.backbone, self.fpn = preprocess, backbone, fpn
+
+    def foldable(self) -> list[tuple[nn.Module, tuple[int, int, int]]]:
+        """Parts whose BatchNorm can be folded into convolutions for inference, and the shape of what each takes."""
+        return [(self.backbone, IMAGE)]
+
+    @property
+    def score_threshold(self) -> float:
+        """Score above which a detection counts."""
+        chosen = self.options.score_threshold
+        return self.own_score_threshold if chosen is None else chosen
 
     def losses(self, pyramid: list[Tensor], sizes: list[Size], targets: list[Target]) -> dict[str, Tensor]:
         """Scalar losses by name; targets in pixels of the resized images."""

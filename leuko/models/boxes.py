@@ -19,12 +19,17 @@ def area(boxes: Tensor) -> Tensor:
     return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
 
 
-def _overlap(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Intersection and union of boxes that broadcast against each other."""
+def intersection(a: Tensor, b: Tensor) -> Tensor:
+    """Square pixels that boxes [..., 4] and [..., 4], which broadcast against each other, have in common: [...]."""
     corner0 = torch.maximum(a[..., :2], b[..., :2])
     corner1 = torch.minimum(a[..., 2:], b[..., 2:])
-    intersection = (corner1 - corner0).clamp(min=0).prod(-1)
-    return intersection, area(a) + area(b) - intersection
+    return (corner1 - corner0).clamp(min=0).prod(-1)
+
+
+def _overlap(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Intersection and union of boxes that broadcast against each other."""
+    common = intersection(a, b)
+    return common, area(a) + area(b) - common
 
 
 def iou(a: Tensor, b: Tensor) -> Tensor:
@@ -34,17 +39,17 @@ def iou(a: Tensor, b: Tensor) -> Tensor:
 
 def paired_iou(a: Tensor, b: Tensor) -> Tensor:
     """IoU of boxes that stand at the same place: [..., 4], [..., 4] -> [...] in 0..1."""
-    intersection, union = _overlap(a, b)
-    return intersection / union.clamp(min=EPS)
+    common, union = _overlap(a, b)
+    return common / union.clamp(min=EPS)
 
 
 def paired_giou(a: Tensor, b: Tensor) -> Tensor:
     """Generalised IoU (Rezatofighi et al. 2019): [..., 4], [..., 4] -> [...] in -1..1."""
-    intersection, union = _overlap(a, b)
+    common, union = _overlap(a, b)
     union = union.clamp(min=EPS)
     hull = (torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])).clamp(min=0).prod(-1)
     hull = hull.clamp(min=EPS)
-    return intersection / union - (hull - union) / hull
+    return common / union - (hull - union) / hull
 
 
 def clip(boxes: Tensor, size: tuple[int, int]) -> Tensor:
@@ -59,6 +64,12 @@ def clip(boxes: Tensor, size: tuple[int, int]) -> Tensor:
         ],
         dim=-1,
     )
+
+
+def scaled(boxes: Tensor, factor: float) -> Tensor:
+    """Boxes [..., 4] with ``factor`` times their sides, about the same centres."""
+    centre, half = (boxes[..., :2] + boxes[..., 2:]) * 0.5, (boxes[..., 2:] - boxes[..., :2]) * (0.5 * factor)
+    return torch.cat([centre - half, centre + half], dim=-1)
 
 
 def distances_to_box(points: Tensor, distances: Tensor) -> Tensor:

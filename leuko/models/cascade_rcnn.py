@@ -29,25 +29,21 @@ class CascadeRCNN(TwoStage):
             rpn_beta=1 / 9,
             proposals=2000,
         )
-        self.stages = nn.ModuleList(
-            RoIStage(
-                TwoFCHead(options.channels, options.fc_channels, num_classes, class_agnostic=True),
-                num_classes,
-                rois=options.rois,
-                iou=iou,
-                std=std,
-                beta=1.0,
-            )
-            for iou, std in zip(IOUS, STDS, strict=True)
+        self.heads = nn.ModuleList(
+            TwoFCHead(options.channels, options.fc_channels, num_classes, class_agnostic=True) for _ in IOUS
         )
+        self.stages = [
+            RoIStage(num_classes, rois=options.rois, iou=iou, std=std, beta=1.0)
+            for iou, std in zip(IOUS, STDS, strict=True)
+        ]
 
     def roi_losses(
         self, pyramid: list[Tensor], proposals: list[Tensor], sizes: list[Size], targets: list[Target]
     ) -> dict[str, Tensor]:
         result = {}
-        for i, (stage, weight) in enumerate(zip(self.stages, WEIGHTS, strict=True)):
+        for i, (head, stage, weight) in enumerate(zip(self.heads, self.stages, WEIGHTS, strict=True)):
             drawn = stage.sample(proposals, targets)
-            logits, deltas = stage.head(pyramid, [d.boxes for d in drawn])
+            logits, deltas = head(pyramid, [d.boxes for d in drawn])
             result |= {f"stage{i + 1}_{k}": weight * v for k, v in stage.losses(logits, deltas, drawn).items()}
             if i + 1 < len(self.stages):
                 proposals = self._refine(stage, drawn, deltas, sizes)
@@ -65,8 +61,8 @@ class CascadeRCNN(TwoStage):
     def roi_detect(self, pyramid: list[Tensor], proposals: list[Tensor], sizes: list[Size]) -> list[Detection]:
         counts = [len(p) for p in proposals]
         boxes, total = proposals, 0.0
-        for stage in self.stages:
-            logits, deltas = stage.head(pyramid, boxes)
+        for head, stage in zip(self.heads, self.stages, strict=True):
+            logits, deltas = head(pyramid, boxes)
             total = total + logits
             boxes = [
                 clip(stage.coder.decode(b, d[:, 0]), size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -13,45 +14,71 @@ MMDETECTION = (
     (r"rpn_head\.rpn_conv\.(.*)", r"rpn.conv.\1"),
     (r"rpn_head\.rpn_cls\.(.*)", r"rpn.objectness.\1"),
     (r"rpn_head\.rpn_reg\.(.*)", r"rpn.deltas.\1"),
-    (r"bbox_head\.conv_cls\.(.*)", r"head.class_logits.\1"),
-    (r"bbox_head\.conv_reg\.(.*)", r"head.distances.\1"),
+    (r"bbox_head\.(?:conv|retina)_cls\.(.*)", r"head.class_logits.\1"),
+    (r"bbox_head\.(?:conv|retina)_reg\.(.*)", r"head.distances.\1"),
     (r"bbox_head\.conv_centerness\.(.*)", r"head.centerness.\1"),
+    (r"bbox_head\.scales\.(\d+)\.scale", r"head.scales.\1"),
+    (r"roi_head\.bbox_head\.res_block\.(conv\d)\.conv\.(.*)", r"box_head.convs.0.\1.\2"),
+    (r"roi_head\.bbox_head\.res_block\.conv(\d)\.bn\.(.*)", r"box_head.convs.0.bn\1.\2"),
+    (r"roi_head\.bbox_head\.res_block\.conv_identity\.conv\.(.*)", r"box_head.convs.0.shortcut.\1"),
+    (r"roi_head\.bbox_head\.res_block\.conv_identity\.bn\.(.*)", r"box_head.convs.0.shortcut_bn.\1"),
+    (r"roi_head\.grid_head\.forder_trans\.(.*)", r"grid_head.first.messages.\1"),
+    (r"roi_head\.grid_head\.sorder_trans\.(.*)", r"grid_head.second.messages.\1"),
+    (r"roi_head\.grid_head\.norm1\.(.*)", r"grid_head.norm.\1"),
+    (r"roi_head\.grid_head\.(deconv\d\..*)", r"grid_head.\1"),
     (r"backbone\.(.*)", r"backbone.body.\1"),
 )
+ROI_LAYERS = {"fcs.0": "fc1", "fcs.1": "fc2", "fc_cls": "class_logits", "fc_reg": "deltas"}
 TOWERS = {"cls_convs": "class_tower", "reg_convs": "box_tower"}
-TOWER_PARTS = {"conv": 0, "gn": 1}  # places within the three layers of a tower's step
-ROI_PARTS = {"shared_fcs.0": "fc1", "shared_fcs.1": "fc2", "fc_cls": "class_logits", "fc_reg": "deltas"}
 
 
-def from_mmdetection(state: dict[str, Tensor], fpn_maps: int) -> dict[str, Tensor]:
-    """Rename MMDetection's weights of FCOS, Faster or Cascade R-CNN to leuko's.
-
-    ``fpn_maps`` is how many of the backbone's maps the FPN uses (3 for FCOS, 4 for the R-CNNs): MMDetection counts the
-    convolutions of added levels on from there. Raises KeyError on a name that is none of theirs.
-    """
+def from_mmdetection(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Rename MMDetection's weights of any of leuko's detectors. Raises KeyError on a name that is none of theirs."""
     renamed: dict[str, Tensor] = {}
     scales: dict[int, Tensor] = {}
-    for name, value in state.items():
-        if match := re.fullmatch(r"bbox_head\.scales\.(\d+)\.scale", name):
+    for theirs, ours in mmdetection_names(state).items():
+        value = state[theirs]
+        if theirs.startswith("bbox_head.retina_reg."):  # FSAF's distances stand as top, bottom, left, right
+            value = value[[2, 0, 3, 1]]
+        if match := re.fullmatch(r"head\.scales\.(\d+)", ours):
             scales[int(match[1])] = value
         else:
-            renamed[_mmdetection_name(name, fpn_maps)] = value
+            renamed[ours] = value
     if scales:
         renamed["head.scales"] = torch.stack([scales[i] for i in sorted(scales)])
     return renamed
 
 
-def _mmdetection_name(name: str, fpn_maps: int) -> str:
+def mmdetection_names(names: Iterable[str]) -> dict[str, str]:
+    """leuko's name of each of MMDetection's weights, given all names of a checkpoint; KeyError on a foreign one.
+
+    All are needed, since places depend on the rest: the convolutions of the FPN's added levels are counted on from
+    those of the backbone's maps, and a tower's steps have two layers or, with a norm, three.
+    """
+    names = list(names)
+    fpn_maps = sum(bool(re.fullmatch(r"neck\.lateral_convs\.\d+\.conv\.weight", n)) for n in names)
+    step = 3 if "bbox_head.cls_convs.0.gn.weight" in names else 2
+    box_head = "box_head" if any(n.startswith("roi_head.bbox_head.conv_branch.") for n in names) else "head"
+    return {name: _mmdetection_name(name, fpn_maps, step, box_head) for name in names}
+
+
+def _mmdetection_name(name: str, fpn_maps: int, step: int, box_head: str) -> str:
     if match := re.fullmatch(r"neck\.fpn_convs\.(\d+)\.conv\.(.*)", name):
         level = int(match[1])
         place = f"output.{level}" if level < fpn_maps else f"extra_convs.{level - fpn_maps}"
         return f"fpn.{place}.{match[2]}"
     if match := re.fullmatch(r"bbox_head\.(cls_convs|reg_convs)\.(\d+)\.(conv|gn)\.(.*)", name):
-        return f"head.{TOWERS[match[1]]}.{3 * int(match[2]) + TOWER_PARTS[match[3]]}.{match[4]}"
-    if match := re.fullmatch(r"roi_head\.bbox_head\.(?:(\d)\.)?(shared_fcs\.\d|fc_cls|fc_reg)\.(.*)", name):
-        stage = "stage" if match[1] is None else f"stages.{match[1]}"
-        return f"{stage}.head.{ROI_PARTS[match[2]]}.{match[3]}"
+        return f"head.{TOWERS[match[1]]}.{step * int(match[2]) + (match[3] == 'gn')}.{match[4]}"
+    if match := re.fullmatch(
+        r"roi_head\.bbox_head\.(?:(\d)\.)?(shared_fcs\.\d|fc_branch\.\d|fc_cls|fc_reg)\.(.*)", name
+    ):
+        head = f"heads.{match[1]}" if match[1] else box_head if match[2] == "fc_reg" else "head"
+        return f"{head}.{ROI_LAYERS[match[2].removeprefix('shared_').replace('fc_branch', 'fcs')]}.{match[3]}"
+    if match := re.fullmatch(r"roi_head\.bbox_head\.conv_branch\.(\d+)\.(.*)", name):
+        return f"box_head.convs.{1 + int(match[1])}.{match[2]}"
+    if match := re.fullmatch(r"roi_head\.grid_head\.convs\.(\d+)\.(conv|gn)\.(.*)", name):
+        return f"grid_head.convs.{3 * int(match[1]) + (match[2] == 'gn')}.{match[3]}"
     for pattern, replacement in MMDETECTION:
         if re.fullmatch(pattern, name):
             return re.sub(pattern, replacement, name)
-    raise KeyError(f"{name} is no weight of MMDetection's FCOS, Faster or Cascade R-CNN")
+    raise KeyError(f"{name} is no weight of MMDetection's FCOS, FSAF, Faster, Cascade, Double-Head or Grid R-CNN")

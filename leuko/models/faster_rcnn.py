@@ -22,18 +22,18 @@ class FasterRCNN(TwoStage):
             rpn_beta=0.0,
             proposals=1000,
         )
-        head = TwoFCHead(options.channels, options.fc_channels, num_classes, class_agnostic=False)
-        self.stage = RoIStage(head, num_classes, rois=options.rois)
+        self.head = TwoFCHead(options.channels, options.fc_channels, num_classes, class_agnostic=False)
+        self.stage = RoIStage(num_classes, rois=options.rois)
 
     def roi_losses(
         self, pyramid: list[Tensor], proposals: list[Tensor], sizes: list[Size], targets: list[Target]
     ) -> dict[str, Tensor]:
         drawn = self.stage.sample(proposals, targets)
-        logits, deltas = self.stage.head(pyramid, [d.boxes for d in drawn])
+        logits, deltas = self.head(pyramid, [d.boxes for d in drawn])
         return self.stage.losses(logits, deltas, drawn)
 
     def roi_detect(self, pyramid: list[Tensor], proposals: list[Tensor], sizes: list[Size]) -> list[Detection]:
-        logits, deltas = self.stage.head(pyramid, proposals)
+        logits, deltas = self.head(pyramid, proposals)
         counts = [len(p) for p in proposals]
         return [
             self.select(probabilities, self.stage.coder.decode(boxes, moved), size)

@@ -67,27 +67,30 @@ class FoldedNorm(nn.BatchNorm2d):
         return self.act(x)
 
 
-def fold(network: nn.Module) -> None:
-    """Fold, in place, each BatchNorm that directly follows a convolution."""
+IMAGE = (3, 128, 128)
+
+
+def fold(network: nn.Module, shape: tuple[int, int, int] = IMAGE) -> None:
+    """Fold, in place, each BatchNorm that directly follows a convolution; the network takes maps [N, *shape]."""
     places = {m: (parent, name) for parent in network.modules() for name, m in parent.named_children()}
-    for conv, norm in _pairs(network):
+    for conv, norm in _pairs(network, shape):
         folded = FoldedNorm(norm)
         for module, replacement in ((norm, folded), (conv, FoldedConv(conv, folded))):
             parent, name = places[module]
             setattr(parent, name, replacement)
 
 
-def keep(network: nn.Module) -> None:
+def keep(network: nn.Module, shape: tuple[int, int, int] = IMAGE) -> None:
     """Make all folded weights of the network permanent, for inference; what is not folded yet is folded first."""
-    fold(network)
+    fold(network, shape)
     for module in network.modules():
         if isinstance(module, FoldedConv):
             module.keep()
 
 
 @torch.no_grad()
-def _pairs(network: nn.Module) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
-    """Convolutions and the norms that take their output, as seen in a run on a small image."""
+def _pairs(network: nn.Module, shape: tuple[int, int, int]) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
+    """Convolutions and the norms that take their output, as seen in a run on a map of zeros."""
     outputs: dict[int, tuple[nn.Conv2d, Tensor]] = {}
     pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d]] = []
 
@@ -108,7 +111,7 @@ def _pairs(network: nn.Module) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
         return []
     was_training = network.training
     network.eval()
-    network(torch.zeros(1, 3, 128, 128, device=next(network.parameters()).device))
+    network(torch.zeros(1, *shape, device=next(network.parameters()).device))
     network.train(was_training)
     for hook in hooks:
         hook.remove()

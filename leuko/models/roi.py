@@ -22,14 +22,16 @@ from .roi_align import roi_align
 from .rpn import RPN
 
 ROI_STRIDES = (4, 8, 16, 32)
+SIDE = 7  # cells of a pooled RoI
 
 
-def pool(pyramid: list[Tensor], boxes: list[Tensor], side: int = 7) -> Tensor:
+def pool(pyramid: list[Tensor], boxes: list[Tensor], side: int, scale: float = 1.0) -> Tensor:
     """RoIAlign of boxes [R_i, 4] of each image, each box from the level that suits its size (FPN, eq. 1):
-    [R, C, side, side]."""
+    [R, C, side, side]. ``scale`` takes more of the map, or less, about the box's centre; the level stays."""
     image = torch.cat([torch.full((len(b),), i, device=b.device) for i, b in enumerate(boxes)])
     rois = torch.cat(boxes)
     level_of = (box_ops.area(rois).sqrt() / 56 + 1e-6).log2().floor().clamp(0, len(ROI_STRIDES) - 1)
+    rois = rois if scale == 1 else box_ops.scaled(rois, scale)
     parts, order = [pyramid[0].new_zeros(0, pyramid[0].shape[1], side, side)], []
     for level, stride in enumerate(ROI_STRIDES):
         here = torch.nonzero(level_of == level).flatten()
@@ -39,27 +41,47 @@ def pool(pyramid: list[Tensor], boxes: list[Tensor], side: int = 7) -> Tensor:
     return torch.cat(parts)[torch.cat(order).argsort()]
 
 
-class TwoFCHead(nn.Module):
-    """Two fully-connected layers, then class logits [R, K + 1] (background last) and deltas [R, 1 or K, 4]."""
+class ClassHead(nn.Module):
+    """Two fully-connected layers, then class logits [R, K + 1], background last."""
 
-    def __init__(self, channels: int, hidden: int, num_classes: int, class_agnostic: bool):
+    def __init__(self, channels: int, hidden: int, num_classes: int):
         super().__init__()
-        self.per_class = {"class_logits": 1} | ({} if class_agnostic else {"deltas": 4})  # rows a class
-        self.fc1 = nn.Linear(channels * 7 * 7, hidden)
+        self.per_class = {"class_logits": 1}  # rows a class in the layers that belong to classes
+        self.fc1 = nn.Linear(channels * SIDE * SIDE, hidden)
         self.fc2 = nn.Linear(hidden, hidden)
-        self.class_logits = nn.Linear(hidden, num_classes + 1)
-        self.deltas = nn.Linear(hidden, 4 if class_agnostic else 4 * num_classes)
+        self.class_logits = output_layer(hidden, num_classes + 1, std=0.01)
         for fc in (self.fc1, self.fc2):
             nn.init.xavier_uniform_(fc.weight)
             nn.init.zeros_(fc.bias)
-        for fc, std in ((self.class_logits, 0.01), (self.deltas, 0.001)):
-            nn.init.normal_(fc.weight, std=std)
-            nn.init.zeros_(fc.bias)
+
+    def features(self, pyramid: list[Tensor], boxes: list[Tensor]) -> Tensor:
+        """What the two layers make of each box: [R, hidden]."""
+        return F.relu(self.fc2(F.relu(self.fc1(pool(pyramid, boxes, SIDE).flatten(1)))))
+
+    def forward(self, pyramid: list[Tensor], boxes: list[Tensor]) -> Tensor:
+        return self.class_logits(self.features(pyramid, boxes)).float()
+
+
+class TwoFCHead(ClassHead):
+    """Class logits [R, K + 1] and, from the same two layers, deltas [R, 1 or K, 4]."""
+
+    def __init__(self, channels: int, hidden: int, num_classes: int, class_agnostic: bool):
+        super().__init__(channels, hidden, num_classes)
+        if not class_agnostic:
+            self.per_class["deltas"] = 4
+        self.deltas = output_layer(hidden, 4 if class_agnostic else 4 * num_classes, std=0.001)
 
     def forward(self, pyramid: list[Tensor], boxes: list[Tensor]) -> tuple[Tensor, Tensor]:
-        hidden = F.relu(self.fc1(pool(pyramid, boxes).flatten(1)))
-        hidden = F.relu(self.fc2(hidden))
+        hidden = self.features(pyramid, boxes)
         return self.class_logits(hidden).float(), self.deltas(hidden).float().unflatten(1, (-1, 4))
+
+
+def output_layer(hidden: int, rows: int, std: float) -> nn.Linear:
+    """A last layer that begins near zero."""
+    layer = nn.Linear(hidden, rows)
+    nn.init.normal_(layer.weight, std=std)
+    nn.init.zeros_(layer.bias)
+    return layer
 
 
 @dataclass
@@ -71,23 +93,31 @@ class Sampled:
     truth: Tensor  # [P, 4] ground truth of the positives
     is_truth: Tensor  # [R] the RoI is a ground-truth box that was added to the proposals
 
+    @property
+    def positives(self) -> Tensor:
+        """Boxes [P, 4] of the positives."""
+        return self.boxes[: len(self.truth)]
 
-class RoIStage(nn.Module):
-    """A head with what it takes to train and read it: IoU assigner, sampler, box coder and box loss."""
+
+class RoIStage:
+    """What a head learns from and how it is read: IoU assigner, sampler, box coder and losses.
+
+    ``rois`` are drawn an image, a quarter of them positive if there are as many; ``beta`` is the knee of the smooth L1
+    box loss (0: L1).
+    """
 
     def __init__(
         self,
-        head: nn.Module,
         num_classes: int,
         *,
         rois: int,
         iou: float = 0.5,
+        low_quality: bool = False,
         std: tuple[float, float, float, float] = (0.1, 0.1, 0.2, 0.2),
         beta: float = 0.0,
     ):
-        super().__init__()
-        self.head, self.num_classes, self.rois, self.beta = head, num_classes, rois, beta
-        self.assigner = IoUAssigner(positive=iou, negative=iou, floor=iou)
+        self.num_classes, self.rois, self.beta = num_classes, rois, beta
+        self.assigner = IoUAssigner(positive=iou, negative=iou, floor=iou, low_quality=low_quality)
         self.coder = box_ops.DeltaCoder(std)
         self.positive_fraction = 0.25
 
@@ -107,22 +137,29 @@ class RoIStage(nn.Module):
             drawn.append(Sampled(candidates[chosen], labels, target["boxes"][match[positive]], is_truth[chosen]))
         return drawn
 
-    def losses(self, logits: Tensor, deltas: Tensor, drawn: list[Sampled]) -> dict[str, Tensor]:
-        """Softmax loss over all RoIs and box loss of the positives, both divided by the number of RoIs."""
+    def class_loss(self, logits: Tensor, drawn: list[Sampled]) -> Tensor:
+        """Softmax loss over all RoIs, divided by their number; logits [R, K + 1]."""
         labels = torch.cat([d.labels for d in drawn])
-        total = max(len(labels), 1)
-        positive = torch.nonzero(labels < self.num_classes).flatten()
-        anchor, truth = torch.cat([d.boxes for d in drawn])[positive], torch.cat([d.truth for d in drawn])
-        column = labels[positive] if deltas.shape[1] > 1 else torch.zeros_like(positive)
-        wanted = self.coder.encode(anchor, truth)
-        return {
-            "class": F.cross_entropy(logits, labels, reduction="sum") / total,
-            "box": losses.smooth_l1(deltas[positive, column], wanted, self.beta) / total,
-        }
+        return F.cross_entropy(logits, labels, reduction="sum") / max(len(labels), 1)
+
+    def box_loss(self, deltas: Tensor, drawn: list[Sampled]) -> Tensor:
+        """Box loss of the positives, divided by the number of all RoIs; deltas [P, 1 or K, 4] of the positives."""
+        labels = torch.cat([d.labels[: len(d.truth)] for d in drawn])
+        wanted = self.coder.encode(torch.cat([d.positives for d in drawn]), torch.cat([d.truth for d in drawn]))
+        column = labels if deltas.shape[1] > 1 else torch.zeros_like(labels)
+        moved = deltas[torch.arange(len(labels), device=labels.device), column]
+        return losses.smooth_l1(moved, wanted, self.beta).sum() / max(sum(len(d.boxes) for d in drawn), 1)
+
+    def losses(self, logits: Tensor, deltas: Tensor, drawn: list[Sampled]) -> dict[str, Tensor]:
+        """Both losses of a head that gives logits and deltas of all RoIs."""
+        positive = torch.cat([d.labels for d in drawn]) < self.num_classes
+        return {"class": self.class_loss(logits, drawn), "box": self.box_loss(deltas[positive], drawn)}
 
 
 class TwoStage(DetectionModel):
     """What the R-CNN family shares: an RPN on P2 to P6, then RoI stages; and how its detections are selected."""
+
+    nms_threshold = 0.5
 
     def __init__(
         self,
@@ -141,7 +178,6 @@ class TwoStage(DetectionModel):
         if options.proposals:
             self.rpn.candidates = (2 * options.proposals, 2 * options.proposals)
         self.num_classes, self.options = num_classes, options
-        self.nms_threshold = 0.5
 
     def roi_losses(
         self, pyramid: list[Tensor], proposals: list[Tensor], sizes: list[Size], targets: list[Target]
@@ -166,7 +202,7 @@ class TwoStage(DetectionModel):
 
     def select(self, probabilities: Tensor, boxes: Tensor, size: Size) -> Detection:
         """Threshold and class-wise NMS for one image: probabilities [R, K + 1], boxes [R, 1 or K, 4]."""
-        roi, label = torch.nonzero(probabilities[:, :-1] > self.options.score_threshold, as_tuple=True)
+        roi, label = torch.nonzero(probabilities[:, :-1] > self.score_threshold, as_tuple=True)
         column = label if boxes.shape[1] > 1 else torch.zeros_like(label)
         boxes, scores, labels = box_ops.suppress(
             box_ops.clip(boxes[roi, column], size),

@@ -95,7 +95,7 @@ class RPN(nn.Module):
         logits, deltas = self.at(pyramid, torch.cat(image), torch.cat(index))
         return {
             "rpn_objectness": F.binary_cross_entropy_with_logits(logits, truth.float(), reduction="sum") / sampled,
-            "rpn_box": losses.smooth_l1(deltas[truth], torch.cat(wanted), self.beta) / sampled,
+            "rpn_box": losses.smooth_l1(deltas[truth], torch.cat(wanted), self.beta).sum() / sampled,
         }
 
     def at(self, pyramid: list[Tensor], image: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:

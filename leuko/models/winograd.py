@@ -1,4 +1,5 @@
-"""3x3 convolutions of large maps by Winograd's F(4x4, 3x3) (Lavin and Gray 2016), for inference on a CPU.
+"""3x3 convolutions of large maps, or many small ones, by Winograd's F(4x4, 3x3) (Lavin and Gray 2016), for inference
+on a CPU.
 
 A 4x4 patch of the output takes 36 multiplications a channel pair instead of 144: the 6x6 patch of the input and the
 kernel are transformed, multiplied, and the product transformed back. All three steps are matrix products. The result
@@ -11,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-LARGE = 48 * 48  # cells of a map from which on it is faster
+LARGE = 48 * 48  # cells of all maps from which on it is faster
 WIDE = 128  # channels, likewise
 PATCHES = 192  # patches worked on at once, so that they stay in the processor's cache
 
@@ -38,15 +39,17 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     kernel = (KERNEL @ weight.permute(2, 3, 1, 0).reshape(9, -1)).view(36, channels, out)
     padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 4 * across + 1 - width, 1, 4 * down + 1 - height))
     result = x.new_empty(number, 4 * down, 4 * across, out)
-    strip = max(1, PATCHES // across)
-    for image, target in zip(padded, result, strict=True):
+    strip = min(down, max(1, PATCHES // across))  # rows of patches
+    group = max(1, PATCHES // (strip * across))  # images
+    for first in range(0, number, group):
+        images, targets = padded[first : first + group], result[first : first + group]
         for top in range(0, down, strip):
             rows = min(strip, down - top)
-            patches = image[4 * top : 4 * (top + rows) + 2].unfold(0, 6, 4).unfold(1, 6, 4)  # [rows, across, C, 6, 6]
-            patches = INPUT @ patches.permute(3, 4, 0, 1, 2).reshape(36, -1)
+            patches = images[:, 4 * top : 4 * (top + rows) + 2].unfold(1, 6, 4).unfold(2, 6, 4)
+            patches = INPUT @ patches.permute(4, 5, 0, 1, 2, 3).reshape(36, -1)  # [36, images * rows * across * C]
             product = torch.bmm(patches.view(36, -1, channels), kernel).view(36, -1)
-            back = (OUTPUT @ product).view(4, 4, rows, across, out).permute(2, 0, 3, 1, 4)  # [rows, 4, across, 4, K]
-            target[4 * top : 4 * (top + rows)] = back.reshape(4 * rows, 4 * across, out)
+            back = (OUTPUT @ product).view(4, 4, -1, rows, across, out).permute(2, 3, 0, 4, 1, 5)
+            targets[:, 4 * top : 4 * (top + rows)] = back.reshape(-1, 4 * rows, 4 * across, out)
     result = result[:, :height, :width]
     if bias is not None:
         result += bias
@@ -61,7 +64,7 @@ class WinogradConv(nn.Module):
         self.weight, self.bias = conv.weight, conv.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.shape[-2] * x.shape[-1] >= LARGE and x.dtype == torch.float32:
+        if len(x) * x.shape[-2] * x.shape[-1] >= LARGE and x.dtype == torch.float32:
             return conv3x3(x, self.weight, self.bias)
         return F.conv2d(x, self.weight, self.bias, padding=1)
 
