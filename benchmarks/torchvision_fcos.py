@@ -125,7 +125,7 @@ def main() -> None:
         if (epoch + 1) % 4 == 0 and epoch + 1 < options.epochs:
             evaluation, _ = evaluate(model, test_set, OWN_THRESHOLD)
             rows[-1] |= {"mAP": evaluation.mAP, "mAP50": evaluation.mAP50, "mAR": evaluation.mAR}
-            print(table.table2([table.Row("torchvision FCOS", evaluation)], test_set.types), flush=True)
+            print(table.per_class(evaluation), flush=True)
 
     safetensors.torch.save_file(
         {key: value.contiguous() for key, value in model.state_dict().items()}, options.out / "last.safetensors"
@@ -137,7 +137,7 @@ def main() -> None:
         table.Row(f"torchvision FCOS, scores >= {threshold}", measured, parameters, predictions.fps)
         for threshold, measured in ((OWN_THRESHOLD, evaluation), (LOW_THRESHOLD, low))
     ]
-    print(table.table2(shown, test_set.types), flush=True)
+    print(table.aligned(table.table2(shown, test_set.types), head=2), flush=True)
     results = coco.to_coco_results(test_set, predictions.found)
     run.write_evaluation(
         options.out, evaluation, results, parameters=parameters, epochs=rows, seed=options.seed, low_threshold=low

@@ -167,6 +167,16 @@ class ValOptions:
     """Images a forward pass."""
     fusion_iou: float = 0.55
     """Boxes of different members that overlap this much are taken for the same cell."""
+    fusion_score: float = 0.0
+    """Detections of a member below this score have no vote."""
+    fusion_weights: Literal["equal", "map"] = "equal"
+    """Weight of a member's vote: the same for all, or its validation mAP."""
+    members: str = "all"
+    """Which members are fused: all, or those of the highest validation mAP (best:3, say)."""
+    tune: bool = False
+    """Choose the three fusion options by mAP on --tune-split; the split that is reported stays unseen."""
+    tune_split: str = "val"
+    """Split for --tune."""
     device: str = "auto"
     """cpu, cuda, cuda:1 ...; auto takes a GPU if there is one."""
     workers: int = -1
@@ -177,9 +187,20 @@ class ValOptions:
         if not self.data:
             raise LeukoError("--data is missing: name a data folder, a COCO file or a data YAML")
         _check_members(self.weights, self.ensemble)
-        _check_fusion(self.fusion_iou)
+        _check_fusion(self.fusion_iou, self.fusion_score)
         if self.batch < 1:
             raise LeukoError(f"--batch {self.batch}: give at least 1")
+        if self.members != "all" and not self.best:
+            raise LeukoError(f"--members {self.members}: give all, or best:N with N of at least 2")
+        for flag, given in (("members", self.members != "all"), ("tune", self.tune)):
+            if given and self.ensemble is None:
+                raise LeukoError(f"--{flag} is about an ensemble; name one with --ensemble")
+
+    @property
+    def best(self) -> int:
+        """N of ``members="best:N"``; 0 where it is none."""
+        word, _, number = self.members.partition(":")
+        return int(number) if word == "best" and number.isdecimal() and int(number) > 1 else 0
 
 
 @dataclass
@@ -202,6 +223,10 @@ class PredictOptions:
     """Lowest score of a cell that is drawn, listed and counted."""
     fusion_iou: float = 0.55
     """Boxes of different members that overlap this much are taken for the same cell."""
+    fusion_score: float = 0.0
+    """Detections of a member below this score have no vote."""
+    fusion_weights: Literal["equal", "map"] = "equal"
+    """Weight of a member's vote: the same for all, or its validation mAP."""
     device: str = "auto"
     """cpu, cuda, cuda:1 ...; auto takes a GPU if there is one."""
 
@@ -210,7 +235,7 @@ class PredictOptions:
         if not self.source:
             raise LeukoError("--source is missing: name an image, a folder or a pattern in quotes")
         _check_members(self.weights, self.ensemble)
-        _check_fusion(self.fusion_iou)
+        _check_fusion(self.fusion_iou, self.fusion_score)
         if not 0 <= self.threshold <= 1:
             raise LeukoError(f"--threshold {self.threshold}: give a score from 0 to 1")
 
@@ -220,9 +245,11 @@ def _check_members(weights: str, ensemble: list[str] | None) -> None:
         raise LeukoError("name one model with --weights, or several with --ensemble")
 
 
-def _check_fusion(fusion_iou: float) -> None:
-    if not 0 < fusion_iou < 1:
-        raise LeukoError(f"--fusion-iou {fusion_iou}: give a number between 0 and 1")
+def _check_fusion(iou: float, score: float) -> None:
+    if not 0 < iou < 1:
+        raise LeukoError(f"--fusion-iou {iou}: give a number between 0 and 1")
+    if not 0 <= score < 1:
+        raise LeukoError(f"--fusion-score {score}: give a score from 0 to below 1")
 
 
 def parse(cls: type[T], argv: Sequence[str] | None, prog: str, examples: str) -> tuple[T, set[str]]:

@@ -16,8 +16,7 @@ from tqdm import tqdm
 from .config import PredictOptions, as_dict, parse
 from .config import run as run_command
 from .data.images import is_image, list_images, read_image
-from .engine.ensemble import finished_runs, load_members
-from .engine.fusion import fuse
+from .engine.ensemble import Fusion, finished_runs, load_members
 from .engine.inference import Member, choose_device, detect
 from .errors import LeukoError
 from .metrics import differential
@@ -45,6 +44,7 @@ def predict(options: PredictOptions) -> Path:
     types = members[0].weights.types
     for member in members:
         member.labels_in(types)
+    fusion = Fusion(options.fusion_iou, options.fusion_score, options.fusion_weights)
     name = "ensemble" if len(members) > 1 else members[0].name
     folder = run.new_run(options.save, options.name or name, "images")
     run.write_yaml(folder / "args.yaml", as_dict(options))
@@ -55,7 +55,7 @@ def predict(options: PredictOptions) -> Path:
         except LeukoError as e:
             unreadable.append(str(e))
             continue
-        found = above(find_cells(members, image, types, device, options.fusion_iou), options.threshold)
+        found = above(find_cells(members, image, types, device, fusion), options.threshold)
         kept[path] = found
         cells += listed(path, found, types)
         drawn = plots.draw_cells(image, found["boxes"], found["labels"], types, found["scores"])
@@ -98,14 +98,14 @@ def named_pictures(paths: Sequence[Path]) -> list[tuple[Path, str]]:
 
 
 def find_cells(
-    members: Sequence[Member], image: np.ndarray, types: Sequence[str], device: torch.device, fusion_iou: float
+    members: Sequence[Member], image: np.ndarray, types: Sequence[str], device: torch.device, fusion: Fusion
 ) -> dict[str, np.ndarray]:
     """Detections of one image [H, W, 3] uint8 RGB, fused if there are several members."""
     pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
     found = [member.relabel(detect(member.model, [pixels], device), types) for member in members]
     if len(members) == 1:
         return found[0][0]
-    return fuse(found, [(image.shape[1], image.shape[0])], iou_threshold=fusion_iou)[0]
+    return fusion(members, found, [(image.shape[1], image.shape[0])])[0]
 
 
 def above(found: dict[str, np.ndarray], threshold: float) -> dict[str, np.ndarray]:

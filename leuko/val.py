@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+
+import torch
 
 from .config import ValOptions, as_dict, parse
 from .config import run as run_command
 from .data import source
 from .data.sample import Dataset
-from .engine.ensemble import finished_runs, load_members, predict_members
-from .engine.fusion import fuse
+from .engine.ensemble import Fusion, best_members, finished_runs, load_members, predict_members, tune
 from .engine.inference import Member, Predictions, choose_device
 from .errors import LeukoError
 from .metrics import coco
@@ -26,6 +28,8 @@ leuko val --weights fcos.safetensors --data datasets/smears --split val
 leuko val --ensemble runs/train/fcos runs/train/faster_rcnn runs/train/cascade_rcnn --data datasets/smears
 # all finished runs of runs/train that fit the data
 leuko val --ensemble --data datasets/smears
+# fuse only the three best, by options of the fusion that do best on the val split
+leuko val --ensemble --members best:3 --tune --data datasets/smears
 """
 
 
@@ -46,21 +50,38 @@ def val(options: ValOptions) -> Path:
     if options.ensemble is not None and len(sources) < 2:
         raise LeukoError("--ensemble: name at least two models, or one with --weights")
     members = load_members(sources, device)
+    fused = best_members(members, options.best) if options.best else list(range(len(members)))
+    fusion, tried = Fusion(options.fusion_iou, options.fusion_score, options.fusion_weights), []
+    if options.tune:
+        fusion, tried = tuned([members[i] for i in fused], options, device)
     results = predict_members(members, dataset, device, batch=options.batch, workers=options.workers)
     rows = [row(m, r, dataset) for m, r in zip(members, results, strict=True)]
     found = results[0].found
     if len(members) > 1:
         sizes = [(s.width, s.height) for s in dataset.samples]
-        found = fuse([r.found for r in results], sizes, iou_threshold=options.fusion_iou)
-        rows.sort(key=lambda r: r.evaluation.mAP)
-        rows.append(fused_row(rows, results, coco.evaluate(dataset, found)))
+        found = fusion([members[i] for i in fused], [results[i].found for i in fused], sizes)
+        name = "ensemble" if len(fused) == len(members) else f"ensemble of the best {len(fused)}"
+        last = fused_row(name, [rows[i] for i in fused], coco.evaluate(dataset, found))
+        rows = [*sorted(rows, key=lambda r: r.evaluation.mAP), last]
     folder = run.new_run(options.save, options.name or ("ensemble" if len(members) > 1 else members[0].name))
-    write(folder, options, dataset, found, rows)
+    write(folder, options, dataset, found, rows, fusion)
+    if tried:
+        run.write_csv(folder / "tuning.csv", tried)
+        print(f"tuned on {options.tune_split}: {fusion}; all that was tried is in tuning.csv")
     print(f"{options.data}, {split_of(options)}: {len(dataset)} images; types over their number of cells\n")
-    print(table.table2(rows, dataset.types))
+    print(table.aligned(table.table2(rows, dataset.types), head=2))
     print(f"\n{table.per_class(rows[-1].evaluation)}" if len(rows) == 1 else "")
     print(f"results: {folder}")
     return folder
+
+
+def tuned(members: Sequence[Member], options: ValOptions, device: torch.device) -> tuple[Fusion, list[dict]]:
+    """The fusion that does best on the split to tune on, and all that were tried."""
+    if options.tune_split == split_of(options):
+        raise LeukoError(f"--tune-split {options.tune_split}: is the split that is reported; tune on another one")
+    dataset = source.load(options.data, options.tune_split)
+    results = predict_members(members, dataset, device, batch=options.batch, workers=options.workers)
+    return tune(members, [r.found for r in results], dataset)
 
 
 def split_of(options: ValOptions) -> str:
@@ -74,13 +95,15 @@ def row(member: Member, result: Predictions, dataset: Dataset) -> Row:
     return Row(member.name, coco.evaluate(dataset, result.found), member.parameters, result.fps)
 
 
-def fused_row(rows: Sequence[Row], results: Sequence[Predictions], evaluation: coco.Evaluation) -> Row:
-    """The fusion's line: all members' parameters, and the speed of one member after the other."""
+def fused_row(name: str, rows: Sequence[Row], evaluation: coco.Evaluation) -> Row:
+    """The fusion's line: all its members' parameters, and the speed of one member after the other."""
     seconds = sum(1 / r.fps for r in rows)
-    return Row("ensemble", evaluation, sum(r.parameters for r in rows), 1 / seconds)
+    return Row(name, evaluation, sum(r.parameters for r in rows), 1 / seconds)
 
 
-def write(folder: Path, options: ValOptions, dataset: Dataset, found: list[dict], rows: Sequence[Row]) -> None:
+def write(
+    folder: Path, options: ValOptions, dataset: Dataset, found: list[dict], rows: Sequence[Row], fusion: Fusion
+) -> None:
     """The files of a validation: of the fusion if there are several models, with each model's line beside it."""
     last = rows[-1]
     run.write_yaml(folder / "args.yaml", as_dict(options))
@@ -88,13 +111,17 @@ def write(folder: Path, options: ValOptions, dataset: Dataset, found: list[dict]
     run.write_flaws(folder, dataset)
     about = {"model": last.name, "data": options.data, "parameters": last.parameters, "fps": last.fps}
     if len(rows) > 1:
-        about["members"] = {
-            r.name: {m: getattr(r.evaluation, m) for m in ("mAP", "mAP50", "mAP75", "mAR")}
-            | {"AP": {t.type: t.AP for t in r.evaluation.per_class}, "parameters": r.parameters, "fps": r.fps}
-            for r in rows[:-1]
-        }
+        about |= {"fusion": asdict(fusion), "members": [table.record(r) for r in rows[:-1]]}
     run.write_evaluation(folder, last.evaluation, coco.to_coco_results(dataset, found), **about)
-    run.write_text(folder / "table.txt", table.table2(rows, dataset.types) + "\n")
+    lines = table.table2(rows, dataset.types)
+    run.write_text(folder / "table.txt", table.aligned(lines, head=2) + "\n")
+    run.write_text(folder / "table.md", table.markdown(lines) + "\n")
+    records = [table.record(r) for r in rows]
+    run.write_csv(folder / "table.csv", records)
+    cells = dict(zip(dataset.types, dataset.counts().tolist(), strict=True))
+    run.write_json(
+        folder / "table.json", {"data": options.data, "split": split_of(options), "cells": cells, "rows": records}
+    )
     plots.write_image(folder / "predictions.jpg", pictures.truth_and_found(dataset, found))
 
 

@@ -75,8 +75,15 @@ def test_val_fuses_members_by_name(project, data, tmp_path, leuko):
     assert {line.split()[0] for line in lines[3:]} == {"faster", "fcos", "third", "ensemble"}
     assert lines[-1].startswith("ensemble") and lines[0].split()[1:10] == ["mAP", "mAP50", "mAP75", "mAR", *TYPES]
     metrics = json.loads((tmp_path / "ensemble/metrics.json").read_text())
-    assert set(metrics["members"]) == {"faster", "fcos", "third"} and metrics["model"] == "ensemble"
-    assert metrics["parameters"] == sum(m["parameters"] for m in metrics["members"].values())
+    members = metrics["members"]
+    assert {m["model"] for m in members} == {"faster", "fcos", "third"} and metrics["model"] == "ensemble"
+    assert metrics["parameters"] == sum(m["parameters"] for m in members)
+    assert [m["mAP"] for m in members] == sorted(m["mAP"] for m in members)
+    written = json.loads((tmp_path / "ensemble/table.json").read_text())
+    assert written["rows"][:-1] == members and written["rows"][-1]["mAP"] == metrics["mAP"]
+    assert written["split"] == "test" and sum(written["cells"].values()) == metrics["cells"]
+    assert [r["model"] for r in table(tmp_path / "ensemble/table.csv")] == [r["model"] for r in written["rows"]]
+    assert (tmp_path / "ensemble/table.md").read_text().startswith("| model | mAP |")
     found = json.loads((tmp_path / "ensemble/predictions.json").read_text())
     assert found and max(f["score"] for f in found) <= 1
     assert (tmp_path / "ensemble/per_class.csv").exists()
@@ -94,7 +101,34 @@ def test_val_fuses_members_by_name(project, data, tmp_path, leuko):
         shutil.rmtree(unfinished)
         shutil.rmtree(strangers.parent)
     assert unnamed.code == 0, unnamed.err
-    assert set(json.loads((tmp_path / "ensemble-2/metrics.json").read_text())["members"]) == {"faster", "fcos"}
+    members = json.loads((tmp_path / "ensemble-2/metrics.json").read_text())["members"]
+    assert {m["model"] for m in members} == {"faster", "fcos"}
+
+
+def test_val_tunes_the_fusion_on_another_split(project, data, tmp_path, leuko):
+    worse = shutil.copytree(project / "fcos", tmp_path / "worse")
+    for name in ("best", "last"):
+        weights = checkpoint.load_weights(worse / f"weights/{name}.safetensors")
+        about = weights.about | {"val": {"mAP": -1.0}}
+        checkpoint.save_weights(weights.path, weights.build(), weights.state, weights.types, **about)
+    words = ["val", "--data", data, "--save", tmp_path, "--workers", "0", "--ensemble", worse, project / "faster"]
+    words += [project / "fcos", "--members", "best:2", "--tune"]
+    found = leuko(*words)
+    assert found.code == 0, found.err
+    metrics = json.loads((tmp_path / "ensemble/metrics.json").read_text())
+    assert metrics["model"] == "ensemble of the best 2" and len(metrics["members"]) == 3
+    assert metrics["parameters"] == sum(m["parameters"] for m in metrics["members"] if m["model"] != "worse")
+    tried = table(tmp_path / "ensemble/tuning.csv")
+    best = max(tried, key=lambda t: float(t["mAP"]))
+    fusion = metrics["fusion"]
+    assert {k: str(v) for k, v in fusion.items()} == {k: best[k] for k in ("iou", "score", "weights")}
+    assert len({(t["iou"], t["score"], t["weights"]) for t in tried}) == len(tried) == 42
+
+    leuko(*words, "--tune-split", "test").refused("--tune-split test", "the split that is reported")
+    leuko(*words, "--members", "worst:2").refused("--members worst:2", "best:N")
+    leuko("val", "--data", data, "--weights", worse, "--tune").refused("--tune", "--ensemble")
+    stranger = untrained(tmp_path / "stranger.safetensors", TYPES)
+    leuko(*words[:-3], stranger, "--members", "best:2").refused(str(stranger), "validation mAP")
 
 
 def test_val_refuses_what_does_not_fit(project, data, tmp_path, leuko):

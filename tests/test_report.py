@@ -107,13 +107,18 @@ def test_table_2_reads_as_in_the_paper():
 
     cascade = row("Cascade R-CNN", (0.856, 0.948, 0.938, 0.909), (0.916, 0.781, 0.905, 0.841, nan), 69.2e6, 21.44)
     ensemble = row("Ensemble", (1.0, 0.94, 0.933, 0.922), (0.925, 0.752, 0.898, 0.848, nan))
-    assert table.table2([cascade, ensemble], TYPES).splitlines() == [
+    lines = table.table2([cascade, ensemble], TYPES)
+    assert table.aligned(lines, head=2).splitlines() == [
         "model            mAP  mAP50  mAP75   mAR       NG    BG    EG      L    M  params (M)   FPS",
         "cells                                     (1,323)  (14)  (82)  (439)  (0)",
         "-" * 91,
         "Cascade R-CNN   .856   .948   .938  .909     .916  .781  .905   .841    -        69.2  21.4",
         "Ensemble       1.000   .940   .933  .922     .925  .752  .898   .848    -           -     -",
     ]
+    markdown = table.markdown(lines).splitlines()
+    assert markdown[1] == "|---|" + "--:|" * 11 and markdown[3].startswith("| Cascade R-CNN | .856 | .948 |")
+    numbers = table.record(cascade)
+    assert numbers["mAP75"] == 0.938 and numbers["EG"] == 0.905 and numbers["parameters"] == 69.2e6
     shares = table.differential(count(np.array([0, 0, 1]), np.array([0.9, 0.8, 0.1]), ["NG", "BG"]), 0.5).splitlines()
     assert shares[2].split() == ["NG", "2", "100.0", "34.2", "to", "100.0"] and "0.5" in shares[-1]
 

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
+from typing import Literal
 
+import numpy as np
 import torch
+from tqdm import tqdm
 
 from ..config import TrainOptions, stored
 from ..data.sample import Dataset
 from ..errors import LeukoError
+from ..metrics import coco
+from . import fusion
 from .checkpoint import load_weights
 from .inference import Member, Predictions, predict
 
@@ -58,3 +65,60 @@ def predict_members(
         result.found = member.relabel(result.found, dataset.types)
         results.append(result)
     return results
+
+
+def validation_mAP(member: Member) -> float:
+    """The mAP at which the member's weights were chosen, on its run's validation split; LeukoError if not known."""
+    measured = (member.weights.about.get("val") or {}).get("mAP")
+    if measured is None:
+        raise LeukoError(
+            f"{member.weights.path}: does not say its validation mAP; leave out --members best and --fusion-weights map"
+        )
+    return float(measured)
+
+
+def best_members(members: Sequence[Member], number: int) -> list[int]:
+    """Indices of the ``number`` members of the highest validation mAP, in the order given."""
+    order = sorted(range(len(members)), key=lambda i: -validation_mAP(members[i]))
+    return sorted(order[:number])
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """How members are fused: boxes that overlap by ``iou`` are one cell; scores below ``score`` have no vote; a
+    member's weight is 1, or its validation mAP (at least .001, since a vote must weigh something)."""
+
+    iou: float = 0.55
+    score: float = 0.0
+    weights: Literal["equal", "map"] = "equal"
+
+    def __call__(
+        self, members: Sequence[Member], found: Sequence[Sequence[dict]], sizes: Sequence[tuple[int, int]]
+    ) -> list[dict[str, np.ndarray]]:
+        """Fuse ``found[m][n]`` of member m on image n, whose (width, height) is ``sizes[n]``."""
+        weights = [max(validation_mAP(m), 0.001) for m in members] if self.weights == "map" else None
+        return fusion.fuse(found, sizes, self.iou, self.score, weights)
+
+
+# What is tried. The defaults come first, so that they stay where nothing is better.
+IOUS = (0.55, 0.45, 0.5, 0.6, 0.65, 0.7, 0.75)
+SCORES = (0.0, 0.1, 0.2)
+WEIGHTS = ("equal", "map")
+
+
+def tune(
+    members: Sequence[Member], found: Sequence[Sequence[dict]], dataset: Dataset
+) -> tuple[Fusion, list[dict[str, object]]]:
+    """The fusion of the highest mAP on a data set, and what each that was tried reached: fusion, mAP, mAP50, mAR.
+
+    ``found[m][n]`` are member m's detections on the data set's image n. The data set must not be the one that is
+    reported.
+    """
+    sizes = [(s.width, s.height) for s in dataset.samples]
+    tried: list[dict[str, object]] = []
+    for iou, score, weights in tqdm(list(product(IOUS, SCORES, WEIGHTS)), desc="tuning", unit="fusion", leave=False):
+        evaluation = coco.evaluate(dataset, Fusion(iou, score, weights)(members, found, sizes))
+        measures = {name: getattr(evaluation, name) for name in ("mAP", "mAP50", "mAR")}
+        tried.append({"iou": iou, "score": score, "weights": weights, **measures})
+    best = max(tried, key=lambda t: t["mAP"])
+    return Fusion(best["iou"], best["score"], best["weights"]), tried

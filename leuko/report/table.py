@@ -21,8 +21,9 @@ class Row:
     fps: float = nan
 
 
-def table2(rows: Sequence[Row], types: Sequence[str]) -> str:
-    """Return the paper's Table 2: a line a model, AP per type over its number of cells.
+def table2(rows: Sequence[Row], types: Sequence[str]) -> list[list[str]]:
+    """Return the cells of the paper's Table 2: two lines of head, the second with the number of cells of each type,
+    then a line a model. For :func:`aligned` or :func:`markdown`.
 
     All rows must be measured on one data set, whose types are ``types``; the supports are taken from the first.
     """
@@ -31,11 +32,17 @@ def table2(rows: Sequence[Row], types: Sequence[str]) -> str:
     support = ["cells", "", "", "", "", *(f"({cells.get(name, 0):,})" for name in types), "", ""]
     lines = [head, support]
     for row in rows:
-        e = row.evaluation
-        ap = {t.type: t.AP for t in e.per_class}
-        measures = [e.mAP, e.mAP50, e.mAP75, e.mAR, *(ap[name] for name in types)]
+        measures = [v for key, v in record(row).items() if key not in ("model", "parameters", "fps")]
         lines.append([row.name, *map(rate, measures), _number(row.parameters / 1e6, 1), _number(row.fps, 1)])
-    return aligned(lines, head=2)
+    return lines
+
+
+def record(row: Row) -> dict[str, str | float]:
+    """A row as numbers: model, mAP, mAP50, mAP75, mAR, AP of each type under the type's name, parameters, fps."""
+    e = row.evaluation
+    measures = {name: getattr(e, name) for name in ("mAP", "mAP50", "mAP75", "mAR")}
+    ap = {t.type: t.AP for t in e.per_class}
+    return {"model": row.name, **measures, **ap, "parameters": row.parameters, "fps": row.fps}
 
 
 def per_class(evaluation: Evaluation) -> str:
@@ -83,6 +90,13 @@ def aligned(lines: Sequence[Sequence[str]], head: int) -> str:
     ]
     text.insert(head, "-" * (sum(widths) + 2 * (len(widths) - 1)))
     return "\n".join(text)
+
+
+def markdown(lines: Sequence[Sequence[str]]) -> str:
+    """Join cells to a Markdown table whose head is the first line."""
+    rows = ["| " + " | ".join(line) + " |" for line in lines]
+    rows.insert(1, "|---|" + "--:|" * (len(lines[0]) - 1))
+    return "\n".join(rows)
 
 
 def _number(value: float, decimals: int) -> str:
