@@ -32,7 +32,8 @@ class TrainOptions:
     data: str = ""
     """Data set: a folder (COCO, VOC or YOLO), a COCO JSON file, or a data YAML."""
     model: str = "fcos"
-    """Detector: fcos, fcos_improved, faster_rcnn or cascade_rcnn."""
+    """Detector: fsaf, fcos, fcos_improved, faster_rcnn, grid_rcnn, double_head_rcnn or cascade_rcnn; several with
+    commas, or all for the paper's six."""
     backbone: str = "resnet50"
     """Backbone: any timm network with maps at strides 4, 8, 16 and 32."""
     preset: Literal["paper", "small"] = "paper"

@@ -31,6 +31,10 @@ leuko train --resume runs/train/fcos
 leuko train --resume runs/train/fcos --epochs 24
 # start from trained weights, on data with other types
 leuko train --data datasets/other --model fcos --weights runs/train/fcos
+# all of the paper's six, or some, one after the other, with a table in the end; go on with them
+leuko train --data datasets/smears --model all --name six
+leuko train --data datasets/smears --model fcos,faster_rcnn,cascade_rcnn
+leuko train --resume runs/train/six
 # options from a file; a flag overrides the file
 leuko train --config recipe.yaml --lr 0.005
 """
@@ -151,7 +155,10 @@ def describe(folder: Path, trainer: Trainer, train_set: Dataset, val_set: Datase
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command."""
-    train(*parse(TrainOptions, argv, "leuko train", EXAMPLES))
+    from .comparison import compare, is_comparison  # which is made of this and of leuko.val
+
+    options, given = parse(TrainOptions, argv, "leuko train", EXAMPLES)
+    (compare if is_comparison(options, given) else train)(options, given)
 
 
 if __name__ == "__main__":

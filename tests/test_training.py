@@ -304,3 +304,23 @@ def test_refused_disk_leaves_nothing(data, tmp_path, leuko):
     leuko(*words, tmp_path / "file").refused(str(tmp_path / "file"), "cannot be written", "choose another")
     leuko(*words, "/proc/leuko").refused("/proc/leuko", "cannot be written")
     assert list(tmp_path.iterdir()) == [tmp_path / "file"]
+
+
+def test_comparison_trains_each_model_and_goes_on(data, tmp_path, leuko, no_plots):
+    words = ["train", "--data", data, "--project", tmp_path, *TINY, "--epochs", "1", "--model"]
+    assert leuko(*words, "fcos, fsaf", "--name", "two").code == 0
+    folder = tmp_path / "two"
+    first = (folder / "fsaf/weights/last.safetensors").read_bytes()
+    rows = json.loads((folder / "table/table.json").read_text())["rows"]
+    assert {row["model"] for row in rows} == {"fcos", "fsaf", "ensemble"}
+
+    shutil.rmtree(folder / "fsaf")  # as if it had been stopped after the first model
+    result = leuko("train", "--resume", folder)
+    assert result.code == 0 and "fcos is trained (1 of 2)" in result.out and "fsaf (2 of 2)" in result.out, result.err
+    assert (folder / "fsaf/weights/last.safetensors").read_bytes() == first
+    assert (folder / "table-2/table.md").is_file()
+    assert sorted(p.name for p in folder.iterdir()) == ["args.yaml", "fcos", "fsaf", "table", "table-2"]
+
+    leuko(*words, "fcos,fsav").refused('"fsav"', 'did you mean "fsaf"')
+    leuko(*words, "fcos,fcos").refused("twice")
+    assert [p.name for p in tmp_path.iterdir()] == ["two"]

@@ -20,6 +20,8 @@ from . import fusion
 from .checkpoint import load_weights
 from .inference import Member, Predictions, predict
 
+LAST = Path("weights/last.safetensors")
+
 
 def load_members(sources: Sequence[str | Path], device: torch.device) -> list[Member]:
     """The models of run folders or weights files; two of one name get a number behind it."""
@@ -31,6 +33,12 @@ def load_members(sources: Sequence[str | Path], device: torch.device) -> list[Me
     return members
 
 
+def is_finished(folder: Path, epochs: int) -> bool:
+    """Whether a run was trained to the last of so many epochs."""
+    last = folder / LAST
+    return last.is_file() and load_weights(last).about.get("epoch") == epochs
+
+
 def finished_runs(project: str | Path, types: Sequence[str] | None = None) -> list[Path]:
     """The runs of a project folder that were trained to their last epoch, and on the given types if any are given.
 
@@ -38,13 +46,11 @@ def finished_runs(project: str | Path, types: Sequence[str] | None = None) -> li
     """
     runs = []
     for args in sorted(Path(project).glob("*/args.yaml")):
-        last = args.parent / "weights" / "last.safetensors"
-        if not last.is_file():
+        folder = args.parent
+        if not (folder / LAST).is_file() or not is_finished(folder, stored(TrainOptions, args).epochs):
             continue
-        weights = load_weights(last)
-        complete = weights.about.get("epoch") == stored(TrainOptions, args).epochs
-        if complete and (types is None or set(weights.types) == set(types)):
-            runs.append(args.parent)
+        if types is None or set(load_weights(folder / LAST).types) == set(types):
+            runs.append(folder)
     if len(runs) < 2:
         fits = "" if types is None else f" for the types {', '.join(types)}"
         raise LeukoError(

@@ -1,0 +1,79 @@
+"""Several detectors trained one after the other and measured side by side: ``leuko train --model all``.
+
+A comparison is a folder in the project with a run a model, ``NAME/fcos``, ``NAME/fsaf`` ..., and in the end
+``NAME/table`` with the paper's Table 2 for this data.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Collection
+from dataclasses import replace
+from pathlib import Path
+
+from .config import TrainOptions, ValOptions, as_dict
+from .data import source
+from .engine.ensemble import is_finished
+from .errors import LeukoError, nearest
+from .models import DETECTORS
+from .report import run
+from .train import resumed_options, train
+from .val import val
+
+SIX = ("fsaf", "fcos", "faster_rcnn", "grid_rcnn", "double_head_rcnn", "cascade_rcnn")  # in the order of the paper
+
+
+def models_of(options: TrainOptions) -> list[str]:
+    """The models of ``--model``: ``all`` is the paper's six, a comma stands between several. LeukoError on a name that
+    is none, or stands there twice."""
+    names = list(SIX) if options.model == "all" else [name.strip() for name in options.model.split(",")]
+    for name in names:
+        if name not in DETECTORS:
+            raise LeukoError(
+                f'--model: "{name}" is unknown{nearest(name, DETECTORS)} (there are: {", ".join(DETECTORS)})'
+            )
+        if names.count(name) > 1:
+            raise LeukoError(f"--model {options.model}: {name} stands there twice; name each model once")
+    return names
+
+
+def is_comparison(options: TrainOptions, given: Collection[str]) -> bool:
+    """Whether these options mean several models, or go on with a comparison."""
+    if options.resume:
+        path = Path(options.resume) / "args.yaml"
+        return path.is_file() and len(models_of(resumed_options(options, given))) > 1
+    return len(models_of(options)) > 1
+
+
+def compare(options: TrainOptions, given: Collection[str] = ()) -> Path:
+    """Train each model that is not trained yet, going on with what was interrupted, and write the table; returns the
+    comparison's folder. Raises LeukoError for what the user can mend, and KeyboardInterrupt at Ctrl-C."""
+    resumed = options.resume
+    if resumed:
+        options = resumed_options(options, given)
+    names = models_of(options)
+    options.check()
+    splits = source.splits(options.data)
+    folder = Path(resumed) if resumed else run.new_run(options.project, options.name or "comparison")
+    run.write_yaml(folder / "args.yaml", as_dict(options))
+    for i, name in enumerate(names, 1):
+        child = folder / name
+        if is_finished(child, options.epochs):
+            print(f"{name} is trained ({i} of {len(names)})")
+            continue
+        print(f"\n{name} ({i} of {len(names)})")
+        try:
+            if (child / "resume.pt").is_file():
+                train(replace(options, resume=str(child)), given={"resume", "epochs"})
+            else:  # what was killed before its first state has learned nothing
+                shutil.rmtree(child, ignore_errors=True)
+                train(replace(options, model=name, project=str(folder), name=name, resume=""), given)
+        except KeyboardInterrupt:
+            print(f"all of the comparison: leuko train --resume {folder}", file=sys.stderr)
+            raise
+    split = "test" if "test" in splits else options.val_split
+    runs = [str(folder / name) for name in names]
+    about = {"data": options.data, "device": options.device, "workers": options.workers}
+    val(ValOptions(ensemble=runs, split=split, save=str(folder), name="table", **about))
+    return folder
