@@ -28,10 +28,10 @@ from leuko.data.sample import Dataset
 from leuko.engine.inference import Predictions, predict
 from leuko.engine.schedule import learning_rate
 from leuko.metrics import coco
-from leuko.models import Backbone
+from leuko.models import Backbone, DetectionModel
 from leuko.report import run, table
 
-RECIPE = TrainOptions(**PRESETS["small"])
+RECIPE = TrainOptions(**PRESETS["small"], lr=DetectionModel.own_lr)
 CPU = torch.device("cpu")
 OWN_THRESHOLD = 0.2  # torchvision's default, of the square root of class score times centerness
 LOW_THRESHOLD = 0.05  # as low as mAP could profit from

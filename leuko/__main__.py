@@ -14,6 +14,7 @@ COMMANDS = {
     "train": ("leuko.train", "train a detector"),
     "val": ("leuko.val", "measure a detector, or several and their fusion"),
     "predict": ("leuko.predict", "find and count leukocytes on new images"),
+    "download": ("leuko.download", "fetch weights that others trained"),
     "data": ("leuko.data.__main__", "tools for data sets: synth"),
 }
 

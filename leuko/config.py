@@ -44,8 +44,8 @@ class TrainOptions:
     """Images a step."""
     imgsz: int = 600
     """Longer side in pixels to which images are scaled."""
-    lr: float = 0.01
-    """Learning rate of SGD, after the warm-up."""
+    lr: float = 0.0
+    """Learning rate of SGD, after the warm-up; 0: the detector's own, .01 (the paper's), or .005 for fcos and fsaf."""
     momentum: float = 0.9
     """Momentum of SGD."""
     weight_decay: float = 1e-4
@@ -67,11 +67,12 @@ class TrainOptions:
     resume: str = ""
     """Go on with this run folder where it stopped; its own options count, but for --epochs if given."""
     weights: str = ""
-    """Start a new run from these trained weights (a run or a file); classes are matched by name."""
+    """Start a new run from these trained weights; classes are matched by name. A run, a file of leuko's, MMDetection's
+    or torchvision's, or a name that leuko download knows."""
     pretrained: bool = True
     """Start from ImageNet weights of the backbone."""
     backbone_weights: str = ""
-    """File of backbone weights in timm's names, instead of the hub's."""
+    """Backbone weights in timm's names, instead of the hub's: a file, or a name that leuko download knows."""
     train_split: str = "train"
     """Split that is learned from."""
     val_split: str = "val"
@@ -114,13 +115,12 @@ class TrainOptions:
                 raise LeukoError(f"--{flag.replace('_', '-')} {getattr(self, flag)}: give at least 1")
         if self.imgsz < 64:
             raise LeukoError(f"--imgsz {self.imgsz}: give at least 64 pixels")
-        for flag in ("lr", "save_minutes"):
-            if not getattr(self, flag) > 0:
-                raise LeukoError(f"--{flag.replace('_', '-')} {getattr(self, flag)}: give a number above 0")
+        if not self.save_minutes > 0:
+            raise LeukoError(f"--save-minutes {self.save_minutes}: give a number above 0")
         for flag in ("momentum", "ema"):
             if not 0 <= getattr(self, flag) < 1:
                 raise LeukoError(f"--{flag} {getattr(self, flag)}: give a number from 0 to below 1")
-        for flag in ("weight_decay", "warmup", "clip", "proposals", "seed"):
+        for flag in ("lr", "weight_decay", "warmup", "clip", "proposals", "seed"):
             if not getattr(self, flag) >= 0:
                 raise LeukoError(f"--{flag.replace('_', '-')} {getattr(self, flag)}: must not be negative")
         if self.seed >= 2**31:

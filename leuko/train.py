@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from itertools import islice
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from .config import TrainOptions, as_dict, parse, stored
 from .config import run as run_command
 from .data import loading, source
 from .data.sample import Dataset
+from .download import downloaded, registry
 from .engine import checkpoint
 from .engine.inference import choose_device
 from .engine.trainer import Trainer
@@ -53,6 +54,7 @@ def train(options: TrainOptions, given: Collection[str] = ()) -> Path:
     choose_device(options.device)
     train_set, val_set = load_data(options)
     model = build(options, train_set.types)
+    options = replace(options, lr=options.lr or model.own_lr)
     if not resumed:
         folder = run.new_run(options.project, options.name or options.model, "weights")
     trainer = Trainer(options, folder, model, train_set, val_set)
@@ -124,7 +126,9 @@ def build(options: TrainOptions, types: list[str]) -> DetectionModel:
         options.model,
         len(types),
         options.backbone,
-        pretrained=(options.backbone_weights or True) if pretrained else False,
+        pretrained=(weights_file(options.backbone_weights) if options.backbone_weights else True)
+        if pretrained
+        else False,
         norm=norm,
         freeze=options.freeze and not scratch,
         unit_maps=options.unit_maps,
@@ -132,13 +136,27 @@ def build(options: TrainOptions, types: list[str]) -> DetectionModel:
         **{f: getattr(options, f) for f in ("channels", "fc_channels", "proposals", "rois")},
     )
     if options.weights and not options.resume:
-        weights = checkpoint.load_weights(options.weights)
-        known = checkpoint.transfer(weights, model, types)
-        new = [t for t in types if t not in known]
-        print(f"from {weights.path}: types known {', '.join(known) or 'none'}; new {', '.join(new) or 'none'}")
+        begin_from(weights_file(options.weights), model, types)
     elif model.pretrained_from:
         print(f"backbone weights: {model.pretrained_from}")
     return model
+
+
+def begin_from(path: Path, model: DetectionModel, types: list[str]) -> None:
+    """Start a model from trained weights, leuko's own or another library's, and say what they know."""
+    if path.suffix in (".pth", ".pt"):
+        classes = checkpoint.transfer_foreign(path, model)
+        print(f"from {path}: all but the layers of its classes ({', '.join(classes)}), which begin afresh")
+        return
+    weights = checkpoint.load_weights(path)
+    known = checkpoint.transfer(weights, model, types)
+    new = [t for t in types if t not in known]
+    print(f"from {weights.path}: types known {', '.join(known) or 'none'}; new {', '.join(new) or 'none'}")
+
+
+def weights_file(source: str) -> Path:
+    """A run, a file, or the file of a name that ``leuko download`` knows; LeukoError if that is not downloaded yet."""
+    return downloaded(source) if not Path(source).exists() and source in registry() else Path(source)
 
 
 def describe(folder: Path, trainer: Trainer, train_set: Dataset, val_set: Dataset) -> None:

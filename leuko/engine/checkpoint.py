@@ -14,6 +14,8 @@ from torch import Tensor
 from .. import __version__
 from ..errors import LeukoError, nearest
 from ..models import DetectionModel, create
+from ..models.backbone import read_state
+from ..models.checkpoints import from_foreign
 from ..report import run
 
 
@@ -108,6 +110,34 @@ def transfer(weights: Weights, model: DetectionModel, types: list[str]) -> list[
                 state[key] = fresh
     model.load_state_dict(state)
     return known
+
+
+def transfer_foreign(path: Path, model: DetectionModel) -> list[str]:
+    """Start ``model`` from a checkpoint of MMDetection or torchvision, all but the layers that belong to classes.
+
+    Returns the names of those layers, which stay as they were initialised. LeukoError if the file is no such checkpoint
+    or another detector's.
+    """
+    try:
+        state = from_foreign(read_state(path))
+    except (KeyError, IndexError, RuntimeError) as e:
+        raise LeukoError(f"{path}: not a detector of MMDetection or torchvision that leuko knows ({e})") from e
+    own = model.state_dict()
+    classes = [
+        f"{name}.{layer}" for name, module in model.named_modules() for layer in getattr(module, "per_class", ())
+    ]
+    wanted = [
+        k for k in own if k.rpartition(".")[0] not in classes and not k.endswith(("num_batches_tracked", "deviation"))
+    ]
+    for key in wanted:
+        if key not in state or state[key].shape != own[key].shape:
+            found = list(state[key].shape) if key in state else "nothing of that name"
+            raise LeukoError(
+                f"{path}: does not fit {model.recipe['name']} on {model.recipe['backbone']}: {key} is "
+                f"{list(own[key].shape)} here, {found} there; see the models in `leuko download`"
+            )
+    model.load_state_dict({k: state[k] for k in wanted}, strict=False)
+    return classes
 
 
 def save_resume(path: Path, state: dict) -> None:

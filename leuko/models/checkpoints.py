@@ -1,4 +1,4 @@
-"""Foreign weights: the parameter names of other detector libraries, in leuko's names."""
+"""Foreign weights: the parameters of other detector libraries, in leuko's names and order."""
 
 from __future__ import annotations
 
@@ -30,6 +30,51 @@ MMDETECTION = (
 )
 ROI_LAYERS = {"fcs.0": "fc1", "fcs.1": "fc2", "fc_cls": "class_logits", "fc_reg": "deltas"}
 TOWERS = {"cls_convs": "class_tower", "reg_convs": "box_tower"}
+
+
+# torchvision 0.21 and later; (?:\.0)? is in names that its older files lack.
+TORCHVISION = (
+    (r"backbone\.fpn\.inner_blocks\.(\d+)(?:\.0)?\.(weight|bias)", r"fpn.lateral.\1.\2"),
+    (r"backbone\.fpn\.layer_blocks\.(\d+)(?:\.0)?\.(weight|bias)", r"fpn.output.\1.\2"),
+    (r"backbone\.fpn\.extra_blocks\.p6\.(.*)", r"fpn.extra_convs.0.\1"),
+    (r"backbone\.fpn\.extra_blocks\.p7\.(.*)", r"fpn.extra_convs.1.\1"),
+    (r"head\.classification_head\.conv\.(.*)", r"head.class_tower.\1"),
+    (r"head\.classification_head\.cls_logits\.(.*)", r"head.class_logits.\1"),
+    (r"head\.regression_head\.conv\.(.*)", r"head.box_tower.\1"),
+    (r"head\.regression_head\.bbox_reg\.(.*)", r"head.distances.\1"),
+    (r"head\.regression_head\.bbox_ctrness\.(.*)", r"head.centerness.\1"),
+    (r"rpn\.head\.conv(?:\.0\.0)?\.(.*)", r"rpn.conv.\1"),
+    (r"rpn\.head\.cls_logits\.(.*)", r"rpn.objectness.\1"),
+    (r"rpn\.head\.bbox_pred\.(.*)", r"rpn.deltas.\1"),
+    (r"roi_heads\.box_head\.fc6\.(.*)", r"head.fc1.\1"),
+    (r"roi_heads\.box_head\.fc7\.(.*)", r"head.fc2.\1"),
+    (r"roi_heads\.box_predictor\.cls_score\.(.*)", r"head.class_logits.\1"),
+    (r"roi_heads\.box_predictor\.bbox_pred\.(.*)", r"head.deltas.\1"),
+    (r"backbone\.body\.(.*)", r"backbone.body.\1"),
+)
+
+
+def from_foreign(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of MMDetection or torchvision, whichever they are; KeyError on a name that neither has."""
+    theirs = ("backbone.body.", "backbone.fpn.")
+    return from_torchvision(state) if any(n.startswith(theirs) for n in state) else from_mmdetection(state)
+
+
+def from_torchvision(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Rename torchvision's weights of FCOS (which is ``fcos_improved``) or Faster R-CNN.
+
+    Its Faster R-CNN has the background first among its classes; here it is last and has no box. Raises KeyError on a
+    name that is none of theirs.
+    """
+    renamed = {_renamed(name, TORCHVISION, "torchvision's FCOS or Faster R-CNN"): v for name, v in state.items()}
+    if "head.centerness.weight" in renamed:
+        renamed["head.scales"] = torch.ones(5)  # it has no scale a level
+        return renamed
+    for kind in ("weight", "bias"):
+        logits, deltas = renamed[f"head.class_logits.{kind}"], renamed[f"head.deltas.{kind}"]
+        renamed[f"head.class_logits.{kind}"] = torch.cat([logits[1:], logits[:1]])
+        renamed[f"head.deltas.{kind}"] = deltas[4:]
+    return renamed
 
 
 def from_mmdetection(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -78,7 +123,11 @@ def _mmdetection_name(name: str, fpn_maps: int, step: int, box_head: str) -> str
         return f"box_head.convs.{1 + int(match[1])}.{match[2]}"
     if match := re.fullmatch(r"roi_head\.grid_head\.convs\.(\d+)\.(conv|gn)\.(.*)", name):
         return f"grid_head.convs.{3 * int(match[1]) + (match[2] == 'gn')}.{match[3]}"
-    for pattern, replacement in MMDETECTION:
+    return _renamed(name, MMDETECTION, "MMDetection's FCOS, FSAF, Faster, Cascade, Double-Head or Grid R-CNN")
+
+
+def _renamed(name: str, patterns: tuple[tuple[str, str], ...], whose: str) -> str:
+    for pattern, replacement in patterns:
         if re.fullmatch(pattern, name):
             return re.sub(pattern, replacement, name)
-    raise KeyError(f"{name} is no weight of MMDetection's FCOS, FSAF, Faster, Cascade, Double-Head or Grid R-CNN")
+    raise KeyError(f"{name} is no weight of {whose}")

@@ -17,6 +17,7 @@ from .preprocess import Preprocess, Size
 
 STRIDES = (8, 16, 32, 64, 128)
 DEPTH = 4  # convolutions of a tower
+ONE_STAGE_LR = 0.005  # half the R-CNNs', as in MMDetection; at .01 fcos swings, and learns types far more slowly
 PRIOR = 0.01  # class score of an untrained head (Lin et al. 2017, section 4.1)
 
 

@@ -46,7 +46,7 @@ def new_run(project: str | Path, name: str, *inside: str) -> Path:
     project = Path(project)
     if name in ("", ".", "..") or Path(name).name != name:
         raise LeukoError(f'run name "{name}": not a plain folder name; put the folder above it into the project')
-    with _explained(project / name):
+    with explained(project / name):
         project.mkdir(parents=True, exist_ok=True)
         folders = (project / (name if i == 1 else f"{name}-{i}") for i in itertools.count(1))
         folder = next(folder for folder in folders if _made(folder))
@@ -64,7 +64,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    with _explained(path):
+    with explained(path):
         try:
             yield temporary
             with open(temporary, "rb+") as file:
@@ -116,7 +116,7 @@ def log(folder: str | Path, event: str, **fields: Any) -> None:
     path = Path(folder) / "log.jsonl"
     record = {"time": datetime.now(timezone.utc).isoformat(timespec="milliseconds"), "event": event, **fields}
     line = json.dumps(plain(record), ensure_ascii=False, allow_nan=False) + "\n"
-    with _explained(path), open(path, "ab+") as file:
+    with explained(path), open(path, "ab+") as file:
         if file.tell():
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":
@@ -178,7 +178,7 @@ def plain(value: Any) -> Any:
 
 
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def explained(path: Path) -> Iterator[None]:
     """Turn the system's refusal to write ``path`` into one line that names the file and the remedy."""
     try:
         yield

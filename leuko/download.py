@@ -1,0 +1,220 @@
+"""`python -m leuko.download`: fetch weights that others trained, by the names of ``weights/registry.yaml``.
+
+Nothing else in leuko reaches for the network. A file appears under its own name only when it is whole and its SHA-256
+is the one that the registry states; until then it is ``.NAME.part``, from which a later call goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import shutil
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+
+import yaml
+from tqdm import tqdm
+
+from .config import Parser
+from .config import run as run_command
+from .errors import LeukoError, nearest
+from .report.run import explained
+
+FOLDER = Path("weights")
+REGISTRIES = (
+    Path(__file__).parent.parent / "weights/registry.yaml",  # a clone
+    Path(sys.prefix) / "share/leuko/registry.yaml",  # an installed package
+)
+ATTEMPTS = 5  # in a row that bring nothing, before a broken connection is given up
+TIMEOUT = 30.0  # seconds without a byte
+CHUNK = 1 << 18
+
+EXAMPLES = """examples:
+  leuko download                                        # what there is
+  leuko download faster_rcnn_coco
+  leuko train --model faster_rcnn --weights faster_rcnn_coco --data datasets/smears
+  leuko download faster_rcnn_coco --mirror http://mirror.lab/weights
+  leuko download faster_rcnn_coco --from /media/stick/faster_rcnn_r50_fpn_1x_coco_20200130-047c8118.pth"""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file of weights in the registry; ``sha256`` is the hash in hexadecimal or its beginning, ``size`` in MB."""
+
+    name: str
+    model: str
+    url: str
+    sha256: str
+    size: str
+    licence: str
+    source: str
+
+    @property
+    def file(self) -> str:
+        """Name of the file, as its publisher calls it."""
+        return self.url.rsplit("/", 1)[1]
+
+
+def registry() -> dict[str, Entry]:
+    """What can be downloaded, by name. Raises LeukoError where the registry is not beside leuko."""
+    for path in REGISTRIES:
+        if path.is_file():
+            listed = yaml.safe_load(path.read_text())
+            return {name: Entry(name, **{k: str(v) for k, v in entry.items()}) for name, entry in listed.items()}
+    raise LeukoError(f"{REGISTRIES[0]}: no such file; install leuko from its repository")
+
+
+def find(name: str) -> Entry:
+    """The registry's entry of a name; LeukoError that names the nearest if there is none."""
+    known = registry()
+    if name not in known:
+        raise LeukoError(f'"{name}" is not in the registry{nearest(name, known)} (leuko download lists it)')
+    return known[name]
+
+
+def downloaded(name: str, folder: Path = FOLDER) -> Path:
+    """The file of a registry's name; LeukoError with the command that brings it if it is not there."""
+    entry = find(name)
+    path = folder / entry.file
+    if not path.is_file():
+        raise LeukoError(f"{path}: not downloaded yet; run: leuko download {name}")
+    return path
+
+
+def download(entry: Entry, folder: Path = FOLDER, mirror: str = "", carried: str = "") -> Path:
+    """Bring a file into ``folder`` and return its path, at once if it is there and whole.
+
+    ``mirror`` is a URL under which the file lies by its name; ``carried`` a file that someone brought by hand. Raises
+    LeukoError where it cannot be had or its hash is wrong; what came of it is kept, so that the next call goes on.
+    """
+    path, part = folder / entry.file, folder / f".{entry.file}.part"
+    with explained(path):
+        if path.is_file():
+            check(path, entry, remedy="remove it and download it again")
+            print(f"{path} is there and whole")
+            return path
+        folder.mkdir(parents=True, exist_ok=True)
+        if carried:
+            if not Path(carried).is_file():
+                raise LeukoError(f"{carried}: no such file; name the file that was carried in")
+            shutil.copyfile(carried, part)
+        else:
+            fetch(f"{mirror.rstrip('/')}/{entry.file}" if mirror else entry.url, part, entry.file)
+        try:
+            check(part, entry, remedy="get it again" if carried else "try again, or another --mirror", shown=carried)
+        except LeukoError:
+            part.unlink()
+            raise
+        os.replace(part, path)
+    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, SHA-256 as stated ({entry.licence}; {entry.source})")
+    return path
+
+
+def check(path: Path, entry: Entry, remedy: str, shown: str = "") -> None:
+    """LeukoError if a file's SHA-256 is not, or does not begin with, the one of its entry."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    if not digest.hexdigest().startswith(entry.sha256):
+        stated = entry.sha256 + ("..." if len(entry.sha256) < 64 else "")
+        raise LeukoError(f"{shown or path}: its SHA-256 is {digest.hexdigest()}, not {stated}; {remedy}")
+
+
+def fetch(url: str, part: Path, name: str) -> None:
+    """Download ``url`` into ``part``, going on from what is there, also after a connection that breaks."""
+    failures = 0
+    with tqdm(desc=name, unit="B", unit_scale=True, unit_divisor=1000, initial=size_of(part)) as bar:
+        while True:
+            before = size_of(part)
+            try:
+                if _go_on(url, part, bar):
+                    return
+                problem = "the connection broke"
+            except urllib.error.HTTPError as e:
+                if e.code == 416 and before:  # there is no more of it: the hash tells whether it is whole
+                    return
+                if e.code < 500:
+                    raise LeukoError(f"{url}: {e.code} {e.reason}; give a --mirror, or the file with --from") from e
+                problem = f"{e.code} {e.reason}"
+            except (OSError, HTTPException) as e:
+                problem = str(getattr(e, "reason", e)) or type(e).__name__
+            failures = 0 if size_of(part) > before else failures + 1
+            if failures >= ATTEMPTS:
+                kept = f"{size_of(part) / 1e6:.1f} MB are kept, and the same command goes on from there"
+                raise LeukoError(f"{url}: cannot be reached ({problem}); {kept}; or give a --mirror, or --from FILE")
+
+
+def _go_on(url: str, part: Path, bar: tqdm) -> bool:
+    """One connection: append what follows ``part``; whether the file is whole now, as far as the server tells."""
+    start = size_of(part)
+    request = urllib.request.Request(
+        url, headers={"User-Agent": "leuko", **({"Range": f"bytes={start}-"} if start else {})}
+    )
+    with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+        if response.status != 206:
+            start = 0  # the server sends the whole file
+        length = response.headers.get("Content-Length")
+        total = start + int(length) if length else None
+        bar.total, bar.n = total, start
+        with open(part, "ab" if start else "wb", buffering=0) as file:
+            while chunk := response.read(CHUNK):
+                with explained(part):  # a full disk is no broken connection
+                    file.write(chunk)
+                bar.update(len(chunk))
+    return total is None or size_of(part) >= total
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, 0 without one."""
+    return path.stat().st_size if path.is_file() else 0
+
+
+def listing(folder: Path) -> str:
+    """What there is: a line an entry."""
+    entries = registry().values()
+    wide = [max(len(getattr(e, field)) for e in entries) for field in ("name", "model", "size", "licence")]
+    lines = []
+    for e in entries:
+        there = "here" if (folder / e.file).is_file() else ""
+        columns = (e.name.ljust(wide[0]), e.model.ljust(wide[1]), f"{e.size.rjust(wide[2])} MB", there.ljust(4))
+        lines.append("  ".join((*columns, e.licence.ljust(wide[3]), e.source)))
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command."""
+    parser = Parser(
+        prog="leuko download",
+        description="Download weights that others trained, checked by SHA-256. Without a name: list what there is.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help="names of the registry")
+    parser.add_argument("--to", type=Path, default=FOLDER, metavar="FOLDER", help="where files go [weights]")
+    parser.add_argument(
+        "--mirror",
+        default=os.environ.get("LEUKO_MIRROR", ""),
+        metavar="URL",
+        help="URL under which the files lie by their names [LEUKO_MIRROR]",
+    )
+    parser.add_argument("--from", dest="carried", default="", metavar="FILE", help="a file that was carried in by hand")
+    options = parser.parse_args(argv)
+    entries = [find(name) for name in options.names]
+    if options.carried and len(entries) != 1:
+        raise LeukoError("--from FILE: give the one name whose file it is")
+    for entry in entries:
+        download(entry, options.to, options.mirror, options.carried)
+    if not entries:
+        print(listing(options.to))
+
+
+if __name__ == "__main__":
+    run_command(main)

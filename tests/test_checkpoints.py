@@ -1,0 +1,134 @@
+"""Weights of other libraries: torchvision's own models, converted, compute what torchvision computes.
+
+MMDetection's names are tested by the golden tensors, which are loaded through the conversion (test_golden.py).
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+
+import pytest
+import torch
+from conftest import TINY, Bomb
+from torch import Tensor, nn
+from torchvision.models.detection import fasterrcnn_resnet50_fpn, fcos_resnet50_fpn
+
+from leuko.engine.checkpoint import transfer_foreign
+from leuko.errors import LeukoError
+from leuko.models import DetectionModel, create
+from leuko.models.checkpoints import from_foreign
+from leuko.models.roi import SIDE, pool
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+CLASSES = 6
+
+
+def randomised(model: nn.Module) -> nn.Module:
+    """With norms that do something, and outputs far from zero."""
+    generator = torch.Generator().manual_seed(0)
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if "running_var" in name or (tensor.dim() == 1 and name.endswith("weight")):
+            tensor.data.uniform_(0.5, 1.5, generator=generator)
+        elif tensor.dim() == 1:
+            tensor.data.normal_(0, 0.1, generator=generator)
+        elif tensor.dim() > 1:
+            tensor.data.normal_(0, 1.4 / tensor[0].numel() ** 0.5, generator=generator)
+    return model.eval()
+
+
+def torchvision_model(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    make = {"fcos_improved": fcos_resnet50_fpn, "faster_rcnn": fasterrcnn_resnet50_fpn}[name]
+    return randomised(make(weights=None, weights_backbone=None, num_classes=CLASSES))
+
+
+def converted(name: str, theirs: nn.Module) -> DetectionModel:
+    classes = CLASSES - (name == "faster_rcnn")  # FCOS counts the background as a class that never is
+    ours = create(name, classes, "resnet50", image_size=128).eval()
+    missing, unexpected = ours.load_state_dict(from_foreign(theirs.state_dict()), strict=False)
+    assert not unexpected and all(key.endswith("num_batches_tracked") for key in missing)
+    return ours
+
+
+def close(ours: Tensor, theirs: Tensor) -> bool:
+    return ours.shape == theirs.shape and bool((ours - theirs).abs().max() <= 1e-4 * theirs.abs().max())
+
+
+def old_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """As in the files that torchvision published before its FPN and RPN were made of blocks of several layers."""
+    blocks = re.compile(r"(?<=_blocks\.\d)\.0(?=\.)|(?<=rpn\.head\.conv)\.0\.0(?=\.)")
+    return {blocks.sub("", name): value for name, value in state.items()}
+
+
+@torch.no_grad()
+def test_torchvision_fcos_is_leukos_improved_form():
+    theirs = torchvision_model("fcos_improved")
+    ours = converted("fcos_improved", theirs)
+    batch = torch.randn(2, 3, 128, 160, generator=torch.Generator().manual_seed(1))
+    their_maps = list(theirs.backbone(batch).values())
+    our_maps = ours.fpn(ours.backbone(batch))
+    assert all(close(a, b) for a, b in zip(our_maps, their_maps, strict=True))
+    heads = theirs.head(their_maps)
+    logits, distances, centerness = (
+        torch.cat([o.flatten(2).transpose(1, 2) / s for o, s in zip(kind, scale, strict=True)], dim=1)
+        for kind, scale in zip(
+            zip(*ours.head(our_maps), strict=True), ((1,) * 5, (8, 16, 32, 64, 128), (1,) * 5), strict=True
+        )
+    )
+    assert close(logits, heads["cls_logits"]) and close(centerness, heads["bbox_ctrness"])
+    assert close(distances, heads["bbox_regression"]) and distances.max() > 0
+
+
+@torch.no_grad()
+def test_torchvision_faster_rcnn_is_leukos():
+    theirs = torchvision_model("faster_rcnn")
+    ours = converted("faster_rcnn", theirs)
+    batch = torch.randn(1, 3, 128, 160, generator=torch.Generator().manual_seed(1))
+    their_maps = list(theirs.backbone(batch).values())
+    our_maps = ours.fpn(ours.backbone(batch))
+    assert all(close(a, b) for a, b in zip(our_maps, their_maps, strict=True))
+    logits, deltas = theirs.rpn.head(their_maps)
+    for o, t in zip(ours.rpn(our_maps)[0], logits, strict=True):
+        assert close(o, t.permute(0, 2, 3, 1).flatten(1))
+    for o, t in zip(ours.rpn(our_maps)[1], deltas, strict=True):
+        assert close(o, t.permute(0, 2, 3, 1).reshape(1, -1, 4))
+    corners = torch.rand(20, 2, generator=torch.Generator().manual_seed(2)) * 80
+    boxes = [torch.cat([corners, corners + 40], dim=1)]
+    pooled = pool(our_maps, boxes, SIDE)  # theirs samples bins otherwise, which is no matter of weights
+    scores, moves = theirs.roi_heads.box_predictor(theirs.roi_heads.box_head(pooled))
+    our_scores, our_moves = ours.head(our_maps, boxes)
+    assert close(our_scores, torch.cat([scores[:, 1:], scores[:, :1]], dim=1))
+    assert close(our_moves.flatten(1), moves[:, 4:])
+
+
+@pytest.mark.parametrize("name", ["fcos_improved", "faster_rcnn"])
+def test_files_of_older_names_are_read_too(name):
+    state = torchvision_model(name).state_dict()
+    older = old_names(state)
+    assert set(older) != set(state)
+    assert from_foreign(older).keys() == from_foreign(state).keys()
+
+
+def test_foreign_weights_start_all_but_the_class_layers(tmp_path):
+    torch.save({"meta": {"epoch": 12}, "state_dict": torchvision_model("faster_rcnn").state_dict()}, tmp_path / "a.pth")
+    model = create("faster_rcnn", 3, "resnet50")
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    assert transfer_foreign(tmp_path / "a.pth", model) == ["head.class_logits", "head.deltas"]
+    changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
+    assert {k for k in before if "num_batches" not in k} - changed == {
+        f"head.{layer}.{kind}" for layer in ("class_logits", "deltas") for kind in ("weight", "bias")
+    }
+    with pytest.raises(LeukoError, match=r"a\.pth: does not fit fcos_improved on resnet50: fpn\.lateral"):
+        transfer_foreign(tmp_path / "a.pth", create("fcos_improved", 3, "resnet50"))
+    with pytest.raises(LeukoError, match=r"a\.pth: does not fit faster_rcnn on resnet18: backbone"):
+        transfer_foreign(tmp_path / "a.pth", create("faster_rcnn", 3, "resnet18"))
+
+
+def test_what_is_no_detector_is_refused(data, tmp_path, leuko):
+    words = ["train", "--data", data, "--project", tmp_path / "runs", *TINY, "--model", "fcos", "--weights"]
+    torch.save({"encoder.weight": torch.ones(3)}, tmp_path / "other.pth")
+    leuko(*words, tmp_path / "other.pth").refused("other.pth", "encoder.weight", "MMDetection or torchvision")
+    (tmp_path / "bomb.pth").write_bytes(pickle.dumps({"state_dict": Bomb(tmp_path / "touched")}, protocol=2))
+    leuko(*words, tmp_path / "bomb.pth").refused("bomb.pth", "not a readable file of weights")
+    assert not (tmp_path / "touched").exists() and not (tmp_path / "runs").exists()
