@@ -45,7 +45,7 @@ class TrainOptions:
     imgsz: int = 600
     """Longer side in pixels to which images are scaled."""
     lr: float = 0.0
-    """Learning rate of SGD, after the warm-up; 0: the detector's own, .01 (the paper's), or .005 for fcos and fsaf."""
+    """Learning rate of SGD, after the warm-up; 0: the detector's own, .01 (the paper's) or, for FCOS and FSAF, .005."""
     momentum: float = 0.9
     """Momentum of SGD."""
     weight_decay: float = 1e-4

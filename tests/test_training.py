@@ -173,7 +173,8 @@ def test_rows_of_weights_go_by_class_name(name, tmp_path):
             wanted = old_blocks[old.index(type_name)] if type_name in old else fresh_blocks[place]
             assert torch.equal(blocks[place], wanted)
         assert all(torch.equal(a, b) for a, b in zip(blocks[len(new) :], old_blocks[len(old) :], strict=True))
-    assert by_class == {"fcos": 2, "fcos_improved": 2, "faster_rcnn": 4, "cascade_rcnn": 6}[name]
+    heads = {"fcos": 2, "fcos_improved": 2, "fsaf": 2, "faster_rcnn": 4, "grid_rcnn": 2, "double_head_rcnn": 4}
+    assert by_class == (heads | {"cascade_rcnn": 6})[name]
 
 
 def test_new_run_starts_from_weights(data, project, tmp_path, leuko, no_plots):

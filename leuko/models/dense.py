@@ -17,7 +17,6 @@ from .preprocess import Preprocess, Size
 
 STRIDES = (8, 16, 32, 64, 128)
 DEPTH = 4  # convolutions of a tower
-ONE_STAGE_LR = 0.005  # half the R-CNNs', as in MMDetection; at .01 fcos swings, and learns types far more slowly
 PRIOR = 0.01  # class score of an untrained head (Lin et al. 2017, section 4.1)
 
 
@@ -83,6 +82,9 @@ class OneStage(DetectionModel):
     """A dense head on P3 to P7; a subclass builds the head. ``offset`` is where a cell's point lies, in strides."""
 
     head: DenseHead
+    own_lr = (
+        0.005  # half the R-CNNs', as in MMDetection; at .01 the heads swing, and can fail to learn the types at all
+    )
     offset = 0.5
     nms_threshold = 0.5
     candidates = 1000  # (point, class) pairs a level that go on to NMS

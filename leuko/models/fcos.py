@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from . import assign, losses
 from . import boxes as box_ops
 from .base import ModelOptions, Target
-from .dense import ONE_STAGE_LR, STRIDES, DenseHead, OneStage, rows
+from .dense import STRIDES, DenseHead, OneStage, rows
 from .preprocess import Preprocess, Size
 
 RANGES = ((-1.0, 64.0), (64.0, 128.0), (128.0, 256.0), (256.0, 512.0), (512.0, 1e8))
@@ -72,8 +72,6 @@ class FCOS(OneStage):
         self.improved = improved
         if improved:
             self.nms_threshold = 0.6
-        else:
-            self.own_lr = ONE_STAGE_LR
 
     def losses(self, pyramid: list[Tensor], sizes: list[Size], targets: list[Target]) -> dict[str, Tensor]:
         outputs = self.head(pyramid)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from . import assign, losses
 from . import boxes as box_ops
 from .base import ModelOptions, Target
-from .dense import ONE_STAGE_LR, STRIDES, DenseHead, OneStage, rows
+from .dense import STRIDES, DenseHead, OneStage, rows
 from .preprocess import Preprocess, Size
 
 UNIT = 4.0  # strides: the unit of the distances that the network gives
@@ -37,7 +37,6 @@ class FSAF(OneStage):
     """FSAF on P3 to P7; a point lies in its cell's corner."""
 
     offset = 0.0
-    own_lr = ONE_STAGE_LR
 
     def __init__(self, *, preprocess: Preprocess, backbone: nn.Module, num_classes: int, options: ModelOptions):
         super().__init__(preprocess=preprocess, backbone=backbone, options=options, extra="input", relu=False)
