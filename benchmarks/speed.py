@@ -2,7 +2,8 @@
 
     python benchmarks/speed.py --repeats 7 --threads 2
 
-Both run in one process by turns, so that a change of the machine's pace meets both. Memory is the peak resident size of
+Both run in one process by turns, so that a change of the machine's pace meets both. torchvision has two of the six
+detectors; the others are held against that one of the two which is nearer. Memory is the peak resident size of
 a fresh process that runs this one case; it imports both libraries, so that what is compared is the work alone.
 """
 
@@ -41,20 +42,36 @@ class Case:
     detector: str
     training: bool
     about: str
-    few: bool = False  # FCOS has candidates on one level only, near the cells
+    few: bool = False  # FCOS has candidates on one level only, near the cells; Double-Head has 100 RoIs to move
+
+    @property
+    def dense(self) -> bool:
+        """One stage, to be held against torchvision's FCOS; else against its Faster R-CNN."""
+        return self.detector in ("fcos", "fsaf")
 
 
 # leuko's FCOS does not run its box tower on a level without candidates (class scores above .05). An untrained one,
 # whose scores are all near .01, would skip every level, and its time would say nothing. So "fcos" raises the class bias
 # of both libraries' models until every point of every level is a candidate, the most work there can be. A trained one
 # finds its cells on one or two levels: "fcos_few" has 64 candidates on P3, the largest map, and none elsewhere.
+# Likewise Double-Head's convolutions see only RoIs that may be a cell; untrained, all of the 1,000 may.
 CASES = {
     "fcos_train": Case("fcos", True, "FCOS, training step"),
     "faster_rcnn_train": Case("faster_rcnn", True, "Faster R-CNN, training step"),
     "fcos": Case("fcos", False, "FCOS, inference, candidates on every level"),
     "fcos_few": Case("fcos", False, "FCOS, inference, candidates on one level", few=True),
     "faster_rcnn": Case("faster_rcnn", False, "Faster R-CNN, inference"),
+    "fsaf_train": Case("fsaf", True, "FSAF, training step, against FCOS"),
+    "grid_rcnn_train": Case("grid_rcnn", True, "Grid R-CNN, training step, against Faster R-CNN"),
+    "double_head_rcnn_train": Case("double_head_rcnn", True, "Double-Head R-CNN, training step, against Faster R-CNN"),
+    "cascade_rcnn_train": Case("cascade_rcnn", True, "Cascade R-CNN, training step, against Faster R-CNN"),
+    "fsaf": Case("fsaf", False, "FSAF, inference, candidates on every level, against FCOS"),
+    "grid_rcnn": Case("grid_rcnn", False, "Grid R-CNN, inference, 100 boxes, against Faster R-CNN"),
+    "double_head_rcnn": Case("double_head_rcnn", False, "Double-Head, inference, 1,000 RoIs to move, against Faster"),
+    "double_head_few": Case("double_head_rcnn", False, "Double-Head, inference, 100 to move, against Faster", few=True),
+    "cascade_rcnn": Case("cascade_rcnn", False, "Cascade R-CNN, inference, against Faster R-CNN"),
 }
+OWN = [name for name, case in CASES.items() if case.detector in ("fcos", "faster_rcnn")]  # which torchvision has too
 
 
 # ---------------------------------------------------------------------- models
@@ -80,8 +97,10 @@ def leuko_model(case: Case, size: int) -> DetectionModel:
     """leuko's detector; its stem and first stage don't learn."""
     model = create(case.detector, TYPES, "resnet50", image_size=size)
     calibrate(model.backbone)
-    if case.detector == "fcos" and not case.training:
+    if case.dense and not case.training:
         place_candidates(model.head.class_logits, case.few, size)
+    elif case.few:
+        model.head.class_logits.register_forward_hook(be_background)
     return model
 
 
@@ -91,7 +110,7 @@ def torchvision_model(case: Case, size: int) -> nn.Module:
     FrozenBatchNorm, and the stem and first stage don't learn. (Given no weights, those functions freeze nothing,
     whatever trainable_backbone_layers says.)
     """
-    if case.detector == "fcos":
+    if case.dense:
         body = resnet_fpn_backbone(
             backbone_name="resnet50",
             weights=None,
@@ -104,7 +123,7 @@ def torchvision_model(case: Case, size: int) -> nn.Module:
         body = resnet_fpn_backbone(backbone_name="resnet50", weights=None, trainable_layers=3)
         model = FasterRCNN(body, TYPES + 1, min_size=size, max_size=size)
     body.body.load_state_dict(calibrate(Backbone("resnet50")).body.state_dict())
-    if case.detector == "fcos" and not case.training:
+    if case.dense and not case.training:
         place_candidates(model.head.classification_head.cls_logits, case.few, size)
     return model
 
@@ -122,6 +141,11 @@ def place_candidates(class_logits: nn.Conv2d, few: bool, size: int) -> None:
             output[:, 0, start : start + 8, start : start + 8] += 8.5
 
     class_logits.register_forward_hook(raise_scores)
+
+
+def be_background(_: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+    """Make all RoIs but the best 100 surely background."""
+    output[100:, -1] += 20.0
 
 
 # ---------------------------------------------------------------------- work
@@ -233,7 +257,7 @@ def distance_to_nearest(some: dict[str, Tensor], others: dict[str, Tensor], limi
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=OWN)
     parser.add_argument("--repeats", type=int, default=7, help="timed runs of each library")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--size", type=int, default=600, help="side of the images in pixels")
