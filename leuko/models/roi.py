@@ -32,13 +32,12 @@ def pool(pyramid: list[Tensor], boxes: list[Tensor], side: int, scale: float = 1
     rois = torch.cat(boxes)
     level_of = (box_ops.area(rois).sqrt() / 56 + 1e-6).log2().floor().clamp(0, len(ROI_STRIDES) - 1)
     rois = rois if scale == 1 else box_ops.scaled(rois, scale)
-    parts, order = [pyramid[0].new_zeros(0, pyramid[0].shape[1], side, side)], []
+    pooled = torch.zeros(len(rois), pyramid[0].shape[1], side, side, device=rois.device)
     for level, stride in enumerate(ROI_STRIDES):
         here = torch.nonzero(level_of == level).flatten()
-        order.append(here)
         if len(here):
-            parts.append(roi_align(pyramid[level], image[here], rois[here], stride, side))
-    return torch.cat(parts)[torch.cat(order).argsort()]
+            pooled[here] = roi_align(pyramid[level], image[here], rois[here], stride, side)
+    return pooled
 
 
 class ClassHead(nn.Module):
