@@ -5,6 +5,7 @@ What is compared bit for bit runs on one thread, in this process as in processes
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
@@ -20,6 +21,8 @@ import torch
 from leuko import config
 from leuko.__main__ import main
 from leuko.data.synth import synth
+from leuko.engine import checkpoint
+from leuko.models import create
 from leuko.report import plots
 
 ROOT = Path(__file__).parent.parent
@@ -54,6 +57,23 @@ class Bomb:
 
     def __reduce__(self) -> tuple:
         return Path.touch, (self.target,)
+
+
+def tensor(rows: list, columns: int = 4) -> torch.Tensor:
+    return torch.tensor(rows, dtype=torch.float32).reshape(-1, columns)
+
+
+def table(path: Path) -> list[dict]:
+    """The rows of a CSV file."""
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def untrained(path: Path, types: list[str]) -> Path:
+    """A weights file of a model that has learned nothing."""
+    model = create("faster_rcnn", len(types), "mobilenetv3_small_050", image_size=64, channels=32, fc_channels=32)
+    checkpoint.save_weights(path, model, model.state_dict(), types, epoch=1)
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -19,16 +19,12 @@ WEIGHTS = (1.0, 0.5, 0.25)
 class CascadeRCNN(TwoStage):
     """Class-agnostic boxes; at test time the mean of the three stages' logits, and the third stage's boxes."""
 
+    border = 0
+    rpn_beta = 1 / 9
+    proposals = 2000
+
     def __init__(self, *, preprocess: Preprocess, backbone: nn.Module, num_classes: int, options: ModelOptions):
-        super().__init__(
-            preprocess=preprocess,
-            backbone=backbone,
-            num_classes=num_classes,
-            options=options,
-            border=0,
-            rpn_beta=1 / 9,
-            proposals=2000,
-        )
+        super().__init__(preprocess=preprocess, backbone=backbone, num_classes=num_classes, options=options)
         self.heads = nn.ModuleList(
             TwoFCHead(options.channels, options.fc_channels, num_classes, class_agnostic=True) for _ in IOUS
         )

@@ -74,15 +74,7 @@ class DoubleHeadRCNN(TwoStage):
         options: ModelOptions,
         box_channels: int = 0,
     ):
-        super().__init__(
-            preprocess=preprocess,
-            backbone=backbone,
-            num_classes=num_classes,
-            options=options,
-            border=-1,
-            rpn_beta=0.0,
-            proposals=1000,
-        )
+        super().__init__(preprocess=preprocess, backbone=backbone, num_classes=num_classes, options=options)
         self.head = ClassHead(options.channels, options.fc_channels, num_classes)
         self.box_head = BoxHead(options.channels, box_channels or 4 * options.channels, num_classes)
         self.stage = RoIStage(num_classes, rois=options.rois, beta=1.0)

@@ -13,15 +13,7 @@ class FasterRCNN(TwoStage):
     """One RoI stage at IoU .5; the box is moved separately for each class."""
 
     def __init__(self, *, preprocess: Preprocess, backbone: nn.Module, num_classes: int, options: ModelOptions):
-        super().__init__(
-            preprocess=preprocess,
-            backbone=backbone,
-            num_classes=num_classes,
-            options=options,
-            border=-1,
-            rpn_beta=0.0,
-            proposals=1000,
-        )
+        super().__init__(preprocess=preprocess, backbone=backbone, num_classes=num_classes, options=options)
         self.head = TwoFCHead(options.channels, options.fc_channels, num_classes, class_agnostic=False)
         self.stage = RoIStage(num_classes, rois=options.rois)
 

@@ -135,19 +135,14 @@ def boxes_of_grid(rois: Tensor, logits: Tensor) -> Tensor:
 class GridRCNN(TwoStage):
     """A class head on the proposals, whose best, after NMS, the grid head moves."""
 
+    border = 0
+    rpn_beta = 1 / 9
+    proposals = 2000
     own_score_threshold = 0.03
     nms_threshold = 0.3
 
     def __init__(self, *, preprocess: Preprocess, backbone: nn.Module, num_classes: int, options: ModelOptions):
-        super().__init__(
-            preprocess=preprocess,
-            backbone=backbone,
-            num_classes=num_classes,
-            options=options,
-            border=0,
-            rpn_beta=1 / 9,
-            proposals=2000,
-        )
+        super().__init__(preprocess=preprocess, backbone=backbone, num_classes=num_classes, options=options)
         self.head = ClassHead(options.channels, options.fc_channels, num_classes)
         self.grid_head = GridHead(options.channels, options.channels // 4)
         self.stage = RoIStage(num_classes, rois=options.rois, low_quality=True)

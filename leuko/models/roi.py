@@ -156,8 +156,14 @@ class RoIStage:
 
 
 class TwoStage(DetectionModel):
-    """What the R-CNN family shares: an RPN on P2 to P6, then RoI stages; and how its detections are selected."""
+    """What the R-CNN family shares: an RPN on P2 to P6, then RoI stages; and how its detections are selected.
 
+    ``border`` and ``rpn_beta`` are the RPN's; ``proposals`` go on to the RoI stages in training (1,000 at test time).
+    """
+
+    border = -1
+    rpn_beta = 0.0
+    proposals = 1000
     nms_threshold = 0.5
 
     def __init__(
@@ -167,13 +173,10 @@ class TwoStage(DetectionModel):
         backbone: nn.Module,
         num_classes: int,
         options: ModelOptions,
-        border: int,
-        rpn_beta: float,
-        proposals: int,
     ):
         super().__init__(preprocess=preprocess, backbone=backbone, fpn=FPN(backbone.channels, options.channels))
-        keep = (options.proposals or proposals, options.proposals or 1000)
-        self.rpn = RPN(options.channels, border=border, beta=rpn_beta, keep=keep)
+        keep = (options.proposals or self.proposals, options.proposals or 1000)
+        self.rpn = RPN(options.channels, border=self.border, beta=self.rpn_beta, keep=keep)
         if options.proposals:
             self.rpn.candidates = (2 * options.proposals, 2 * options.proposals)
         self.num_classes, self.options = num_classes, options

@@ -1,0 +1,121 @@
+"""`leuko val`: what it measures, fuses and writes, and what it says to bad input."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import yaml
+from conftest import table, untrained
+
+from leuko import Detector
+from leuko.data.source import load
+from leuko.engine import checkpoint
+from leuko.models import create
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+TYPES = ["NG", "BG", "EG", "L", "M"]
+
+
+def test_val_measures_one_model(project, data, tmp_path, leuko):
+    words = ["val", "--weights", project / "faster", "--data", data, "--save", tmp_path, "--workers", "0"]
+    result = leuko(*words)
+    assert result.code == 0 and "mAP50" in result.out and "params (M)" in result.out, result.err
+    metrics = json.loads((tmp_path / "faster/metrics.json").read_text())
+    test = load(data, "test")
+    cells = dict(zip(TYPES, test.counts().tolist(), strict=True))
+    assert {name: row["cells"] for name, row in metrics["per_class"].items()} == cells
+    assert {row["type"]: int(row["cells"]) for row in table(tmp_path / "faster/per_class.csv")} == cells
+    found = json.loads((tmp_path / "faster/predictions.json").read_text())
+    assert {f["image_id"] for f in found} <= {s.id for s in test.samples} and metrics["fps"] > 0
+    weights = checkpoint.load_weights(project / "faster")
+    assert metrics["parameters"] == sum(p.numel() for p in create(**weights.recipe).parameters())
+    evaluation = Detector(project / "faster").val(data, workers=0)
+    assert evaluation.mAP == pytest.approx(metrics["mAP"]) and evaluation.mAR == pytest.approx(metrics["mAR"])
+    last = project / "faster/weights/last.safetensors"
+    assert leuko("val", "--weights", last, "--data", data / "val.json", "--save", tmp_path, "--workers", "0").code == 0
+    assert (tmp_path / "faster-2/metrics.json").exists() and (tmp_path / "faster-2/predictions.jpg").exists()
+
+
+def test_val_fuses_members_by_name(project, data, tmp_path, leuko):
+    """Members differ in backbone and image size; a third knows the same types in another order."""
+    third = untrained(tmp_path / "third.safetensors", TYPES[::-1])
+    words = ["val", "--data", data, "--save", tmp_path, "--workers", "0", "--ensemble"]
+    named = leuko(*words, project / "faster", project / "fcos", third)
+    assert named.code == 0, named.err
+    lines = (tmp_path / "ensemble/table.txt").read_text().splitlines()
+    assert {line.split()[0] for line in lines[3:]} == {"faster", "fcos", "third", "ensemble"}
+    assert lines[-1].startswith("ensemble") and lines[0].split()[1:10] == ["mAP", "mAP50", "mAP75", "mAR", *TYPES]
+    metrics = json.loads((tmp_path / "ensemble/metrics.json").read_text())
+    members = metrics["members"]
+    assert {m["model"] for m in members} == {"faster", "fcos", "third"} and metrics["model"] == "ensemble"
+    assert metrics["parameters"] == sum(m["parameters"] for m in members)
+    assert [m["mAP"] for m in members] == sorted(m["mAP"] for m in members)
+    written = json.loads((tmp_path / "ensemble/table.json").read_text())
+    assert written["rows"][:-1] == members and written["rows"][-1]["mAP"] == metrics["mAP"]
+    assert written["split"] == "test" and sum(written["cells"].values()) == metrics["cells"]
+    assert [r["model"] for r in table(tmp_path / "ensemble/table.csv")] == [r["model"] for r in written["rows"]]
+    assert (tmp_path / "ensemble/table.md").read_text().startswith("| model | mAP |")
+    found = json.loads((tmp_path / "ensemble/predictions.json").read_text())
+    assert found and max(f["score"] for f in found) <= 1
+    assert (tmp_path / "ensemble/per_class.csv").exists()
+
+    unfinished = shutil.copytree(project / "fcos", project / "unfinished")
+    args = yaml.safe_load((unfinished / "args.yaml").read_text())
+    (unfinished / "args.yaml").write_text(yaml.safe_dump(args | {"epochs": 9}))
+    strangers = project / "strangers/weights"
+    strangers.mkdir(parents=True)
+    untrained(strangers / "last.safetensors", ["cat", "dog"])
+    (project / "strangers/args.yaml").write_text(yaml.safe_dump(args))
+    try:
+        unnamed = leuko(*words, "--project", project)
+    finally:
+        shutil.rmtree(unfinished)
+        shutil.rmtree(strangers.parent)
+    assert unnamed.code == 0, unnamed.err
+    members = json.loads((tmp_path / "ensemble-2/metrics.json").read_text())["members"]
+    assert {m["model"] for m in members} == {"faster", "fcos"}
+
+
+def test_val_tunes_the_fusion_on_another_split(project, data, tmp_path, leuko):
+    worse = shutil.copytree(project / "fcos", tmp_path / "worse")
+    for name in ("best", "last"):
+        weights = checkpoint.load_weights(worse / f"weights/{name}.safetensors")
+        about = weights.about | {"val": {"mAP": -1.0}}
+        checkpoint.save_weights(weights.path, weights.build(), weights.state, weights.types, **about)
+    words = ["val", "--data", data, "--save", tmp_path, "--workers", "0", "--ensemble", worse, project / "faster"]
+    words += [project / "fcos", "--members", "best:2", "--tune"]
+    found = leuko(*words)
+    assert found.code == 0, found.err
+    metrics = json.loads((tmp_path / "ensemble/metrics.json").read_text())
+    assert metrics["model"] == "ensemble of the best 2" and len(metrics["members"]) == 3
+    assert metrics["parameters"] == sum(m["parameters"] for m in metrics["members"] if m["model"] != "worse")
+    tried = table(tmp_path / "ensemble/tuning.csv")
+    best = max(tried, key=lambda t: float(t["mAP"]))
+    fusion = metrics["fusion"]
+    assert {k: str(v) for k, v in fusion.items()} == {k: best[k] for k in ("iou", "score", "weights")}
+    assert len({(t["iou"], t["score"], t["weights"]) for t in tried}) == len(tried) == 42
+
+    leuko(*words, "--tune-split", "test").refused("--tune-split test", "the split that is reported")
+    leuko(*words, "--members", "worst:2").refused("--members worst:2", "best:N")
+    leuko("val", "--data", data, "--weights", worse, "--tune").refused("--tune", "--ensemble")
+    stranger = untrained(tmp_path / "stranger.safetensors", TYPES)
+    leuko(*words[:-3], stranger, "--members", "best:2").refused(str(stranger), "validation mAP")
+
+
+def test_val_refuses_what_does_not_fit(project, data, tmp_path, leuko):
+    save = ["--save", tmp_path / "val", "--data", data]
+    other, fewer = untrained(tmp_path / "other.safetensors", [*TYPES[:4], "Mono"]), untrained(tmp_path / "f", TYPES[:4])
+    leuko("val", *save, "--ensemble", project / "faster", other).refused(str(other), '"Mono"', "matched by name")
+    leuko("val", *save, "--weights", fewer).refused(str(fewer), 'does not know the type "M"')
+    leuko("val", *save, "--ensemble", project / "faster").refused("at least two")
+    leuko("val", *save, "--ensemble", "--project", tmp_path).refused(str(tmp_path), "0 finished runs", "NG, BG")
+    leuko("val", *save).refused("--weights", "--ensemble")
+    leuko("val", *save, "--weights", project / "faster", "--split", "tset").refused(
+        'no split "tset"', "train, val, test"
+    )
+    leuko("val", *save, "--weights", project / "fatser").refused("fatser", 'did you mean "faster"')
+    leuko("val", *save, "--weights", tmp_path).refused(str(tmp_path), "no weights/best.safetensors")
+    leuko("val", *save, "--weights", project / "faster", "--device", "cuda:77").refused("--device cuda:77")
+    assert not (tmp_path / "val").exists()
