@@ -69,6 +69,10 @@ def compare(options: TrainOptions, given: Collection[str] = ()) -> Path:
             else:  # what was killed before its first state has learned nothing
                 shutil.rmtree(child, ignore_errors=True)
                 train(replace(options, model=name, project=str(folder), name=name, resume=""), given)
+        except LeukoError:
+            if not any(p.is_dir() for p in folder.iterdir()):
+                shutil.rmtree(folder)  # nothing was begun
+            raise
         except KeyboardInterrupt:
             print(f"all of the comparison: leuko train --resume {folder}", file=sys.stderr)
             raise
