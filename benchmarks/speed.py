@@ -287,7 +287,7 @@ def main() -> None:
         print(f"  torchvision's time / leuko's: {speed:.2f}; leuko's memory / torchvision's: {memory:.2f}")
         if not case.training:
             worst, missing, number = disagreement(case, options.size)
-            verdict = "agrees" if not missing else f"{missing} WITHOUT COUNTERPART"
+            verdict = f"{missing} WITHOUT COUNTERPART" if missing else "agrees" if number else "NOTHING COMPARED"
             print(f"  prepared against plain: {number} detections, largest difference {worst:.1e}, {verdict}")
         gc.collect()
 

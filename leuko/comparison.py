@@ -66,11 +66,11 @@ def compare(options: TrainOptions, given: Collection[str] = ()) -> Path:
         try:
             if (child / "resume.pt").is_file():
                 train(replace(options, resume=str(child)), given={"resume", "epochs"})
-            else:  # what was killed before its first state has learned nothing
-                shutil.rmtree(child, ignore_errors=True)
+            else:
+                remove_unbegun(child)
                 train(replace(options, model=name, project=str(folder), name=name, resume=""), given)
         except LeukoError:
-            if not any(p.is_dir() for p in folder.iterdir()):
+            if not resumed and not any(p.is_dir() for p in folder.iterdir()):
                 shutil.rmtree(folder)  # nothing was begun
             raise
         except KeyboardInterrupt:
@@ -81,3 +81,11 @@ def compare(options: TrainOptions, given: Collection[str] = ()) -> Path:
     about = {"data": options.data, "device": options.device, "workers": options.workers}
     val(ValOptions(ensemble=runs, split=split, save=str(folder), name="table", **about))
     return folder
+
+
+def remove_unbegun(child: Path) -> None:
+    """Remove what a run left that was killed before its first state; LeukoError if it holds weights, which stay."""
+    if any(child.glob("weights/*.safetensors")):
+        raise LeukoError(f"{child}: has weights but no resume.pt to go on from; restore it, or move the folder away")
+    if child.exists():
+        shutil.rmtree(child)

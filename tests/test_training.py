@@ -322,6 +322,9 @@ def test_comparison_trains_each_model_and_goes_on(data, tmp_path, leuko, no_plot
     assert (folder / "table-2/table.md").is_file()
     assert sorted(p.name for p in folder.iterdir()) == ["args.yaml", "fcos", "fsaf", "table", "table-2"]
 
+    (folder / "fsaf/resume.pt").unlink()
+    leuko("train", "--resume", folder, "--epochs", "2").refused("fsaf", "no resume.pt", "restore it")
+    assert (folder / "fsaf/weights/last.safetensors").read_bytes() == first
     leuko(*words, "fcos,fsaf", "--train-split", "trian").refused('no split "trian"')
     leuko(*words, "fcos,fsav").refused('"fsav"', 'did you mean "fsaf"')
     leuko(*words, "fcos,fcos").refused("twice")
