@@ -28,10 +28,11 @@ from leuko.data.sample import Dataset
 from leuko.engine.inference import Predictions, predict
 from leuko.engine.schedule import learning_rate
 from leuko.metrics import coco
-from leuko.models import Backbone, DetectionModel
+from leuko.models import Backbone
+from leuko.models.dense import OneStage
 from leuko.report import run, table
 
-RECIPE = TrainOptions(**PRESETS["small"], lr=DetectionModel.own_lr)
+RECIPE = TrainOptions(**PRESETS["small"], lr=OneStage.own_lr)
 CPU = torch.device("cpu")
 OWN_THRESHOLD = 0.2  # torchvision's default, of the square root of class score times centerness
 LOW_THRESHOLD = 0.05  # as low as mAP could profit from
@@ -65,7 +66,7 @@ def build(num_classes: int) -> FCOS:
 
 
 def train_one_epoch(
-    model: FCOS, optimiser: torch.optim.Optimizer, items: loading.TrainingItems, epoch: int, epochs: int
+    model: FCOS, optimiser: torch.optim.Optimizer, items: loading.TrainingItems, lr: float, epoch: int, epochs: int
 ) -> float:
     """One pass over the training images; returns the mean loss."""
     model.train()
@@ -73,7 +74,7 @@ def train_one_epoch(
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
     total = 0.0
     for i, batch in enumerate(loading.training_batches(items, epoch, RECIPE.batch)):
-        rate = learning_rate(RECIPE.lr, epoch * batches + i, batches, epochs, RECIPE.warmup)
+        rate = learning_rate(lr, epoch * batches + i, batches, epochs, RECIPE.warmup)
         for group in optimiser.param_groups:
             group["lr"] = rate
         images = [item["image"].float() / 255 for item in batch]
@@ -100,6 +101,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="data set with the splits train and test")
     parser.add_argument("--epochs", type=int, default=RECIPE.epochs)
+    parser.add_argument("--lr", type=float, default=RECIPE.lr, help="learning rate (%(default)s, leuko's for FCOS)")
     parser.add_argument("--out", type=Path, default=Path("runs/torchvision_fcos"), help="folder of results")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -112,13 +114,13 @@ def main() -> None:
     items = loading.TrainingItems(train_set, RECIPE.imgsz, STANDARD, options.seed, cache=True)
     optimiser = torch.optim.SGD(
         [p for p in model.parameters() if p.requires_grad],
-        lr=RECIPE.lr,
+        lr=options.lr,
         momentum=RECIPE.momentum,
         weight_decay=RECIPE.weight_decay,
     )
     start, rows = time.perf_counter(), []
     for epoch in range(options.epochs):
-        loss = train_one_epoch(model, optimiser, items, epoch, options.epochs)
+        loss = train_one_epoch(model, optimiser, items, options.lr, epoch, options.epochs)
         minutes = (time.perf_counter() - start) / 60
         print(f"epoch {epoch + 1}/{options.epochs}: loss {loss:.3f}, {minutes:.1f} min", flush=True)
         rows.append({"epoch": epoch + 1, "loss": loss, "minutes": minutes})
@@ -140,7 +142,14 @@ def main() -> None:
     print(table.aligned(table.table2(shown, test_set.types), head=2), flush=True)
     results = coco.to_coco_results(test_set, predictions.found)
     run.write_evaluation(
-        options.out, evaluation, results, parameters=parameters, epochs=rows, seed=options.seed, low_threshold=low
+        options.out,
+        evaluation,
+        results,
+        parameters=parameters,
+        epochs=rows,
+        seed=options.seed,
+        lr=options.lr,
+        low_threshold=low,
     )
 
 

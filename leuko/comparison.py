@@ -16,7 +16,7 @@ from .config import TrainOptions, ValOptions, as_dict
 from .data import source
 from .engine.ensemble import is_finished
 from .errors import LeukoError, nearest
-from .models import DETECTORS
+from .models import DETECTORS, is_yolo, plain_name
 from .report import run
 from .train import resumed_options, train
 from .val import val
@@ -25,16 +25,21 @@ SIX = ("fsaf", "fcos", "faster_rcnn", "grid_rcnn", "double_head_rcnn", "cascade_
 
 
 def models_of(options: TrainOptions) -> list[str]:
-    """The models of ``--model``: ``all`` is the paper's six, a comma stands between several. LeukoError on a name that
-    is none, or stands there twice."""
-    names = list(SIX) if options.model == "all" else [name.strip() for name in options.model.split(",")]
+    """The models of ``--model``: a comma stands between several, and ``all`` among them is the paper's six. LeukoError
+    on a name that is none, or stands there twice."""
+    names: list[str] = []
+    for name in options.model.split(","):
+        names += SIX if name.strip() == "all" else [name.strip()]
     for name in names:
-        if name not in DETECTORS:
+        if name not in DETECTORS and not is_yolo(name):
             raise LeukoError(
-                f'--model: "{name}" is unknown{nearest(name, DETECTORS)} (there are: {", ".join(DETECTORS)})'
+                f'--model: "{name}" is unknown{nearest(name, DETECTORS)} (there are: {", ".join(DETECTORS)}, and '
+                "Ultralytics' yolo11n and its like)"
             )
-        if names.count(name) > 1:
-            raise LeukoError(f"--model {options.model}: {name} stands there twice; name each model once")
+    folders = [plain_name(name) for name in names]
+    for folder in folders:
+        if folders.count(folder) > 1:
+            raise LeukoError(f"--model {options.model}: {folder} stands there twice; name each model once")
     return names
 
 
@@ -58,7 +63,7 @@ def compare(options: TrainOptions, given: Collection[str] = ()) -> Path:
     folder = Path(resumed) if resumed else run.new_run(options.project, options.name or "comparison")
     run.write_yaml(folder / "args.yaml", as_dict(options))
     for i, name in enumerate(names, 1):
-        child = folder / name
+        child = folder / plain_name(name)
         if is_finished(child, options.epochs):
             print(f"{name} is trained ({i} of {len(names)})")
             continue
@@ -68,7 +73,7 @@ def compare(options: TrainOptions, given: Collection[str] = ()) -> Path:
                 train(replace(options, resume=str(child)), given={"resume", "epochs"})
             else:
                 remove_unbegun(child)
-                train(replace(options, model=name, project=str(folder), name=name, resume=""), given)
+                train(replace(options, model=name, project=str(folder), name=plain_name(name), resume=""), given)
         except LeukoError:
             if not resumed and not any(p.is_dir() for p in folder.iterdir()):
                 shutil.rmtree(folder)  # nothing was begun
@@ -77,7 +82,7 @@ def compare(options: TrainOptions, given: Collection[str] = ()) -> Path:
             print(f"all of the comparison: leuko train --resume {folder}", file=sys.stderr)
             raise
     split = "test" if "test" in splits else options.val_split
-    runs = [str(folder / name) for name in names]
+    runs = [str(folder / plain_name(name)) for name in names]
     about = {"data": options.data, "device": options.device, "workers": options.workers}
     val(ValOptions(ensemble=runs, split=split, save=str(folder), name="table", **about))
     return folder

@@ -32,8 +32,8 @@ class TrainOptions:
     data: str = ""
     """Data set: a folder (COCO, VOC or YOLO), a COCO JSON file, or a data YAML."""
     model: str = "fcos"
-    """Detector: fsaf, fcos, fcos_improved, faster_rcnn, grid_rcnn, double_head_rcnn or cascade_rcnn; several with
-    commas, or all for the paper's six."""
+    """Detector: fsaf, fcos, fcos_improved, faster_rcnn, grid_rcnn, double_head_rcnn or cascade_rcnn, or a YOLO model of
+    Ultralytics by its name, YAML or .pt file; several with commas, all for the paper's six."""
     backbone: str = "resnet50"
     """Backbone: any timm network with maps at strides 4, 8, 16 and 32."""
     preset: Literal["paper", "small"] = "paper"
@@ -45,7 +45,8 @@ class TrainOptions:
     imgsz: int = 600
     """Longer side in pixels to which images are scaled."""
     lr: float = 0.0
-    """Learning rate of SGD, after the warm-up; 0: the detector's own, .01 (the paper's) or, for FCOS and FSAF, .005."""
+    """Learning rate of SGD, after the warm-up; 0: the detector's own, .01 (the paper's) or, for FCOS and FSAF, .005;
+    Ultralytics' models then choose optimiser, rate and schedule themselves."""
     momentum: float = 0.9
     """Momentum of SGD."""
     weight_decay: float = 1e-4
@@ -67,10 +68,10 @@ class TrainOptions:
     resume: str = ""
     """Go on with this run folder where it stopped; its own options count, but for --epochs if given."""
     weights: str = ""
-    """Start a new run from these trained weights; classes are matched by name. A run, a file of leuko's, MMDetection's
-    or torchvision's, or a name that leuko download knows."""
+    """Start a new run from these trained weights; classes are matched by name. A run, a file of leuko's, MMDetection's,
+    torchvision's or Ultralytics', or a name that leuko download knows."""
     pretrained: bool = True
-    """Start from ImageNet weights of the backbone."""
+    """Start from ImageNet weights of the backbone; Ultralytics' models from those of COCO."""
     backbone_weights: str = ""
     """Backbone weights in timm's names, instead of the hub's: a file, or a name that leuko download knows."""
     train_split: str = "train"

@@ -5,22 +5,22 @@ from __future__ import annotations
 import sys
 from collections.abc import Collection, Sequence
 from dataclasses import fields, replace
-from itertools import islice
 from pathlib import Path
 
 import torch
 
 from .config import TrainOptions, as_dict, parse, stored
 from .config import run as run_command
-from .data import loading, source
+from .data import source
 from .data.sample import Dataset
-from .download import downloaded, registry
-from .engine import checkpoint
+from .download import FOLDER, downloaded, registry
+from .engine import checkpoint, yolo
 from .engine.inference import choose_device
 from .engine.trainer import Trainer
+from .engine.training import Training
 from .errors import LeukoError
-from .models import DetectionModel, create
-from .report import pictures, plots, run, table
+from .models import DetectionModel, create, is_yolo, plain_name
+from .report import plots, run, table
 
 EXAMPLES = """
 # the paper's recipe: ResNet-50, 600 px, 16 epochs
@@ -36,6 +36,9 @@ leuko train --data datasets/other --model fcos --weights runs/train/fcos
 leuko train --data datasets/smears --model all --name six
 leuko train --data datasets/smears --model fcos,faster_rcnn,cascade_rcnn
 leuko train --resume runs/train/six
+# one of Ultralytics' models beside them: from COCO's weights (leuko download yolo11n), or from scratch
+leuko train --data datasets/smears --model yolo11n
+leuko train --data datasets/smears --model yolo11n --no-pretrained
 # options from a file; a flag overrides the file
 leuko train --config recipe.yaml --lr 0.005
 """
@@ -53,16 +56,19 @@ def train(options: TrainOptions, given: Collection[str] = ()) -> Path:
     options.check()
     choose_device(options.device)
     train_set, val_set = load_data(options)
-    model = build(options, train_set.types)
+    state = checkpoint.load_resume(folder / "resume.pt") if resumed else None
+    model = build(options, train_set.types, state)
     options = replace(options, lr=options.lr or model.own_lr)
+    if is_yolo(options.model) and (unused := [name for name in yolo.UNUSED if name in given]):
+        print(f"{options.model} takes no notice of {flags(unused)}")
     if not resumed:
-        folder = run.new_run(options.project, options.name or options.model, "weights")
-    trainer = Trainer(options, folder, model, train_set, val_set)
+        folder = run.new_run(options.project, options.name or plain_name(options.model), "weights")
+    trainer = (yolo.YOLOTraining if is_yolo(options.model) else Trainer)(options, folder, model, train_set, val_set)
     if resumed:
-        trainer.load_state()
+        trainer.load_state(state)
         run.remove_unfinished(folder)
     elif not options.weights:
-        trainer.calibrate()
+        trainer.begin()
     run.write_yaml(folder / "args.yaml", as_dict(options))
     run.write_json(folder / "environment.json", run.environment())
     trainer.save_state()  # so that a run killed in its first minutes can be resumed, too
@@ -82,8 +88,10 @@ def train(options: TrainOptions, given: Collection[str] = ()) -> Path:
 def resumed_options(options: TrainOptions, given: Collection[str]) -> TrainOptions:
     """The options that a run was started with; of the given ones only a larger number of epochs counts."""
     if extra := set(given) - {"resume", "epochs"}:
-        names = ", ".join("--" + f.name.replace("_", "-") for f in fields(options) if f.name in extra)
-        raise LeukoError(f"{names}: a resumed run keeps its own options; only --epochs may be given with --resume")
+        names = [f.name for f in fields(options) if f.name in extra]
+        raise LeukoError(
+            f"{flags(names)}: a resumed run keeps its own options; only --epochs may be given with --resume"
+        )
     path = Path(options.resume) / "args.yaml"
     if not path.is_file():
         raise LeukoError(f"{path}: no such file; --resume takes the folder of a run, such as runs/train/fcos")
@@ -95,6 +103,11 @@ def resumed_options(options: TrainOptions, given: Collection[str]) -> TrainOptio
             )
         before.epochs = options.epochs
     return before
+
+
+def flags(names: Sequence[str]) -> str:
+    """Options as they are written on the command line."""
+    return ", ".join("--" + name.replace("_", "-") for name in names)
 
 
 def load_data(options: TrainOptions) -> tuple[Dataset, Dataset]:
@@ -114,10 +127,15 @@ def load_data(options: TrainOptions) -> tuple[Dataset, Dataset]:
     return train_set, val_set
 
 
-def build(options: TrainOptions, types: list[str]) -> DetectionModel:
-    """The model to train, with the weights it starts from."""
+def build(options: TrainOptions, types: list[str], state: dict | None = None) -> DetectionModel:
+    """The model to train, with the weights it starts from; or without, if the state of a run will bring them."""
     torch.manual_seed(options.seed)
-    pretrained = bool(options.pretrained and not options.weights and not options.resume)
+    if is_yolo(options.model):
+        return build_yolo(options, types, state)
+    fresh = state is None and not options.weights
+    pretrained: bool | Path = options.pretrained and fresh
+    if pretrained and options.backbone_weights:
+        pretrained = weights_file(options.backbone_weights)
     scratch = not options.pretrained and not options.weights
     norm = "train" if scratch and options.norm == "frozen" else options.norm
     if norm != options.norm:
@@ -126,20 +144,50 @@ def build(options: TrainOptions, types: list[str]) -> DetectionModel:
         options.model,
         len(types),
         options.backbone,
-        pretrained=(weights_file(options.backbone_weights) if options.backbone_weights else True)
-        if pretrained
-        else False,
+        pretrained=pretrained,
         norm=norm,
         freeze=options.freeze and not scratch,
         unit_maps=options.unit_maps,
         image_size=options.imgsz,
         **{f: getattr(options, f) for f in ("channels", "fc_channels", "proposals", "rois")},
     )
-    if options.weights and not options.resume:
+    if options.weights and state is None:
         begin_from(weights_file(options.weights), model, types)
     elif model.pretrained_from:
         print(f"backbone weights: {model.pretrained_from}")
     return model
+
+
+def build_yolo(options: TrainOptions, types: list[str], state: dict | None) -> DetectionModel:
+    """One of Ultralytics' models, as :func:`build` does it."""
+    if options.amp == "fp16":
+        raise LeukoError("--amp fp16: is for leuko's own models; give bf16 or none")
+    size = {"image_size": options.imgsz}
+    if state is not None:
+        return create(options.model, len(types), architecture=state.get("architecture"), **size)
+    path = yolo_weights(options)
+    if path is None:
+        print("from scratch")
+        return create(options.model, len(types), **size)
+    weights = checkpoint.load_weights(path)
+    name = weights.recipe["name"] if options.model.endswith(".pt") else options.model
+    model = create(name, len(types), architecture=weights.recipe.get("architecture"), **size)
+    tell_known(weights, checkpoint.transfer(weights, model, types), types)
+    return model
+
+
+def yolo_weights(options: TrainOptions) -> Path | None:
+    """The file that one of Ultralytics' models starts from; None from scratch. LeukoError if it is not there."""
+    if options.weights:
+        return weights_file(options.weights)
+    if options.model.endswith((".yaml", ".yml")) or not options.pretrained:
+        return None
+    name = plain_name(options.model)
+    for file in (Path(options.model), FOLDER / f"{name}.pt"):
+        if file.is_file():
+            return file
+    remedy = f"leuko download {name}" if name in registry() else "get it from github.com/ultralytics/assets/releases"
+    raise LeukoError(f"{FOLDER / name}.pt: no such file; {remedy}, or train from scratch with --no-pretrained")
 
 
 def begin_from(path: Path, model: DetectionModel, types: list[str]) -> None:
@@ -149,7 +197,11 @@ def begin_from(path: Path, model: DetectionModel, types: list[str]) -> None:
         print(f"from {path}: all but the layers of its classes ({', '.join(classes)}), which begin afresh")
         return
     weights = checkpoint.load_weights(path)
-    known = checkpoint.transfer(weights, model, types)
+    tell_known(weights, checkpoint.transfer(weights, model, types), types)
+
+
+def tell_known(weights: checkpoint.Weights, known: list[str], types: list[str]) -> None:
+    """Say which types the weights know, and which begin afresh."""
     new = [t for t in types if t not in known]
     print(f"from {weights.path}: types known {', '.join(known) or 'none'}; new {', '.join(new) or 'none'}")
 
@@ -159,13 +211,11 @@ def weights_file(source: str) -> Path:
     return downloaded(source) if not Path(source).exists() and source in registry() else Path(source)
 
 
-def describe(folder: Path, trainer: Trainer, train_set: Dataset, val_set: Dataset) -> None:
+def describe(folder: Path, trainer: Training, train_set: Dataset, val_set: Dataset) -> None:
     """Write what a run is about to learn from: the flaws, the labels' statistics, the first batches as pictures."""
     run.write_flaws(folder, train_set, val_set)
     plots.label_statistics(train_set, folder / "labels.png")
-    batches = loading.training_batches(trainer.items, 0, min(trainer.options.batch, 16))
-    for i, items in enumerate(islice(batches, 2)):
-        plots.write_image(folder / f"train_batch{i}.jpg", pictures.batch(items, train_set.types))
+    trainer.draw_first_batches()
     cells = ", ".join(f"{t} {n}" for t, n in zip(train_set.types, train_set.counts(), strict=True))
     print(f"training on {len(train_set)} images ({cells}), validating on {len(val_set)}; results go to {folder}")
     run.log(folder, "start", epoch=trainer.progress.epoch, batch=trainer.progress.batch, images=len(train_set))

@@ -16,6 +16,7 @@ from ..errors import LeukoError, nearest
 from ..models import DetectionModel, create
 from ..models.backbone import read_state
 from ..models.checkpoints import from_foreign
+from ..models.yolo import read_checkpoint
 from ..report import run
 
 
@@ -70,8 +71,12 @@ def find_weights(source: str | Path) -> Path:
 
 
 def load_weights(source: str | Path) -> Weights:
-    """Read a weights file (see :func:`find_weights`); LeukoError if it is not one of leuko's, cut off, or not safe."""
+    """Read a weights file of leuko's (see :func:`find_weights`) or Ultralytics' ``.pt``; LeukoError if it is neither,
+    cut off, or not safe."""
     path = find_weights(source)
+    if path.suffix == ".pt":
+        recipe, types, state = read_checkpoint(path)
+        return Weights(path, recipe, types, {}, state)
     try:
         with safe_open(path, "pt") as file:
             document = json.loads((file.metadata() or {})["leuko"])
@@ -93,7 +98,7 @@ def transfer(weights: Weights, model: DetectionModel, types: list[str]) -> list[
     another detector's or another backbone's.
     """
     for key in ("name", "backbone", "norm", "unit_maps", "channels", "fc_channels"):
-        if (stored := weights.recipe.get(key)) != model.recipe[key]:
+        if (stored := weights.recipe.get(key)) != model.recipe.get(key):
             flag = {"name": "model"}.get(key, key).replace("_", "-")
             remedy = f"--{flag} {stored}" if key != "unit_maps" else "--unit-maps" if stored else "--no-unit-maps"
             raise LeukoError(f"{weights.path}: its {flag} is {stored}, not {model.recipe[key]}; give {remedy}")

@@ -17,7 +17,7 @@ from ..data.loading import default_workers, plain_batches
 from ..data.sample import Dataset
 from ..errors import LeukoError, nearest
 from ..metrics import speed
-from ..models import DetectionModel, folding
+from ..models import DetectionModel
 from ..models.winograd import use_winograd
 from .checkpoint import Weights, load_weights
 
@@ -45,8 +45,7 @@ def prepared(model: DetectionModel, device: torch.device) -> DetectionModel:
     """A copy of the model made for inference: BatchNorm folded into convolutions, channels last in memory, and on a CPU
     3x3 convolutions of large maps by Winograd's way. Its outputs are the model's to rounding; it cannot be trained."""
     model = copy.deepcopy(model).eval()
-    for network, shape in model.foldable():
-        folding.keep(network, shape)
+    model.fold()
     if device.type == "cpu":
         use_winograd(model)
     return model.to(device=device, memory_format=torch.channels_last)

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from ..errors import LeukoError, nearest
+from . import yolo
 from .backbone import Backbone, Norm
 from .base import DetectionModel, ModelOptions
 from .cascade_rcnn import CascadeRCNN
@@ -16,6 +17,7 @@ from .fcos import FCOS
 from .fsaf import FSAF
 from .grid_rcnn import GridRCNN
 from .preprocess import Preprocess
+from .yolo import is_yolo, plain_name
 
 DETECTORS = {
     "fcos": FCOS,
@@ -27,7 +29,7 @@ DETECTORS = {
     "cascade_rcnn": CascadeRCNN,
 }
 
-__all__ = ["DETECTORS", "Backbone", "DetectionModel", "ModelOptions", "create"]
+__all__ = ["DETECTORS", "Backbone", "DetectionModel", "ModelOptions", "create", "is_yolo", "plain_name"]
 
 
 def create(
@@ -42,22 +44,24 @@ def create(
 ) -> DetectionModel:
     """Build a detector: ``create("fcos", 5)``.
 
-    ``name`` is a key of :data:`DETECTORS`; ``backbone`` any timm network with maps at strides 4 to 32; ``pretrained``
+    ``name`` is a key of :data:`DETECTORS`, or a YOLO model of Ultralytics (:func:`create_yolo`, which takes none of
+    what follows but ``options``); ``backbone`` any timm network with maps at strides 4 to 32; ``pretrained``
     loads ImageNet weights (or the backbone's weights from a file, if it is a path); ``norm``, ``freeze`` and
     ``unit_maps`` are those of :class:`~leuko.models.backbone.Backbone`; ``options`` the fields of
     :class:`~leuko.models.base.ModelOptions`. The model keeps all of it in ``model.recipe``, from which
     ``create(**recipe)`` builds its like. Raises LeukoError for an unknown name, backbone or option.
     """
-    if name not in DETECTORS:
-        raise LeukoError(f'model "{name}" is unknown{nearest(name, DETECTORS)} (there are: {", ".join(DETECTORS)})')
-    known = [f.name for f in fields(ModelOptions)]
-    for key in options:
-        if key not in known:
-            raise LeukoError(f'model option "{key}" is unknown{nearest(key, known)} (there are: {", ".join(known)})')
     if num_classes < 1:
         raise LeukoError(f"a detector needs at least one class, not {num_classes}")
+    if is_yolo(name):
+        return create_yolo(name, num_classes, **options)
+    if name not in DETECTORS:
+        raise LeukoError(
+            f'model "{name}" is unknown{nearest(name, DETECTORS)} (there are: {", ".join(DETECTORS)}, and yolo11n and '
+            "its like of Ultralytics)"
+        )
+    chosen = checked_options(options)
     body = Backbone(backbone, norm=norm, freeze=freeze, unit_maps=unit_maps)
-    chosen = ModelOptions(**options)
     preprocess = Preprocess(chosen.image_size, body.mean, body.std)
     model = DETECTORS[name](preprocess=preprocess, backbone=body, num_classes=num_classes, options=chosen)
     model.recipe = {
@@ -73,3 +77,31 @@ def create(
     if pretrained:
         model.pretrained_from = body.load_pretrained(None if pretrained is True else pretrained)
     return model
+
+
+def create_yolo(name: str, num_classes: int, architecture: dict | None = None, **options: object) -> DetectionModel:
+    """Build a YOLO model of Ultralytics with fresh weights, by its name there or a YAML file that describes it.
+
+    ``architecture`` is the description itself, as the recipe of a stored model holds it.
+    """
+    chosen = checked_options(options)
+    described = architecture or {**yolo.architecture(name), "nc": num_classes}
+    model = yolo.YOLO(described, num_classes, chosen)
+    used = {key: getattr(chosen, key) for key in ("image_size", "score_threshold", "max_detections")}
+    model.recipe = {
+        "name": plain_name(name),
+        "num_classes": num_classes,
+        "architecture": described,
+        **used,
+    }
+    model.pretrained_from = ""
+    return model
+
+
+def checked_options(options: dict[str, object]) -> ModelOptions:
+    """The options of a model; LeukoError on an unknown one."""
+    known = [f.name for f in fields(ModelOptions)]
+    for key in options:
+        if key not in known:
+            raise LeukoError(f'model option "{key}" is unknown{nearest(key, known)} (there are: {", ".join(known)})')
+    return ModelOptions(**options)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import LeukoError
 from . import boxes as box_ops
+from . import folding
 from .folding import IMAGE
 from .preprocess import Preprocess, Size
 
@@ -61,6 +62,12 @@ class DetectionModel(nn.Module):
     def foldable(self) -> list[tuple[nn.Module, tuple[int, int, int]]]:
         """Parts whose BatchNorm can be folded into convolutions for inference, and the shape of what each takes."""
         return [(self.backbone, IMAGE)]
+
+    def fold(self) -> None:
+        """Make the norms a part of the convolutions before them. The outputs are the same to rounding, but the model
+        can no longer be trained."""
+        for network, shape in self.foldable():
+            folding.keep(network, shape)
 
     @property
     def score_threshold(self) -> float:

@@ -30,18 +30,26 @@ class DenseHead(nn.Module):
     def __init__(self, channels: int, num_classes: int, groups: int, bias: bool = True):
         super().__init__()
         self.per_class = {"class_logits": 1}  # rows a class in the layers that belong to classes
+        self.normed = groups > 0
         self.class_tower = tower(channels, groups, bias)
         self.box_tower = tower(channels, groups, bias)
         self.class_logits = nn.Conv2d(channels, num_classes, 3, padding=1)
         self.distances = nn.Conv2d(channels, 4, 3, padding=1)
 
     def initialise(self) -> None:
-        """Small weights, and class scores of :data:`PRIOR`, so that the background does not drown all else."""
+        """Small weights, and class scores of :data:`PRIOR`, so that the background does not drown all else.
+
+        Towers without norm are He's instead: by small weights each of their convolutions would make the signal four
+        times weaker, and the head would not learn anything in the first thousands of steps.
+        """
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, std=0.01)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+        for module in [*self.class_tower, *self.box_tower]:
+            if isinstance(module, nn.Conv2d) and not self.normed:
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
         nn.init.constant_(self.class_logits.bias, math.log(PRIOR / (1 - PRIOR)))
 
     def classify(self, feature: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ from .dense import STRIDES, DenseHead, OneStage, rows
 from .preprocess import Preprocess, Size
 
 UNIT = 4.0  # strides: the unit of the distances that the network gives
-START = 0.25  # units: the distances of an untrained head
+START = 1.5  # units: the distances of an untrained head; from .25 many sides would fall below 0 and stay there
 SMALLEST = 1e-4  # units, in training, so that no box is empty
 
 

@@ -1,0 +1,200 @@
+"""The Ultralytics baseline, through the same commands as leuko's own models. Skipped where that package is missing."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, TINY, Bomb, table, untrained
+
+from leuko.engine import checkpoint
+from leuko.engine.inference import prepared
+from leuko.errors import LeukoError
+from leuko.models import create
+from leuko.models.yolo import tasks
+
+pytest.importorskip("ultralytics", reason="the extra `ultralytics` is not installed")
+pytestmark = pytest.mark.usefixtures("one_thread")
+YOLO = ["--model", "yolo11n", "--no-pretrained", "--imgsz", "64", "--batch", "2", "--workers", "0"]
+CPU = torch.device("cpu")
+
+# Run in a process of its own: a network or a file in the home folder ends it.
+GUARDED = """
+import os, socket, sys
+def refuse(*_, **__):
+    raise AssertionError("the network was asked for")
+socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
+from leuko.__main__ import main
+from leuko import config
+config.run(main, sys.argv[1:])
+"""
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory) -> tuple[Path, Path]:
+    """The run of a command that may reach neither network nor home folder, and the home folder it was given."""
+    folder, home = tmp_path_factory.mktemp("yolo"), tmp_path_factory.mktemp("home")
+    words = ["train", "--data", data, "--project", folder, *YOLO, "--epochs", "1", "--rois", "9"]
+    done = subprocess.run(
+        [sys.executable, "-c", GUARDED, *map(str, words)],
+        env=os.environ | {"HOME": str(home), "OMP_NUM_THREADS": "1", "MPLCONFIGDIR": str(folder)},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "takes no notice of --rois" in done.stdout and "from scratch" in done.stdout
+    return folder / "yolo11n", home
+
+
+def test_run_folder_is_every_runs(trained, project):
+    run, home = trained
+    own = {p.name for p in (project / "faster").iterdir()}
+    assert {p.name for p in run.iterdir()} == own | {"ultralytics"}
+    assert not list(home.iterdir())
+    theirs, ours = (list(table(folder / "results.csv")[0]) for folder in (run, project / "faster"))
+    assert [c for c in theirs if "loss/" not in c] == [c for c in ours if "loss/" not in c]
+    assert {"loss/box_loss", "loss/cls_loss", "loss/dfl_loss"} <= set(theirs)
+    assert len(list((run / "ultralytics/labels/train").glob("*.txt"))) == 9
+
+
+def test_run_goes_on_and_its_mean_weights_are_what_is_saved(trained, tmp_path, leuko, no_plots):
+    run, _ = trained
+    before = checkpoint.load_resume(run / "resume.pt")
+    assert leuko("train", "--resume", run, "--epochs", "2").code == 0
+    after = checkpoint.load_resume(run / "resume.pt")
+    assert after["updates"] > before["updates"] and after["optimiser"]["state"]
+    assert [row["epoch"] for row in table(run / "results.csv")] == ["1", "2"]
+    saved = checkpoint.load_weights(run / "weights/last.safetensors").state
+    key = "network.model.0.conv.weight"
+    assert saved[key].equal(after["ema"][key.removeprefix("network.")]) and not saved[key].equal(after["model"][key])
+
+
+def test_it_is_measured_fused_and_used_like_any_other(trained, project, data, tmp_path, leuko):
+    run, _ = trained
+    assert leuko("val", "--ensemble", run, project / "fcos", "--data", data, "--save", tmp_path / "val").code == 0
+    rows = json.loads((tmp_path / "val/ensemble/table.json").read_text())["rows"]
+    assert {row["model"] for row in rows} == {"yolo11n", "fcos", "ensemble"}
+    image = next((data / "images").iterdir())
+    words = ["--weights", run, "--source", image, "--save", tmp_path / "found", "--threshold", "0"]
+    assert leuko("predict", *words).code == 0
+
+
+@pytest.mark.parametrize("name", ["yolo11n", "yolov8n", "yolo26n", "yolov10n"])
+def test_detections_are_ultralytics_own(name):
+    """The same boxes and scores as its own suppression gives, and the same after folding."""
+    from ultralytics.utils.nms import non_max_suppression
+
+    torch.manual_seed(0)
+    model = create(name, 3, image_size=96).eval()
+    head = model.network.model[-1]
+    for branch in [*head.cv2, *head.cv3, *(getattr(head, "one2one_cv3", None) or ())]:  # far from all alike
+        branch[-1].weight.data.normal_(0, 2)
+    image = torch.rand(3, 64, 96)
+    with torch.inference_mode():
+        ours = model([image])[0]
+        folded = prepared(model, CPU)([image])[0]
+        raw = model.network(image[None])[0]
+        theirs = non_max_suppression(
+            raw, 0.001, 0.7, multi_label=True, max_det=100, nc=3, end2end=model.network.end2end, max_time_img=60
+        )[0]
+    assert len(ours["boxes"]) == len(theirs) > 20
+    assert torch.allclose(ours["scores"], theirs[:, 4], atol=1e-6)
+    clipped = theirs[:, :4].clamp(min=0).minimum(torch.tensor([96.0, 64, 96, 64]))
+    assert torch.allclose(ours["boxes"], clipped, atol=1e-3) and ours["labels"].equal(theirs[:, 5].long())
+    assert torch.allclose(ours["scores"], folded["scores"], atol=1e-4)
+
+
+def ultralytics_file(path: Path, types: list[str]) -> Path:
+    """A checkpoint as Ultralytics writes it: the whole network, pickled."""
+    torch.manual_seed(1)
+    network = tasks().DetectionModel("yolo11n.yaml", nc=len(types), verbose=False)
+    network.names = dict(enumerate(types))
+    torch.save({"model": None, "ema": network.half(), "train_args": {"imgsz": 96}, "epoch": -1}, path)
+    return path
+
+
+def test_ultralytics_files_are_read_without_code(data, tmp_path, leuko, no_plots):
+    """Its own ``.pt`` starts a run, types matched by name and all else taken over; and it can be measured as it is."""
+    file = ultralytics_file(tmp_path / "yolo11n.pt", ["M", "cat", "NG"] + [f"other {i}" for i in range(97)])
+    words = ["train", "--data", data, "--project", tmp_path / "runs", *YOLO, "--epochs", "1", "--lr", "1e-9"]
+    result = leuko(*words[:5], "--model", file, *words[7:], "--pretrained")
+    assert result.code == 0 and "types known NG, M; new BG, EG, L" in result.out, result.err
+    theirs = checkpoint.load_weights(file).state
+    ours = checkpoint.load_weights(tmp_path / "runs/yolo11n").state
+    classes = [key for key in ours if "cv3" in key and key.endswith(".2.weight")]
+    assert len(classes) == 3
+    for key in classes:  # rows in the order NG, BG, EG, L, M; a class branch is as wide as it was for its 100 classes
+        assert torch.allclose(ours[key][[0, 4]], theirs[key][[2, 0]], atol=1e-3)
+        assert not torch.allclose(ours[key][1], theirs[key][1], atol=1e-3)
+    weights = {k for k in ours if k.endswith("weight")} - set(classes)
+    assert all(torch.allclose(ours[k], theirs[k], atol=1e-3) for k in weights)
+    resumed = leuko("train", "--resume", tmp_path / "runs/yolo11n", "--epochs", "2")
+    assert resumed.code == 0, resumed.err
+
+    own = ultralytics_file(tmp_path / "own.pt", ["NG", "BG", "EG", "L", "M"])
+    assert leuko("val", "--weights", own, "--data", data, "--save", tmp_path / "val").code == 0
+
+    touched = tmp_path / "touched"
+    torch.save({"model": Bomb(touched)}, tmp_path / "bomb.pt")
+    (tmp_path / "cut.pt").write_bytes(file.read_bytes()[:10_000])
+    torch.save({"weight": torch.zeros(2)}, tmp_path / "other.pt")
+    for name in ("bomb.pt", "cut.pt", "other.pt"):
+        leuko("val", "--weights", tmp_path / name, "--data", data).refused(name, "not a detector of Ultralytics")
+    assert not touched.exists()
+
+
+def test_description_runs_no_code(tmp_path):
+    """A network's description names its layers and its activation; only layers may be meant."""
+    description = {**create("yolo11n", 2).recipe["architecture"]}
+    touched = tmp_path / "touched"
+    evil = f"__import__('pathlib').Path({str(touched)!r}).touch() or __import__('torch').nn.SiLU()"
+    layer = [[-1, 1, "torch_safe_load", [str(touched)]], *description["backbone"][1:]]
+    for change in ({"activation": evil}, {"backbone": layer}):
+        with pytest.raises(LeukoError, match="does not describe a network"):
+            create("yolo11n", 2, architecture=description | change)
+    assert not touched.exists()
+
+
+@pytest.mark.parametrize(
+    ("model", "words", "said"),
+    [
+        ("yolo11n", [], "leuko download yolo11n"),
+        ("yolov8m.pt", [], "ultralytics/assets"),
+        ("nowhere/best.pt", [], "no such file"),
+        ("yolo99n", ["--no-pretrained"], "no model that this ultralytics package knows"),
+        ("yolo11n-seg.yaml", [], "no detector of boxes"),
+        ("yolo11n", ["--no-pretrained", "--amp", "fp16"], "bf16"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(model, words, said, data, tmp_path, leuko, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    leuko("train", "--data", data, "--project", "runs", "--model", model, *words).refused(said)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_other_models_weights_do_not_start_it(data, tmp_path, leuko):
+    file = untrained(tmp_path / "faster.safetensors", ["NG", "BG", "EG", "L", "M"])
+    words = ["train", "--data", data, "--project", tmp_path / "runs", *YOLO, "--weights", file]
+    leuko(*words).refused("faster_rcnn", "not yolo11n")
+
+
+def test_package_is_asked_for_only_with_its_models(data, tmp_path):
+    """leuko's own models never import it, and without it the remedy is named."""
+    code = "import sys; sys.modules['ultralytics'] = None\n" + GUARDED
+    words = ["train", "--data", data, "--project", tmp_path, "--epochs", "1"]
+
+    def run(*more: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-c", code, *map(str, words), *more]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+    missing = run(*YOLO)
+    assert missing.returncode == 2 and "pip install 'leuko[ultralytics]'" in missing.stderr, missing.stderr
+    own = run(*TINY, "--model", "fcos")
+    assert own.returncode == 0, own.stderr
