@@ -32,7 +32,7 @@ from leuko.models import Backbone
 from leuko.models.dense import OneStage
 from leuko.report import run, table
 
-RECIPE = TrainOptions(**PRESETS["small"], lr=OneStage.own_lr)
+RECIPE = TrainOptions(**PRESETS["small"], lr=OneStage.own_lr, clip=OneStage.own_clip)
 CPU = torch.device("cpu")
 OWN_THRESHOLD = 0.2  # torchvision's default, of the square root of class score times centerness
 LOW_THRESHOLD = 0.05  # as low as mAP could profit from

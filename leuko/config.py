@@ -53,8 +53,8 @@ class TrainOptions:
     """Weight decay of SGD."""
     warmup: float = 1.0
     """Epochs of linear warm-up (the paper's 500 steps are one epoch of its data)."""
-    clip: float = 35.0
-    """Largest norm of the gradients; 0 leaves them as they are."""
+    clip: float = 0.0
+    """Largest norm of the gradients; 0: the detector's own, 35 or, for FSAF, 10; inf leaves them as they are."""
     accumulate: int = 1
     """Batches whose gradients are summed into one step of the optimiser."""
     ema: float = 0.0

@@ -58,7 +58,7 @@ def train(options: TrainOptions, given: Collection[str] = ()) -> Path:
     train_set, val_set = load_data(options)
     state = checkpoint.load_resume(folder / "resume.pt") if resumed else None
     model = build(options, train_set.types, state)
-    options = replace(options, lr=options.lr or model.own_lr)
+    options = replace(options, lr=options.lr or model.own_lr, clip=options.clip or model.own_clip)
     if is_yolo(options.model) and (unused := [name for name in yolo.UNUSED if name in given]):
         print(f"{options.model} takes no notice of {flags(unused)}")
     if not resumed:

@@ -199,7 +199,7 @@ def test_new_run_starts_from_weights(data, project, tmp_path, leuko, no_plots):
 OPTIONS = {
     "fcos": "--model fcos --channels 64 --amp bf16 --channels-last --cache ram",
     "cascade_rcnn": "--model cascade_rcnn --norm gn --no-augment --batch 4",
-    "pretrained": "--model fcos_improved --channels 64 --pretrained --clip 0 --workers 1",
+    "pretrained": "--model fcos_improved --channels 64 --pretrained --clip inf --workers 1",
 }
 
 
@@ -265,7 +265,7 @@ DIVERGING = {"fcos": ("class", "box", "centerness"), "faster_rcnn": ("rpn_box",)
 
 @pytest.mark.parametrize("model", DIVERGING)
 def test_loss_that_is_not_finite_stops_the_run(model, data, tmp_path, leuko, no_plots):
-    words = ["--model", model, "--channels", "64", "--lr", "1e30", "--clip", "0", "--warmup", "0", "--epochs", "2"]
+    words = ["--model", model, "--channels", "64", "--lr", "1e30", "--clip", "inf", "--warmup", "0", "--epochs", "2"]
     result = leuko("train", "--data", data, "--project", tmp_path, *TINY, *words)
     last = events(tmp_path / model)[-1]
     assert last["event"] == "diverged" and len(last["images"]) == 2 and last["step"] > 0

@@ -142,7 +142,7 @@ class Trainer(Training):
         self.scaler.scale(total / options.accumulate).backward()
         last = progress.batch + 1 == self.batches
         if (progress.batch + 1) % options.accumulate == 0 or last:
-            if options.clip:
+            if math.isfinite(options.clip):
                 self.scaler.unscale_(self.optimiser)
                 nn.utils.clip_grad_norm_(self.parameters, options.clip)
             self.scaler.step(self.optimiser)

@@ -54,6 +54,7 @@ class DetectionModel(nn.Module):
     options: ModelOptions
     own_score_threshold = 0.05
     own_lr = 0.01  # SGD's learning rate for batches of 8, as in Li et al. 2022
+    own_clip = 35.0  # largest norm of the gradients, as in MMDetection
 
     def __init__(self, *, preprocess: Preprocess, backbone: nn.Module, fpn: nn.Module):
         super().__init__()

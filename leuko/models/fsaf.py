@@ -36,6 +36,7 @@ class FSAFHead(DenseHead):
 class FSAF(OneStage):
     """FSAF on P3 to P7; a point lies in its cell's corner."""
 
+    own_clip = 10.0  # as in MMDetection; nothing else restrains towers without norm
     offset = 0.0
 
     def __init__(self, *, preprocess: Preprocess, backbone: nn.Module, num_classes: int, options: ModelOptions):

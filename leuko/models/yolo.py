@@ -117,6 +117,7 @@ class YOLO(DetectionModel):
 
     own_score_threshold = 0.001
     own_lr = 0.0  # Ultralytics' own choice of optimiser and rate
+    own_clip = 10.0  # what its loop has, whatever is asked for
     nms_threshold = 0.7
 
     def __init__(self, described: dict, num_classes: int, options: ModelOptions):
