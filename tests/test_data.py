@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from leuko.data import coco, voc, yolo
+from leuko.data.convert import convert
 from leuko.data.images import image_size, list_images, read_image
 from leuko.data.sample import Dataset, Sample
 from leuko.data.source import load, splits
@@ -85,40 +86,105 @@ def fields(draw) -> tuple[list[list], list[list[int]]]:
     return boxes, labels
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(fields())
-def test_round_trip_through_all_formats(tmp_path_factory, pictures, cells):
+word = st.text(st.characters(categories=("L", "N", "P", "S", "Zs")), min_size=1, max_size=8).map(str.strip).filter(bool)
+factor = st.lists(word, max_size=2).map(tuple)
+key = st.one_of(st.sampled_from(["truncated", "difficult", "pose", "attribute", "crowd"]), word)
+scalar = st.one_of(st.booleans(), st.integers(-(2**53), 2**53), st.floats(allow_nan=False, allow_infinity=False), word)
+value = st.one_of(scalar, st.none(), st.text(max_size=5), st.lists(scalar, max_size=2), st.just("7"), st.just(" a\n"))
+attributes = st.dictionaries(key.filter(lambda k: k not in coco._OWN), value, max_size=3)
+
+
+@st.composite
+def full(draw) -> tuple[list[Sample], list[int]]:
+    """Samples without pictures, with all that a sample can hold, and category ids in the order of the types."""
+    boxes, labels = draw(fields())
+    ids = draw(st.lists(st.integers(1, 10**6), min_size=3, max_size=3, unique=True))
+    samples = []
+    for b, kinds, number in zip(boxes, labels, ids, strict=True):
+        of_cells = {
+            "crowd": np.array([draw(st.integers(0, 4)) == 0 for _ in b], dtype=bool),
+            "cell_factors": [draw(factor) for _ in b],
+            "attributes": [draw(attributes) for _ in b],
+        }
+        group = draw(st.one_of(st.just(""), word))
+        samples.append(Sample(Path(), WIDTH, HEIGHT, b, kinds, number, **of_cells, factors=draw(factor), group=group))
+    return samples, draw(st.lists(st.integers(0, 90), min_size=5, max_size=5, unique=True).map(sorted))
+
+
+def everything(data: Dataset) -> tuple:
+    """A data set as a value: what it holds, whatever the order of images and the place of crowds among the cells."""
+    samples = []
+    for s in data.samples:
+        cells = zip(s.boxes.tolist(), s.labels, s.crowd, s.cell_factors, s.attributes, strict=True)
+        cells = sorted(repr((b, int(n), bool(c), f, sorted(a.items()))) for b, n, c, f, a in cells)
+        samples.append((read_image(s.image).tobytes(), s.width, s.height, s.id, s.group, s.factors, cells))
+    return data.types, data.category_ids, data.flaws, data.ignored, sorted(samples)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(full(), st.permutations(["voc", "coco", "yolo"]))
+def test_round_trip_through_all_formats(tmp_path_factory, pictures, content, order):
+    """Whatever a data set holds comes back, whichever way it went round."""
+    samples, category_ids = content
+    for sample, picture in zip(samples, pictures, strict=True):
+        sample.image = picture
     folder = tmp_path_factory.mktemp("trip")
-    first = now = dataset(pictures, *cells)
-    for step, name in enumerate(("voc", "coco", "yolo", "voc")):
-        WRITERS[name](now, folder / f"{step}{name}", "train")
-        now = load(folder / f"{step}{name}", "train")
-        assert now.flaws == []
-        assert_same(first, now, order=False)
+    first = Dataset(TYPES, samples, category_ids)
+    coco.write(first, folder / "start", "train")
+    here = folder / "start"
+    for step, name in enumerate((*order, order[0])):
+        convert(here, folder / f"{step}{name}", name)
+        here = folder / f"{step}{name}"
+        assert everything(load(here, "train")) == everything(first)
 
 
-def test_formats_keep_what_they_can_hold(tmp_path, plain):
-    first, second = plain.samples[:2]
-    first.factors, first.group = ("overstained",), "smear <7>"
-    first.cell_factors = [("overlap", "small_cell"), ()]
-    first.attributes = [{"truncated": 1, "pose": "Left & up"}, {"difficult": 0}]
-    first.crowd = np.array([False, True])
-    plain.category_ids = [7, 3, 4, 10, 1]
-    for sample, number in zip(plain.samples, (40, 12, 31), strict=True):
-        sample.id = number
-    plain.types = ["BG", "NG", "x", "L", "M"]  # COCO's order is that of its ids, a VOC folder's is in classes.txt
-    voc.write(plain, tmp_path / "voc", "test")
-    coco.write(plain, tmp_path / "coco", "test")
-    by_voc, by_coco = load(tmp_path / "voc", "test"), load(tmp_path / "coco", "test", types=plain.types)
-    for again in (by_voc, by_coco):
-        assert_same(plain, again)
-        for old, new in zip(plain.samples, again.samples, strict=True):
-            assert (new.factors, new.group, new.cell_factors) == (old.factors, old.group, old.cell_factors)
-            assert new.attributes == old.attributes and new.crowd.tolist() == old.crowd.tolist()
-    assert by_coco.category_ids == plain.category_ids and [s.id for s in by_coco.samples] == [40, 12, 31]
-    assert len(second.boxes) == 1 and by_coco.counts().tolist() == [1, 0, 1, 0, 0]  # the crowd is not counted
-    with pytest.raises(LeukoError, match=r"1\.jpg: YOLO cannot mark a crowd"):
-        yolo.write(plain, tmp_path / "yolo", "test")
+def test_convert_keeps_splits_types_and_the_source(tmp_path, plain, leuko):
+    """The official VOC convention too, through the command; the source is never touched."""
+    src = tmp_path / "src"
+    for split, samples in (("train", plain.samples[:2]), ("extra", plain.samples[2:])):
+        coco.write(Dataset(TYPES, samples, [7, 3, 4, 10, 1]), src, split)
+    before = {p: p.read_bytes() for p in src.rglob("*") if p.is_file()}
+    here = src
+    for step, words in enumerate((["voc", "--voc-origin", "1"], ["yolo"], ["coco"])):
+        dst = tmp_path / str(step)
+        assert leuko("data", "convert", here, dst, "--to", *words).code == 0
+        here = dst
+    assert "<xmin>11</xmin>" in (tmp_path / "0/Annotations/1.xml").read_text()  # 10 counted from 0
+    assert splits(here) == ["train", "extra"]
+    for split in splits(src):
+        assert everything(load(here, split)) == everything(load(src, split))
+    assert {p: p.read_bytes() for p in src.rglob("*") if p.is_file()} == before
+    image = next((tmp_path / "2/images").iterdir())
+    assert any(image.samefile(p) for p in before)  # linked
+
+    convert_to = ["data", "convert", src]
+    leuko(*convert_to, tmp_path / "2", "--to", "voc").refused("not empty", "--force")
+    assert leuko(*convert_to, tmp_path / "2", "--to", "voc", "--force").code == 0 and splits(tmp_path / "2") == splits(
+        src
+    )
+    leuko(*convert_to, src, "--to", "voc", "--force").refused("is the source")
+    leuko(*convert_to, src / "in", "--to", "voc").refused("lies in it")
+    leuko(*convert_to, tmp_path, "--to", "voc", "--force").refused("holds it")
+    (tmp_path / "src.yaml").write_text("path: src\ntrain: train.json\n")
+    leuko("data", "convert", tmp_path / "src.yaml", src, "--to", "voc", "--force").refused("is the source")
+    leuko(*convert_to, tmp_path / "new", "--to", "yolov").refused('did you mean "yolo"')
+    leuko(*convert_to, tmp_path / "new", "--to", "yolo", "--voc-origin", "1").refused("about VOC")
+    (tmp_path / "2/notes.txt").touch()
+    leuko(*convert_to, tmp_path / "2", "--to", "voc", "--force").refused("notes.txt", "no part of a data set")
+    assert not (tmp_path / "new").exists() and {p: p.read_bytes() for p in src.rglob("*") if p.is_file()} == before
+
+
+def test_side_file_that_does_not_fit_is_told(tmp_path, plain):
+    plain.samples[0].cell_factors = [("overlap",), ()]
+    yolo.write(plain, tmp_path, "train")
+    label = next(p for p in (tmp_path / "labels/train").iterdir() if len(p.read_text().splitlines()) == 2)
+    label.write_text(label.read_text().splitlines()[0] + "\n")
+    (flaw,) = load(tmp_path, "train").flaws
+    assert "tells of 2 cells, the label file of 1" in str(flaw)
+    for broken in ("{", "[]", '{"images": 3}', '{"images": {"images/train/1.jpg": {"cells": 3}}}'):
+        (tmp_path / "leuko.json").write_text(broken)
+        with pytest.raises(LeukoError, match=r"leuko\.json"):
+            load(tmp_path, "train")
 
 
 @pytest.mark.parametrize("name", WRITERS)

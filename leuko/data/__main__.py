@@ -9,9 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from leuko.config import Parser, run
+from leuko.data.convert import FORMATS as CONVERTED
+from leuko.data.convert import convert
 from leuko.data.sample import Dataset
 from leuko.data.synth import FORMATS, synth
 from leuko.errors import LeukoError, nearest
+from leuko.report import table
 from leuko.smear.sheet import types_sheet
 
 
@@ -55,15 +58,47 @@ def _synth(args: argparse.Namespace) -> None:
 def _table(datasets: dict[str, Dataset]) -> str:
     """Images and cells per split and type, as lines of text."""
     types = next(iter(datasets.values())).types
-    lines = [f"{'split':<8}{'images':>8}" + "".join(f"{name:>7}" for name in types) + f"{'cells':>8}"]
+    lines = [["split", "images", *types, "cells"]]
     for split, dataset in datasets.items():
         counts = dataset.counts()
-        cells = "".join(f"{n:>7}" for n in counts)
-        lines.append(f"{split:<8}{len(dataset):>8}{cells}{counts.sum():>8}")
-    return "\n".join(lines)
+        lines.append([split, *map(str, (len(dataset), *counts, counts.sum()))])
+    return table.aligned(lines, head=1)
+
+
+def _convert_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("src", metavar="SRC", type=Path, help="data set: a folder, a COCO file or a data YAML")
+    parser.add_argument("dst", metavar="DST", type=Path, help="folder to make")
+    parser.add_argument("--to", required=True, metavar="FORMAT", help=", ".join(CONVERTED))
+    parser.add_argument(
+        "--voc-origin",
+        metavar="N",
+        type=int,
+        choices=(0, 1),
+        default=0,
+        help="0: VOC as LabelImg has it; 1: official [0]",
+    )
+    parser.add_argument("--force", action="store_true", help="replace the data set that DST holds")
+
+
+def _convert(args: argparse.Namespace) -> None:
+    datasets = convert(**vars(args), progress=True)
+    for split, dataset in datasets.items():
+        if told := table.flaws(split, dataset):
+            print(told)
+    print(f"{args.dst}: {args.to}")
+    print(_table(datasets))
 
 
 COMMANDS = {
+    "convert": Command(
+        "write a data set in another format, with nothing lost",
+        """
+  python -m leuko.data convert slides datasets/slides --to coco
+  python -m leuko.data convert slides.yaml datasets/slides --to yolo --force
+  python -m leuko.data convert train.json datasets/official --to voc --voc-origin 1""",
+        _convert_arguments,
+        _convert,
+    ),
     "synth": Command(
         "render a data set of stained fields with the five leukocyte types",
         """

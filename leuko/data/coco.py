@@ -19,6 +19,7 @@ from leuko.data.assemble import assemble
 from leuko.data.files import make_folder, place_images, read_text, write_text
 from leuko.data.records import Cell, Labels, Problems, Record
 from leuko.data.sample import Dataset
+from leuko.data.side import SIDE_FILE
 from leuko.errors import LeukoError
 
 _GROUPS = ("group", "smear", "patient")
@@ -43,7 +44,7 @@ def split_name(file: Path) -> str:
 
 def is_coco(file: Path) -> bool:
     """Whether a file looks like COCO labels, from its beginning (results files are lists, and are none)."""
-    if file.suffix.lower() != ".json" or not file.is_file():
+    if file.suffix.lower() != ".json" or file.name == SIDE_FILE or not file.is_file():
         return False
     with open(file, "rb") as stream:
         start = stream.read(1 << 16).removeprefix(b"\xef\xbb\xbf").lstrip()

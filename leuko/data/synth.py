@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +13,7 @@ from tqdm import tqdm
 
 from leuko.cells import TYPES
 from leuko.data import coco, voc, yolo
+from leuko.data.folder import building
 from leuko.data.sample import Dataset, Sample
 from leuko.errors import LeukoError, nearest
 from leuko.smear.render import render_field
@@ -27,9 +27,6 @@ FORMATS: dict[str, tuple[Writer, str]] = {
 """For each format its writer, and the folder where it keeps a split's images, so that they are rendered in place."""
 
 MIN_SIZE, MAX_SIZE = 64, 8192
-_SPLITS = ("train", "val", "test")
-_OWN = {"images", "labels", "JPEGImages", "Annotations", "ImageSets", "classes.txt", "data.yaml"}
-_OWN |= {f"{split}.json" for split in _SPLITS}
 _CELLS_A_FIELD = (0.24, 0.30, 0.24, 0.14, 0.08)  # share of the fields with 1, 2, ... 5 leukocytes
 
 
@@ -66,19 +63,11 @@ def synth(
     """
     _check(images, size, format, seed, val, test)
     dst = Path(dst).absolute()
-    _check_free(dst, force)
-    building = dst.with_name(f".{dst.name}.leuko-{os.getpid()}")
-    try:
-        building.mkdir(parents=True)
-        datasets = _build(building, _shares(images, val, test), size, format, seed, workers, progress)
-        _swap(building, dst)
-    except OSError as error:
-        raise LeukoError(f"{dst}: cannot be written: {error.strerror}; choose another folder") from error
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+    with building(dst, force) as folder:
+        datasets = _build(folder, _shares(images, val, test), size, format, seed, workers, progress)
     for dataset in datasets.values():
         for sample in dataset.samples:
-            sample.image = dst / sample.image.relative_to(building)
+            sample.image = dst / sample.image.relative_to(folder)
     return datasets
 
 
@@ -93,18 +82,6 @@ def _check(images: int, size: int, format: str, seed: int, val: float, test: flo
         raise LeukoError(f"seed {seed}: give 0 or more")
     if not (val >= 0 and test >= 0 and val + test < 1):
         raise LeukoError(f"val {val} and test {test}: give shares of at least 0 that leave some images for training")
-
-
-def _check_free(dst: Path, force: bool) -> None:
-    """Refuse a destination that would be overwritten without consent, or that holds more than a data set."""
-    if dst.exists() and not dst.is_dir():
-        raise LeukoError(f"{dst}: is a file; name a folder")
-    there = sorted(p.name for p in dst.iterdir()) if dst.is_dir() else []
-    if there and not force:
-        raise LeukoError(f"{dst}: exists and is not empty; choose another folder, or replace its data set with --force")
-    foreign = [name for name in there if name not in _OWN]
-    if foreign:
-        raise LeukoError(f'{dst}: holds "{foreign[0]}", which is no part of a data set; choose another folder')
 
 
 def _shares(images: int, val: float, test: float) -> dict[str, range]:
@@ -149,18 +126,3 @@ def _render(path: Path, size: int, seed: int, number: int) -> Sample:
     _, jpeg = cv2.imencode(".jpg", image[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])
     path.write_bytes(jpeg.tobytes())
     return Sample(path, size, size, boxes, labels, id=number + 1)
-
-
-def _swap(building: Path, dst: Path) -> None:
-    """Put the finished folder in ``dst``'s place."""
-    if not dst.exists():
-        building.rename(dst)
-        return
-    old = building.with_name(building.name + "-old")
-    dst.rename(old)
-    try:
-        building.rename(dst)
-    except OSError:
-        old.rename(dst)
-        raise
-    shutil.rmtree(old)

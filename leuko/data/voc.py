@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 from xml.parsers import expat
-from xml.sax.saxutils import escape
+from xml.sax.saxutils import escape, quoteattr
 
 from leuko.data.assemble import assemble
 from leuko.data.files import make_folder, place_images, read_list, write_text
@@ -21,10 +21,18 @@ from leuko.data.images import is_image, list_images
 from leuko.data.names import keep_names
 from leuko.data.records import Cell, Labels, Problems, Record
 from leuko.data.sample import Dataset, Flaw, Sample
+from leuko.data.side import category_ids, keep
 from leuko.errors import LeukoError
 
 IMAGE_FOLDERS = ("JPEGImages", "images", ".")  # the first that exists beside the annotations holds the images
-_OWN = ("name", "bndbox", "factor", "part", "polygon")  # elements of an object that are no attributes
+_OWN = (
+    "name",
+    "bndbox",
+    "factor",
+    "part",
+    "polygon",
+    "attribute",
+)  # elements of an object that are no plain attributes
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -59,6 +67,7 @@ def parse(part: Path, problems: Problems, voc_origin: int = 0) -> Labels:
             labels.records.append(_record(file, image, images, voc_origin))
         except LeukoError as error:
             problems.add("annotation", str(error))
+    labels.categories = category_ids(part if part.is_dir() else _root(part))
     if part.is_dir() and not labels.records:
         problems.add("empty", f"{part}: no annotations (.xml); label images with LabelImg or name another folder")
     if part.is_dir():
@@ -168,6 +177,7 @@ def _record(file: Path, image: Path | None, images: _ImagesByStem, voc_origin: i
         file,
         image or _image(file, (root.findtext("filename") or "").strip(), images.of(file)),
         [_cell(file, i, element, voc_origin) for i, element in enumerate(root.iterfind("object"), 1)],
+        id=_id(root),
         size=_size(root),
         factors=_factors(root),
         group=(root.findtext("group") or "").strip(),
@@ -183,6 +193,12 @@ def _image(file: Path, name: str, by_stem: dict[str, list[Path]]) -> Path:
     if not found and not named:
         raise LeukoError(f'{file}: filename "{name}": no image called {file.stem}; add the image or remove the file')
     return (named or found)[0]
+
+
+def _id(root: ElementTree.Element) -> int | None:
+    """The image's id, which leuko writes where it is not the image's place in the list."""
+    text = (root.findtext("id") or "").strip()
+    return int(text) if re.fullmatch(r"-?\d{1,18}", text) else None
 
 
 def _size(root: ElementTree.Element) -> tuple[int, int] | None:
@@ -211,6 +227,13 @@ def _cell(file: Path, number: int, element: ElementTree.Element, voc_origin: int
     x0, y0, x1, y1 = corners
     attributes = {child.tag: _value(child.text) for child in element if child.tag not in _OWN and not len(child)}
     crowd = bool(attributes.pop("crowd", False))
+    for child in element.iterfind("attribute"):
+        try:
+            attributes[child.get("name", "")] = json.loads(child.text or "null")
+        except (ValueError, RecursionError) as error:
+            raise LeukoError(
+                f"{place}: attribute {child.get('name')}: no JSON ({error}); correct or remove it"
+            ) from None
     return Cell(where, name, (x0 - voc_origin, y0 - voc_origin, x1, y1), crowd, _factors(element), attributes)
 
 
@@ -233,26 +256,31 @@ def _value(text: str | None) -> int | float | str:
 def write(dataset: Dataset, folder: str | Path, split: str, voc_origin: int = 0) -> None:
     """Write one split into a VOC folder: annotations, images (linked or copied) and its ``ImageSets`` list.
 
-    Factors, groups and crowds become the extra elements ``factor``, ``group`` and ``crowd``; attributes that are
-    texts or numbers are kept as elements of their own. ``classes.txt`` keeps the order of the types. Coordinates come
-    back bit for bit. Raises LeukoError.
+    Factors, groups, crowds and ids become the extra elements ``factor``, ``group``, ``crowd`` and ``id``; attributes
+    are elements of their own or, where that would not give the same value back, ``attribute`` elements with JSON in
+    them. ``classes.txt`` keeps the order of the types, the side file their ids. Coordinates come back bit for bit.
+    Raises LeukoError.
     """
     folder = Path(folder)
     lists = make_folder(folder / "ImageSets" / "Main")
     labels = make_folder(folder / "Annotations")
     keep_names(folder / "classes.txt", dataset.types)
     images = place_images([sample.image for sample in dataset.samples], folder / "JPEGImages")
+    numbered = all(sample.id == i for i, sample in enumerate(dataset.samples, 1))
     for sample, image in zip(dataset.samples, images, strict=True):
-        write_text(labels / f"{image.stem}.xml", _xml(sample, image, dataset.types, voc_origin))
+        text = _xml(sample, image, dataset.types, voc_origin, with_id=not numbered)
+        write_text(labels / f"{image.stem}.xml", text)
+    keep(folder, dataset)
     write_text(lists / f"{split}.txt", "".join(f"{image.stem}\n" for image in images))
 
 
-def _xml(sample: Sample, image: Path, types: Sequence[str], voc_origin: int) -> str:
+def _xml(sample: Sample, image: Path, types: Sequence[str], voc_origin: int, with_id: bool) -> str:
     lines = [
         "<annotation>",
         *_element("folder", image.parent.name, 1),
         *_element("filename", image.name, 1),
         f"\t<size><width>{sample.width}</width><height>{sample.height}</height><depth>3</depth></size>",
+        *(_element("id", str(sample.id), 1) if with_id else []),
         *(_element("group", sample.group, 1) if sample.group else []),
         *(line for factor in sample.factors for line in _element("factor", factor, 1)),
     ]
@@ -268,17 +296,24 @@ def _xml(sample: Sample, image: Path, types: Sequence[str], voc_origin: int) -> 
 
 
 def _attribute(key: str, value: object) -> list[str]:
-    if key in (*_OWN, "crowd") or not re.fullmatch(r"[A-Za-z_][\w.-]*", key):
-        return []
-    if not isinstance(value, str | int | float):
-        return []
-    return _element(key, str(int(value) if isinstance(value, bool) else value), 2)
+    text = value if isinstance(value, str) else json.dumps(value)
+    plain = type(value) in (str, int, float) and re.fullmatch(r"[A-Za-z_][\w.-]*", key, re.ASCII)
+    if plain and key not in (*_OWN, "crowd") and not re.search(r"[\x00-\x1f]", text):
+        back = _value(text)
+        if back == value and type(back) is type(value):
+            return _element(key, text, 2)
+    _check_text("attribute", key)
+    return [f"\t\t<attribute name={quoteattr(key)}>{escape(json.dumps(value))}</attribute>"]
 
 
 def _element(tag: str, text: str, depth: int) -> list[str]:
+    _check_text(tag, text)
+    return ["\t" * depth + f"<{tag}>{escape(text)}</{tag}>"]
+
+
+def _check_text(tag: str, text: str) -> None:
     if re.search(r"[\x00-\x08\x0b\x0c\x0e-\x1f]", text):
         raise LeukoError(f"{tag} {text!r}: XML cannot hold control characters; rename it")
-    return ["\t" * depth + f"<{tag}>{escape(text)}</{tag}>"]
 
 
 def _number(value: float) -> str:

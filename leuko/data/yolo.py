@@ -2,7 +2,8 @@
 
 The labels of ``.../images/a.jpg`` are in ``.../labels/a.txt``, or else beside the image. The class names are in
 ``data.yaml``, or in a ``classes.txt`` as LabelImg writes it. A line may be a polygon (class, then x y pairs): its
-bounding box is taken, and listed as a flaw. The format holds no crowds, factors, groups or attributes.
+bounding box is taken, and listed as a flaw. The format holds no crowds, factors, groups, attributes or ids: they go
+into a file beside it (see ``side``).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from leuko.data.images import list_images
 from leuko.data.names import by_index, check_same
 from leuko.data.records import Cell, Labels, Problems, Record
 from leuko.data.sample import Dataset, Flaw
+from leuko.data.side import Side, category_ids, keep
 from leuko.errors import LeukoError
 
 YAML_SPLITS = ("train", "val", "test")
@@ -74,6 +76,7 @@ def parse(part: Path, problems: Problems, names: dict[int, str]) -> Labels:
     if images and not names:
         raise LeukoError(f'{part}: YOLO labels without class names; write a data.yaml with "names: [NG, BG, ...]"')
     folders = {folder: label_folder(folder) for folder in {image.parent for image in images}}
+    side = Side()
     files = [folders[image.parent] / f"{image.stem}.txt" for image in images]
     if images and not any(file.is_file() for file in files):
         raise LeukoError(f"{part}: none of the {len(images)} images has a label file in {files[0].parent}; add labels")
@@ -83,6 +86,9 @@ def parse(part: Path, problems: Problems, names: dict[int, str]) -> Labels:
         else:
             labels.records.append(Record(image, image, [], relative=True))
             labels.flaws.append(Flaw(image, f"label file {file.name}", "missing", "taken as an image without cells"))
+        side.add_to(labels.records[-1], labels.flaws)
+    for root in dict.fromkeys(root for folder in folders for root in (folder, *list(folder.parents)[:2])):
+        labels.categories = labels.categories or category_ids(root)
     if part.is_dir():
         _check_orphans({label_folder(part), *folders.values()}, files, problems)
     return labels
@@ -144,12 +150,9 @@ def write(dataset: Dataset, folder: str | Path, split: str) -> None:
     """Write one split as ``images/SPLIT`` (linked or copied) and ``labels/SPLIT``, and enter it in ``data.yaml``.
 
     Coordinates of whole or at least a thousandth pixel come back bit for bit as float32. What the format cannot hold
-    (factors, groups, attributes) is left out; a crowd raises LeukoError, as it would come back as a cell.
+    goes into the side file. Raises LeukoError.
     """
     folder = make_folder(Path(folder))
-    for sample in dataset.samples:
-        if sample.crowd.any():
-            raise LeukoError(f"{sample.image}: YOLO cannot mark a crowd region; write COCO or VOC")
     info = _info(folder / "data.yaml", dataset.types)
     place = info if split in YAML_SPLITS else info.setdefault("splits", {})
     place[split] = f"images/{split}"
@@ -157,9 +160,12 @@ def write(dataset: Dataset, folder: str | Path, split: str) -> None:
     labels = make_folder(folder / "labels" / split)
     for sample, image in zip(dataset.samples, images, strict=True):
         size = (sample.width, sample.height)
-        lines = [_line(int(k), box, size) for k, box in zip(sample.labels, sample.boxes.tolist(), strict=True)]
+        cells = zip(sample.labels[~sample.crowd], sample.boxes[~sample.crowd].tolist(), strict=True)
+        lines = [_line(int(k), box, size) for k, box in cells]
         write_text(labels / f"{image.stem}.txt", "".join(lines))
     write_text(folder / "data.yaml", yaml.safe_dump(info, sort_keys=False, allow_unicode=True))
+    rank = {path: number for number, path in enumerate(list_images(folder / "images" / split), 1)}
+    keep(folder, dataset, images, [rank[image] for image in images])
 
 
 def _info(file: Path, types: Sequence[str]) -> dict:

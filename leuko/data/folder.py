@@ -1,0 +1,72 @@
+"""The folder that a data set is made in: it appears when all is done, or not at all, and replaces only a data set."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from leuko.data.coco import is_coco
+from leuko.data.side import SIDE_FILE
+from leuko.errors import LeukoError
+
+_OWN = {
+    "images",
+    "labels",
+    "JPEGImages",
+    "Annotations",
+    "ImageSets",
+    "classes.txt",
+    "data.yaml",
+    "flaws.txt",
+    SIDE_FILE,
+}
+
+
+@contextmanager
+def building(dst: str | Path, force: bool = False) -> Iterator[Path]:
+    """Yield a temporary folder beside ``dst`` to build a data set in, which takes the place of ``dst`` in the end.
+
+    If the block fails, ``dst`` is as it was. Raises LeukoError where ``dst`` is a file, holds a data set and ``force``
+    is not given, holds anything else, or cannot be written.
+    """
+    dst = Path(dst).absolute()
+    _check_free(dst, force)
+    folder = dst.with_name(f".{dst.name}.leuko-{os.getpid()}")
+    try:
+        folder.mkdir(parents=True)
+        yield folder
+        _swap(folder, dst)
+    except OSError as error:
+        raise LeukoError(f"{dst}: cannot be written: {error.strerror}; choose another folder") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check_free(dst: Path, force: bool) -> None:
+    """Refuse a destination that would be overwritten without consent, or that holds more than a data set."""
+    if dst.exists() and not dst.is_dir():
+        raise LeukoError(f"{dst}: is a file; name a folder")
+    there = sorted(dst.iterdir()) if dst.is_dir() else []
+    if there and not force:
+        raise LeukoError(f"{dst}: exists and is not empty; choose another folder, or replace its data set with --force")
+    foreign = [path for path in there if path.name not in _OWN and not is_coco(path)]
+    if foreign:
+        raise LeukoError(f'{dst}: holds "{foreign[0].name}", which is no part of a data set; choose another folder')
+
+
+def _swap(folder: Path, dst: Path) -> None:
+    """Put the finished folder in ``dst``'s place."""
+    if not dst.exists():
+        folder.rename(dst)
+        return
+    old = folder.with_name(folder.name + "-old")
+    dst.rename(old)
+    try:
+        folder.rename(dst)
+    except OSError:
+        old.rename(dst)
+        raise
+    shutil.rmtree(old)
