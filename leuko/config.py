@@ -78,6 +78,8 @@ class TrainOptions:
     """Split that is learned from."""
     val_split: str = "val"
     """Split that is validated on each epoch; test where the data has no val."""
+    allow_leaks: bool = False
+    """Train even if a group of images (a smear, a patient) stands in the training and in the validation split."""
     augment: bool = True
     """Flips, scale, crop and colour jitter of the training images."""
     norm: Literal["frozen", "train", "gn"] = "frozen"
@@ -177,6 +179,8 @@ class ValOptions:
     """Which members are fused: all, or those of the highest validation mAP (best:3, say)."""
     tune: bool = False
     """Choose the three fusion options by mAP on --tune-split; the split that is reported stays unseen."""
+    allow_leaks: bool = False
+    """Validate even if a group of images (a smear, a patient) stands in the training split, too."""
     tune_split: str = "val"
     """Split for --tune."""
     device: str = "auto"

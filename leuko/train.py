@@ -13,6 +13,7 @@ from .config import TrainOptions, as_dict, parse, stored
 from .config import run as run_command
 from .data import source
 from .data.sample import Dataset
+from .data.split import check_groups
 from .download import FOLDER, downloaded, registry
 from .engine import checkpoint, yolo
 from .engine.inference import choose_device
@@ -119,6 +120,8 @@ def load_data(options: TrainOptions) -> tuple[Dataset, Dataset]:
         print("the data has no val split: epochs are validated on test, so that `best` is chosen on it")
     train_set = source.load(options.data, options.train_split)
     val_set = source.load(options.data, val_split, types=train_set.types)
+    if not options.allow_leaks and val_split != options.train_split:
+        check_groups({options.train_split: train_set, val_split: val_set}, options.data)
     for name, dataset in ((options.train_split, train_set), (val_split, val_set)):
         if told := table.flaws(name, dataset):
             print(told)

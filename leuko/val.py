@@ -12,6 +12,7 @@ from .config import ValOptions, as_dict, parse
 from .config import run as run_command
 from .data import source
 from .data.sample import Dataset
+from .data.split import check_groups
 from .engine.ensemble import Fusion, best_members, finished_runs, load_members, predict_members, tune
 from .engine.inference import Member, Predictions, choose_device
 from .errors import LeukoError
@@ -41,6 +42,8 @@ def val(options: ValOptions) -> Path:
     options.check()
     device = choose_device(options.device)
     dataset = source.load(options.data, split_of(options))
+    if not options.allow_leaks:
+        refuse_leaks(options, dataset)
     if told := table.flaws(split_of(options), dataset):
         print(told)
     if options.ensemble is None:
@@ -88,6 +91,13 @@ def split_of(options: ValOptions) -> str:
     """The split to validate on; a data set without splits has one of its own name."""
     there = source.splits(options.data)
     return there[0] if options.split == ValOptions.split and len(there) == 1 else options.split
+
+
+def refuse_leaks(options: ValOptions, dataset: Dataset) -> None:
+    """LeukoError if a group of the split's images stands in the training split of the data, too."""
+    split = split_of(options)
+    if split != "train" and "train" in source.splits(options.data) and any(s.group for s in dataset.samples):
+        check_groups({"train": source.load(options.data, "train"), split: dataset}, options.data)
 
 
 def row(member: Member, result: Predictions, dataset: Dataset) -> Row:

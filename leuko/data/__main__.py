@@ -8,10 +8,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from leuko.config import Parser, run
-from leuko.data.convert import FORMATS as CONVERTED
-from leuko.data.convert import convert
+from leuko.data.convert import WRITERS, convert
 from leuko.data.sample import Dataset
+from leuko.data.split import split
 from leuko.data.synth import FORMATS, synth
 from leuko.errors import LeukoError, nearest
 from leuko.report import table
@@ -59,16 +61,16 @@ def _table(datasets: dict[str, Dataset]) -> str:
     """Images and cells per split and type, as lines of text."""
     types = next(iter(datasets.values())).types
     lines = [["split", "images", *types, "cells"]]
-    for split, dataset in datasets.items():
+    for name, dataset in datasets.items():
         counts = dataset.counts()
-        lines.append([split, *map(str, (len(dataset), *counts, counts.sum()))])
+        lines.append([name, *map(str, (len(dataset), *counts, counts.sum()))])
     return table.aligned(lines, head=1)
 
 
 def _convert_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("src", metavar="SRC", type=Path, help="data set: a folder, a COCO file or a data YAML")
     parser.add_argument("dst", metavar="DST", type=Path, help="folder to make")
-    parser.add_argument("--to", required=True, metavar="FORMAT", help=", ".join(CONVERTED))
+    parser.add_argument("--to", required=True, metavar="FORMAT", help=", ".join(WRITERS))
     parser.add_argument(
         "--voc-origin",
         metavar="N",
@@ -82,11 +84,56 @@ def _convert_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _convert(args: argparse.Namespace) -> None:
     datasets = convert(**vars(args), progress=True)
-    for split, dataset in datasets.items():
-        if told := table.flaws(split, dataset):
+    for name, dataset in datasets.items():
+        if told := table.flaws(name, dataset):
             print(told)
     print(f"{args.dst}: {args.to}")
     print(_table(datasets))
+
+
+def _split_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("src", metavar="SRC", type=Path, help="data set; all its splits are taken together")
+    parser.add_argument("dst", metavar="DST", type=Path, help="folder to make, in the same format")
+    parser.add_argument("--ratios", metavar="A:B", default="4:1", help="wished shares, two or more [4:1]")
+    parser.add_argument("--names", metavar="A,B", default="", help="the splits' names [train,test or train,val,test]")
+    parser.add_argument("--folds", metavar="K", type=int, default=0, help="K equal parts and fold1.yaml ... foldK.yaml")
+    parser.add_argument(
+        "--group-by",
+        metavar="REGEX|CSV",
+        default="",
+        help="images that stay together: a CSV file with the columns image and group, or a regular expression searched "
+        "in the image's path, whose first bracket (or all of it) is the group",
+    )
+    parser.add_argument("--seed", metavar="N", type=int, default=0, help="which of equally good divisions [0]")
+    parser.add_argument("--force", action="store_true", help="replace the data set that DST holds")
+
+
+def _split(args: argparse.Namespace) -> None:
+    options = vars(args)
+    try:
+        ratios = [float(text) for text in options.pop("ratios").split(":")]
+    except ValueError as error:
+        raise LeukoError(f"--ratios: {error}; give numbers with colons between, such as 4:1") from error
+    names = [name.strip() for name in options.pop("names").split(",") if name.strip()]
+    parts = split(**options, ratios=ratios, names=names)
+    shares = [1.0] * len(parts) if args.folds else ratios
+    print(f"{args.dst}: cells and, in brackets, the images that they are on")
+    print(table.aligned(table.table1(parts), head=1))
+    print(f"\n{_distance(parts, shares)}")
+
+
+def _distance(parts: dict[str, Dataset], shares: Sequence[float]) -> str:
+    """How far the division is from the wish."""
+    types = next(iter(parts.values())).types
+    counts = np.array([[*d.counts(), len(d)] for d in parts.values()], dtype=float)
+    wish = np.array(shares)[:, None] / sum(shares) * counts.sum(0)
+    off = np.abs(counts - wish)
+    row, column = np.unravel_index(off.argmax(), off.shape)
+    what = f"cells of {types[column]}" if column < len(types) else "images"
+    far = f"{counts[row, column]:.0f} {what} in {list(parts)[row]}, {wish[row, column]:.1f} wished for"
+    groups = len({s.group for d in parts.values() for s in d.samples if s.group})
+    kept = f"{groups} groups, each in one split" if groups else "no groups (see --group-by)"
+    return f"farthest from the wish: {far}; {kept}"
 
 
 COMMANDS = {
@@ -98,6 +145,15 @@ COMMANDS = {
   python -m leuko.data convert train.json datasets/official --to voc --voc-origin 1""",
         _convert_arguments,
         _convert,
+    ),
+    "split": Command(
+        "divide a data set anew, stratified by type, groups of images together",
+        """
+  python -m leuko.data split slides datasets/slides --ratios 4:1
+  python -m leuko.data split slides datasets/slides --ratios 7:1:2 --group-by "smear(\\d+)"
+  python -m leuko.data split slides datasets/folds --folds 5 --group-by smears.csv""",
+        _split_arguments,
+        _split,
     ),
     "synth": Command(
         "render a data set of stained fields with the five leukocyte types",

@@ -14,7 +14,7 @@ from leuko.data.folder import building
 from leuko.data.sample import Dataset
 from leuko.errors import LeukoError, nearest
 
-FORMATS = ("voc", "coco", "yolo")
+WRITERS = {"voc": voc.write, "coco": coco.write, "yolo": yolo.write}
 
 
 def load_all(src: str | Path) -> dict[str, Dataset]:
@@ -48,13 +48,13 @@ def convert(
     Raises:
         LeukoError: the data set has errors, ``dst`` exists, it lies in ``src``, or it cannot be written.
     """
-    if to not in FORMATS:
-        raise LeukoError(f"--to {to}: is no format{nearest(to, FORMATS)}; give {', '.join(FORMATS)}")
+    if to not in WRITERS:
+        raise LeukoError(f"--to {to}: is no format{nearest(to, WRITERS)}; give {', '.join(WRITERS)}")
     if voc_origin and to != "voc":
         raise LeukoError(f"--voc-origin: is about VOC, not {to}; leave it out")
     datasets = load_all(src)
     check_apart(src, dst, datasets)
-    write = {"voc": partial(voc.write, voc_origin=voc_origin), "coco": coco.write, "yolo": yolo.write}[to]
+    write = partial(voc.write, voc_origin=1) if voc_origin else WRITERS[to]
     with building(dst, force) as folder:
         for split, dataset in tqdm(datasets.items(), desc="writing", unit="split", disable=not progress):
             write(dataset, folder, split)

@@ -65,6 +65,19 @@ def differential(shares: Sequence[Share], threshold: float) -> str:
     return aligned(lines, head=1) + f"\ncells with score >= {threshold:g}"
 
 
+def table1(datasets: dict[str, Dataset]) -> list[list[str]]:
+    """The lines of the paper's Table 1: of each split the cells of each type and, in brackets, the images that hold
+    any; then the cells in all, and all images, those without cells too."""
+    types = next(iter(datasets.values())).types
+    lines = [["cells (images)", *types, "total"]]
+    for split, dataset in datasets.items():
+        of_types = [sum((s.labels[~s.crowd] == k).any() for s in dataset.samples) for k in range(len(types))]
+        counts = dataset.counts()
+        cells = [f"{n} ({images})" for n, images in zip(counts, of_types, strict=True)]
+        lines.append([split, *cells, f"{counts.sum()} ({len(dataset)})"])
+    return lines
+
+
 def flaws(split: str, dataset: Dataset, at_most: int = 3) -> str:
     """Return how much of a split was mended or left out, with the first few flaws; "" where nothing was."""
     lines = [

@@ -1,0 +1,157 @@
+"""Splits: groups stay whole, types are spread as wished, and what leaks is refused."""
+
+from __future__ import annotations
+
+from itertools import product
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from conftest import FCOS, TINY, untrained
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from leuko.data import coco, source, yolo
+from leuko.data.sample import Dataset, Sample
+from leuko.data.split import cost, divide, split
+
+TYPES = ["NG", "BG", "EG", "L", "M"]
+
+
+def samples(groups: list[str], labels: list[list[int]]) -> Dataset:
+    box = [0, 0, 9, 9]
+    return Dataset(
+        TYPES,
+        [
+            Sample(Path(f"{i}.png"), 10, 10, [box] * len(kinds), kinds, id=i + 1, group=group)
+            for i, (group, kinds) in enumerate(zip(groups, labels, strict=True))
+        ],
+    )
+
+
+def costs(data: Dataset, ratios: list[float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of each image its group, of each group its cells, images and 1, and the wish; written out anew."""
+    names = sorted({s.group for s in data.samples})
+    group = np.array([names.index(s.group) for s in data.samples])
+    counts = np.zeros((len(names), len(TYPES) + 2))
+    for g, s in zip(group, data.samples, strict=True):
+        for label in s.labels:
+            counts[g, label] += 1
+        counts[g, 5] += 1
+    counts[:, 6] = 1
+    return group, counts, np.outer(np.array(ratios) / sum(ratios), counts.sum(0))
+
+
+@settings(max_examples=40, deadline=None, phases=[Phase.generate])
+@given(
+    st.lists(st.tuples(st.sampled_from("abcdefgh"), st.lists(st.integers(0, 4), max_size=4)), min_size=8, max_size=20),
+    st.sampled_from([[4, 1], [1, 1], [2, 1, 1]]),
+    st.integers(0, 99),
+)
+def test_few_groups_are_divided_as_well_as_can_be(images, ratios, seed):
+    data = samples([g for g, _ in images], [k for _, k in images])
+    group, counts, wish = costs(data, ratios)
+    if len(counts) < len(ratios):
+        return
+    part = divide(data, ratios, seed)
+    assert all(len(set(part[group == g])) == 1 for g in range(len(counts))) and set(part) == set(range(len(ratios)))
+    assert (part == divide(data, ratios, seed)).all()
+    of_group = np.array([part[group == g][0] for g in range(len(counts))])
+    every = (np.array(p) for p in product(range(len(ratios)), repeat=len(counts)) if len(set(p)) == len(ratios))
+    assert cost(of_group, counts, wish) == pytest.approx(min(cost(p, counts, wish) for p in every))
+
+
+@pytest.mark.parametrize("ratios", [[4, 1], [7, 1, 2]])
+def test_many_groups_are_divided_better_than_by_chance(ratios):
+    """60 smears of 1 to 30 images: nearer to the wish than the best of 20,000 divisions by lot."""
+    rng = np.random.default_rng(3)
+    groups = [f"{g}" for g in range(60) for _ in range(rng.integers(1, 30))]
+    data = samples(
+        groups, [rng.choice(5, rng.integers(0, 4), p=[0.48, 0.03, 0.13, 0.22, 0.14]).tolist() for _ in groups]
+    )
+    group, counts, wish = costs(data, ratios)
+    part = divide(data, ratios, 0)
+    of_group = np.array([part[np.flatnonzero(group == g)] for g in range(60)], dtype=object)
+    assert all(len(set(p)) == 1 for p in of_group)
+    ours = cost(np.array([p[0] for p in of_group]), counts, wish)
+    share = np.array(ratios) / sum(ratios)
+    assert ours < min(cost(rng.choice(len(ratios), 60, p=share), counts, wish) for _ in range(20_000)) / 3
+
+
+def test_single_cells_are_spread_exactly():
+    """As in the paper's data, a rare type gets its share, too."""
+    rng = np.random.default_rng(0)
+    labels = [[int(k)] for k in rng.choice(5, 2000, p=[0.48, 0.035, 0.13, 0.22, 0.135])]
+    data = samples([""] * 2000, labels)
+    part = divide(data, [4, 1], seed=1)
+    for k in range(5):
+        have = [sum(labels[i] == [k] for i in np.flatnonzero(part == s)) for s in (0, 1)]
+        assert abs(have[1] - sum(have) / 5) <= 1
+
+
+@pytest.fixture
+def smears(tmp_path) -> Path:
+    """12 images of 4 smears, as COCO, whose splits leak: each smear is in both."""
+    data = samples([""] * 12, [[i % 5, (i + 2) % 5] for i in range(12)])
+    for i, sample in enumerate(data.samples):
+        sample.image = tmp_path / f"smear{i % 4}_{i}.png"
+        sample.width = sample.height = 80
+        sample.boxes = np.array([[2, 2, 40, 40], [30, 30, 79, 79]], dtype=np.float32)
+        sample.group = f"smear{i % 4}"
+        cv2.imwrite(str(sample.image), np.full((80, 80, 3), 20 * i, np.uint8))
+    for name, part in (("train", data.samples[:8]), ("val", data.samples[6:]), ("test", data.samples[8:])):
+        coco.write(Dataset(TYPES, part), tmp_path / "data", name)
+    return tmp_path / "data"
+
+
+def test_split_writes_what_it_promises(smears, tmp_path, leuko):
+    result = leuko("data", "split", smears, tmp_path / "new", "--ratios", "1:1", "--names", "train,val")
+    assert result.code == 0 and "4 groups, each in one split" in result.out and "cells (images)" in result.out
+    parts = {name: source.load(tmp_path / "new", name) for name in ("train", "val")}
+    assert [len(d) for d in parts.values()] == [6, 6]  # an image of two splits counts once
+    groups = [{s.group for s in d.samples} for d in parts.values()]
+    assert not groups[0] & groups[1] and len(groups[0] | groups[1]) == 4
+
+    folds = split(smears, tmp_path / "folds", folds=4, group_by=r"smear\d")
+    assert [{s.group for s in d.samples} for d in folds.values()] != [{""}] * 4
+    seen = []
+    for i in range(1, 5):
+        train, val = (source.load(tmp_path / f"folds/fold{i}.yaml", name) for name in ("train", "val"))
+        assert (
+            len(train) == 9 and len(val) == 3 and not {s.group for s in train.samples} & {s.group for s in val.samples}
+        )
+        seen += [s.image.name for s in val.samples]
+    assert len(set(seen)) == 12
+
+
+def test_groups_by_csv_or_pattern(smears, tmp_path, leuko):
+    table = tmp_path / "groups.csv"
+    table.write_text("image,group\n" + "".join(f"{p.name},{p.stem[-1]}\n" for p in (smears / "images").iterdir()))
+    yolo.write(source.load(smears, "train"), tmp_path / "yolo", "train")  # which holds groups in its side file
+    parts = split(tmp_path / "yolo", tmp_path / "by_csv", group_by=str(table))
+    assert {s.group for d in parts.values() for s in d.samples} == set("01234567")
+    assert {s.group for s in source.load(tmp_path / "by_csv", "train").samples} < set("01234567")
+    words = ["data", "split", smears, tmp_path / "bad"]
+    table.write_text("image,group\nsmear0_0.png,a\n")
+    leuko(*words, "--group-by", table).refused("groups.csv", "no group", "(11 of 12 images)")
+    leuko(*words, "--group-by", "nothing").refused("no group")
+    leuko(*words, "--group-by", "(").refused("no regular expression")
+    leuko(*words, "--ratios", "4:x").refused("--ratios")
+    leuko(*words, "--ratios", "4").refused("two or more")
+    leuko(*words, "--ratios", "1:1:1:1:1", "--names", "a,b,c,d,e").refused("4 groups cannot")
+    leuko(*words, "--names", "a,a").refused("--names")
+    leuko(*words, "--folds", "1").refused("at least 2")
+    leuko("data", "split", smears, smears / "in").refused("lies in it")
+    assert not (tmp_path / "bad").exists()
+
+
+def test_leaking_groups_are_refused(smears, tmp_path, leuko, no_plots):
+    words = ["train", "--data", smears, "--project", tmp_path / "runs", *TINY, *FCOS]
+    leuko(*words).refused("groups have images in train and in val", "smear0", "leuko data split")
+    assert not (tmp_path / "runs").exists()
+    assert leuko(*words, "--allow-leaks").code == 0
+    file = untrained(tmp_path / "weights.safetensors", TYPES)
+    words = ["val", "--weights", file, "--data", smears, "--save", tmp_path / "val"]
+    leuko(*words).refused("in train and in test", "--allow-leaks")
+    assert leuko(*words, "--allow-leaks").code == 0
