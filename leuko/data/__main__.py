@@ -10,13 +10,15 @@ from pathlib import Path
 
 import numpy as np
 
-from leuko.config import Parser, run
-from leuko.data.convert import WRITERS, convert
+from leuko.config import Parser
+from leuko.config import run as run_command
+from leuko.data import stats
+from leuko.data.convert import WRITERS, convert, load_all
 from leuko.data.sample import Dataset
-from leuko.data.split import split
+from leuko.data.split import merge, split
 from leuko.data.synth import FORMATS, synth
 from leuko.errors import LeukoError, nearest
-from leuko.report import table
+from leuko.report import plots, run, table
 from leuko.smear.sheet import types_sheet
 
 
@@ -91,6 +93,44 @@ def _convert(args: argparse.Namespace) -> None:
     print(_table(datasets))
 
 
+def _stats_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("src", metavar="SRC", type=Path, help="data set: a folder, a COCO file or a data YAML")
+    parser.add_argument("--save", metavar="FOLDER", default="runs/stats", help="folder of results [runs/stats]")
+    parser.add_argument("--name", metavar="TEXT", default="", help="the result's folder in it [the data's name]")
+
+
+def _stats(args: argparse.Namespace) -> None:
+    datasets = load_all(args.src)
+    whole = merge(datasets)
+    split_of = {str(s.image): name for name, dataset in reversed(datasets.items()) for s in dataset.samples}
+    tints = stats.colours(whole, split_of, progress=True)
+    noted = stats.factors(datasets)
+    folder = run.new_run(args.save, args.name or args.src.resolve().stem)
+    run.write_csv(folder / "counts.csv", stats.counts(datasets))
+    run.write_csv(folder / "sizes.csv", stats.sizes(whole))
+    run.write_csv(folder / "cells_per_image.csv", stats.cells_per_image(datasets))
+    run.write_csv(folder / "colours.csv", [c.row() for c in tints])
+    if noted:
+        run.write_csv(folder / "factors.csv", noted)
+    run.write_flaws(folder, *datasets.values())
+    plots.data_statistics(whole, tints, stats.factors({"all": whole}), folder / "stats.png")
+    for name, dataset in datasets.items():
+        if told := table.flaws(name, dataset):
+            print(told)
+    print(f"{args.src}: cells and, in brackets, the images that they are on")
+    print(table.aligned(table.table1(datasets), head=1))
+    print(f"\n{table.aligned(_sizes(stats.sizes(whole)), head=1)}\n\nresults: {folder}")
+
+
+def _sizes(rows: Sequence[dict]) -> list[list[str]]:
+    """The cells' sizes as lines of a table."""
+    lines = [["size (5 %, median, 95 %)", "cells", "pixels", "% of the shorter side"]]
+    for row in rows:
+        spans = [" ".join(f"{row[f'{key}_p{p}']:.0f}" for p in stats.PERCENTILES) for key in ("px", "percent")]
+        lines.append([str(row["type"]), str(row["cells"]), *(spans if row["cells"] else ("-", "-"))])
+    return lines
+
+
 def _split_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("src", metavar="SRC", type=Path, help="data set; all its splits are taken together")
     parser.add_argument("dst", metavar="DST", type=Path, help="folder to make, in the same format")
@@ -155,6 +195,14 @@ COMMANDS = {
         _split_arguments,
         _split,
     ),
+    "stats": Command(
+        "count cells, images and factors, and measure sizes and colours",
+        """
+  python -m leuko.data stats slides
+  python -m leuko.data stats slides.yaml --name slides""",
+        _stats_arguments,
+        _stats,
+    ),
     "synth": Command(
         "render a data set of stained fields with the five leukocyte types",
         """
@@ -194,4 +242,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from leuko.cells import colour
 from leuko.data.sample import Dataset
+from leuko.data.stats import Colour
 from leuko.metrics.differential import Share
 from leuko.report.run import write_bytes
 
@@ -26,6 +27,8 @@ INK, GRID, ACCENT = "#222222", "#e3e3e3", "#4d4d4d"
 MEASURES = {"mAP": "#222222", "mAP50": "#0072B2", "mAP75": "#009E73", "mAR": "#D55E00"}
 SHEET_CELL = 400  # pixels: the longer side of an image on a contact sheet
 HEAT_BINS = 48
+LEAST_SPAN = 40  # levels of colour that an axis shows at least, so that small differences look small
+MAX_NAMED = 12  # groups of images whose names still find room in a picture
 
 
 def draw_cells(
@@ -131,6 +134,21 @@ def label_statistics(dataset: Dataset, path: str | Path) -> None:
     _save(figure, path)
 
 
+def data_statistics(dataset: Dataset, colours: Sequence[Colour], factors: Sequence[dict], path: str | Path) -> None:
+    """Draw what a data set is like: the four panels of :func:`label_statistics`, the colours of its groups of images,
+    and its interference factors (see ``leuko.data.stats``)."""
+    figure = _figure(16, 8)
+    (cells, sizes, tint), (places, images, noted) = figure.subplots(2, 3)
+    kept = [(s, s.boxes[~s.crowd], s.labels[~s.crowd]) for s in dataset.samples]
+    _draw_type_counts(cells, dataset)
+    _draw_box_sizes(sizes, dataset, kept)
+    _draw_heat(places, figure, kept)
+    _draw_cells_per_image(images, [len(boxes) for _, boxes, _ in kept])
+    _draw_colours(tint, colours)
+    _draw_factors(noted, factors)
+    _save(figure, path)
+
+
 def differential_chart(shares: Sequence[Share], path: str | Path) -> None:
     """Draw a differential count: percent a type with 95 % Wilson intervals."""
     figure = _figure(7, 0.5 * len(shares) + 1.4)
@@ -218,6 +236,38 @@ def _draw_heat(axes: Axes, figure: Figure, kept: list) -> None:
     figure.colorbar(shown, ax=axes, label="boxes that cover the place")
     _label(axes, "where boxes lie", "% of the image's width", "% of the image's height")
     axes.grid(False)
+
+
+def _draw_colours(axes: Axes, colours: Sequence[Colour]) -> None:
+    """A dot a group, in its colour: how bright, and how far from grey towards red or blue."""
+    mean = np.array([c.mean for c in colours])
+    x, y = mean.mean(1), mean[:, 0] - mean[:, 2]
+    axes.scatter(x, y, s=90, c=mean / 255, edgecolors=INK, linewidths=0.6)
+    if len(colours) <= MAX_NAMED:
+        for c, at in zip(colours, zip(x, y, strict=True), strict=True):
+            axes.annotate(f"{c.group} ({c.images:,})", at, (8, 0), textcoords="offset points", va="center")
+    for low, high, limit in ((x.min(), x.max(), axes.set_xlim), (y.min(), y.max(), axes.set_ylim)):
+        middle, half = (low + high) / 2, max(high - low, LEAST_SPAN) * 0.75
+        limit(middle - half, middle + half)
+    _label(axes, f"mean colour of {len(colours):,} groups of images", "brightness, 0 to 255", "red minus blue")
+
+
+def _draw_factors(axes: Axes, factors: Sequence[dict]) -> None:
+    """Images and cells of each interference factor."""
+    if not factors:
+        axes.axis("off")
+        axes.text(0.5, 0.5, "no interference factors are noted", ha="center", va="center", transform=axes.transAxes)
+        return
+    names = [row["factor"] for row in factors]
+    for shift, key, shade in ((-0.2, "images", "#56789a"), (0.2, "cells", "#c9a227")):
+        noted = [row[key] for row in factors]
+        bars = axes.barh(np.arange(len(names)) + shift, noted, 0.38, color=shade, label=key)
+        axes.bar_label(bars, [f"{n:,}" for n in noted], padding=3)
+    axes.set_yticks(range(len(names)), names)
+    axes.margins(x=0.15)
+    axes.invert_yaxis()
+    axes.legend(frameon=False)
+    _label(axes, "interference factors", "images or cells", "")
 
 
 def _colours(types: Sequence[str]) -> list[tuple[float, ...]]:
