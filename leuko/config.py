@@ -173,8 +173,9 @@ class ValOptions:
     """Boxes of different members that overlap this much are taken for the same cell."""
     fusion_score: float = 0.0
     """Detections of a member below this score have no vote."""
-    fusion_weights: Literal["equal", "map"] = "equal"
-    """Weight of a member's vote: the same for all, or its validation mAP."""
+    fusion_weights: Literal["equal", "map", "error"] = "equal"
+    """Weight of a vote: the same for all, the member's validation mAP, or the inverse square of what that lacks to 1,
+    by which a member that is far better than the others has its way."""
     members: str = "all"
     """Which members are fused: all, or those of the highest validation mAP (best:3, say)."""
     tune: bool = False
@@ -231,8 +232,9 @@ class PredictOptions:
     """Boxes of different members that overlap this much are taken for the same cell."""
     fusion_score: float = 0.0
     """Detections of a member below this score have no vote."""
-    fusion_weights: Literal["equal", "map"] = "equal"
-    """Weight of a member's vote: the same for all, or its validation mAP."""
+    fusion_weights: Literal["equal", "map", "error"] = "equal"
+    """Weight of a vote: the same for all, the member's validation mAP, or the inverse square of what that lacks to 1,
+    by which a member that is far better than the others has its way."""
     device: str = "auto"
     """cpu, cuda, cuda:1 ...; auto takes a GPU if there is one."""
 

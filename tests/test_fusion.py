@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from leuko.engine.ensemble import Fusion
 from leuko.engine.fusion import fuse
 from leuko.errors import LeukoError
 
@@ -170,3 +172,16 @@ def test_two_boxes_of_a_model_in_one_cluster():
         x = (scores[1] * 22 + scores[2] * 45) / sum(scores)
         np.testing.assert_allclose(fused["boxes"], [[x, 0, x + 100, 100]], rtol=1e-5)
         assert fused["scores"].tolist() == [pytest.approx(expected)]
+
+
+@pytest.mark.parametrize(("weights", "share"), [("equal", 0.5), ("map", 0.9 / 1.7), ("error", 100 / 125)])
+def test_votes_weigh_as_asked(weights, share):
+    """Two members of mAP .9 and .8 find one cell with the same score; the better has this share of the box."""
+    members = [SimpleNamespace(weights=SimpleNamespace(path="", about={"val": {"mAP": mAP}})) for mAP in (0.9, 0.8)]
+    found = [
+        [{"boxes": np.array([[x, 10, x + 20, 30]], np.float32), "scores": np.array([0.5]), "labels": np.array([2])}]
+        for x in (10, 14)
+    ]
+    (fused,) = Fusion(weights=weights)(members, found, [(100, 80)])
+    assert fused["boxes"][0] == pytest.approx([14 - 4 * share, 10, 34 - 4 * share, 30], abs=1e-3)
+    assert fused["scores"][0] == pytest.approx(0.5) and fused["labels"].tolist() == [2]

@@ -95,7 +95,7 @@ def test_val_tunes_the_fusion_on_another_split(project, data, tmp_path, leuko):
     best = max(tried, key=lambda t: float(t["mAP"]))
     fusion = metrics["fusion"]
     assert {k: str(v) for k, v in fusion.items()} == {k: best[k] for k in ("iou", "score", "weights")}
-    assert len({(t["iou"], t["score"], t["weights"]) for t in tried}) == len(tried) == 42
+    assert len({(t["iou"], t["score"], t["weights"]) for t in tried}) == len(tried) == 63
 
     leuko(*words, "--tune-split", "test").refused("--tune-split test", "the split that is reported")
     leuko(*words, "--members", "worst:2").refused("--members worst:2", "best:N")

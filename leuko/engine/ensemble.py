@@ -78,7 +78,8 @@ def validation_mAP(member: Member) -> float:
     measured = (member.weights.about.get("val") or {}).get("mAP")
     if measured is None:
         raise LeukoError(
-            f"{member.weights.path}: does not say its validation mAP; leave out --members best and --fusion-weights map"
+            f"{member.weights.path}: does not say its validation mAP, by which --members best and --fusion-weights go; "
+            "leave them out"
         )
     return float(measured)
 
@@ -92,24 +93,28 @@ def best_members(members: Sequence[Member], number: int) -> list[int]:
 @dataclass(frozen=True)
 class Fusion:
     """How members are fused: boxes that overlap by ``iou`` are one cell; scores below ``score`` have no vote; a
-    member's weight is 1, or its validation mAP (at least .001, since a vote must weigh something)."""
+    member's weight is 1, its validation mAP, or 1 / (1 - mAP)^2: as independent measurements are weighted, with what
+    the mAP lacks taken for the deviation."""
 
     iou: float = 0.55
     score: float = 0.0
-    weights: Literal["equal", "map"] = "equal"
+    weights: Literal["equal", "map", "error"] = "equal"
 
     def __call__(
         self, members: Sequence[Member], found: Sequence[Sequence[dict]], sizes: Sequence[tuple[int, int]]
     ) -> list[dict[str, np.ndarray]]:
         """Fuse ``found[m][n]`` of member m on image n, whose (width, height) is ``sizes[n]``."""
-        weights = [max(validation_mAP(m), 0.001) for m in members] if self.weights == "map" else None
+        weights = None
+        if self.weights != "equal":
+            measured = [validation_mAP(m) for m in members]
+            weights = [max(v, 0.001) if self.weights == "map" else max(1 - v, 0.001) ** -2 for v in measured]
         return fusion.fuse(found, sizes, self.iou, self.score, weights)
 
 
 # What is tried. The defaults come first, so that they stay where nothing is better.
 IOUS = (0.55, 0.45, 0.5, 0.6, 0.65, 0.7, 0.75)
 SCORES = (0.0, 0.1, 0.2)
-WEIGHTS = ("equal", "map")
+WEIGHTS = ("equal", "map", "error")
 
 
 def tune(
