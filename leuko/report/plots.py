@@ -126,11 +126,7 @@ def label_statistics(dataset: Dataset, path: str | Path) -> None:
     """Draw what the labels are like: cells and box sizes a type, where boxes lie, cells an image (crowds left out)."""
     figure = _figure(11, 8)
     (cells, sizes), (places, images) = figure.subplots(2, 2)
-    kept = [(s, s.boxes[~s.crowd], s.labels[~s.crowd]) for s in dataset.samples]
-    _draw_type_counts(cells, dataset)
-    _draw_box_sizes(sizes, dataset, kept)
-    _draw_heat(places, figure, kept)
-    _draw_cells_per_image(images, [len(boxes) for _, boxes, _ in kept])
+    _draw_labels(figure, (cells, sizes, places, images), dataset)
     _save(figure, path)
 
 
@@ -139,11 +135,7 @@ def data_statistics(dataset: Dataset, colours: Sequence[Colour], factors: Sequen
     and its interference factors (see ``leuko.data.stats``)."""
     figure = _figure(16, 8)
     (cells, sizes, tint), (places, images, noted) = figure.subplots(2, 3)
-    kept = [(s, s.boxes[~s.crowd], s.labels[~s.crowd]) for s in dataset.samples]
-    _draw_type_counts(cells, dataset)
-    _draw_box_sizes(sizes, dataset, kept)
-    _draw_heat(places, figure, kept)
-    _draw_cells_per_image(images, [len(boxes) for _, boxes, _ in kept])
+    _draw_labels(figure, (cells, sizes, places, images), dataset)
     _draw_colours(tint, colours)
     _draw_factors(noted, factors)
     _save(figure, path)
@@ -186,6 +178,16 @@ def _draw_tag(draw: ImageDraw.ImageDraw, text: str, corner: tuple[int, int], rgb
     draw.rectangle((x, y, x + tag_width - 1, y + tag_height - 1), fill=rgb)
     luminance = 0.299 * rgb[0] + 0.587 * rgb[1] + 0.114 * rgb[2]
     draw.text((x + pad - left, y + pad - top), text, fill="black" if luminance > 140 else "white", font=font)
+
+
+def _draw_labels(figure: Figure, panels: Sequence[Axes], dataset: Dataset) -> None:
+    """Cells a type, box sizes, where boxes lie, and cells an image."""
+    cells, sizes, places, images = panels
+    kept = [(s, s.boxes[~s.crowd], s.labels[~s.crowd]) for s in dataset.samples]
+    _draw_type_counts(cells, dataset)
+    _draw_box_sizes(sizes, dataset, kept)
+    _draw_heat(places, figure, kept)
+    _draw_cells_per_image(images, [len(boxes) for _, boxes, _ in kept])
 
 
 def _draw_type_counts(axes: Axes, dataset: Dataset) -> None:
