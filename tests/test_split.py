@@ -125,6 +125,18 @@ def test_split_writes_what_it_promises(smears, tmp_path, leuko):
     assert len(set(seen)) == 12
 
 
+def test_what_is_mended_is_told_and_a_link_leads_to_the_folder(smears, tmp_path, leuko):
+    file = smears / "train.json"
+    file.write_text(file.read_text().replace("[2.0, 2.0, 38.0, 38.0]", "[-9.0, 2.0, 49.0, 38.0]", 1))
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    for force in ([], ["--force"]):
+        result = leuko("data", "split", smears, tmp_path / "link", *force)
+        assert result.code == 0 and "1 flaws mended" in result.out, result.err
+    assert (tmp_path / "link").is_symlink() and "clipped" in (tmp_path / "real/flaws.txt").read_text()
+    assert sorted(p.name for p in tmp_path.iterdir() if p.suffix != ".png") == ["data", "link", "real"]
+
+
 def test_groups_by_csv_or_pattern(smears, tmp_path, leuko):
     table = tmp_path / "groups.csv"
     table.write_text("image,group\n" + "".join(f"{p.name},{p.stem[-1]}\n" for p in (smears / "images").iterdir()))

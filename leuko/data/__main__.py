@@ -157,6 +157,10 @@ def _split(args: argparse.Namespace) -> None:
     names = [name.strip() for name in options.pop("names").split(",") if name.strip()]
     parts = split(**options, ratios=ratios, names=names)
     shares = [1.0] * len(parts) if args.folds else ratios
+    if (mended := args.dst / "flaws.txt").is_file():
+        print(f"{len(mended.read_text().splitlines())} flaws mended, listed in {mended}")
+    for name, number in next(iter(parts.values())).ignored.items():
+        print(f"{number} cells of the class {name} left out, as the data YAML says")
     print(f"{args.dst}: cells and, in brackets, the images that they are on")
     print(table.aligned(table.table1(parts), head=1))
     print(f"\n{_distance(parts, shares)}")

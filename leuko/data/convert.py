@@ -60,9 +60,14 @@ def convert(
             write(dataset, folder, split)
         if voc_origin:
             write_text(folder / "data.yaml", _yaml(datasets))
-        if flaws := [str(flaw) for dataset in datasets.values() for flaw in dataset.flaws]:
-            write_text(folder / "flaws.txt", "\n".join(flaws) + "\n")
+        list_flaws(folder, datasets)
     return datasets
+
+
+def list_flaws(folder: Path, datasets: dict[str, Dataset]) -> None:
+    """Write what was mended as ``flaws.txt``, a line each, if anything was."""
+    if flaws := dict.fromkeys(str(flaw) for dataset in datasets.values() for flaw in dataset.flaws):
+        write_text(folder / "flaws.txt", "\n".join(flaws) + "\n")
 
 
 def check_apart(src: str | Path, dst: str | Path, datasets: dict[str, Dataset]) -> None:

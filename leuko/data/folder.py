@@ -32,7 +32,7 @@ def building(dst: str | Path, force: bool = False) -> Iterator[Path]:
     If the block fails, ``dst`` is as it was. Raises LeukoError where ``dst`` is a file, holds a data set and ``force``
     is not given, holds anything else, or cannot be written.
     """
-    dst = Path(dst).absolute()
+    dst = Path(dst).resolve()  # behind a symbolic link the folder itself is replaced
     _check_free(dst, force)
     folder = dst.with_name(f".{dst.name}.leuko-{os.getpid()}")
     try:

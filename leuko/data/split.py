@@ -14,7 +14,7 @@ import numpy as np
 import yaml
 
 from leuko.data import source
-from leuko.data.convert import WRITERS, check_apart, load_all
+from leuko.data.convert import WRITERS, check_apart, list_flaws, load_all
 from leuko.data.files import read_text, write_text
 from leuko.data.folder import building
 from leuko.data.sample import Dataset, Sample
@@ -37,7 +37,8 @@ def split(
     seed: int = 0,
     force: bool = False,
 ) -> dict[str, Dataset]:
-    """Divide a data set anew and write it in its own format, images linked; returns the splits.
+    """Divide a data set anew and write it in its own format, images linked; returns the splits. What reading mends is
+    written mended, and listed in ``flaws.txt``.
 
     Args:
         src: the data set; all its splits are taken together, an image that stands in several of them once.
@@ -75,6 +76,7 @@ def split(
     with building(dst, force) as folder:
         for name, dataset in parts.items():
             WRITERS[form](dataset, folder, name)
+        list_flaws(folder, datasets)
         for i in range(folds):
             write_text(folder / f"fold{i + 1}.yaml", _fold(form, merged.types, names, i))
     return parts

@@ -62,7 +62,7 @@ def synth(
         LeukoError: an argument is out of range, ``dst`` exists, or it cannot be written.
     """
     _check(images, size, format, seed, val, test)
-    dst = Path(dst).absolute()
+    dst = Path(dst).resolve()
     with building(dst, force) as folder:
         datasets = _build(folder, _shares(images, val, test), size, format, seed, workers, progress)
     for dataset in datasets.values():
