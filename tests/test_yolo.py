@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 from conftest import ROOT, TINY, Bomb, table, untrained
 
+from leuko.__main__ import main
 from leuko.engine import checkpoint
 from leuko.engine.inference import prepared
 from leuko.errors import LeukoError
@@ -74,6 +76,67 @@ def test_run_goes_on_and_its_mean_weights_are_what_is_saved(trained, tmp_path, l
     saved = checkpoint.load_weights(run / "weights/last.safetensors").state
     key = "network.model.0.conv.weight"
     assert saved[key].equal(after["ema"][key.removeprefix("network.")]) and not saved[key].equal(after["model"][key])
+
+
+def test_state_survives_being_resumed_again_and_again(trained, data, tmp_path, leuko, no_plots, monkeypatch):
+    """Also when nothing is trained in between, and when the run is stopped before the resumed epoch ends."""
+    run = shutil.copytree(trained[0], tmp_path / "run")
+    before = checkpoint.load_resume(run / "resume.pt")
+    done = before["progress"]["epoch"]
+    assert leuko("train", "--resume", run).code == 0  # there is nothing left to do
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("leuko.engine.yolo.write_dataset", stop)
+        assert leuko("train", "--resume", run, "--epochs", done + 1).code == 130
+    again = checkpoint.load_resume(run / "resume.pt")
+    for key in ("ema", "model"):
+        assert again[key].keys() == before[key].keys() and all(v.equal(before[key][k]) for k, v in again[key].items())
+    assert again["updates"] == before["updates"] and again["iterations"] == before["iterations"]
+    assert leuko("train", "--resume", run).code == 0
+    after = checkpoint.load_resume(run / "resume.pt")
+    assert [row["epoch"] for row in table(run / "results.csv")] == [str(i) for i in range(1, done + 2)]
+    assert after["updates"] > before["updates"]
+
+    del after["ema"]
+    checkpoint.save_resume(run / "resume.pt", after)
+    leuko("train", "--resume", run, "--epochs", done + 2).refused("resume.pt", "ema")
+
+
+def test_longer_run_keeps_the_optimiser_it_began_with(trained, tmp_path, leuko, no_plots):
+    """Ultralytics' own choice is another one above 10,000 iterations."""
+    run = shutil.copytree(trained[0], tmp_path / "run")
+    began = checkpoint.load_resume(run / "resume.pt")["iterations"]
+    chosen = []
+
+    class Stop(Exception):
+        pass
+
+    def build(self: object, model: object, name: str = "auto", **more: float) -> None:
+        chosen.append((name, more["iterations"]))
+        raise Stop
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ultralytics.engine.trainer.BaseTrainer.build_optimizer", build)
+        with pytest.raises(Stop):
+            main(["train", "--resume", str(run), "--epochs", "20000"])
+    assert chosen == [("auto", began)] and began < 10_000
+
+
+def test_process_is_left_as_it_was(data, tmp_path, leuko, no_plots):
+    import cv2
+
+    torch.set_num_threads(2)
+    cv2.setNumThreads(2)
+    before = dict(os.environ)
+    try:
+        assert leuko("train", "--data", data, "--project", tmp_path, *YOLO, "--epochs", "1").code == 0
+        assert torch.get_num_threads() == 2 and cv2.getNumThreads() == 2
+        assert not torch.are_deterministic_algorithms_enabled() and dict(os.environ) == before
+    finally:
+        torch.set_num_threads(1)
 
 
 def test_it_is_measured_fused_and_used_like_any_other(trained, project, data, tmp_path, leuko):
@@ -168,6 +231,7 @@ def test_description_runs_no_code(tmp_path):
         ("yolo11n", [], "leuko download yolo11n"),
         ("yolov8m.pt", [], "ultralytics/assets"),
         ("nowhere/best.pt", [], "no such file"),
+        ("best.pt", ["--no-pretrained"], "from scratch, give the name (best)"),
         ("yolo99n", ["--no-pretrained"], "no model that this ultralytics package knows"),
         ("yolo11n-seg.yaml", [], "no detector of boxes"),
         ("yolo11n", ["--no-pretrained", "--amp", "fp16"], "bf16"),

@@ -8,11 +8,15 @@ A run goes on from its last whole epoch: unlike with leuko's own loop, not bit f
 from __future__ import annotations
 
 import math
+import os
 import random
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -29,6 +33,7 @@ from .training import Training
 # Options of leuko's own loop and models that mean nothing here.
 UNUSED = ("backbone", "backbone_weights", "norm", "freeze", "unit_maps", "channels", "fc_channels", "proposals", "rois")
 UNUSED += ("ema", "clip", "accumulate", "channels_last", "save_minutes")
+LOOP_STATE = ("optimiser", "scaler", "ema", "updates", "iterations")  # in resume.pt from the first epoch's end on
 NO_AUGMENTATION = dict.fromkeys(
     ("hsv_h", "hsv_s", "hsv_v", "translate", "scale", "fliplr", "mosaic", "erasing", "close_mosaic"), 0
 )
@@ -54,8 +59,9 @@ class YOLOTraining(Training):
         if self.progress.epoch >= self.options.epochs:
             return
         folder = write_dataset(self.folder / "ultralytics", self.train_set, self.val_set)
-        self.loop = loop_class()(self, self.arguments(), folder)
-        self.loop.train()
+        with settings_kept():
+            self.loop = loop_class()(self, self.arguments(), folder)
+            self.loop.train()
 
     def arguments(self) -> dict[str, object]:
         """Ultralytics' arguments. With ``lr`` 0 its recipe is its own; else it is SGD by leuko's options."""
@@ -99,14 +105,16 @@ class YOLOTraining(Training):
 
     def resume_state(self) -> dict:
         state = {"model": self.model.state_dict(), "architecture": self.model.recipe["architecture"]}
-        if self.loop is None:  # nothing is trained yet
-            return state
+        if self.loop is None:  # what the run had before, if it goes on
+            return state | {key: self.restored[key] for key in LOOP_STATE if self.restored}
         loop = {"optimiser": self.loop.optimizer.state_dict(), "scaler": self.loop.scaler.state_dict()}
-        return state | loop | {"ema": self.loop.ema.ema.state_dict(), "updates": self.loop.ema.updates}
+        loop |= {"ema": self.loop.ema.ema.state_dict(), "updates": self.loop.ema.updates}
+        return state | loop | {"iterations": self.loop.iterations}
 
     def restore(self, state: dict) -> None:
         self.model.load_state_dict(state["model"])
-        self.restored = state if "ema" in state else None
+        if state["progress"]["epoch"]:
+            self.restored = {key: state[key] for key in LOOP_STATE}
 
 
 def write_dataset(folder: Path, train_set: Dataset, val_set: Dataset) -> Path:
@@ -118,6 +126,28 @@ def write_dataset(folder: Path, train_set: Dataset, val_set: Dataset) -> Path:
         ]
         yolo_format.write(replace(dataset, samples=samples), folder, split)
     return folder
+
+
+@contextmanager
+def settings_kept() -> Iterator[None]:
+    """Give the process back as it was: Ultralytics' loop sets threads and determinism for all that comes after it."""
+    torch_threads, cv2_threads = torch.get_num_threads(), cv2.getNumThreads()
+    deterministic, warn_only = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    cudnn = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+    environment = dict(os.environ)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(torch_threads)
+        cv2.setNumThreads(cv2_threads)
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = cudnn
+        for key in os.environ.keys() - environment.keys():
+            del os.environ[key]
+        os.environ.update(environment)
 
 
 def loop_class() -> type:
@@ -133,6 +163,7 @@ def loop_class() -> type:
             self.images: list[str] = []
             self.bar: tqdm | None = None
             self.begun = 0.0
+            self.iterations = 0.0
             super().__init__(overrides=arguments)
             self.add_callback("on_train_epoch_start", Loop.start_epoch_bar)
             self.add_callback("on_train_batch_end", Loop.count_batch)
@@ -152,6 +183,12 @@ def loop_class() -> type:
 
         def setup_model(self) -> None:
             self.model = self.training.model.network
+
+        def build_optimizer(self, *args: object, iterations: float = 1e5, **more: object) -> torch.optim.Optimizer:
+            """The choice of optimiser depends on the number of iterations: that of the run's beginning."""
+            state = self.training.restored
+            self.iterations = state["iterations"] if state else iterations
+            return super().build_optimizer(*args, iterations=self.iterations, **more)
 
         def get_dataloader(self, dataset_path: str, batch_size: int = 16, rank: int = 0, mode: str = "train") -> object:
             loader = super().get_dataloader(dataset_path, batch_size, rank, mode)

@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 from types import ModuleType
 
+import cv2
 import torch
 from torch import Tensor, nn
 
@@ -50,11 +51,13 @@ def tasks() -> ModuleType:
         settings = tempfile.mkdtemp(prefix="leuko-")
         atexit.register(shutil.rmtree, settings, ignore_errors=True)
         os.environ.update(QUIET, YOLO_CONFIG_DIR=settings)
+    threads = cv2.getNumThreads()  # which the import sets to one
     try:
         from ultralytics.nn import tasks
         from ultralytics.utils.events import events
     except ImportError as e:
         raise LeukoError(f"Ultralytics' models need its package: pip install 'leuko[ultralytics]' ({e})") from e
+    cv2.setNumThreads(threads)
     if not hasattr(tasks, "SAFE_LOAD"):
         raise LeukoError("this ultralytics package is too old; pip install 'leuko[ultralytics]'")
     tasks.SAFE_LOAD, events.enabled = True, False  # also where the package was imported before
@@ -63,6 +66,10 @@ def tasks() -> ModuleType:
 
 def architecture(name: str) -> dict:
     """The description that a network is built from, by a name of Ultralytics' or from a YAML file."""
+    if name.endswith(".pt"):
+        raise LeukoError(
+            f'model "{name}": are weights; from scratch, give the name ({plain_name(name)}) or a YAML file'
+        )
     file = name if name.endswith(SUFFIXES) else f"{name}.yaml"
     loader = tasks().yaml_model_load
     try:
