@@ -14,6 +14,7 @@ from pathlib import Path
 
 from .config import TrainOptions, ValOptions, as_dict
 from .data import source
+from .data.split import check_groups
 from .engine.ensemble import is_finished
 from .errors import LeukoError, nearest
 from .models import DETECTORS, is_yolo, plain_name
@@ -59,7 +60,9 @@ def compare(options: TrainOptions, given: Collection[str] = ()) -> Path:
         options = resumed_options(options, given)
     names = models_of(options)
     options.check()
-    splits = source.splits(options.data)
+    split = "test" if "test" in source.splits(options.data) else options.val_split
+    if not options.allow_leaks and split != options.train_split:
+        check_groups({name: source.groups(options.data, name) for name in (options.train_split, split)}, options.data)
     folder = Path(resumed) if resumed else run.new_run(options.project, options.name or "comparison")
     run.write_yaml(folder / "args.yaml", as_dict(options))
     for i, name in enumerate(names, 1):
@@ -70,7 +73,7 @@ def compare(options: TrainOptions, given: Collection[str] = ()) -> Path:
         print(f"\n{name} ({i} of {len(names)})")
         try:
             if (child / "resume.pt").is_file():
-                train(replace(options, resume=str(child)), given={"resume", "epochs"})
+                train(replace(options, resume=str(child)), given={"resume", "epochs", "allow_leaks"})
             else:
                 remove_unbegun(child)
                 train(replace(options, model=name, project=str(folder), name=plain_name(name), resume=""), given)
@@ -81,9 +84,8 @@ def compare(options: TrainOptions, given: Collection[str] = ()) -> Path:
         except KeyboardInterrupt:
             print(f"all of the comparison: leuko train --resume {folder}", file=sys.stderr)
             raise
-    split = "test" if "test" in splits else options.val_split
     runs = [str(folder / plain_name(name)) for name in names]
-    about = {"data": options.data, "device": options.device, "workers": options.workers}
+    about = {name: getattr(options, name) for name in ("data", "device", "workers", "allow_leaks")}
     val(ValOptions(ensemble=runs, split=split, save=str(folder), name="table", **about))
     return folder
 

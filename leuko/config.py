@@ -377,7 +377,8 @@ def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None
     try:
         main(argv)
     except LeukoError as e:
-        print(f"leuko: {e}", file=sys.stderr)
+        told = str(e).encode("utf-8", "backslashreplace").decode()  # a file's name may be no text
+        print(f"leuko: {told}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

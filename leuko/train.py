@@ -87,8 +87,9 @@ def train(options: TrainOptions, given: Collection[str] = ()) -> Path:
 
 
 def resumed_options(options: TrainOptions, given: Collection[str]) -> TrainOptions:
-    """The options that a run was started with; of the given ones only a larger number of epochs counts."""
-    if extra := set(given) - {"resume", "epochs"}:
+    """The options that a run was started with; of the given ones only a larger number of epochs counts, and leave to
+    go on with groups that leak."""
+    if extra := set(given) - {"resume", "epochs", "allow_leaks"}:
         names = [f.name for f in fields(options) if f.name in extra]
         raise LeukoError(
             f"{flags(names)}: a resumed run keeps its own options; only --epochs may be given with --resume"
@@ -97,6 +98,7 @@ def resumed_options(options: TrainOptions, given: Collection[str]) -> TrainOptio
     if not path.is_file():
         raise LeukoError(f"{path}: no such file; --resume takes the folder of a run, such as runs/train/fcos")
     before = stored(TrainOptions, path)
+    before.allow_leaks |= options.allow_leaks
     if "epochs" in given:
         if options.epochs < before.epochs:
             raise LeukoError(
@@ -121,7 +123,7 @@ def load_data(options: TrainOptions) -> tuple[Dataset, Dataset]:
     train_set = source.load(options.data, options.train_split)
     val_set = source.load(options.data, val_split, types=train_set.types)
     if not options.allow_leaks and val_split != options.train_split:
-        check_groups({options.train_split: train_set, val_split: val_set}, options.data)
+        check_groups({options.train_split: train_set.groups(), val_split: val_set.groups()}, options.data)
     for name, dataset in ((options.train_split, train_set), (val_split, val_set)):
         if told := table.flaws(name, dataset):
             print(told)

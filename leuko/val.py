@@ -96,8 +96,8 @@ def split_of(options: ValOptions) -> str:
 def refuse_leaks(options: ValOptions, dataset: Dataset) -> None:
     """LeukoError if a group of the split's images stands in the training split of the data, too."""
     split = split_of(options)
-    if split != "train" and "train" in source.splits(options.data) and any(s.group for s in dataset.samples):
-        check_groups({"train": source.load(options.data, "train"), split: dataset}, options.data)
+    if split != "train" and dataset.groups():
+        check_groups({"train": source.groups(options.data, "train"), split: dataset.groups()}, options.data)
 
 
 def row(member: Member, result: Predictions, dataset: Dataset) -> Row:

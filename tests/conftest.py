@@ -17,9 +17,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from leuko import config
 from leuko.__main__ import main
+from leuko.data.sample import Dataset, Sample
 from leuko.data.synth import synth
 from leuko.engine import checkpoint
 from leuko.models import create
@@ -30,6 +32,10 @@ TINY = ["--backbone", "tf_efficientnet_lite0", "--no-pretrained", "--imgsz", "64
 TINY += ["--channels", "32", "--fc-channels", "32", "--proposals", "20", "--rois", "16"]
 FASTER = ["--model", "faster_rcnn", "--epochs", "3", "--ema", "0.9", "--accumulate", "2", "--save-minutes", "0.0001"]
 FCOS = ["--model", "fcos", "--epochs", "1", "--backbone", "mobilenetv3_small_050", "--imgsz", "96", "--channels", "64"]
+
+# Pictures of data sets that are written by tests.
+WIDTH, HEIGHT = 97, 61
+TYPES = ["NG", "BG", "EG", "L", "M"]
 
 
 @dataclass
@@ -160,3 +166,27 @@ def project(data, tmp_path_factory, one_thread) -> Path:
 def faster(project, tmp_path) -> Path:
     """A copy of the run ``faster``, to go on with or to break."""
     return shutil.copytree(project / "faster", tmp_path / "faster")
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory) -> list[Path]:
+    """Three pictures of different content, two of them with the same name in different folders."""
+    folder = tmp_path_factory.mktemp("pictures")
+    paths = [folder / "a" / "1.jpg", folder / "b" / "1.jpg", folder / "b" / "field 2.png"]
+    for grey, path in enumerate(paths):
+        path.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (WIDTH, HEIGHT), (50 * grey, 90, 120)).save(path)
+    return paths
+
+
+def dataset(pictures: list[Path], boxes: list[list], labels: list[list[int]], **more: list) -> Dataset:
+    samples = [
+        Sample(p, WIDTH, HEIGHT, b, n, i)
+        for i, (p, b, n) in enumerate(zip(pictures, boxes, labels, strict=True), start=1)
+    ]
+    return Dataset(TYPES, samples, **more)
+
+
+@pytest.fixture
+def plain(pictures) -> Dataset:
+    return dataset(pictures, [[[10, 10, 30, 30], [40, 20, 60, 50.5]], [[5, 5, 25, 35]], []], [[0, 4], [2], []])

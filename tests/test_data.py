@@ -7,6 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from conftest import HEIGHT, TYPES, WIDTH, dataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -19,33 +20,7 @@ from leuko.data.source import load, splits
 from leuko.errors import LeukoError
 
 REAL = Path(__file__).parents[2] / "shared" / "data"
-WIDTH, HEIGHT = 97, 61
-TYPES = ["NG", "BG", "EG", "L", "M"]
 WRITERS = {"voc": voc.write, "coco": coco.write, "yolo": yolo.write}
-
-
-@pytest.fixture(scope="session")
-def pictures(tmp_path_factory) -> list[Path]:
-    """Three pictures of different content, two of them with the same name in different folders."""
-    folder = tmp_path_factory.mktemp("pictures")
-    paths = [folder / "a" / "1.jpg", folder / "b" / "1.jpg", folder / "b" / "field 2.png"]
-    for grey, path in enumerate(paths):
-        path.parent.mkdir(exist_ok=True)
-        Image.new("RGB", (WIDTH, HEIGHT), (50 * grey, 90, 120)).save(path)
-    return paths
-
-
-def dataset(pictures: list[Path], boxes: list[list], labels: list[list[int]], **more: list) -> Dataset:
-    samples = [
-        Sample(p, WIDTH, HEIGHT, b, n, i)
-        for i, (p, b, n) in enumerate(zip(pictures, boxes, labels, strict=True), start=1)
-    ]
-    return Dataset(TYPES, samples, **more)
-
-
-@pytest.fixture
-def plain(pictures) -> Dataset:
-    return dataset(pictures, [[[10, 10, 30, 30], [40, 20, 60, 50.5]], [[5, 5, 25, 35]], []], [[0, 4], [2], []])
 
 
 def assert_same(a: Dataset, b: Dataset, order: bool = True) -> None:
@@ -138,42 +113,6 @@ def test_round_trip_through_all_formats(tmp_path_factory, pictures, content, ord
         assert everything(load(here, "train")) == everything(first)
 
 
-def test_convert_keeps_splits_types_and_the_source(tmp_path, plain, leuko):
-    """The official VOC convention too, through the command; the source is never touched."""
-    src = tmp_path / "src"
-    for split, samples in (("train", plain.samples[:2]), ("extra", plain.samples[2:])):
-        coco.write(Dataset(TYPES, samples, [7, 3, 4, 10, 1]), src, split)
-    before = {p: p.read_bytes() for p in src.rglob("*") if p.is_file()}
-    here = src
-    for step, words in enumerate((["voc", "--voc-origin", "1"], ["yolo"], ["coco"])):
-        dst = tmp_path / str(step)
-        assert leuko("data", "convert", here, dst, "--to", *words).code == 0
-        here = dst
-    assert "<xmin>11</xmin>" in (tmp_path / "0/Annotations/1.xml").read_text()  # 10 counted from 0
-    assert splits(here) == ["train", "extra"]
-    for split in splits(src):
-        assert everything(load(here, split)) == everything(load(src, split))
-    assert {p: p.read_bytes() for p in src.rglob("*") if p.is_file()} == before
-    image = next((tmp_path / "2/images").iterdir())
-    assert any(image.samefile(p) for p in before)  # linked
-
-    convert_to = ["data", "convert", src]
-    leuko(*convert_to, tmp_path / "2", "--to", "voc").refused("not empty", "--force")
-    assert leuko(*convert_to, tmp_path / "2", "--to", "voc", "--force").code == 0 and splits(tmp_path / "2") == splits(
-        src
-    )
-    leuko(*convert_to, src, "--to", "voc", "--force").refused("is the source")
-    leuko(*convert_to, src / "in", "--to", "voc").refused("lies in it")
-    leuko(*convert_to, tmp_path, "--to", "voc", "--force").refused("holds it")
-    (tmp_path / "src.yaml").write_text("path: src\ntrain: train.json\n")
-    leuko("data", "convert", tmp_path / "src.yaml", src, "--to", "voc", "--force").refused("is the source")
-    leuko(*convert_to, tmp_path / "new", "--to", "yolov").refused('did you mean "yolo"')
-    leuko(*convert_to, tmp_path / "new", "--to", "yolo", "--voc-origin", "1").refused("about VOC")
-    (tmp_path / "2/notes.txt").touch()
-    leuko(*convert_to, tmp_path / "2", "--to", "voc", "--force").refused("notes.txt", "no part of a data set")
-    assert not (tmp_path / "new").exists() and {p: p.read_bytes() for p in src.rglob("*") if p.is_file()} == before
-
-
 def test_side_file_that_does_not_fit_is_told(tmp_path, plain):
     plain.samples[0].cell_factors = [("overlap",), ()]
     yolo.write(plain, tmp_path, "train")
@@ -181,7 +120,13 @@ def test_side_file_that_does_not_fit_is_told(tmp_path, plain):
     label.write_text(label.read_text().splitlines()[0] + "\n")
     (flaw,) = load(tmp_path, "train").flaws
     assert "tells of 2 cells, the label file of 1" in str(flaw)
-    for broken in ("{", "[]", '{"images": 3}', '{"images": {"images/train/1.jpg": {"cells": 3}}}'):
+    for broken in (
+        "{",
+        "[]",
+        '{"images": 3}',
+        '{"images": {"images/train/1.jpg": {"cells": 3}}}',
+        '{"images": {"images/train/1.jpg": {"id": [1]}}}',
+    ):
         (tmp_path / "leuko.json").write_text(broken)
         with pytest.raises(LeukoError, match=r"leuko\.json"):
             load(tmp_path, "train")

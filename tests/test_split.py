@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from leuko.data import coco, source, yolo
 from leuko.data.sample import Dataset, Sample
-from leuko.data.split import cost, divide, split
+from leuko.data.split import cost, divide, joined, split
 
 TYPES = ["NG", "BG", "EG", "L", "M"]
 
@@ -142,8 +142,9 @@ def test_groups_by_csv_or_pattern(smears, tmp_path, leuko):
     table.write_text("image,group\n" + "".join(f"{p.name},{p.stem[-1]}\n" for p in (smears / "images").iterdir()))
     yolo.write(source.load(smears, "train"), tmp_path / "yolo", "train")  # which holds groups in its side file
     parts = split(tmp_path / "yolo", tmp_path / "by_csv", group_by=str(table))
-    assert {s.group for d in parts.values() for s in d.samples} == set("01234567")
-    assert {s.group for s in source.load(tmp_path / "by_csv", "train").samples} < set("01234567")
+    # the CSV tells every image apart, but images of one smear by the data's own groups stay together, too
+    assert {s.group for d in parts.values() for s in d.samples} == {"0+4", "1+5", "2+6", "3+7"}
+    assert source.load(tmp_path / "by_csv", "train").groups() < {"0+4", "1+5", "2+6", "3+7"}
     words = ["data", "split", smears, tmp_path / "bad"]
     table.write_text("image,group\nsmear0_0.png,a\n")
     leuko(*words, "--group-by", table).refused("groups.csv", "no group", "(11 of 12 images)")
@@ -158,12 +159,89 @@ def test_groups_by_csv_or_pattern(smears, tmp_path, leuko):
     assert not (tmp_path / "bad").exists()
 
 
+def test_own_groups_and_given_ones_stay_together(tmp_path):
+    """Joined however they overlap: the same sets as by spreading a group's name until nothing changes any more."""
+    rng = np.random.default_rng(5)
+    for _ in range(200):
+        own = [f"p{n}" if n else "" for n in rng.integers(0, 5, 9)]
+        given = [f"g{n}" for n in rng.integers(0, 6, 9)]
+        reached = [{i} for i in range(9)]
+        for _ in range(9):
+            for i, j in product(range(9), repeat=2):
+                if given[i] == given[j] or (own[i] and own[i] == own[j]):
+                    reached[i] |= reached[j]
+        names = joined(own, given)
+        for i, j in product(range(9), repeat=2):
+            assert (names[i] == names[j]) == (j in reached[i])
+        assert joined([""] * 9, given) == given
+
+
+def test_csv_goes_by_path(tmp_path, leuko):
+    for i, folder in enumerate(("train", "test")):
+        (tmp_path / "src" / folder).mkdir(parents=True)
+        cv2.imwrite(str(tmp_path / "src" / folder / "001.png"), np.full((20, 20, 3), 90 * i, np.uint8))
+        sample = Sample(tmp_path / "src" / folder / "001.png", 20, 20, [[1, 1, 9, 9]], [i], id=i + 1)
+        coco.write(Dataset(TYPES, [sample]), tmp_path / "data" / folder, folder)
+    table = tmp_path / "groups.csv"
+    table.write_text("image,group\ntrain/images/001.png,A\ntest/images/001.png,C\n")
+    parts = split(tmp_path / "data", tmp_path / "new", [1, 1], group_by=str(table))
+    assert {s.image.parts[-3]: s.group for d in parts.values() for s in d.samples} == {"train": "A", "test": "C"}
+    words = ["data", "split", tmp_path / "data", tmp_path / "bad", "--group-by", table]
+    table.write_text("image,group\n001.png,A\n001.png,C\n")
+    leuko(*words).refused("001.png has two groups, A and C")
+    table.write_text("image,group\ntrain/images/001.png,A\n")
+    leuko(*words).refused("no group", "(1 of 2 images)")
+
+
+@pytest.mark.parametrize("names", ["leuko,test", "x2016,x2017", "train,instances_val"])
+def test_names_that_would_not_read_back_are_refused(names, smears, tmp_path, leuko):
+    leuko("data", "split", smears, tmp_path / "new", "--names", names).refused("would not read back")
+    assert not (tmp_path / "new").exists()
+
+
+def test_force_replaces_folds_but_nothing_else(smears, tmp_path, leuko):
+    words = ["data", "split", smears, tmp_path / "new", "--folds", "2"]
+    assert leuko(*words).code == 0 and leuko(*words, "--force").code == 0
+    (tmp_path / "own/images").mkdir(parents=True)
+    own = [tmp_path / "own/images" / name for name in ("raw.tif", "a.png")]
+    for path in own:
+        path.write_bytes(b"mine")
+    words[3] = tmp_path / "own"
+    leuko(*words, "--force").refused("holds no data set to replace")
+    notes = tmp_path / "new/images/notes.docx"
+    notes.touch()
+    words[3] = tmp_path / "new"
+    leuko(*words, "--force").refused("notes.docx", "no part of a data set")
+    assert notes.exists() and all(path.read_bytes() == b"mine" for path in own)
+
+
 def test_leaking_groups_are_refused(smears, tmp_path, leuko, no_plots):
     words = ["train", "--data", smears, "--project", tmp_path / "runs", *TINY, *FCOS]
     leuko(*words).refused("groups have images in train and in val", "smear0", "leuko data split")
     assert not (tmp_path / "runs").exists()
     assert leuko(*words, "--allow-leaks").code == 0
     file = untrained(tmp_path / "weights.safetensors", TYPES)
+    assert leuko("train", "--resume", tmp_path / "runs/fcos", "--epochs", "2", "--allow-leaks").code == 0
     words = ["val", "--weights", file, "--data", smears, "--save", tmp_path / "val"]
     leuko(*words).refused("in train and in test", "--allow-leaks")
+    assert leuko(*words, "--allow-leaks").code == 0
+
+
+def test_leak_between_train_and_test_is_told_before_models_are_trained(smears, tmp_path, leuko, no_plots):
+    """And images of the training split need not be there to measure another one."""
+    (smears / "val.json").unlink()
+    words = ["train", "--data", smears, "--project", tmp_path / "runs", *TINY, "--epochs", "1", "--model", "fcos,fsaf"]
+    leuko(*words, "--val-split", "test").refused("in train and in test")
+    assert not (tmp_path / "runs").exists()
+    assert leuko(*words, "--val-split", "test", "--allow-leaks").code == 0
+    assert (tmp_path / "runs/comparison/table/table.json").is_file()
+
+    only = {s.image for s in source.load(smears, "train").samples} - {
+        s.image for s in source.load(smears, "test").samples
+    }
+    for image in only:
+        image.unlink()
+    file = untrained(tmp_path / "weights.safetensors", TYPES)
+    words = ["val", "--weights", file, "--data", smears, "--save", tmp_path / "val"]
+    leuko(*words).refused("in train and in test")
     assert leuko(*words, "--allow-leaks").code == 0

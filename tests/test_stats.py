@@ -75,6 +75,14 @@ def test_numbers_are_those_of_the_data(data, tmp_path, leuko):
     assert (folder / "stats.png").stat().st_size > 10_000
 
 
+def test_names_are_no_formulas(data, tmp_path, leuko):
+    file = data / "train.json"
+    file.write_text(file.read_text().replace("centre 1", "p$\\\\x$").replace("overlap", "$\\\\y$"))
+    result = leuko("data", "stats", data, "--save", tmp_path / "out")
+    assert result.code == 0, result.err
+    assert "p$\\x$" in (tmp_path / "out/data/colours.csv").read_text()
+
+
 def test_what_cannot_be_read_is_refused(data, tmp_path, leuko):
     leuko("data", "stats", tmp_path / "nowhere").refused("no such file or folder")
     image = next((data / "images").iterdir())

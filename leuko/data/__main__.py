@@ -175,14 +175,14 @@ def _distance(parts: dict[str, Dataset], shares: Sequence[float]) -> str:
     row, column = np.unravel_index(off.argmax(), off.shape)
     what = f"cells of {types[column]}" if column < len(types) else "images"
     far = f"{counts[row, column]:.0f} {what} in {list(parts)[row]}, {wish[row, column]:.1f} wished for"
-    groups = len({s.group for d in parts.values() for s in d.samples if s.group})
+    groups = len(set().union(*(d.groups() for d in parts.values())))
     kept = f"{groups} groups, each in one split" if groups else "no groups (see --group-by)"
     return f"farthest from the wish: {far}; {kept}"
 
 
 COMMANDS = {
     "convert": Command(
-        "write a data set in another format, with nothing lost",
+        "write a data set in another format, keeping all but COCO's masks",
         """
   python -m leuko.data convert slides datasets/slides --to coco
   python -m leuko.data convert slides.yaml datasets/slides --to yolo --force

@@ -1,7 +1,9 @@
-"""From one format to another, nothing lost that the other can hold: ``leuko.data convert``."""
+"""From one format to another, with all that a ``Dataset`` holds: ``leuko.data convert``."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
@@ -9,9 +11,10 @@ import yaml
 from tqdm import tqdm
 
 from leuko.data import coco, source, voc, yolo
-from leuko.data.files import write_text
+from leuko.data.files import one_line, write_text
 from leuko.data.folder import building
 from leuko.data.sample import Dataset
+from leuko.data.side import SIDE_FILE
 from leuko.errors import LeukoError, nearest
 
 WRITERS = {"voc": voc.write, "coco": coco.write, "yolo": yolo.write}
@@ -53,6 +56,7 @@ def convert(
     if voc_origin and to != "voc":
         raise LeukoError(f"--voc-origin: is about VOC, not {to}; leave it out")
     datasets = load_all(src)
+    check_names(datasets, to)
     check_apart(src, dst, datasets)
     write = partial(voc.write, voc_origin=1) if voc_origin else WRITERS[to]
     with building(dst, force) as folder:
@@ -62,6 +66,16 @@ def convert(
             write_text(folder / "data.yaml", _yaml(datasets))
         list_flaws(folder, datasets)
     return datasets
+
+
+def check_names(names: Iterable[str], to: str) -> None:
+    """Raise LeukoError for a split's name that is no file's name, or that would read back as another."""
+    for name in names:
+        if name.startswith(".") or not name.strip() or re.search(r"[/\\\x00-\x1f]", name):
+            raise LeukoError(f'split "{one_line(name)}": cannot be a file\'s name; rename it')
+        file = Path(f"{name}.json")
+        if to == "coco" and (coco.split_name(file) != name or file.name == SIDE_FILE):
+            raise LeukoError(f'split "{name}": a COCO file {file} would not read back as that split; rename it')
 
 
 def list_flaws(folder: Path, datasets: dict[str, Dataset]) -> None:

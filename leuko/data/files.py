@@ -6,7 +6,8 @@ import filecmp
 import os
 import re
 import shutil
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
+from functools import partial
 from pathlib import Path
 
 import yaml
@@ -61,6 +62,9 @@ def write_text(path: Path, text: str) -> None:
     try:
         temporary.write_bytes(text.encode("utf-8"))
         os.replace(temporary, path)
+    except UnicodeEncodeError as error:  # a file name that is no text, in what is to be written
+        named = error.object[max(error.start - 20, 0) : error.end + 20].encode("utf-8", "backslashreplace").decode()
+        raise LeukoError(f"{path}: cannot be written: ...{one_line(named)}... is no UTF-8; rename the file") from error
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise LeukoError(f"{path}: cannot be written: {error.strerror}") from error
@@ -79,27 +83,32 @@ def make_folder(path: Path) -> Path:
     return path
 
 
-def place_images(images: Sequence[Path], folder: Path) -> list[Path]:
+def place_images(
+    images: Sequence[Path], folder: Path, fits: Callable[[int, Path], bool] = lambda number, there: True
+) -> list[Path]:
     """Bring images into one folder, byte for byte, under names whose stems are unique there; return their new paths.
 
-    An image that is there already keeps its place. Another image of the same name goes beside it as ``NAME-2``. Files
-    are hard-linked, or copied where the file system cannot link. Raises LeukoError.
+    An image that is there already keeps its place, if ``fits(number of the image, its path there)``. Another image of
+    the same name goes beside it as ``NAME-2``. Files are hard-linked, or copied where the file system cannot link.
+    Raises LeukoError.
     """
     make_folder(folder)
     there = {p.stem.casefold(): p for p in folder.iterdir()}
     placed: dict[Path, None] = {}
-    for image in images:
+    for number, image in enumerate(images):
         try:
-            placed[_place(image, folder, there, placed)] = None
+            placed[_place(image, folder, there, placed, partial(fits, number))] = None
         except OSError as error:
             raise LeukoError(f"{image}: cannot be copied to {folder}: {error.strerror}") from error
     return list(placed)
 
 
-def _place(image: Path, folder: Path, there: dict[str, Path], placed: Container[Path]) -> Path:
+def _place(
+    image: Path, folder: Path, there: dict[str, Path], placed: Container[Path], fits: Callable[[Path], bool]
+) -> Path:
     number, stem = 1, image.stem
     while (old := there.get(stem.casefold())) is not None:
-        if old not in placed and old.suffix == image.suffix and _same(old, image):
+        if old not in placed and old.suffix == image.suffix and _same(old, image) and fits(old):
             return old
         number += 1
         stem = f"{image.stem}-{number}"

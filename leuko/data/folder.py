@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from leuko.data import source
 from leuko.data.coco import is_coco
+from leuko.data.images import IMAGE_SUFFIXES
 from leuko.data.side import SIDE_FILE
 from leuko.errors import LeukoError
 
@@ -23,6 +26,9 @@ _OWN = {
     "flaws.txt",
     SIDE_FILE,
 }
+
+
+_SUFFIXES = (*IMAGE_SUFFIXES, ".xml", ".txt", ".json", ".cache")  # of files in a data set's folders
 
 
 @contextmanager
@@ -52,9 +58,16 @@ def _check_free(dst: Path, force: bool) -> None:
     there = sorted(dst.iterdir()) if dst.is_dir() else []
     if there and not force:
         raise LeukoError(f"{dst}: exists and is not empty; choose another folder, or replace its data set with --force")
-    foreign = [path for path in there if path.name not in _OWN and not is_coco(path)]
+    foreign = [p for p in there if p.name not in _OWN and not is_coco(p) and not re.fullmatch(r"fold\d+\.yaml", p.name)]
+    foreign += [p for top in there for p in sorted(top.rglob("*")) if p.is_file() and p.suffix.lower() not in _SUFFIXES]
     if foreign:
-        raise LeukoError(f'{dst}: holds "{foreign[0].name}", which is no part of a data set; choose another folder')
+        name = foreign[0].relative_to(dst)
+        raise LeukoError(f'{dst}: holds "{name}", which is no part of a data set; choose another folder')
+    if there:
+        try:
+            source.find(dst)
+        except LeukoError as error:
+            raise LeukoError(f"{dst}: holds no data set to replace ({error}); choose another folder") from error
 
 
 def _swap(folder: Path, dst: Path) -> None:

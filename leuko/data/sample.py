@@ -76,6 +76,10 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.samples)
 
+    def groups(self) -> set[str]:
+        """The groups that images belong to."""
+        return {s.group for s in self.samples if s.group}
+
     def counts(self) -> np.ndarray:
         """Cells a type, [len(types)] int64, crowds left out."""
         labels = [s.labels[~s.crowd] for s in self.samples]

@@ -72,6 +72,8 @@ class Side:
             return
         try:
             record.id, record.group = about.get("id"), str(about.get("group", ""))
+            if record.id is not None and type(record.id) is not int:
+                raise ValueError(f"id {record.id!r:.40} is no whole number")
             record.factors = tuple(map(str, about.get("factors", ())))
             cells = [(tuple(c.get("factors", ())), dict(c.get("attributes", {}))) for c in about.get("cells", ())]
             crowds = [_crowd(i, c) for i, c in enumerate(about.get("crowds", ()), 1)]

@@ -82,6 +82,15 @@ def load(data: str | Path, split: str, types: Sequence[str] | None = None) -> Da
     return assemble(named, labels, problems, **wanted)
 
 
+def groups(data: str | Path, split: str) -> set[str]:
+    """Return the groups (smears, patients) that a split's label files name; its images need not be there."""
+    source = find(data)
+    parts = source.splits.get(split, [])
+    names = source.names or (yolo.names_beside(parts[0]) if source.format == "yolo" and parts else {})
+    records = (r for part in parts for r in _parse(source, part, names, Problems()).records)
+    return {record.group for record in records if record.group}
+
+
 def _parse(source: Source, part: Path, names: dict[int, str], problems: Problems) -> Labels:
     if source.format == "voc":
         return voc.parse(part, problems, source.voc_origin)

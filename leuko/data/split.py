@@ -5,16 +5,16 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
+from itertools import combinations
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import yaml
 
 from leuko.data import source
-from leuko.data.convert import WRITERS, check_apart, list_flaws, load_all
+from leuko.data.convert import WRITERS, check_apart, check_names, list_flaws, load_all
 from leuko.data.files import read_text, write_text
 from leuko.data.folder import building
 from leuko.data.sample import Dataset, Sample
@@ -61,18 +61,20 @@ def split(
         ratios, names = [1.0] * folds, [f"part{i}" for i in range(1, folds + 1)]
     names = list(names) or list(NAMES.get(len(ratios), ()))
     _check(ratios, names, folds)
+    form = source.find(src).format
+    check_names(names, form)
     datasets = load_all(src)
     check_apart(src, dst, datasets)
     merged = merge(datasets)
     if group_by:
-        for sample, group in zip(merged.samples, _groups(merged.samples, group_by), strict=True):
+        given = _groups(merged.samples, group_by)
+        for sample, group in zip(merged.samples, joined([s.group for s in merged.samples], given), strict=True):
             sample.group = group
     part = divide(merged, ratios, seed)
     parts = {
         name: replace(merged, samples=[s for s, p in zip(merged.samples, part, strict=True) if p == i], flaws=[])
         for i, name in enumerate(names)
     }
-    form = source.find(src).format
     with building(dst, force) as folder:
         for name, dataset in parts.items():
             WRITERS[form](dataset, folder, name)
@@ -112,8 +114,12 @@ def _groups(samples: Sequence[Sample], group_by: str) -> list[str]:
         rows = list(csv.DictReader(io.StringIO(read_text(file))))
         if not rows or not {"image", "group"} <= set(rows[0]):
             raise LeukoError(f"{file}: has no columns image and group; give them in its first line")
-        of_name = {Path(row["image"] or "").name: (row["group"] or "").strip() for row in rows}
-        found, where = [of_name.get(s.image.name, "") for s in samples], str(file)
+        of_path: dict[tuple[str, ...], str] = {}
+        for row in rows:
+            path, group = PurePosixPath((row["image"] or "").replace("\\", "/")).parts, (row["group"] or "").strip()
+            if of_path.setdefault(path, group) != group:
+                raise LeukoError(f"{file}: {row['image']} has two groups, {of_path[path]} and {group}; keep one")
+        found, where = [_by_path(s.image, of_path) for s in samples], str(file)
     else:
         try:
             pattern = re.compile(group_by)
@@ -126,6 +132,28 @@ def _groups(samples: Sequence[Sample], group_by: str) -> list[str]:
         missing = samples[found.index("")].image
         raise LeukoError(f"{where}: gives no group to {missing} ({found.count('')} of {len(samples)} images); mend it")
     return found
+
+
+def _by_path(image: Path, groups: dict[tuple[str, ...], str]) -> str:
+    """The group of the longest path in ``groups`` with which the image's path ends; "" without any."""
+    parts = image.absolute().parts
+    return next((groups[parts[i:]] for i in range(len(parts)) if parts[i:] in groups), "")
+
+
+def joined(own: Sequence[str], given: Sequence[str]) -> list[str]:
+    """Groups that keep together what belongs together by the data set's own groups ("" is none) or by the given ones.
+
+    Each is named by the given groups in it, with + between.
+    """
+    members: dict[str, set[str]] = {name: {name} for name in given}
+    of_own: dict[str, str] = {}
+    for mine, name in zip(own, given, strict=True):
+        other = of_own.setdefault(mine, name) if mine else name
+        if members[name] is not members[other]:
+            members[name] |= members[other]
+            for each in members[name]:
+                members[each] = members[name]
+    return ["+".join(sorted(members[name])) for name in given]
 
 
 def divide(dataset: Dataset, ratios: Sequence[float], seed: int = 0) -> np.ndarray:
@@ -224,19 +252,14 @@ def _fold(form: str, types: Sequence[str], names: Sequence[str], number: int) ->
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 
 
-def leaks(a: Dataset, b: Dataset) -> list[str]:
-    """Groups that have images in both data sets."""
-    ours, theirs = (Counter(s.group for s in d.samples if s.group) for d in (a, b))
-    return sorted(set(ours) & set(theirs))
+def check_groups(groups: dict[str, set[str]], data: str | Path) -> None:
+    """Raise LeukoError where a group has images in two splits, since what is measured then is memory.
 
-
-def check_groups(of: dict[str, Dataset], data: str | Path) -> None:
-    """Raise LeukoError where a group has images in two splits, since what is measured then is memory."""
-    names = list(of)
-    for i, a in enumerate(names):
-        for b in names[i + 1 :]:
-            if shared := leaks(of[a], of[b]):
-                raise LeukoError(
-                    f"{data}: {len(shared)} groups have images in {a} and in {b}, such as {shared[0]}; divide the data "
-                    "anew by leuko data split, or give --allow-leaks"
-                )
+    ``groups`` holds the groups of each split by its name (see ``source.groups``).
+    """
+    for (a, ours), (b, theirs) in combinations(groups.items(), 2):
+        if shared := sorted(ours & theirs):
+            raise LeukoError(
+                f"{data}: {len(shared)} groups have images in {a} and in {b}, such as {shared[0]}; divide the data "
+                "anew by leuko data split, or give --allow-leaks"
+            )

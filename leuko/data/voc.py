@@ -16,7 +16,7 @@ from xml.parsers import expat
 from xml.sax.saxutils import escape, quoteattr
 
 from leuko.data.assemble import assemble
-from leuko.data.files import make_folder, place_images, read_list, write_text
+from leuko.data.files import make_folder, one_line, place_images, read_list, read_text, write_text
 from leuko.data.images import is_image, list_images
 from leuko.data.names import keep_names
 from leuko.data.records import Cell, Labels, Problems, Record
@@ -97,7 +97,13 @@ def annotations(part: Path) -> Iterator[tuple[Path, Path | None]]:
         yield from ((file, None) for file in _xml_files(folder if folder.is_dir() else part))
         return
     folder = _root(part) / "Annotations"
-    for line in read_list(part):
+    for line in read_text(part).splitlines():
+        if line and (folder / f"{line}.xml").is_file():  # a stem as it stands, be it "#12", " 7" or "scan.tif"
+            yield folder / f"{line}.xml", None
+            continue
+        line = line.strip()
+        if not line or line.startswith("#"):
+            continue
         if not is_image(line):
             yield folder / f"{line}.xml", None
         elif "/" not in line and folder.is_dir():
@@ -265,11 +271,21 @@ def write(dataset: Dataset, folder: str | Path, split: str, voc_origin: int = 0)
     lists = make_folder(folder / "ImageSets" / "Main")
     labels = make_folder(folder / "Annotations")
     keep_names(folder / "classes.txt", dataset.types)
-    images = place_images([sample.image for sample in dataset.samples], folder / "JPEGImages")
     numbered = all(sample.id == i for i, sample in enumerate(dataset.samples, 1))
-    for sample, image in zip(dataset.samples, images, strict=True):
-        text = _xml(sample, image, dataset.types, voc_origin, with_id=not numbered)
-        write_text(labels / f"{image.stem}.xml", text)
+
+    def text(number: int, image: Path) -> str:
+        return _xml(dataset.samples[number], image, dataset.types, voc_origin, with_id=not numbered)
+
+    def says_the_same(number: int, image: Path) -> bool:
+        """Whether another split may have labelled the image at that place: not if it says anything else of it."""
+        file = labels / f"{image.stem}.xml"
+        return not file.is_file() or _without_id(read_text(file)) == _without_id(text(number, image))
+
+    images = place_images([sample.image for sample in dataset.samples], folder / "JPEGImages", says_the_same)
+    for number, image in enumerate(images):
+        if len(image.stem.splitlines()) != 1:
+            raise LeukoError(f"{one_line(str(dataset.samples[number].image))}: its name breaks a line; rename it")
+        write_text(labels / f"{image.stem}.xml", text(number, image))
     keep(folder, dataset)
     write_text(lists / f"{split}.txt", "".join(f"{image.stem}\n" for image in images))
 
@@ -293,6 +309,10 @@ def _xml(sample: Sample, image: Path, types: Sequence[str], voc_origin: int, wit
         numbers = "".join(f"<{k}>{_number(v)}</{k}>" for k, v in zip(_CORNERS, corners, strict=True))
         lines += [f"\t\t<bndbox>{numbers}</bndbox>", "\t</object>"]
     return "\n".join([*lines, "</annotation>", ""])
+
+
+def _without_id(text: str) -> str:
+    return re.sub(r"^\t<id>-?\d+</id>\n", "", text, flags=re.MULTILINE)
 
 
 def _attribute(key: str, value: object) -> list[str]:

@@ -247,7 +247,9 @@ def _draw_colours(axes: Axes, colours: Sequence[Colour]) -> None:
     axes.scatter(x, y, s=90, c=mean / 255, edgecolors=INK, linewidths=0.6)
     if len(colours) <= MAX_NAMED:
         for c, at in zip(colours, zip(x, y, strict=True), strict=True):
-            axes.annotate(f"{c.group} ({c.images:,})", at, (8, 0), textcoords="offset points", va="center")
+            axes.annotate(
+                f"{c.group} ({c.images:,})", at, (8, 0), textcoords="offset points", va="center", parse_math=False
+            )
     for low, high, limit in ((x.min(), x.max(), axes.set_xlim), (y.min(), y.max(), axes.set_ylim)):
         middle, half = (low + high) / 2, max(high - low, LEAST_SPAN) * 0.75
         limit(middle - half, middle + half)
@@ -265,7 +267,7 @@ def _draw_factors(axes: Axes, factors: Sequence[dict]) -> None:
         noted = [row[key] for row in factors]
         bars = axes.barh(np.arange(len(names)) + shift, noted, 0.38, color=shade, label=key)
         axes.bar_label(bars, [f"{n:,}" for n in noted], padding=3)
-    axes.set_yticks(range(len(names)), names)
+    axes.set_yticks(range(len(names)), names, parse_math=False)
     axes.margins(x=0.15)
     axes.invert_yaxis()
     axes.legend(frameon=False)
