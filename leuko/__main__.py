@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from . import __version__
-from .config import run
+from .commandline import run
 from .errors import LeukoError, nearest
 
 COMMANDS = {

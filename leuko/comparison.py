@@ -12,7 +12,8 @@ from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
-from .config import TrainOptions, ValOptions, as_dict
+from .commandline import as_dict
+from .config import TrainOptions, ValOptions
 from .data import source
 from .data.split import check_groups
 from .engine.ensemble import is_finished

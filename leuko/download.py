@@ -21,8 +21,8 @@ from pathlib import Path
 import yaml
 from tqdm import tqdm
 
-from .config import Parser
-from .config import run as run_command
+from .commandline import Parser
+from .commandline import run as run_command
 from .errors import LeukoError, nearest
 from .report.run import explained
 

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from .config import PredictOptions, as_dict, parse
-from .config import run as run_command
+from .commandline import as_dict, parse
+from .commandline import run as run_command
+from .config import PredictOptions
 from .data.images import is_image, list_images, read_image
 from .engine.ensemble import Fusion, finished_runs, load_members
 from .engine.inference import Member, choose_device, detect

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import torch
 
-from .config import TrainOptions, as_dict, parse, stored
-from .config import run as run_command
+from .commandline import as_dict, parse, stored
+from .commandline import run as run_command
+from .config import TrainOptions
 from .data import source
 from .data.sample import Dataset
 from .data.split import check_groups

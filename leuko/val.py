@@ -8,8 +8,9 @@ from pathlib import Path
 
 import torch
 
-from .config import ValOptions, as_dict, parse
-from .config import run as run_command
+from .commandline import as_dict, parse
+from .commandline import run as run_command
+from .config import ValOptions
 from .data import source
 from .data.sample import Dataset
 from .data.split import check_groups

@@ -19,7 +19,7 @@ import pytest
 import torch
 from PIL import Image
 
-from leuko import config
+from leuko import commandline
 from leuko.__main__ import main
 from leuko.data.sample import Dataset, Sample
 from leuko.data.synth import synth
@@ -108,7 +108,7 @@ def leuko(capsys, one_thread) -> Callable[..., Result]:
     def run(*words: str | Path) -> Result:
         capsys.readouterr()
         with pytest.raises(SystemExit) as left:
-            config.run(main, [str(word) for word in words])
+            commandline.run(main, [str(word) for word in words])
         captured = capsys.readouterr()
         return Result(left.value.code, captured.out, captured.err)
 

@@ -32,8 +32,8 @@ def refuse(*_, **__):
     raise AssertionError("the network was asked for")
 socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
 from leuko.__main__ import main
-from leuko import config
-config.run(main, sys.argv[1:])
+from leuko import commandline
+commandline.run(main, sys.argv[1:])
 """
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from leuko.config import Parser
-from leuko.config import run as run_command
+from leuko.commandline import Parser
+from leuko.commandline import run as run_command
 from leuko.data import stats
 from leuko.data.convert import WRITERS, convert, load_all
 from leuko.data.sample import Dataset

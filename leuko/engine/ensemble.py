@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..config import TrainOptions, stored
+from ..commandline import stored
+from ..config import TrainOptions
 from ..data.sample import Dataset
 from ..errors import LeukoError
 from ..metrics import coco
