@@ -23,7 +23,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from leuko.config import PRESETS, TrainOptions
 from leuko.data import loading, source
-from leuko.data.augment import STANDARD
+from leuko.data.augment import read_steps
 from leuko.data.sample import Dataset
 from leuko.engine.inference import Predictions, predict
 from leuko.engine.schedule import learning_rate
@@ -111,7 +111,7 @@ def main() -> None:
     test_set = source.load(options.data, "test", types=train_set.types)
     torch.manual_seed(options.seed)
     model = build(len(train_set.types))
-    items = loading.TrainingItems(train_set, RECIPE.imgsz, STANDARD, options.seed, cache=True)
+    items = loading.TrainingItems(train_set, RECIPE.imgsz, read_steps("standard"), options.seed, cache=True)
     optimiser = torch.optim.SGD(
         [p for p in model.parameters() if p.requires_grad],
         lr=options.lr,

@@ -69,6 +69,8 @@ def _argument(hint: object) -> dict:
         return {"action": argparse.BooleanOptionalAction}
     if typing.get_origin(hint) is Literal:
         return {"choices": typing.get_args(hint)}
+    if hint == str | list:
+        return {"type": str, "metavar": "TEXT"}
     if typing.get_origin(hint) in (types.UnionType, typing.Union):  # list[str] | None
         return {"nargs": "*", "metavar": "RUN"}
     return {"type": hint, "metavar": {int: "N", float: "X", str: "TEXT"}[hint]}
@@ -118,12 +120,12 @@ def _typed(path: Path, key: str, value: object, hint: object) -> object:
             number = None
         if number is not None and (hint is float or number == value):
             return number
-    elif hint in (bool, str):
+    elif hint in (bool, str, str | list):
         if isinstance(value, hint):
             return value
     elif value is None or (isinstance(value, list) and all(isinstance(v, str) for v in value)):
         return value
-    kinds = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    kinds = {int: "a whole number", float: "a number", bool: "true or false", str: "text", str | list: "text or a list"}
     raise LeukoError(f"{path}: {key}: {value!r} is not {kinds.get(hint, 'a list of texts')}")
 
 

@@ -66,8 +66,9 @@ class TrainOptions:
     """Split that is validated on each epoch; test where the data has no val."""
     allow_leaks: bool = False
     """Train even if a group of images (a smear, a patient) stands in the training and in the validation split."""
-    augment: bool = True
-    """Flips, scale, crop and colour jitter of the training images."""
+    augment: str | list = "standard"
+    """Augmentation of the training images: none, flips, standard, smear, or a YAML file with a list of transforms and
+    their probabilities under the key augment (see docs/data.md); in a file of options, that list itself."""
     norm: Literal["frozen", "train", "gn"] = "frozen"
     """Backbone's norm layers: frozen BatchNorm statistics, BatchNorm that follows the batches, or GroupNorm."""
     freeze: bool = True

@@ -12,7 +12,7 @@ import torch
 from .commandline import as_dict, parse, stored
 from .commandline import run as run_command
 from .config import TrainOptions
-from .data import source
+from .data import augment, source
 from .data.sample import Dataset
 from .data.split import check_groups
 from .download import FOLDER, downloaded, registry
@@ -60,8 +60,9 @@ def train(options: TrainOptions, given: Collection[str] = ()) -> Path:
     train_set, val_set = load_data(options)
     state = checkpoint.load_resume(folder / "resume.pt") if resumed else None
     model = build(options, train_set.types, state)
-    options = replace(options, lr=options.lr or model.own_lr, clip=options.clip or model.own_clip)
-    if is_yolo(options.model) and (unused := [name for name in yolo.UNUSED if name in given]):
+    steps = augment.listed(augment.read_steps(options.augment))  # as a list, which the run's args.yaml then holds
+    options = replace(options, lr=options.lr or model.own_lr, clip=options.clip or model.own_clip, augment=steps)
+    if is_yolo(options.model) and (unused := [n for n in yolo.UNUSED if n in given and (n != "augment" or steps)]):
         print(f"{options.model} takes no notice of {flags(unused)}")
     if not resumed:
         folder = run.new_run(options.project, options.name or plain_name(options.model), "weights")

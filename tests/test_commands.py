@@ -125,7 +125,7 @@ def test_help_teaches_by_example(leuko):
         ("epochs: .inf\n", ("epochs", "inf is not a whole number")),
         ("epochs: true\n", ("epochs", "True is not a whole number")),
         ("lr: [1]\n", ("lr", "[1] is not a number")),
-        ("augment: 1\n", ("augment", "1 is not true or false")),
+        ("augment: 1\n", ("augment", "1 is not text or a list")),
         ("data: 5\n", ("data", "5 is not text")),
         ("norm: batch\n", ("norm", "'batch' is not one of frozen, train, gn")),
         ("- epochs\n", ("holds no options",)),

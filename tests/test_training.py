@@ -20,7 +20,7 @@ from conftest import FASTER, FCOS, TINY
 from safetensors.torch import load_file
 
 from leuko.data import loading, source
-from leuko.data.augment import STANDARD
+from leuko.data.augment import read_steps
 from leuko.data.sample import Dataset, Sample
 from leuko.engine import checkpoint, schedule
 from leuko.errors import LeukoError
@@ -198,7 +198,7 @@ def test_new_run_starts_from_weights(data, project, tmp_path, leuko, no_plots):
 
 OPTIONS = {
     "fcos": "--model fcos --channels 64 --amp bf16 --channels-last --cache ram",
-    "cascade_rcnn": "--model cascade_rcnn --norm gn --no-augment --batch 4",
+    "cascade_rcnn": "--model cascade_rcnn --norm gn --augment none --batch 4",
     "pretrained": "--model fcos_improved --channels 64 --pretrained --clip inf --workers 1",
 }
 
@@ -239,7 +239,7 @@ def test_run_folder_holds_what_was_promised(project, data):
 
 
 def test_batches_are_the_same_on_any_number_of_processes(data):
-    items = loading.TrainingItems(source.load(data, "train"), 64, STANDARD, seed=5)
+    items = loading.TrainingItems(source.load(data, "train"), 64, read_steps("smear"), seed=5)
     alone, together = (list(loading.training_batches(items, 2, 4, workers=workers)) for workers in (0, 2))
     resumed = list(loading.training_batches(items, 2, 4, start=1))
     assert [len(batch) for batch in alone] == [4, 4, 1]

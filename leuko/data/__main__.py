@@ -14,9 +14,10 @@ from leuko.commandline import Parser
 from leuko.commandline import run as run_command
 from leuko.data import stats
 from leuko.data.convert import WRITERS, convert, load_all
+from leuko.data.made import FORMATS
 from leuko.data.sample import Dataset
 from leuko.data.split import merge, split
-from leuko.data.synth import FORMATS, synth
+from leuko.data.synth import synth
 from leuko.errors import LeukoError, nearest
 from leuko.report import plots, run, table
 from leuko.smear.sheet import types_sheet

@@ -1,112 +1,153 @@
 """On-line augmentation: a composition of transforms, each with its own probability.
 
-A transform takes a field and a numpy generator and returns the field changed. Fields are uint8 RGB [H, W, 3] with
-their boxes; all randomness comes from the generator, so that a seed gives the same pictures on any number of workers.
+It is given as a readable list, in the order in which the transforms are applied:
+
+    augment:
+      - horizontal_flip: 0.5                        # the probability alone
+      - scale_crop: {p: 0.7, scale: [0.5, 1.5]}     # and options
+      - stain_jitter: {p: 0.8, amount: 0.25}
+
+A transform takes a field and a numpy generator and returns the field changed; all randomness comes from the generator,
+so that a seed gives the same pictures on any number of workers.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
 
-import cv2
 import numpy as np
 
-FILL = (124, 116, 104)  # ImageNet's mean colour: near zero once normalised
+from leuko.data import geometric, mixing, photometric
+from leuko.data.field import Field
+from leuko.data.files import read_yaml
+from leuko.errors import LeukoError, nearest
+from leuko.smear.factors import FACTORS
+
+TRANSFORMS = {
+    "horizontal_flip": geometric.HorizontalFlip,
+    "vertical_flip": geometric.VerticalFlip,
+    "right_angle": geometric.RightAngle,
+    "rotate": geometric.Rotate,
+    "scale_crop": geometric.ScaleCrop,
+    "translate": geometric.Translate,
+    "erase": geometric.Erase,
+    "colour_jitter": photometric.ColourJitter,
+    "stain_jitter": photometric.StainJitter,
+    "gamma": photometric.Gamma,
+    "blur": photometric.Blur,
+    "defocus": photometric.Defocus,
+    "noise": photometric.Noise,
+    "jpeg": photometric.JPEG,
+    "factor": photometric.Factor,
+    "copy_paste": mixing.CopyPaste,
+    "mosaic": mixing.Mosaic,
+    "mixup": mixing.MixUp,
+}
+
+_FLIPS: list[dict] = [{"horizontal_flip": 0.5}, {"vertical_flip": 0.5}]
+PRESETS: dict[str, list[dict]] = {
+    "none": [],
+    "flips": _FLIPS,
+    "standard": [*_FLIPS, {"scale_crop": 0.7}, {"colour_jitter": 0.7}],
+    "smear": [
+        *_FLIPS,
+        {"right_angle": 0.5},
+        {"scale_crop": {"p": 0.8, "scale": [0.5, 1.4]}},
+        {"stain_jitter": 0.8},
+        {"gamma": 0.3},
+        {"defocus": 0.2},
+        {"noise": 0.2},
+        {"jpeg": 0.2},
+    ],
+}
+"""Lists by name."""
 
 
-@dataclass(frozen=True)
-class Field:
-    """An image [H, W, 3] uint8 RGB, its boxes [N, 4] xyxy in pixels and their labels [N]."""
+class Step(NamedTuple):
+    """A transform by its name in ``TRANSFORMS``, and its probability."""
 
-    image: np.ndarray
-    boxes: np.ndarray
-    labels: np.ndarray
-
-
-@dataclass(frozen=True)
-class HorizontalFlip:
-    """Mirror left and right."""
-
-    def __call__(self, field: Field, rng: np.random.Generator) -> Field:
-        width = field.image.shape[1]
-        boxes = field.boxes[:, [2, 1, 0, 3]] * [-1, 1, -1, 1] + [width, 0, width, 0]
-        return replace(field, image=field.image[:, ::-1], boxes=boxes)
+    p: float
+    name: str
+    transform: object
 
 
-@dataclass(frozen=True)
-class VerticalFlip:
-    """Mirror top and bottom; a smear has no upside."""
-
-    def __call__(self, field: Field, rng: np.random.Generator) -> Field:
-        height = field.image.shape[0]
-        boxes = field.boxes[:, [0, 3, 2, 1]] * [1, -1, 1, -1] + [0, height, 0, height]
-        return replace(field, image=field.image[::-1], boxes=boxes)
-
-
-@dataclass(frozen=True)
-class ScaleCrop:
-    """Scale by a factor of ``scale`` and cut a window of the field's own size at a random place.
-
-    A cell stays if at least ``visible`` of its area does, its box clipped to the window.
-    """
-
-    scale: tuple[float, float] = (0.7, 1.4)
-    visible: float = 0.4
-
-    def __call__(self, field: Field, rng: np.random.Generator) -> Field:
-        height, width = field.image.shape[:2]
-        factor = float(np.exp(rng.uniform(*np.log(self.scale))))
-        room = np.array([width, height]) * (1 - factor)  # negative: how far the window can move over the field
-        shift = rng.uniform(np.minimum(room, 0), np.maximum(room, 0))
-        matrix = np.array([[factor, 0, shift[0]], [0, factor, shift[1]]])
-        image = cv2.warpAffine(field.image, matrix, (width, height), flags=cv2.INTER_LINEAR, borderValue=FILL)
-        boxes = field.boxes * factor + np.tile(shift, 2)
-        return keep_visible(replace(field, image=image, boxes=boxes), self.visible)
-
-
-@dataclass(frozen=True)
-class ColourJitter:
-    """Brightness, contrast and saturation, each by a factor of 1 +- its amount, and each channel's gain by ``gain``."""
-
-    brightness: float = 0.2
-    contrast: float = 0.2
-    saturation: float = 0.2
-    gain: float = 0.05
-
-    def __call__(self, field: Field, rng: np.random.Generator) -> Field:
-        amounts = np.array([self.brightness, self.contrast, self.saturation] + [self.gain] * 3)
-        brightness, contrast, saturation, *gain = 1 + rng.uniform(-amounts, amounts)
-        grey = cv2.cvtColor(field.image, cv2.COLOR_RGB2GRAY)
-        image = cv2.addWeighted(field.image, saturation, cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB), 1 - saturation, 0)
-        levels = (np.arange(256)[:, None] * np.array(gain) - 128) * contrast + 128
-        table = np.clip(levels * brightness, 0, 255).round().astype(np.uint8)
-        return replace(field, image=cv2.LUT(image, table[:, None]))
-
-
-def keep_visible(field: Field, visible: float) -> Field:
-    """Clip the boxes to the image and drop the cells of which less than ``visible`` (0..1 of the area) is left."""
-    height, width = field.image.shape[:2]
-    clipped = np.clip(field.boxes, 0, [width, height, width, height])
-    before = (field.boxes[:, 2:] - field.boxes[:, :2]).prod(1)
-    side = clipped[:, 2:] - clipped[:, :2]
-    stays = (side.prod(1) >= visible * before) & (side > 1).all(1)
-    return replace(field, boxes=clipped[stays], labels=field.labels[stays])
-
-
-Step = tuple[float, object]  # probability, transform
-
-STANDARD: tuple[Step, ...] = (
-    (0.5, HorizontalFlip()),
-    (0.5, VerticalFlip()),
-    (0.7, ScaleCrop()),
-    (0.7, ColourJitter()),
-)
-
-
-def augment(field: Field, steps: Sequence[Step], rng: np.random.Generator) -> Field:
-    """Apply each transform with its probability, in order."""
-    for probability, transform in steps:
-        if rng.random() < probability:
-            field = transform(field, rng)
+def augment(field: Field, steps: Sequence[Step], rng: np.random.Generator, others: mixing.Others) -> Field:
+    """Apply each transform with its probability, in order; ``others`` draws another field (see ``mixing``)."""
+    for p, _, transform in steps:
+        if rng.random() < p:
+            mixes = isinstance(transform, mixing.Mixing)
+            field = transform(field, rng, others) if mixes else transform(field, rng)
     return field
+
+
+def read_steps(given: str | list) -> list[Step]:
+    """The steps of a list, of a preset's name, or of a YAML file with the key ``augment``. Raises LeukoError."""
+    where = "--augment"
+    if isinstance(given, str) and given in PRESETS:
+        given = PRESETS[given]
+    elif isinstance(given, str):
+        path = Path(given)
+        if path.suffix.lower() not in (".yaml", ".yml"):
+            raise LeukoError(
+                f'--augment "{given}": is no preset{nearest(given, PRESETS)} ({", ".join(PRESETS)}) nor a YAML file'
+            )
+        where, given = given, read_yaml(path).get("augment")
+    if not isinstance(given, list):
+        raise LeukoError(f'{where}: augment: is no list; write "- TRANSFORM: PROBABILITY" a line')
+    return [_step(entry, f"{where}: transform {i}") for i, entry in enumerate(given, 1)]
+
+
+def _step(entry: object, where: str) -> Step:
+    if not isinstance(entry, dict) or len(entry) != 1:
+        raise LeukoError(f'{where}: {entry!r:.60} is no "TRANSFORM: PROBABILITY" nor "TRANSFORM: {{p: PROBABILITY}}"')
+    (name, about), *_ = entry.items()
+    if name not in TRANSFORMS:
+        raise LeukoError(f'{where}: "{name}" is unknown{nearest(str(name), TRANSFORMS)} ({", ".join(TRANSFORMS)})')
+    options = dict(about) if isinstance(about, dict) else {"p": about}
+    p = options.pop("p", None)
+    if not _is_number(p) or not 0 <= p <= 1:
+        raise LeukoError(f"{where}: {name}: p: {p!r} is no probability; give a number from 0 to 1")
+    known = {f.name: f.default for f in dataclasses.fields(TRANSFORMS[name])}
+    for key, value in options.items():
+        if key not in known:
+            has = ", ".join(("p", *known))
+            raise LeukoError(f'{where}: {name}: unknown option "{key}"{nearest(str(key), known)} (it has {has})')
+        options[key] = _value(value, known[key], f"{where}: {name}: {key}")
+    try:
+        return Step(float(p), name, TRANSFORMS[name](**options))
+    except ValueError as error:
+        raise LeukoError(f"{where}: {name}: {error}") from error
+
+
+def _value(value: object, default: object, where: str) -> object:
+    """An option's value, if it is of the kind of its default."""
+    if isinstance(default, tuple):
+        numbers = isinstance(value, list | tuple) and len(value) == 2 and all(_is_number(v) for v in value)
+        if not numbers or not 0 < value[0] <= value[1]:
+            raise LeukoError(f"{where}: {value!r} are no two numbers above 0 in rising order, such as {list(default)}")
+        return tuple(type(default[0])(v) for v in value)
+    if isinstance(default, str):
+        for name in str(value).split():
+            if name not in FACTORS:
+                raise LeukoError(f'{where}: "{name}" is no factor{nearest(name, FACTORS)} ({", ".join(FACTORS)})')
+        return str(value)
+    whole = isinstance(default, int)
+    if not _is_number(value) or value < 0 or (whole and int(value) != value):
+        raise LeukoError(f"{where}: {value!r} is no {'whole number' if whole else 'number'} of at least 0")
+    return type(default)(value)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and np.isfinite(value)
+
+
+def listed(steps: Sequence[Step]) -> list[dict]:
+    """The steps as the list that :func:`read_steps` reads, every option stated."""
+    result = []
+    for p, name, transform in steps:
+        options = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(transform).items()}
+        result.append({name: {"p": p, **options} if options else p})
+    return result

@@ -19,7 +19,8 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ..errors import LeukoError
-from .augment import Field, Step, augment
+from .augment import Step, augment
+from .field import Field
 from .images import read_image
 from .sample import Dataset, Sample
 
@@ -59,13 +60,30 @@ class TrainingItems(torch.utils.data.Dataset):
     def __init__(self, dataset: Dataset, image_size: int, steps: Sequence[Step], seed: int, cache: bool = False):
         self.samples, self.image_size, self.steps, self.seed = dataset.samples, image_size, steps, seed
         self.cache = _cached(dataset, image_size) if cache else None
+        self.rarity = _rarity(dataset)
 
     def __getitem__(self, key: tuple[int, int]) -> Item:
         epoch, index = key
+        rng = np.random.default_rng((self.seed, epoch, index))
+        return to_item(augment(self.field(index), self.steps, rng, self.another), index)
+
+    def field(self, index: int) -> Field:
+        """A sample as it is before augmentation."""
         sample = self.samples[index]
         image = self.cache[index] if self.cache else fit(read_image(sample.image), self.image_size)
-        field = fitted_field(sample, image)
-        return to_item(augment(field, self.steps, np.random.default_rng((self.seed, epoch, index))), index)
+        return fitted_field(sample, image)
+
+    def another(self, rng: np.random.Generator, rare: bool) -> Field:
+        """A sample drawn at random; if ``rare``, the more often the rarer the rarest type in it."""
+        return self.field(int(rng.choice(len(self.samples), p=self.rarity if rare else None)))
+
+
+def _rarity(dataset: Dataset) -> np.ndarray:
+    """How often a sample is drawn for its rare types: by 1 / cells of its rarest one; [samples], of sum 1."""
+    cells = dataset.counts()
+    least = [cells[s.labels[~s.crowd]].min() if (~s.crowd).any() else np.inf for s in dataset.samples]
+    weight = 1 / np.array(least, dtype=float)
+    return weight / weight.sum() if weight.any() else np.full(len(weight), 1 / len(weight))
 
 
 class PlainItems(torch.utils.data.Dataset):

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from ..config import TrainOptions
 from ..data import loading
-from ..data.augment import STANDARD
+from ..data.augment import read_steps
 from ..data.sample import Dataset
 from ..models import DetectionModel
 from . import inference
@@ -60,7 +60,7 @@ class Trainer(Training):
         if options.channels_last:
             in_layout = model.backbone if self.device.type == "cpu" else model
             in_layout.to(memory_format=torch.channels_last)
-        steps = STANDARD if options.augment else ()
+        steps = read_steps(options.augment)
         self.items = loading.TrainingItems(train_set, options.imgsz, steps, options.seed, options.cache == "ram")
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimiser = torch.optim.SGD(

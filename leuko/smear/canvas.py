@@ -104,6 +104,26 @@ class Canvas:
         return Cell(amounts, cover, nucleus, x - self.half, y - self.half)
 
 
+def lay(slide: np.ndarray, cell: Cell, x: float, y: float, hide: float) -> tuple[slice, slice, np.ndarray] | None:
+    """Lay a cell on the slide [H, W(, absorber)], in place, its centre at (x, y).
+
+    ``hide`` 0..1 of what lies below goes. Returns the rows, the columns and the cell's cover there, or None when none
+    of the cell is in the field.
+    """
+    x0, y0 = round(x) + cell.x, round(y) + cell.y
+    h, w = cell.cover.shape
+    top, left = max(0, -y0), max(0, -x0)
+    bottom, right = min(h, slide.shape[0] - y0), min(w, slide.shape[1] - x0)
+    if top >= bottom or left >= right:
+        return None
+    rows, columns = slice(y0 + top, y0 + bottom), slice(x0 + left, x0 + right)
+    cover = cell.cover[top:bottom, left:right]
+    under = slide[rows, columns]
+    under *= 1 - hide * (cover if slide.ndim == 2 else cover[:, :, None])
+    under += cell.amounts[top:bottom, left:right]
+    return rows, columns, cover
+
+
 def smoothstep(x: np.ndarray, low: float, high: float) -> np.ndarray:
     """0 below ``low``, 1 above ``high``, a smooth S between."""
     t = np.clip((x - low) / (high - low), 0, 1)

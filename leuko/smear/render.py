@@ -14,7 +14,7 @@ import numpy as np
 
 from leuko.cells import TYPES
 from leuko.smear import stain
-from leuko.smear.canvas import Canvas, Cell, outline, scatter, tinted
+from leuko.smear.canvas import Canvas, Cell, lay, outline, scatter, tinted
 from leuko.smear.leukocytes import DRAW, PALE_BLUE, SIZES, VIOLET
 
 INDEX = {t.code: i for i, t in enumerate(TYPES)}
@@ -89,26 +89,6 @@ def platelet(rng: np.random.Generator, radius: float) -> Cell:
     granules = canvas.discs(scatter(rng, n, 0.75), rng.uniform(0.12, 0.26, n), rng.uniform(0.4, 1.0, n)) * body
     amounts = tinted(body, PALE_BLUE * 1.5) + tinted(granules, VIOLET * rng.uniform(0.45, 0.95))
     return canvas.finish(amounts, body)
-
-
-def _lay(slide: np.ndarray, cell: Cell, x: float, y: float, hide: float) -> tuple[slice, slice, np.ndarray] | None:
-    """Lay a cell on the slide [H, W(, absorber)], in place, its centre at (x, y).
-
-    ``hide`` 0..1 of what lies below goes. Returns the rows, the columns and the cell's cover there, or None when none
-    of the cell is in the field.
-    """
-    x0, y0 = round(x) + cell.x, round(y) + cell.y
-    h, w = cell.cover.shape
-    top, left = max(0, -y0), max(0, -x0)
-    bottom, right = min(h, slide.shape[0] - y0), min(w, slide.shape[1] - x0)
-    if top >= bottom or left >= right:
-        return None
-    rows, columns = slice(y0 + top, y0 + bottom), slice(x0 + left, x0 + right)
-    cover = cell.cover[top:bottom, left:right]
-    under = slide[rows, columns]
-    under *= 1 - hide * (cover if slide.ndim == 2 else cover[:, :, None])
-    under += cell.amounts[top:bottom, left:right]
-    return rows, columns, cover
 
 
 def _place(
@@ -196,14 +176,14 @@ def render(
     neighbours = np.reshape(placed, (-1, 3))
     reds = np.zeros((height, width), dtype=np.float32)
     for x, y in _red_places(rng, width, height, scale / 2, look.crowding, neighbours):
-        _lay(reds, red_cell(rng, scale / 2 * np.exp(rng.normal(0, 0.06)), look.pallor), x, y, hide=0.6)
+        lay(reds, red_cell(rng, scale / 2 * np.exp(rng.normal(0, 0.06)), look.pallor), x, y, hide=0.6)
     slide = tinted(reds, RED_CELL)
     for _ in range(rng.poisson(0.025 * width * height / scale**2)):
-        _lay(slide, platelet(rng, scale * rng.uniform(0.12, 0.24)), *rng.uniform([0, 0], [width, height]), hide=0.5)
+        lay(slide, platelet(rng, scale * rng.uniform(0.12, 0.24)), *rng.uniform([0, 0], [width, height]), hide=0.5)
 
     boxes, labels, masks = [], [], []
     for code, (x, y, radius) in zip(codes, placed, strict=True):
-        laid = _lay(slide, DRAW[code](rng, radius), x, y, hide=0.85)
+        laid = lay(slide, DRAW[code](rng, radius), x, y, hide=0.85)
         if laid is None or not (laid[2] >= 0.5).any():
             continue
         rows, columns, cover = laid

@@ -11,6 +11,7 @@ All functions work on the encoded (sRGB) values that cameras store, as colour de
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 
 EOSIN, AZURE, PIGMENT = 0, 1, 2
@@ -59,6 +60,26 @@ def mix(amounts: np.ndarray) -> np.ndarray:
 def separate(density: np.ndarray) -> np.ndarray:
     """Amounts [..., absorber] float32 in a density [..., RGB]; the inverse of ``mix``, so amounts may be negative."""
     return np.asarray(density, dtype=np.float32) @ np.linalg.inv(ABSORBERS)
+
+
+def bare_slide(image: np.ndarray) -> np.ndarray:
+    """The light where nothing lies in its way, [3] float32 RGB, as a picture [H, W, 3] uint8 shows it: the level that
+    2 % of its pixels reach in each channel."""
+    channels = (np.bincount(image[:, :, c].ravel(), minlength=256) for c in range(3))
+    return np.array([np.searchsorted(np.cumsum(n), 0.98 * n.sum()) for n in channels], dtype=np.float32).clip(1)
+
+
+def restain(image: np.ndarray, change: np.ndarray, light: np.ndarray | float = 1.0) -> np.ndarray:
+    """A picture as it would be with other amounts of the absorbers, [H, W, 3] uint8 RGB.
+
+    ``change`` [absorber, absorber'] maps amounts (see ``separate``) to new ones, a diagonal matrix scales them; the
+    bare slide's colour is multiplied by ``light`` (a number or [3]).
+    """
+    white = bare_slide(image)
+    through = (np.linalg.inv(ABSORBERS) @ change @ ABSORBERS).astype(np.float32)
+    density = cv2.LUT(image, np.stack([to_density(np.arange(256), w) for w in white], axis=-1)[None])
+    changed = from_density(cv2.transform(density, through.T), white * light)
+    return cv2.convertScaleAbs(np.minimum(changed, 255, out=changed))
 
 
 def uptake(ph: float) -> np.ndarray:

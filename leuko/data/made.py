@@ -1,0 +1,126 @@
+"""Data sets of pictures that leuko makes: each drawn from the seed and its number, and written in any format."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from leuko.data import coco, voc, yolo
+from leuko.data.folder import building
+from leuko.data.sample import Dataset, Sample
+from leuko.errors import LeukoError, nearest
+
+Writer = Callable[[Dataset, Path, str], None]
+FORMATS: dict[str, tuple[Writer, str]] = {
+    "coco": (coco.write, "images"),
+    "voc": (voc.write, "JPEGImages"),
+    "yolo": (yolo.write, "images/{split}"),
+}
+"""For each format its writer, and the folder where it keeps a split's images, so that they are drawn in place."""
+
+MIN_SIZE, MAX_SIZE = 64, 8192
+QUALITY = 95  # of the JPEGs
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture that was made, and what is known of it (see ``Sample``)."""
+
+    image: np.ndarray
+    boxes: np.ndarray
+    labels: np.ndarray
+    cell_factors: list[tuple[str, ...]] = field(default_factory=list)
+    factors: tuple[str, ...] = ()
+    group: str = ""
+
+
+Draw = Callable[[str, int], Picture]
+"""Draws picture ``number`` (of all splits together) of a split."""
+
+
+def check(images: int, size: int, format: str, seed: int, val: float, test: float) -> None:
+    """Raise LeukoError naming the argument whose value cannot be used."""
+    if format not in FORMATS:
+        raise LeukoError(f'format "{format}" is unknown{nearest(format, FORMATS)}; use {", ".join(FORMATS)}')
+    if images < 1:
+        raise LeukoError(f"images {images}: give at least 1")
+    if not MIN_SIZE <= size <= MAX_SIZE:
+        raise LeukoError(f"size {size}: give {MIN_SIZE} to {MAX_SIZE} pixels")
+    if seed < 0:
+        raise LeukoError(f"seed {seed}: give 0 or more")
+    if not (val >= 0 and test >= 0 and val + test < 1):
+        raise LeukoError(f"val {val} and test {test}: give shares of at least 0 that leave some images for training")
+
+
+def shares(images: int, val: float, test: float) -> dict[str, range]:
+    """The numbers of the images in each split; training comes first and is never empty."""
+    n_val = min(round(images * val), images - 1)
+    n_test = min(round(images * test), images - 1 - n_val)
+    n_train = images - n_val - n_test
+    ends = {"train": (0, n_train), "val": (n_train, n_train + n_val), "test": (n_train + n_val, images)}
+    return {split: range(*bounds) for split, bounds in ends.items() if bounds[0] < bounds[1]}
+
+
+def produce(
+    dst: str | Path,
+    types: Sequence[str],
+    splits: dict[str, range],
+    draw: Draw,
+    *,
+    format: str,
+    force: bool,
+    workers: int = 0,
+    progress: bool = False,
+    title: str = "rendering",
+) -> dict[str, Dataset]:
+    """Draw the numbered pictures of each split into ``dst``, which appears when all is done, and return the splits."""
+    dst = Path(dst).resolve()
+    write, images = FORMATS[format]
+    with building(dst, force) as folder:
+        jobs = []
+        for split, numbers in splits.items():
+            home = folder / images.format(split=split)
+            home.mkdir(parents=True, exist_ok=True)
+            jobs += [(home / f"{i:06d}.jpg", split, i) for i in numbers]
+        pool = ThreadPoolExecutor(workers or os.cpu_count() or 1)
+        try:
+            done = pool.map(lambda job: _save(*job, draw), jobs)
+            samples = list(tqdm(done, title, len(jobs), unit="image", disable=not progress))
+        finally:
+            pool.shutdown(cancel_futures=True)  # after Ctrl-C or a full disk, what is queued is not begun
+        datasets = {split: Dataset(list(types), samples[r.start : r.stop]) for split, r in splits.items()}
+        for split, dataset in datasets.items():
+            write(dataset, folder, split)
+    for sample in samples:
+        sample.image = dst / sample.image.relative_to(folder)
+    return datasets
+
+
+def _save(path: Path, split: str, number: int, draw: Draw) -> Sample:
+    picture = draw(split, number)
+    save_jpeg(path, picture.image)
+    height, width = picture.image.shape[:2]
+    return Sample(
+        path,
+        width,
+        height,
+        picture.boxes,
+        picture.labels,
+        id=number + 1,
+        cell_factors=picture.cell_factors,
+        factors=picture.factors,
+        group=picture.group,
+    )
+
+
+def save_jpeg(path: Path, image: np.ndarray) -> None:
+    """Write a picture [H, W, 3] uint8 RGB as JPEG; raises OSError."""
+    _, jpeg = cv2.imencode(".jpg", image[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
+    path.write_bytes(jpeg.tobytes())
