@@ -215,6 +215,8 @@ class PredictOptions:
     """The result's folder in --save, the model's name if empty."""
     threshold: float = 0.5
     """Lowest score of a cell that is drawn, listed and counted."""
+    originals: bool = False
+    """Draw and list the cells on the originals of images that leuko data resize made."""
     fusion_iou: float = 0.55
     """Boxes of different members that overlap this much are taken for the same cell."""
     fusion_score: float = 0.0

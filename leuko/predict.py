@@ -16,7 +16,8 @@ from tqdm import tqdm
 from .commandline import as_dict, parse
 from .commandline import run as run_command
 from .config import PredictOptions
-from .data.images import is_image, list_images, read_image
+from .data.images import image_size, is_image, list_images, read_image
+from .data.side import original_of
 from .engine.ensemble import Fusion, finished_runs, load_members
 from .engine.inference import Member, choose_device, detect
 from .errors import LeukoError
@@ -46,6 +47,7 @@ def predict(options: PredictOptions) -> Path:
     for member in members:
         member.labels_in(types)
     fusion = Fusion(options.fusion_iou, options.fusion_score, options.fusion_weights)
+    originals = {path: original(path) for path in paths} if options.originals else {}
     name = "ensemble" if len(members) > 1 else members[0].name
     folder = run.new_run(options.save, options.name or name, "images")
     run.write_yaml(folder / "args.yaml", as_dict(options))
@@ -57,6 +59,8 @@ def predict(options: PredictOptions) -> Path:
             unreadable.append(str(e))
             continue
         found = above(find_cells(members, image, types, device, fusion), options.threshold)
+        if options.originals:
+            path, image, found = on_original(originals[path], image, found)
         kept[path] = found
         cells += listed(path, found, types)
         drawn = plots.draw_cells(image, found["boxes"], found["labels"], types, found["scores"])
@@ -107,6 +111,26 @@ def find_cells(
     if len(members) == 1:
         return found[0][0]
     return fusion(members, found, [(image.shape[1], image.shape[0])])[0]
+
+
+def original(path: Path) -> Path:
+    """The original of a resized image; LeukoError where none is noted, or it is not there as it was."""
+    link = original_of(path)
+    if link is None:
+        raise LeukoError(f"{path}: no original is noted for it; --originals is for what leuko data resize made")
+    found, width, height = link
+    if image_size(found) != (width, height):
+        raise LeukoError(f"{found}: is no longer {width}x{height} pixels as when it was resized; resize it anew")
+    return found
+
+
+def on_original(
+    path: Path, image: np.ndarray, found: dict[str, np.ndarray]
+) -> tuple[Path, np.ndarray, dict[str, np.ndarray]]:
+    """The original of a resized image: its path, its pixels, and the detections on it."""
+    whole = read_image(path)
+    scale = np.array([whole.shape[1] / image.shape[1], whole.shape[0] / image.shape[0]] * 2, dtype=np.float32)
+    return path, whole, {**found, "boxes": found["boxes"] * scale}
 
 
 def above(found: dict[str, np.ndarray], threshold: float) -> dict[str, np.ndarray]:

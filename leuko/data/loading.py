@@ -21,20 +21,10 @@ from tqdm import tqdm
 from ..errors import LeukoError
 from .augment import Step, augment
 from .field import Field
-from .images import read_image
+from .images import fit, read_image
 from .sample import Dataset, Sample
 
 Item = dict[str, torch.Tensor | int]
-
-
-def fit(image: np.ndarray, image_size: int) -> np.ndarray:
-    """Scale the longer side of [H, W, 3] to ``image_size`` pixels."""
-    height, width = image.shape[:2]
-    scale = image_size / max(height, width)
-    if scale == 1:
-        return image
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    return cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
 
 
 def fitted_field(sample: Sample, image: np.ndarray) -> Field:
@@ -70,7 +60,7 @@ class TrainingItems(torch.utils.data.Dataset):
     def field(self, index: int) -> Field:
         """A sample as it is before augmentation."""
         sample = self.samples[index]
-        image = self.cache[index] if self.cache else fit(read_image(sample.image), self.image_size)
+        image = self.cache[index] if self.cache else fit(read_image(sample.image, self.image_size), self.image_size)
         return fitted_field(sample, image)
 
     def another(self, rng: np.random.Generator, rare: bool) -> Field:
@@ -152,6 +142,6 @@ def _cached(dataset: Dataset, image_size: int) -> list[np.ndarray]:
 
     def images() -> Iterator[np.ndarray]:
         with ThreadPoolExecutor() as pool:
-            yield from pool.map(lambda s: fit(read_image(s.image), image_size), dataset.samples)
+            yield from pool.map(lambda s: fit(read_image(s.image, image_size), image_size), dataset.samples)
 
     return list(tqdm(images(), total=len(dataset), desc="caching images", unit="image"))

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 from tqdm import tqdm
 
-from leuko.data import coco, voc, yolo
+from leuko.data import coco, source, voc, yolo
+from leuko.data.convert import check_apart, check_names, list_flaws, load_all
 from leuko.data.folder import building
 from leuko.data.sample import Dataset, Sample
 from leuko.errors import LeukoError, nearest
@@ -118,6 +120,64 @@ def _save(path: Path, split: str, number: int, draw: Draw) -> Sample:
         factors=picture.factors,
         group=picture.group,
     )
+
+
+Change = Callable[[Sample, int], tuple[np.ndarray, Sample]]
+"""Makes a sample's image anew, the ``number``-th of the data set, with what is then known of it."""
+
+
+def remake(
+    src: str | Path,
+    dst: str | Path,
+    change: Change,
+    *,
+    force: bool = False,
+    progress: bool = False,
+    title: str = "changing",
+    finish: Callable[[Path, dict[str, Dataset]], None] = lambda folder, datasets: None,
+) -> dict[str, Dataset]:
+    """Write a data set with every image changed, in its own format, and return it as it reads back.
+
+    JPEGs become JPEGs, all else PNGs, under their old names. An image that stands in several splits is changed once.
+    ``finish`` is called with the new folder and what was read before it takes its place. Raises LeukoError.
+    """
+    form = source.find(src).format
+    datasets = load_all(src)
+    check_names(datasets, form)
+    check_apart(src, dst, datasets)
+    with building(dst, force) as folder:
+        made = folder / "made"
+        unique = {s.image.resolve(): s for dataset in datasets.values() for s in dataset.samples}
+
+        def job(number: int, sample: Sample) -> Sample:
+            image, changed = change(sample, number)
+            home = made / f"{number}"  # a folder each, since names may be the same
+            home.mkdir(parents=True)
+            is_jpeg = sample.image.suffix.lower() in (".jpg", ".jpeg")
+            path = home / (sample.image.name if is_jpeg else f"{sample.image.stem}.png")
+            save_jpeg(path, image) if is_jpeg else _save_png(path, image)
+            return replace(changed, image=path, width=image.shape[1], height=image.shape[0])
+
+        with ThreadPoolExecutor() as pool:
+            jobs = [pool.submit(job, i, s) for i, s in enumerate(unique.values())]
+            try:
+                done = [j.result() for j in tqdm(jobs, title, unit="image", disable=not progress)]
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+        new = dict(zip(unique, done, strict=True))
+        for split, dataset in datasets.items():
+            samples = [replace(new[s.image.resolve()], id=s.id) for s in dataset.samples]
+            FORMATS[form][0](replace(dataset, samples=samples), folder, split)
+        shutil.rmtree(made)
+        list_flaws(folder, datasets)
+        finish(folder, datasets)
+    return load_all(dst)
+
+
+def _save_png(path: Path, image: np.ndarray) -> None:
+    _, png = cv2.imencode(".png", image[:, :, ::-1])
+    path.write_bytes(png.tobytes())
 
 
 def save_jpeg(path: Path, image: np.ndarray) -> None:

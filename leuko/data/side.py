@@ -44,6 +44,29 @@ def keep(folder: Path, dataset: Dataset, images: Sequence[Path] = (), numbered: 
         write_text(folder / SIDE_FILE, json.dumps(content, ensure_ascii=False) + "\n")
 
 
+def keep_originals(folder: Path, links: dict[str, dict]) -> None:
+    """Enter the original (its path from the folder, width and height) of each image, by the image's path in it."""
+    write_text(folder / SIDE_FILE, json.dumps({**_load(folder), "originals": links}, ensure_ascii=False) + "\n")
+
+
+def original_of(image: Path) -> tuple[Path, int, int] | None:
+    """The original of an image of a resized data set, its width and its height; None where none is noted.
+
+    Raises LeukoError where the note is broken.
+    """
+    image = image.resolve()
+    for root in list(image.parents)[:3]:
+        about = _load(root).get("originals", {}).get(image.relative_to(root).as_posix())
+        if about is not None:
+            try:
+                return (root / str(about["image"])).resolve(), int(about["width"]), int(about["height"])
+            except (KeyError, TypeError, ValueError) as error:
+                raise LeukoError(
+                    f"{root / SIDE_FILE}: originals: {image.name}: broken ({error}); resize anew"
+                ) from error
+    return None
+
+
 def _about(sample: Sample, types: Sequence[str]) -> dict:
     cells, crowds = [], []
     for i, (factors, attributes) in enumerate(zip(sample.cell_factors, sample.attributes, strict=True)):
