@@ -25,18 +25,18 @@ def usage() -> str:
     return "\n".join(["usage: leuko COMMAND ...", "", *lines, "", "leuko COMMAND --help teaches each by example."])
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run one command; raises LeukoError for what the user can mend."""
+def main(argv: Sequence[str] | None = None) -> int | None:
+    """Run one command and return its status, if it has one; raises LeukoError for what the user can mend."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help"):
         print(usage())
-        return
+        return 0
     if words[0] == "--version":
         print(f"leuko {__version__}")
-        return
+        return 0
     if words[0] not in COMMANDS:
         raise LeukoError(f'unknown command "{words[0]}"{nearest(words[0], COMMANDS)} (see leuko --help)')
-    importlib.import_module(COMMANDS[words[0]][0]).main(words[1:])
+    return importlib.import_module(COMMANDS[words[0]][0]).main(words[1:])
 
 
 def console() -> None:

@@ -134,14 +134,14 @@ def as_dict(options: object) -> dict[str, object]:
     return asdict(options)
 
 
-def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> typing.NoReturn:
-    """Run a command and leave with its status: 0, or 2 after one line about what the user can mend."""
+def run(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None) -> typing.NoReturn:
+    """Run a command and leave with its status: its own or 0, or 2 after one line about what the user can mend."""
     try:
-        main(argv)
+        status = main(argv)
     except LeukoError as e:
         told = str(e).encode("utf-8", "backslashreplace").decode()  # a file's name may be no text
         print(f"leuko: {told}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
-    sys.exit(0)
+    sys.exit(status or 0)

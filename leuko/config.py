@@ -69,6 +69,8 @@ class TrainOptions:
     augment: str | list = "standard"
     """Augmentation of the training images: none, flips, standard, smear, or a YAML file with a list of transforms and
     their probabilities under the key augment (see docs/data.md); in a file of options, that list itself."""
+    show_augment: bool = False
+    """Draw one training image under each transform and under all of them, as augment.jpg, and stop."""
     norm: Literal["frozen", "train", "gn"] = "frozen"
     """Backbone's norm layers: frozen BatchNorm statistics, BatchNorm that follows the batches, or GroupNorm."""
     freeze: bool = True

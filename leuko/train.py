@@ -13,6 +13,7 @@ from .commandline import as_dict, parse, stored
 from .commandline import run as run_command
 from .config import TrainOptions
 from .data import augment, source
+from .data.loading import TrainingItems
 from .data.sample import Dataset
 from .data.split import check_groups
 from .download import FOLDER, downloaded, registry
@@ -22,7 +23,7 @@ from .engine.trainer import Trainer
 from .engine.training import Training
 from .errors import LeukoError
 from .models import DetectionModel, create, is_yolo, plain_name
-from .report import plots, run, table
+from .report import pictures, plots, run, table
 
 EXAMPLES = """
 # the paper's recipe: ResNet-50, 600 px, 16 epochs
@@ -41,6 +42,8 @@ leuko train --resume runs/train/six
 # one of Ultralytics' models beside them: from COCO's weights (leuko download yolo11n), or from scratch
 leuko train --data datasets/smears --model yolo11n
 leuko train --data datasets/smears --model yolo11n --no-pretrained
+# what augmentation does, without training
+leuko train --data datasets/smears --augment smear --show-augment
 # options from a file; a flag overrides the file
 leuko train --config recipe.yaml --lr 0.005
 """
@@ -57,10 +60,12 @@ def train(options: TrainOptions, given: Collection[str] = ()) -> Path:
         options = resumed_options(options, given)
     options.check()
     choose_device(options.device)
+    steps = augment.listed(augment.read_steps(options.augment))  # as a list, which the run's args.yaml then holds
     train_set, val_set = load_data(options)
     state = checkpoint.load_resume(folder / "resume.pt") if resumed else None
+    if options.show_augment:
+        return show_augmentation(options, train_set)
     model = build(options, train_set.types, state)
-    steps = augment.listed(augment.read_steps(options.augment))  # as a list, which the run's args.yaml then holds
     options = replace(options, lr=options.lr or model.own_lr, clip=options.clip or model.own_clip, augment=steps)
     if is_yolo(options.model) and (unused := [n for n in yolo.UNUSED if n in given and (n != "augment" or steps)]):
         print(f"{options.model} takes no notice of {flags(unused)}")
@@ -216,6 +221,16 @@ def tell_known(weights: checkpoint.Weights, known: list[str], types: list[str]) 
 def weights_file(source: str) -> Path:
     """A run, a file, or the file of a name that ``leuko download`` knows; LeukoError if that is not downloaded yet."""
     return downloaded(source) if not Path(source).exists() and source in registry() else Path(source)
+
+
+def show_augmentation(options: TrainOptions, train_set: Dataset) -> Path:
+    """Draw what augmentation makes of a training image, and return the folder."""
+    steps = augment.read_steps(options.augment)
+    items = TrainingItems(train_set, options.imgsz, steps, options.seed)
+    folder = run.new_run(options.project, options.name or "augment")
+    plots.write_image(folder / "augment.jpg", pictures.augmentation(items, train_set.types))
+    print(f"augmentation: {folder / 'augment.jpg'}")
+    return folder
 
 
 def describe(folder: Path, trainer: Training, train_set: Dataset, val_set: Dataset) -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,65 +12,13 @@ import numpy as np
 from leuko.commandline import Parser
 from leuko.commandline import run as run_command
 from leuko.data import stats
-from leuko.data.compose import compose
+from leuko.data.check import check, counted
 from leuko.data.convert import WRITERS, convert, load_all
-from leuko.data.factors import put_on
-from leuko.data.made import FORMATS
-from leuko.data.resize import resize
+from leuko.data.making import MAKING, Command, counts
 from leuko.data.sample import Dataset
 from leuko.data.split import merge, split
-from leuko.data.synth import synth
 from leuko.errors import LeukoError, nearest
-from leuko.report import plots, run, table
-from leuko.smear.factors import FACTORS
-from leuko.smear.sheet import types_sheet
-
-
-@dataclass(frozen=True)
-class Command:
-    """One sub-command: a line of help, examples, its arguments, and what it does with them."""
-
-    help: str
-    examples: str
-    arguments: Callable[[argparse.ArgumentParser], None]
-    run: Callable[[argparse.Namespace], None]
-
-
-def _synth_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("dst", metavar="DST", type=Path, help="folder to make")
-    parser.add_argument("--images", metavar="N", type=int, default=200, help="images in all [200]")
-    parser.add_argument("--size", metavar="PX", type=int, default=320, help="side of an image in pixels [320]")
-    parser.add_argument("--format", default="coco", help=f"{', '.join(FORMATS)} [coco]")
-    parser.add_argument("--seed", metavar="N", type=int, default=0, help="all pixels and boxes follow from it [0]")
-    parser.add_argument("--val", metavar="SHARE", type=float, default=0.15, help="share for validation [0.15]")
-    parser.add_argument("--test", metavar="SHARE", type=float, default=0.15, help="share for testing [0.15]")
-    parser.add_argument("--workers", metavar="N", type=int, default=0, help="threads; 0: one a core [0]")
-    parser.add_argument("--force", action="store_true", help="replace the data set that DST holds")
-    parser.add_argument("--sheet", metavar="FILE", type=Path, help="also draw the five types side by side into FILE")
-
-
-def _synth(args: argparse.Namespace) -> None:
-    options = dict(vars(args))
-    sheet = options.pop("sheet")
-    datasets = synth(**options, progress=True)
-    print(f"{args.dst}: {args.format}, {args.size}x{args.size} pixels, seed {args.seed}")
-    print(_table(datasets))
-    if sheet:
-        try:
-            types_sheet(args.seed).save(sheet)
-        except (OSError, ValueError) as error:  # ValueError: Pillow does not know the file's ending
-            raise LeukoError(f"{sheet}: cannot be written: {error}; name a .png in a folder that exists") from error
-        print(f"{sheet}: the five types")
-
-
-def _table(datasets: dict[str, Dataset]) -> str:
-    """Images and cells per split and type, as lines of text."""
-    types = next(iter(datasets.values())).types
-    lines = [["split", "images", *types, "cells"]]
-    for name, dataset in datasets.items():
-        counts = dataset.counts()
-        lines.append([name, *map(str, (len(dataset), *counts, counts.sum()))])
-    return table.aligned(lines, head=1)
+from leuko.report import html, plots, run, table
 
 
 def _convert_arguments(parser: argparse.ArgumentParser) -> None:
@@ -95,7 +42,7 @@ def _convert(args: argparse.Namespace) -> None:
         if told := table.flaws(name, dataset):
             print(told)
     print(f"{args.dst}: {args.to}")
-    print(_table(datasets))
+    print(counts(datasets))
 
 
 def _stats_arguments(parser: argparse.ArgumentParser) -> None:
@@ -185,89 +132,34 @@ def _distance(parts: dict[str, Dataset], shares: Sequence[float]) -> str:
     return f"farthest from the wish: {far}; {kept}"
 
 
-def _composed_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("dst", metavar="DST", type=Path, help="folder to make")
-    parser.add_argument("--donors", metavar="FOLDER", type=Path, required=True, help="a folder of crops a class in it")
-    parser.add_argument("--images", metavar="N", type=int, default=200, help="fields in all [200]")
-    parser.add_argument("--size", metavar="PX", type=int, default=600, help="side of a field in pixels [600]")
-    parser.add_argument("--cells", metavar="A-B", default="1-6", help="leukocytes a field, least and most [1-6]")
-    parser.add_argument("--format", default="coco", help=f"{', '.join(FORMATS)} [coco]")
-    parser.add_argument("--seed", metavar="N", type=int, default=0, help="all choices follow from it [0]")
-    parser.add_argument("--val", metavar="SHARE", type=float, default=0.15, help="share for validation [0.15]")
-    parser.add_argument("--test", metavar="SHARE", type=float, default=0.15, help="share for testing [0.15]")
-    parser.add_argument("--workers", metavar="N", type=int, default=0, help="threads; 0: one a core [0]")
-    parser.add_argument("--force", action="store_true", help="replace the data set that DST holds")
-
-
-def _compose(args: argparse.Namespace) -> None:
-    options = dict(vars(args))
-    least, _, most = options.pop("cells").partition("-")
-    if not (least.isdecimal() and (most or least).isdecimal()):
-        raise LeukoError(f"--cells {args.cells}: give the least and the most leukocytes a field, such as 1-6")
-    datasets, uncertain = compose(**options, least=int(least), most=int(most or least), progress=True)
-    print(f"{args.dst}: {args.format}, {args.size}x{args.size} pixels, seed {args.seed}")
-    if uncertain:
-        print(f"{len(uncertain)} crops gave no cell, since its outline is uncertain, such as {uncertain[0]}")
-    print(_table(datasets))
-
-
-def _factors_arguments(parser: argparse.ArgumentParser) -> None:
+def _check_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("src", metavar="SRC", type=Path, help="data set: a folder, a COCO file or a data YAML")
-    parser.add_argument("dst", metavar="DST", type=Path, help="folder to make, in the same format")
-    parser.add_argument("--factor", metavar="NAME", required=True, help=f"all (by turns), or {', '.join(FACTORS)}")
-    parser.add_argument("--severity", metavar="1..5", type=int, default=3, help="how strong [3]")
-    parser.add_argument("--seed", metavar="N", type=int, default=0, help="all choices follow from it [0]")
-    parser.add_argument("--force", action="store_true", help="replace the data set that DST holds")
+    parser.add_argument("--labels-only", action="store_true", help="do not decode the images, nor look for duplicates")
+    parser.add_argument("--save", metavar="FOLDER", default="runs/check", help="folder of results [runs/check]")
+    parser.add_argument("--name", metavar="TEXT", default="", help="the result's folder in it [the data's name]")
 
 
-def _factors(args: argparse.Namespace) -> None:
-    before = sum(int(d.counts().sum()) for d in load_all(args.src).values())
-    datasets = put_on(**vars(args), progress=True)
-    after = sum(int(d.counts().sum()) for d in datasets.values())
-    print(f"{args.dst}: {args.factor}, severity {args.severity}")
-    if after < before:
-        print(f"{before - after} of {before} cells lie on what was cut off")
-    rows = stats.factors(datasets)
-    print(table.aligned([list(rows[0]), *([str(v) for v in row.values()] for row in rows)], head=1))
-
-
-def _resize_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("src", metavar="SRC", type=Path, help="data set: a folder, a COCO file or a data YAML")
-    parser.add_argument("dst", metavar="DST", type=Path, help="folder to make, in the same format")
-    parser.add_argument("--size", metavar="PX", type=int, default=600, help="longer side in pixels [600]")
-    parser.add_argument("--force", action="store_true", help="replace the data set that DST holds")
-
-
-def _resize(args: argparse.Namespace) -> None:
-    datasets = resize(**vars(args), progress=True)
-    print(f"{args.dst}: longer side {args.size} pixels; leuko predict --originals draws on the originals")
-    print(_table(datasets))
+def _check(args: argparse.Namespace) -> int:
+    datasets, findings = check(args.src, not args.labels_only, progress=True)
+    folder = run.new_run(args.save, args.name or args.src.resolve().stem)
+    lines = table.table1(datasets) if datasets and len({tuple(d.types) for d in datasets.values()}) == 1 else []
+    run.write_json(folder / "report.json", {"source": str(args.src), "findings": findings})
+    run.write_text(folder / "report.html", html.check_report(args.src, datasets, findings, lines))
+    for level, kind, number, first in counted(findings):
+        print(f"{level:<7} {kind} ({number}), such as\n        {first.text}")
+    to_decide = sum(f.level == "decide" for f in findings)
+    print(f"{args.src}: {len(findings)} findings, {to_decide} to be decided by a person\n\nresults: {folder}")
+    return int(to_decide > 0)
 
 
 COMMANDS = {
-    "compose": Command(
-        "compose fields with several leukocytes from crops of single ones",
+    "check": Command(
+        "find what is wrong with a data set; leaves with 1 where a person must decide",
         """
-  python -m leuko.data compose datasets/composed --donors crops
-  python -m leuko.data compose datasets/composed --donors crops --images 1000 --cells 2-8 --format yolo""",
-        _composed_arguments,
-        _compose,
-    ),
-    "factors": Command(
-        "put an interference factor on every image, tagged",
-        """
-  python -m leuko.data factors slides datasets/blurred --factor defocus --severity 4
-  python -m leuko.data factors slides datasets/each --factor all""",
-        _factors_arguments,
-        _factors,
-    ),
-    "resize": Command(
-        "scale all images and boxes, linked to the originals",
-        """
-  python -m leuko.data resize slides datasets/mini --size 600
-  leuko predict --weights runs/train/fcos --source datasets/mini --originals""",
-        _resize_arguments,
-        _resize,
+  python -m leuko.data check slides
+  python -m leuko.data check slides.yaml --labels-only""",
+        _check_arguments,
+        _check,
     ),
     "convert": Command(
         "write a data set in another format, keeping all but COCO's masks",
@@ -295,15 +187,7 @@ COMMANDS = {
         _stats_arguments,
         _stats,
     ),
-    "synth": Command(
-        "render a data set of stained fields with the five leukocyte types",
-        """
-  python -m leuko.data synth datasets/demo
-  python -m leuko.data synth datasets/demo --images 1000 --size 600 --format voc --seed 7
-  python -m leuko.data synth datasets/demo --force --val 0.2 --test 0""",
-        _synth_arguments,
-        _synth,
-    ),
+    **MAKING,
 }
 
 
@@ -312,12 +196,12 @@ def _overview() -> str:
     return f"usage: python -m leuko.data COMMAND ...\n\n{commands.lstrip(chr(10))}\n\n`COMMAND --help` shows examples."
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run one sub-command; raises LeukoError for what the user can mend."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one sub-command and return its status; raises LeukoError for what the user can mend."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help"):
         print(_overview())
-        return
+        return 0
     name = words[0]
     if name not in COMMANDS:
         raise LeukoError(f'unknown command "{name}"{nearest(name, COMMANDS)} (see python -m leuko.data --help)')
@@ -330,7 +214,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         allow_abbrev=False,
     )
     command.arguments(parser)
-    command.run(parser.parse_args(words[1:]))
+    return command.run(parser.parse_args(words[1:])) or 0
 
 
 if __name__ == "__main__":

@@ -20,14 +20,7 @@ from leuko.errors import LeukoError
 T = TypeVar("T")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 _DECODE = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-_REDUCED = {
-    part: flag | cv2.IMREAD_IGNORE_ORIENTATION
-    for part, flag in (
-        (8, cv2.IMREAD_REDUCED_COLOR_8),
-        (4, cv2.IMREAD_REDUCED_COLOR_4),
-        (2, cv2.IMREAD_REDUCED_COLOR_2),
-    )
-}
+_REDUCED = {part: getattr(cv2, f"IMREAD_REDUCED_COLOR_{part}") | cv2.IMREAD_IGNORE_ORIENTATION for part in (8, 4, 2)}
 _JPEG_START, _JPEG_SCAN, _JPEG_END = b"\xff\xd8", 0xDA, b"\xff\xd9"
 _TIFF_WIDTH, _TIFF_HEIGHT, _ORIENTATION = 256, 257, 274
 _TURNED = (5, 6, 7, 8)  # the EXIF orientations that swap width and height

@@ -59,17 +59,21 @@ class Labels:
 
 
 class Problems:
-    """Errors met while a data set is read, told together: the first of its kind and how many more there are."""
+    """Errors met while a data set is read, told together: the first of its kind and how many more there are.
 
-    def __init__(self) -> None:
-        self._by_kind: dict[str, list[str]] = {}
+    With ``collect`` they are only collected, and what can be read is read (for ``leuko data check``).
+    """
+
+    def __init__(self, collect: bool = False) -> None:
+        self.by_kind: dict[str, list[str]] = {}
+        self.collect = collect
 
     def add(self, kind: str, message: str) -> None:
         """Remember an error; errors of one ``kind`` are counted together."""
-        self._by_kind.setdefault(kind, []).append(message)
+        self.by_kind.setdefault(kind, []).append(message)
 
     def stop(self) -> None:
         """Raise LeukoError if there was an error."""
-        for messages in self._by_kind.values():
+        for messages in () if self.collect else self.by_kind.values():
             more = f" (and {len(messages) - 1} more)" if len(messages) > 1 else ""
             raise LeukoError(one_line(messages[0]) + more)

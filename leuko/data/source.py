@@ -54,17 +54,18 @@ def splits(data: str | Path) -> list[str]:
     return list(find(data).splits)
 
 
-def load(data: str | Path, split: str, types: Sequence[str] | None = None) -> Dataset:
+def load(data: str | Path, split: str, types: Sequence[str] | None = None, problems: Problems | None = None) -> Dataset:
     """Read and check one split of a data set.
 
     ``data`` is a folder, a COCO file or a data YAML. With ``types`` the classes are matched to these by name, and a
-    class without counterpart is an error. What was mended is listed in ``Dataset.flaws``. Raises LeukoError.
+    class without counterpart is an error. What was mended is listed in ``Dataset.flaws``. Raises LeukoError; with
+    ``problems`` that collect, only where nothing can be read.
     """
     source = find(data)
     name = split if split in source.splits else _ALIASES.get(split, split)
     if name not in source.splits:
         raise LeukoError(f'{data}: no split "{split}"; it has: {", ".join(source.splits)}')
-    parts, names, problems = source.splits[name], source.names, Problems()
+    parts, names, problems = source.splits[name], source.names, problems or Problems()
     if source.format == "yolo":
         names = names or yolo.names_beside(parts[0])
     elif source.format == "voc":
@@ -74,7 +75,7 @@ def load(data: str | Path, split: str, types: Sequence[str] | None = None) -> Da
     every = (part for each in source.splits.values() for part in each)
     if source.format == "voc" and (source.ignore or not (names or types)):
         problems.stop()
-        found = voc.class_names(every)
+        found = voc.class_names(every, skip_broken=problems.collect)
     elif source.format == "coco" and source.ignore:  # a class to leave out may stand in another split's file alone
         found = coco.class_names(every)
     wanted = {"names": list(names.values()), "types": types, "ignore": source.ignore, "found": found}

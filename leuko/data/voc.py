@@ -78,10 +78,16 @@ def parse(part: Path, problems: Problems, voc_origin: int = 0) -> Labels:
     return labels
 
 
-def class_names(parts: Iterable[Path]) -> set[str]:
+def class_names(parts: Iterable[Path], skip_broken: bool = False) -> set[str]:
     """Return the classes found in all parts, so that every split of a source gets the same list of types."""
-    files = sorted({file for part in parts for file, _ in annotations(part) if file.is_file()})
-    return {_text(cell, "name", file) for file in files for cell in read_xml(file).iterfind("object")}
+    names: set[str] = set()
+    for file in sorted({file for part in parts for file, _ in annotations(part) if file.is_file()}):
+        try:
+            names |= {_text(cell, "name", file) for cell in read_xml(file).iterfind("object")}
+        except LeukoError:
+            if not skip_broken:
+                raise
+    return names
 
 
 def names_beside(part: Path) -> list[str]:

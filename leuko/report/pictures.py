@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ..data import augment
 from ..data.images import read_image
+from ..data.loading import TrainingItems
 from ..data.sample import Dataset
 from . import plots
 
@@ -20,6 +22,23 @@ def batch(items: Sequence[dict], types: Sequence[str]) -> np.ndarray:
         for item in items
     ]
     return plots.contact_sheet(drawn, columns=4)
+
+
+def augmentation(items: TrainingItems, types: Sequence[str], at_most: int = 8) -> np.ndarray:
+    """A contact sheet of the training image with the most cells: as it is, under each transform of ``items`` alone, and
+    ``at_most`` times under all of them with their probabilities. [H, W, 3] uint8."""
+    cells = [int((~sample.crowd).sum()) for sample in items.samples]
+    index = int(np.argmax(cells))
+    field = items.field(index)
+    shown = [("as it is", field)]
+    for i, step in enumerate(items.steps):
+        alone = augment.augment(field, [step._replace(p=1.0)], np.random.default_rng([items.seed, i]), items.another)
+        shown.append((step.name, alone))
+    for i in range(at_most if items.steps else 0):
+        rng = np.random.default_rng([items.seed, i, index])
+        shown.append(("all", augment.augment(field, items.steps, rng, items.another)))
+    drawn = [(title, plots.draw_cells(f.image, f.boxes, f.labels, types)) for title, f in shown]
+    return plots.contact_sheet([plots.titled(image, title) for title, image in drawn], columns=6)
 
 
 def truth_and_found(dataset: Dataset, predictions: Sequence[dict], at_most: int = 12) -> np.ndarray:

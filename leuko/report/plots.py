@@ -79,6 +79,15 @@ def contact_sheet(images: Sequence[np.ndarray], columns: int) -> np.ndarray:
     return sheet
 
 
+def titled(image: np.ndarray, title: str) -> np.ndarray:
+    """An image [H, W, 3] uint8 with a white band below it that holds a title."""
+    width = image.shape[1]
+    band = Image.new("RGB", (width, max(14, width // 12)), "white")
+    font = ImageFont.load_default(0.75 * band.height)
+    ImageDraw.Draw(band).text((width / 2, band.height / 2), title, (30, 30, 30), font, "mm")
+    return np.vstack([image, np.asarray(band)])
+
+
 def write_image(path: str | Path, image: np.ndarray) -> None:
     """Write an RGB uint8 image in the format its suffix names (.jpg, .png ...), whole or not at all."""
     _, data = cv2.imencode(Path(path).suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))

@@ -1,0 +1,194 @@
+"""``leuko data check``: every planted fault is found, and a healthy data set passes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from leuko.data import duplicates, yolo
+from leuko.data.check import check
+from leuko.data.sample import Dataset, Sample
+from leuko.data.synth import synth
+
+
+@pytest.fixture(scope="module")
+def healthy(tmp_path_factory) -> Path:
+    """A COCO data set of 24 training and 6 test images, 128x128."""
+    folder = tmp_path_factory.mktemp("check") / "data"
+    synth(folder, images=30, size=128, seed=11, val=0, test=0.2, workers=1)
+    return folder
+
+
+def kinds(src: Path) -> set[tuple[str, str]]:
+    return {(f.level, f.kind) for f in check(src)[1]}
+
+
+def test_a_healthy_data_set_passes(healthy, leuko, tmp_path):
+    assert not {kind for level, kind in kinds(healthy) if level != "note"}
+    result = leuko("data", "check", healthy, "--save", tmp_path)
+    assert result.code == 0 and "0 to be decided" in result.out, result.err
+
+
+def edit(folder: Path, split: str, change) -> None:
+    content = json.loads((folder / f"{split}.json").read_text())
+    change(content)
+    (folder / f"{split}.json").write_text(json.dumps(content))
+
+
+def _truncate(folder: Path) -> None:
+    image = folder / "images/000003.jpg"
+    data = image.read_bytes()
+    image.unlink()  # it may be linked
+    image.write_bytes(data[: len(data) // 2])
+
+
+def _exif(folder: Path) -> None:
+    image = Image.open(folder / "images/000004.jpg")
+    exif = image.getexif()
+    exif[274] = 6
+    image.save(folder / "images/000004.jpg", exif=exif)
+
+
+def _copy_across(folder: Path) -> None:
+    shutil.copy(folder / "images/000001.jpg", folder / "images/000027.jpg")
+
+
+def _near_across(folder: Path) -> None:
+    """A training image in the test split: mirrored, smaller, brighter and compressed anew."""
+    image = cv2.imread(str(folder / "images/000001.jpg"))[:, ::-1]
+    image = cv2.convertScaleAbs(cv2.resize(image, (128, 128)), alpha=0.9, beta=20)
+    cv2.imwrite(str(folder / "images/000027.jpg"), image, [cv2.IMWRITE_JPEG_QUALITY, 40])
+
+
+def _outside(content: dict) -> None:
+    content["annotations"][0]["bbox"] = [500, 500, 20, 20]
+
+
+def _stick_out(content: dict) -> None:
+    content["annotations"][0]["bbox"] = [100, 100, 60, 60]
+
+
+def _point(content: dict) -> None:
+    content["annotations"][0]["bbox"][2] = 0.5
+
+
+def _giant(content: dict) -> None:
+    content["annotations"][0]["bbox"] = [0, 0, 128, 128]
+
+
+def _other_type(content: dict) -> None:
+    first = content["annotations"][0]
+    other = {**first, "id": 9999, "category_id": first["category_id"] % 5 + 1}
+    other["bbox"] = [first["bbox"][0] + 0.5, *first["bbox"][1:]]
+    content["annotations"].append(other)
+
+
+def _size(content: dict) -> None:
+    content["images"][0]["width"] = 129
+
+
+def _group(content: dict) -> None:
+    content["images"][0]["group"] = "smear 7"
+
+
+def _unlabelled(content: dict) -> None:
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] != content["images"][0]["id"]]
+
+
+def _unnamed(content: dict) -> None:
+    content["images"] = content["images"][1:]
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] != 1]
+
+
+def _new_class(content: dict) -> None:
+    content["categories"].append({"id": 6, "name": "smudge"})
+
+
+@pytest.mark.parametrize(
+    ("fault", "level", "kind"),
+    [
+        (_truncate, "decide", "unreadable image"),
+        (_exif, "note", "EXIF orientation"),
+        (_copy_across, "decide", "duplicate across splits"),
+        (_near_across, "decide", "near duplicate across splits"),
+    ],
+)
+def test_a_fault_in_an_image_is_found(healthy, tmp_path, fault, level, kind):
+    folder = tmp_path / "data"
+    shutil.copytree(healthy, folder)
+    fault(folder)
+    found = [f for f in check(folder)[1] if (f.level, f.kind) == (level, kind)]
+    assert len(found) == 1 and found[0].images[0].name in found[0].text
+    assert not {(lv, k) for lv, k in kinds(folder) if lv == "decide"} - {(level, kind)}
+
+
+@pytest.mark.parametrize(
+    ("fault", "level", "kind"),
+    [
+        (_outside, "decide", "error: outside"),
+        (_stick_out, "mended", "clipped"),
+        (_point, "mended", "dropped"),
+        (_size, "mended", "the image's own is taken"),
+        (_giant, "note", "unusual size"),
+        (_other_type, "decide", "nearly the same box"),
+        (_group, "decide", "group in two splits"),
+        (_unlabelled, "note", "image without cells"),
+        (_unnamed, "note", "image without labels"),
+        (_new_class, "note", "unused class"),
+    ],
+)
+def test_a_fault_in_the_labels_is_found(healthy, tmp_path, fault, level, kind):
+    folder = tmp_path / "data"
+    shutil.copytree(healthy, folder)
+    before = kinds(folder)
+    edit(folder, "train", fault)
+    if fault is _group:
+        edit(folder, "test", fault)
+    assert (level, kind) in kinds(folder) - before
+    assert len([f for f in check(folder)[1] if f.level == "decide"]) == (level == "decide")
+
+
+def test_all_errors_are_told_at_once_and_written(healthy, tmp_path, leuko):
+    folder = tmp_path / "data"
+    shutil.copytree(healthy, folder)
+    _truncate(folder)
+    _copy_across(folder)
+    edit(folder, "train", _outside)
+    result = leuko("data", "check", folder, "--save", tmp_path / "runs")
+    assert result.code == 1 and "3 to be decided" in result.out, result.out + result.err
+    report = json.loads((tmp_path / "runs/data/report.json").read_text())
+    assert {f["kind"] for f in report["findings"] if f["level"] == "decide"} == {
+        "error: outside",
+        "unreadable image",
+        "duplicate across splits",
+    }
+    page = (tmp_path / "runs/data/report.html").read_text()
+    assert "000003.jpg" in page and "data:image/jpeg;base64," in page and "http" not in page
+    assert leuko("data", "check", folder, "--save", tmp_path / "runs", "--labels-only").code == 1
+    leuko("data", "check", tmp_path / "none").refused("none", "no such")
+
+
+def test_labels_without_an_image_are_found(tmp_path, pictures):
+    samples = [Sample(p, 97, 61, [[5, 5, 30 + i, 40]], [i % 2], i + 1) for i, p in enumerate(pictures)]
+    yolo.write(Dataset(["NG", "BG"], samples), tmp_path, "train")
+    (tmp_path / "labels/train/lost.txt").write_text("0 .5 .5 .2 .2\n")
+    assert ("decide", "labels without image") in kinds(tmp_path)
+
+
+def test_near_duplicates_against_all_pairs():
+    """Every turned, mirrored or re-lit copy is found, and nothing else."""
+    rng = np.random.default_rng(0)
+    fields = [cv2.resize(rng.integers(0, 255, (9, 9, 3), dtype=np.uint8), (200, 160)) for _ in range(40)]
+    copies = []
+    for i, field in enumerate(fields[:16]):
+        copy = np.rot90(field, i % 4)
+        copies.append(np.clip((copy[:, ::-1] if i > 7 else copy) * 0.8 + 25, 0, 255).astype(np.uint8))
+    flat = [np.full((50, 50, 3), 200, dtype=np.uint8)] * 2
+    looks = [duplicates.look(image) for image in [*fields, *copies, *flat]]
+    assert duplicates.near(looks) == [(i, 40 + i) for i in range(16)]
