@@ -111,7 +111,7 @@ def main() -> None:
     test_set = source.load(options.data, "test", types=train_set.types)
     torch.manual_seed(options.seed)
     model = build(len(train_set.types))
-    items = loading.TrainingItems(train_set, RECIPE.imgsz, read_steps("standard"), options.seed, cache=True)
+    items = loading.TrainingItems(train_set, RECIPE.imgsz, read_steps("standard"), options.seed, cache="ram")
     optimiser = torch.optim.SGD(
         [p for p in model.parameters() if p.requires_grad],
         lr=options.lr,

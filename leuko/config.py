@@ -71,6 +71,11 @@ class TrainOptions:
     their probabilities under the key augment (see docs/data.md); in a file of options, that list itself."""
     show_augment: bool = False
     """Draw one training image under each transform and under all of them, as augment.jpg, and stop."""
+    repeat_factor: float = 0.0
+    """Show images with rare types more often: a type on a share f of the images, below this one, sqrt(this / f) times
+    as often (repeat-factor sampling, Gupta et al. 2019); 0: each image once an epoch."""
+    type_weights: Literal["none", "balanced"] = "none"
+    """Weights in the loss of the types; balanced: by 1 / sqrt(cells), the mean over all cells being 1."""
     norm: Literal["frozen", "train", "gn"] = "frozen"
     """Backbone's norm layers: frozen BatchNorm statistics, BatchNorm that follows the batches, or GroupNorm."""
     freeze: bool = True
@@ -93,8 +98,8 @@ class TrainOptions:
     """cpu, cuda, cuda:1 ...; auto takes a GPU if there is one."""
     workers: int = -1
     """Loader processes; -1: one a core but one, at most 8."""
-    cache: Literal["none", "ram"] = "none"
-    """Keep the decoded, scaled images in memory."""
+    cache: Literal["none", "ram", "disk"] = "none"
+    """Keep the decoded, scaled images in memory, or in a temporary file (in TMPDIR) of 1 MB an image at 600 px."""
     save_minutes: float = 10.0
     """Save the state for --resume also within an epoch, this often."""
 
@@ -115,6 +120,8 @@ class TrainOptions:
         for flag in ("lr", "weight_decay", "warmup", "clip", "proposals", "seed"):
             if not getattr(self, flag) >= 0:
                 raise LeukoError(f"--{flag.replace('_', '-')} {getattr(self, flag)}: must not be negative")
+        if not 0 <= self.repeat_factor <= 1:
+            raise LeukoError(f"--repeat-factor {self.repeat_factor}: give a share of the images, from 0 to 1")
         if self.seed >= 2**31:
             raise LeukoError(f"--seed {self.seed}: give a number below 2**31")
         if self.channels % 32:

@@ -12,7 +12,7 @@ import torch
 from .commandline import as_dict, parse, stored
 from .commandline import run as run_command
 from .config import TrainOptions
-from .data import augment, source
+from .data import augment, balance, source
 from .data.loading import TrainingItems
 from .data.sample import Dataset
 from .data.split import check_groups
@@ -65,7 +65,8 @@ def train(options: TrainOptions, given: Collection[str] = ()) -> Path:
     state = checkpoint.load_resume(folder / "resume.pt") if resumed else None
     if options.show_augment:
         return show_augmentation(options, train_set)
-    model = build(options, train_set.types, state)
+    weights = balance.loss_weights(train_set) if options.type_weights == "balanced" else ()
+    model = build(options, train_set.types, state, weights)
     options = replace(options, lr=options.lr or model.own_lr, clip=options.clip or model.own_clip, augment=steps)
     if is_yolo(options.model) and (unused := [n for n in yolo.UNUSED if n in given and (n != "augment" or steps)]):
         print(f"{options.model} takes no notice of {flags(unused)}")
@@ -139,7 +140,9 @@ def load_data(options: TrainOptions) -> tuple[Dataset, Dataset]:
     return train_set, val_set
 
 
-def build(options: TrainOptions, types: list[str], state: dict | None = None) -> DetectionModel:
+def build(
+    options: TrainOptions, types: list[str], state: dict | None = None, class_weights: tuple[float, ...] = ()
+) -> DetectionModel:
     """The model to train, with the weights it starts from; or without, if the state of a run will bring them."""
     torch.manual_seed(options.seed)
     if is_yolo(options.model):
@@ -161,6 +164,7 @@ def build(options: TrainOptions, types: list[str], state: dict | None = None) ->
         freeze=options.freeze and not scratch,
         unit_maps=options.unit_maps,
         image_size=options.imgsz,
+        class_weights=class_weights,
         **{f: getattr(options, f) for f in ("channels", "fc_channels", "proposals", "rois")},
     )
     if options.weights and state is None:
@@ -240,7 +244,24 @@ def describe(folder: Path, trainer: Training, train_set: Dataset, val_set: Datas
     trainer.draw_first_batches()
     cells = ", ".join(f"{t} {n}" for t, n in zip(train_set.types, train_set.counts(), strict=True))
     print(f"training on {len(train_set)} images ({cells}), validating on {len(val_set)}; results go to {folder}")
-    run.log(folder, "start", epoch=trainer.progress.epoch, batch=trainer.progress.batch, images=len(train_set))
+    balanced = describe_balance(trainer.options, train_set)
+    place = {"epoch": trainer.progress.epoch, "batch": trainer.progress.batch}
+    run.log(folder, "start", **place, images=len(train_set), **balanced)
+
+
+def describe_balance(options: TrainOptions, train_set: Dataset) -> dict[str, dict]:
+    """Print what --repeat-factor and --type-weights change, and return it for the run's log."""
+    changed: dict[str, dict] = {}
+    if options.repeat_factor:
+        factors = balance.repeat_factors(train_set, options.repeat_factor)
+        cells = [round(n) for n in balance.shown(train_set, factors)]
+        changed["cells_an_epoch"] = dict(zip(train_set.types, cells, strict=True))
+        listed = ", ".join(f"{t} {n}" for t, n in changed["cells_an_epoch"].items())
+        print(f"repeat factor: {factors.sum():.0f} images an epoch instead of {len(factors)} ({listed})")
+    if options.type_weights != "none":
+        changed["type_weights"] = dict(zip(train_set.types, balance.loss_weights(train_set), strict=True))
+        print("type weights: " + ", ".join(f"{t} {w:.2f}" for t, w in changed["type_weights"].items()))
+    return changed
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -124,7 +124,7 @@ def test_a_list_is_read_back_as_it_is_stated(preset, tmp_path):
 def test_every_transform_has_a_default_and_runs(data):
     items = loading.TrainingItems(source.load(data, "train"), 96, read_steps([{n: 1} for n in TRANSFORMS]), seed=1)
     for index in range(len(items.samples)):
-        item = items[0, index]
+        item = items[0, index, 0]
         height, width = item["image"].shape[1:]
         boxes = item["boxes"].numpy()
         assert (boxes[:, 2:] > boxes[:, :2]).all() and (boxes >= 0).all() and len(boxes) == len(item["labels"])

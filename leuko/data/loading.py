@@ -10,18 +10,18 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from ..errors import LeukoError
 from .augment import Step, augment
+from .balance import epoch_order, repeat_factors
+from .cache import CACHES, Cache
 from .field import Field
-from .images import fit, read_image
+from .images import read_image
 from .sample import Dataset, Sample
 
 Item = dict[str, torch.Tensor | int]
@@ -47,21 +47,33 @@ def to_item(field: Field, index: int) -> Item:
 class TrainingItems(torch.utils.data.Dataset):
     """Samples scaled to ``image_size`` and augmented; indexed by (epoch, index)."""
 
-    def __init__(self, dataset: Dataset, image_size: int, steps: Sequence[Step], seed: int, cache: bool = False):
+    def __init__(
+        self,
+        dataset: Dataset,
+        image_size: int,
+        steps: Sequence[Step],
+        seed: int,
+        cache: Cache = "none",
+        repeat_factor: float = 0.0,
+    ):
         self.samples, self.image_size, self.steps, self.seed = dataset.samples, image_size, steps, seed
-        self.cache = _cached(dataset, image_size) if cache else None
+        self.factors = repeat_factors(dataset, repeat_factor)
         self.rarity = _rarity(dataset)
+        self.cache = CACHES[cache](dataset, image_size)
 
-    def __getitem__(self, key: tuple[int, int]) -> Item:
-        epoch, index = key
-        rng = np.random.default_rng((self.seed, epoch, index))
+    def __len__(self) -> int:
+        """Images an epoch, repeated ones counted."""
+        return round(float(self.factors.sum()))
+
+    def __getitem__(self, key: tuple[int, int, int]) -> Item:
+        epoch, index, time = key
+        rng = np.random.default_rng((self.seed, epoch, index, *([time] if time else [])))
         return to_item(augment(self.field(index), self.steps, rng, self.another), index)
 
     def field(self, index: int) -> Field:
         """A sample as it is before augmentation."""
         sample = self.samples[index]
-        image = self.cache[index] if self.cache else fit(read_image(sample.image, self.image_size), self.image_size)
-        return fitted_field(sample, image)
+        return fitted_field(sample, self.cache[index])
 
     def another(self, rng: np.random.Generator, rare: bool) -> Field:
         """A sample drawn at random; if ``rare``, the more often the rarer the rarest type in it."""
@@ -103,12 +115,13 @@ class _Told(torch.utils.data.Dataset):
 def training_batches(
     items: TrainingItems, epoch: int, batch: int, start: int = 0, workers: int = 0
 ) -> Iterator[list[Item]]:
-    """The batches of one epoch from batch ``start`` on; each image once, the last batch as it falls.
+    """The batches of one epoch from batch ``start`` on; each image once, or by its repeat factor, the last batch as it
+    falls.
 
     Raises LeukoError for an image that cannot be read.
     """
-    order = np.random.default_rng((items.seed, epoch)).permutation(len(items.samples)).tolist()
-    keys = [[(epoch, i) for i in order[at : at + batch]] for at in range(start * batch, len(order), batch)]
+    order = epoch_order(items.factors, np.random.default_rng((items.seed, epoch)))
+    keys = [[(epoch, *entry) for entry in order[at : at + batch]] for at in range(start * batch, len(order), batch)]
     return _batches(items, keys, workers)
 
 
@@ -135,13 +148,3 @@ def default_workers() -> int:
 def _start_worker(_: int) -> None:
     cv2.setNumThreads(0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the trainer's to handle
-
-
-def _cached(dataset: Dataset, image_size: int) -> list[np.ndarray]:
-    """All images scaled to ``image_size`` in memory, before workers are forked, which then share them."""
-
-    def images() -> Iterator[np.ndarray]:
-        with ThreadPoolExecutor() as pool:
-            yield from pool.map(lambda s: fit(read_image(s.image, image_size), image_size), dataset.samples)
-
-    return list(tqdm(images(), total=len(dataset), desc="caching images", unit="image"))

@@ -61,7 +61,10 @@ class Trainer(Training):
             in_layout = model.backbone if self.device.type == "cpu" else model
             in_layout.to(memory_format=torch.channels_last)
         steps = read_steps(options.augment)
-        self.items = loading.TrainingItems(train_set, options.imgsz, steps, options.seed, options.cache == "ram")
+        self.items = loading.TrainingItems(
+            train_set, options.imgsz, steps, options.seed, options.cache, options.repeat_factor
+        )
+        self.batches = math.ceil(len(self.items) / options.batch)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimiser = torch.optim.SGD(
             self.parameters, lr=options.lr, momentum=options.momentum, weight_decay=options.weight_decay
@@ -103,7 +106,7 @@ class Trainer(Training):
             self.items, progress.epoch, options.batch, start=progress.batch, workers=self.workers
         )
         saved = started = time.perf_counter()
-        with tqdm(total=len(self.train_set), initial=progress.batch * options.batch, desc=title, unit="image") as bar:
+        with tqdm(total=len(self.items), initial=progress.batch * options.batch, desc=title, unit="image") as bar:
             for items in batches:
                 terms = self.step(items)
                 for name, value in terms.items():

@@ -35,6 +35,8 @@ class ModelOptions:
     """Proposals an image that the RPN hands on; 0 is the detector's own number (1,000 or 2,000)."""
     rois: int = 512
     """RoIs an image on which an R-CNN head is trained."""
+    class_weights: tuple[float, ...] = ()
+    """Weight of each class in the loss of the classes; none is 1 for all."""
     score_threshold: float | None = None
     """Detections of no higher score are dropped; None is the detector's own threshold (.05, Grid R-CNN .03)."""
     max_detections: int = 100

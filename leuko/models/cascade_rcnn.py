@@ -29,7 +29,7 @@ class CascadeRCNN(TwoStage):
             TwoFCHead(options.channels, options.fc_channels, num_classes, class_agnostic=True) for _ in IOUS
         )
         self.stages = [
-            RoIStage(num_classes, rois=options.rois, iou=iou, std=std, beta=1.0)
+            RoIStage(num_classes, rois=options.rois, class_weights=options.class_weights, iou=iou, std=std, beta=1.0)
             for iou, std in zip(IOUS, STDS, strict=True)
         ]
 

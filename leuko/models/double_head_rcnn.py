@@ -77,7 +77,7 @@ class DoubleHeadRCNN(TwoStage):
         super().__init__(preprocess=preprocess, backbone=backbone, num_classes=num_classes, options=options)
         self.head = ClassHead(options.channels, options.fc_channels, num_classes)
         self.box_head = BoxHead(options.channels, box_channels or 4 * options.channels, num_classes)
-        self.stage = RoIStage(num_classes, rois=options.rois, beta=1.0)
+        self.stage = RoIStage(num_classes, rois=options.rois, class_weights=options.class_weights, beta=1.0)
 
     def foldable(self) -> list[tuple[nn.Module, tuple[int, int, int]]]:
         return [*super().foldable(), (self.box_head.convs, (self.options.channels, SIDE, SIDE))]

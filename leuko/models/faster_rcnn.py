@@ -15,7 +15,7 @@ class FasterRCNN(TwoStage):
     def __init__(self, *, preprocess: Preprocess, backbone: nn.Module, num_classes: int, options: ModelOptions):
         super().__init__(preprocess=preprocess, backbone=backbone, num_classes=num_classes, options=options)
         self.head = TwoFCHead(options.channels, options.fc_channels, num_classes, class_agnostic=False)
-        self.stage = RoIStage(num_classes, rois=options.rois)
+        self.stage = RoIStage(num_classes, rois=options.rois, class_weights=options.class_weights)
 
     def roi_losses(
         self, pyramid: list[Tensor], proposals: list[Tensor], sizes: list[Size], targets: list[Target]

@@ -97,7 +97,9 @@ class FCOS(OneStage):
         image_index, point_index, truth = torch.cat(image_index), torch.cat(point_index), torch.cat(truth)
 
         positives = max(len(point_index), 1)
-        result = {"class": losses.focal(logits.float(), class_target).sum() / positives}
+        class_loss = losses.focal(logits.float(), class_target)
+        class_loss = class_loss * losses.by_class(class_target, self.options.class_weights)
+        result = {"class": class_loss.sum() / positives}
         at, unit = points[point_index], stride[point_index, None] if self.improved else 1.0
         wanted = box_ops.box_to_distances(at, truth)
         weight = centerness_of(wanted)

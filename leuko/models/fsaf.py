@@ -67,6 +67,7 @@ class FSAF(OneStage):
         image, point, cell, label, truth = (torch.cat(parts) for parts in (image, point, cell, label, truth))  # [P]
         wanted[image, point, label] = weight[image, point, label] = 1.0
 
+        weight = weight * losses.by_class(wanted, self.options.class_weights)
         class_loss = losses.focal(logits.float(), wanted) * weight  # [N, R, K]
         predicted = box_ops.distances_to_box(points[point], distances[image, point])
         box_loss = losses.log_iou(predicted, truth)  # [P]

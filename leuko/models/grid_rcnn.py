@@ -145,7 +145,7 @@ class GridRCNN(TwoStage):
         super().__init__(preprocess=preprocess, backbone=backbone, num_classes=num_classes, options=options)
         self.head = ClassHead(options.channels, options.fc_channels, num_classes)
         self.grid_head = GridHead(options.channels, options.channels // 4)
-        self.stage = RoIStage(num_classes, rois=options.rois, low_quality=True)
+        self.stage = RoIStage(num_classes, rois=options.rois, class_weights=options.class_weights, low_quality=True)
         self.jitter = JITTER
 
     def roi_losses(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -14,6 +17,11 @@ def focal(logits: Tensor, targets: Tensor, alpha: float = 0.25, gamma: float = 2
     miss = probability + targets - 2 * probability * targets  # 1 - p where the target is 1, else p
     weight = (1 - alpha + (2 * alpha - 1) * targets) * miss.pow(gamma)
     return weight * F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+
+
+def by_class(targets: Tensor, weights: Sequence[float]) -> Tensor:
+    """What a focal loss is multiplied with to weigh classes: ``weights`` [K] where a target [..., K] is 1, else 1."""
+    return 1 + targets * (targets.new_tensor(weights) - 1) if weights else torch.ones_like(targets[..., :1])
 
 
 def log_iou(predicted: Tensor, target: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ whole batch, each image's in a row.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -114,8 +115,9 @@ class RoIStage:
         low_quality: bool = False,
         std: tuple[float, float, float, float] = (0.1, 0.1, 0.2, 0.2),
         beta: float = 0.0,
+        class_weights: Sequence[float] = (),
     ):
-        self.num_classes, self.rois, self.beta = num_classes, rois, beta
+        self.num_classes, self.rois, self.beta, self.class_weights = num_classes, rois, beta, class_weights
         self.assigner = IoUAssigner(positive=iou, negative=iou, floor=iou, low_quality=low_quality)
         self.coder = box_ops.DeltaCoder(std)
         self.positive_fraction = 0.25
@@ -139,7 +141,8 @@ class RoIStage:
     def class_loss(self, logits: Tensor, drawn: list[Sampled]) -> Tensor:
         """Softmax loss over all RoIs, divided by their number; logits [R, K + 1]."""
         labels = torch.cat([d.labels for d in drawn])
-        return F.cross_entropy(logits, labels, reduction="sum") / max(len(labels), 1)
+        weights = logits.new_tensor([*self.class_weights, 1.0]) if self.class_weights else None  # background: 1
+        return F.cross_entropy(logits, labels, weights, reduction="sum") / max(len(labels), 1)
 
     def box_loss(self, deltas: Tensor, drawn: list[Sampled]) -> Tensor:
         """Box loss of the positives, divided by the number of all RoIs; deltas [P, 1 or K, 4] of the positives."""

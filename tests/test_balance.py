@@ -1,0 +1,113 @@
+"""Balance and loading: repeat factors by their definition, weights in the loss, caches that change nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from leuko.data import balance, cache, loading, source
+from leuko.data.augment import read_steps
+from leuko.data.sample import Dataset, Sample
+from leuko.models import create, losses
+
+
+def dataset(labels: list[list[int]]) -> Dataset:
+    samples = [
+        Sample(Path(f"{i}.png"), 90, 90, [[5 * j, 5, 5 * j + 9, 20] for j in range(len(of))], of, i)
+        for i, of in enumerate(labels)
+    ]
+    return Dataset(["a", "b", "c"], samples)
+
+
+def test_repeat_factors_by_their_definition():
+    """Type a is on 8 of 10 images, b on 2, c on none; one image has neither."""
+    data = dataset([[0]] * 6 + [[0, 1], [0, 0, 1], [1]][:2] + [[]] + [[]])
+    factors = balance.repeat_factors(data, 0.5)
+    np.testing.assert_allclose(factors, [1] * 6 + [np.sqrt(0.5 / 0.2)] * 2 + [1, 1])
+    assert (balance.repeat_factors(data, 0.0) == 1).all()
+    np.testing.assert_allclose(balance.shown(data, factors), [6 + 3 * 1.5811, 2 * 1.5811, 0], rtol=1e-4)
+
+
+def test_an_epoch_shows_each_image_by_its_factor():
+    factors = np.array([1.0, 2.5, 1.2, 1.0, 3.3])
+    times = []
+    for epoch in range(3000):
+        order = balance.epoch_order(factors, np.random.default_rng(epoch))
+        assert len(order) == 9 and len(set(order)) == 9
+        counts = np.bincount([sample for sample, _ in order], minlength=5)
+        assert (counts >= np.floor(factors)).all() and (counts <= np.ceil(factors)).all()
+        assert {(s, t) for s in range(5) for t in range(counts[s])} == set(order)
+        times.append(counts)
+    np.testing.assert_allclose(np.mean(times, axis=0), factors, atol=0.03)
+    once = balance.epoch_order(np.ones(7), np.random.default_rng(0))
+    assert sorted(once) == [(i, 0) for i in range(7)]
+
+
+def test_repeated_images_are_augmented_differently(data):
+    items = loading.TrainingItems(source.load(data, "train"), 64, read_steps("standard"), 0, repeat_factor=1.0)
+    batches = [item for batch in loading.training_batches(items, 0, 4) for item in batch]
+    assert len(batches) == len(items) > len(items.samples)
+    by_index: dict[int, list] = {}
+    for item in batches:
+        by_index.setdefault(item["index"], []).append(item["image"])
+    twice = next(images for images in by_index.values() if len(images) > 1)
+    assert not torch.equal(twice[0], twice[1])
+
+
+def test_loss_weights_have_mean_one_over_the_cells():
+    data = dataset([[0]] * 16 + [[1]] * 4 + [[2]])
+    weights = np.array(balance.loss_weights(data))
+    assert weights @ data.counts() / data.counts().sum() == pytest.approx(1, abs=1e-3)
+    np.testing.assert_allclose(weights / weights[0], [1, 2, 4], rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["fcos", "fsaf", "faster_rcnn", "cascade_rcnn"])
+def test_weights_of_1_change_nothing_and_others_do(name):
+    images = [torch.rand(3, 96, 96, generator=torch.Generator().manual_seed(1))]
+    targets = [{"boxes": torch.tensor([[20.0, 20, 70, 80]]), "labels": torch.tensor([1])}]
+    terms = []
+    for weights in ((), (1.0, 1.0), (1.0, 3.0)):
+        torch.manual_seed(0)
+        small = {"image_size": 96, "channels": 32, "fc_channels": 32, "rois": 16, "proposals": 20}
+        model = create(name, 2, "mobilenetv3_small_050", class_weights=weights, **small).train()
+        terms.append({key: value.item() for key, value in model(images, targets).items()})
+    classes = [key for key in terms[0] if "class" in key]
+    assert terms[0] == pytest.approx(terms[1]) and classes
+    for key, value in terms[0].items():
+        assert (terms[2][key] > value) if key in classes else terms[2][key] == pytest.approx(value), key
+
+
+def test_a_focal_loss_is_weighed_where_the_class_is():
+    targets = torch.tensor([[1.0, 0], [0, 1], [0, 0]])
+    assert losses.by_class(targets, (2.0, 5.0)).tolist() == [[2, 1], [1, 5], [1, 1]]
+
+
+@pytest.mark.parametrize("kind", cache.CACHES)
+def test_every_cache_gives_the_same_images(data, kind):
+    images = source.load(data, "train")
+    kept, read = cache.CACHES[kind](images, 64), cache.Reading(images, 64)
+    for i in (3, 0, len(images) - 1):
+        assert kept[i].dtype == np.uint8 and (kept[i] == read[i]).all()
+
+
+def test_balance_is_told_and_logged(data, tmp_path, leuko):
+    words = [
+        "--data",
+        data,
+        "--project",
+        tmp_path,
+        "--backbone",
+        "mobilenetv3_small_050",
+        "--no-pretrained",
+        "--epochs",
+        1,
+    ]
+    words += ["--epochs", 1, "--imgsz", 64, "--channels", 32, "--workers", 1, "--cache", "disk", "--name", "run"]
+    result = leuko("train", *words, "--repeat-factor", 0.9, "--type-weights", "balanced")
+    assert result.code == 0 and "images an epoch instead of 9" in result.out and "type weights: NG" in result.out
+    log = (tmp_path / "run/log.jsonl").read_text()
+    assert "cells_an_epoch" in log and "type_weights" in log
+    leuko("train", *words, "--repeat-factor", 7).refused("--repeat-factor 7", "0 to 1")
