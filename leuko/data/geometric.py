@@ -20,7 +20,7 @@ class HorizontalFlip:
     def __call__(self, field: Field, rng: np.random.Generator) -> Field:
         width = field.image.shape[1]
         boxes = field.boxes[:, [2, 1, 0, 3]] * [-1, 1, -1, 1] + [width, 0, width, 0]
-        return replace(field, image=field.image[:, ::-1], boxes=boxes)
+        return replace(field, image=cv2.flip(field.image, 1), boxes=boxes)
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class VerticalFlip:
     def __call__(self, field: Field, rng: np.random.Generator) -> Field:
         height = field.image.shape[0]
         boxes = field.boxes[:, [0, 3, 2, 1]] * [1, -1, 1, -1] + [0, height, 0, height]
-        return replace(field, image=field.image[::-1], boxes=boxes)
+        return replace(field, image=cv2.flip(field.image, 0), boxes=boxes)
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,20 @@ class ScaleCrop:
         factor = float(np.exp(rng.uniform(*np.log(self.scale))))
         room = np.array([width, height]) * (1 - factor)  # negative: how far the window can move over the field
         shift = rng.uniform(np.minimum(room, 0), np.maximum(room, 0))
-        matrix = np.array([[factor, 0, shift[0]], [0, factor, shift[1]]])
-        image = cv2.warpAffine(field.image, matrix, (width, height), flags=cv2.INTER_LINEAR, borderValue=FILL)
-        boxes = field.boxes * factor + np.tile(shift, 2)
+        # The window of the field that is seen, in whole pixels, and where it comes to lie: several times faster than a
+        # warp by the exact factor, and as exact, since the boxes follow the factors that result.
+        frame = np.array([width, height])
+        start = np.round(np.maximum(-shift, 0) / factor).astype(int)
+        stop = np.minimum(start + np.maximum(np.round(frame / factor).astype(int), 1), frame)
+        at = np.round(np.maximum(shift, 0)).astype(int)
+        size = frame if factor >= 1 else np.clip(np.round((stop - start) * factor).astype(int), 1, frame - at)
+        how = cv2.INTER_LINEAR if factor > 0.6 else cv2.INTER_AREA
+        image = cv2.resize(field.image[start[1] : stop[1], start[0] : stop[0]], size.tolist(), interpolation=how)
+        if factor < 1:
+            left, top, right, bottom = (*at.tolist(), *(frame - at - size).tolist())
+            image = cv2.copyMakeBorder(image, top, bottom, left, right, cv2.BORDER_CONSTANT, value=FILL)
+        scale = np.tile(size / (stop - start), 2)
+        boxes = (field.boxes - np.tile(start, 2)) * scale + np.tile(at, 2)
         return keep_visible(replace(field, image=image, boxes=boxes), self.visible)
 
 

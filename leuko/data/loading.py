@@ -36,8 +36,11 @@ def fitted_field(sample: Sample, image: np.ndarray) -> Field:
 
 def to_item(field: Field, index: int) -> Item:
     """Tensors of a field, in the layout that models take."""
+    height, width = field.image.shape[:2]
+    planes = np.empty((3, height, width), dtype=np.uint8)
+    cv2.split(np.ascontiguousarray(field.image), list(planes))  # into place, several times faster than a transpose
     return {
-        "image": torch.from_numpy(np.ascontiguousarray(field.image.transpose(2, 0, 1))),
+        "image": torch.from_numpy(planes),
         "boxes": torch.from_numpy(np.asarray(field.boxes, dtype=np.float32).reshape(-1, 4)),
         "labels": torch.from_numpy(np.asarray(field.labels, dtype=np.int64)),
         "index": index,

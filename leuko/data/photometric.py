@@ -13,6 +13,8 @@ import numpy as np
 from leuko.data.field import Field
 from leuko.smear import factors, stain
 
+GREY = np.tile([0.299, 0.587, 0.114], (3, 1))  # from R, G, B to luminance in each channel
+
 
 @dataclass(frozen=True)
 class StainJitter:
@@ -48,11 +50,11 @@ class ColourJitter:
     def __call__(self, field: Field, rng: np.random.Generator) -> Field:
         amounts = np.array([self.brightness, self.contrast, self.saturation] + [self.gain] * 3)
         brightness, contrast, saturation, *gain = 1 + rng.uniform(-amounts, amounts)
-        grey = cv2.cvtColor(field.image, cv2.COLOR_RGB2GRAY)
-        image = cv2.addWeighted(field.image, saturation, cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB), 1 - saturation, 0)
-        levels = (np.arange(256)[:, None] * np.array(gain) - 128) * contrast + 128
-        table = np.clip(levels * brightness, 0, 255).round().astype(np.uint8)
-        return replace(field, image=cv2.LUT(image, table[:, None]))
+        # All four are one linear map of the channels.
+        mix = saturation * np.eye(3) + (1 - saturation) * GREY
+        matrix = brightness * contrast * np.array(gain)[:, None] * mix
+        shift = np.full((3, 1), brightness * 128 * (1 - contrast))
+        return replace(field, image=cv2.transform(field.image, np.hstack([matrix, shift])))
 
 
 @dataclass(frozen=True)
