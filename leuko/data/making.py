@@ -33,7 +33,12 @@ class Command:
 
 def _synth_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dst", metavar="DST", type=Path, help="folder to make")
-    parser.add_argument("--images", metavar="N", type=int, default=200, help="images in all [200]")
+    parser.add_argument(
+        "--preset",
+        default="demo",
+        help="demo, or paper: images and cells a type and split as in Li et al. 2022, factors tagged [demo]",
+    )
+    parser.add_argument("--images", metavar="N", type=int, default=0, help="images in all [200, or the paper's 6273]")
     parser.add_argument("--size", metavar="PX", type=int, default=320, help="side of an image in pixels [320]")
     parser.add_argument("--format", default="coco", help=f"{', '.join(FORMATS)} [coco]")
     parser.add_argument("--seed", metavar="N", type=int, default=0, help="all pixels and boxes follow from it [0]")
@@ -50,6 +55,8 @@ def _synth(args: argparse.Namespace) -> None:
     datasets = synth(**options, progress=True)
     print(f"{args.dst}: {args.format}, {args.size}x{args.size} pixels, seed {args.seed}")
     print(counts(datasets))
+    if rows := stats.factors(datasets):
+        print(table.aligned([list(rows[0]), *([str(v) for v in row.values()] for row in rows)], head=1))
     if sheet:
         try:
             types_sheet(args.seed).save(sheet)
@@ -157,6 +164,7 @@ MAKING = {
         """
   python -m leuko.data synth datasets/demo
   python -m leuko.data synth datasets/demo --images 1000 --size 600 --format voc --seed 7
+  python -m leuko.data synth datasets/paper --preset paper --size 600
   python -m leuko.data synth datasets/demo --force --val 0.2 --test 0""",
         _synth_arguments,
         _synth,
