@@ -55,9 +55,9 @@ PRESETS: dict[str, list[dict]] = {
     "smear": [
         *_FLIPS,
         {"right_angle": 0.5},
-        {"scale_crop": {"p": 0.8, "scale": [0.5, 1.4]}},
         {"stain_jitter": 0.8},
         {"gamma": 0.3},
+        {"scale_crop": {"p": 0.8, "scale": [0.5, 1.4]}},
         {"defocus": 0.2},
         {"noise": 0.2},
         {"jpeg": 0.2},
