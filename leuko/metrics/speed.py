@@ -40,6 +40,31 @@ def frames_per_second(run: Callable[[Any], Any], images: Sequence[Any], warmup: 
     return float(1 / np.median(seconds_per_image(run, images, warmup)))
 
 
+def gflops(model: torch.nn.Module, size: int, device: torch.device) -> float:
+    """The floating-point operations of one image [3, size, size] in eval mode, in 10^9, a multiplication and an
+    addition counting as two; counted by torch as they run, on a grey image. Needs a plain model, not a prepared one."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model([torch.full((3, size, size), 0.5, device=device)])
+    return counter.get_total_flops() / 1e9
+
+
+def percentiles(seconds: np.ndarray) -> dict[str, float]:
+    """Median, 95th and 99th percentile of times, in milliseconds."""
+    return {f"p{p}_ms": round(1000 * float(np.percentile(seconds, p)), 2) for p in (50, 95, 99)}
+
+
+def peak_memory(device: torch.device) -> float:
+    """The most memory that was in use, in MiB: of the GPU since the process began, or of the process itself."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    import resource  # not on Windows
+    import sys
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 2**20)
+
+
 def _wait() -> None:
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
