@@ -15,7 +15,8 @@ COMMANDS = {
     "val": ("leuko.val", "measure a detector, or several and their fusion"),
     "predict": ("leuko.predict", "find and count leukocytes on new images"),
     "download": ("leuko.download", "fetch weights that others trained"),
-    "data": ("leuko.data.__main__", "tools for data sets: synth"),
+    "report": ("leuko.report.__main__", "make a run's page again, or compare runs on one"),
+    "data": ("leuko.data.__main__", "tools for data sets: check, convert, split, resize, synth, compose ..."),
 }
 
 

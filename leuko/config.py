@@ -174,6 +174,17 @@ class ValOptions:
     by which a member that is far better than the others has its way."""
     members: str = "all"
     """Which members are fused: all, or those of the highest validation mAP (best:3, say)."""
+    calibrate: bool = False
+    """Fit the scores to what they say, on --tune-split, and keep the fit in the weights files, for --calibrated."""
+    calibrated: bool = False
+    """Use the calibrated scores, before they are fused."""
+    draws: int = 1000
+    """Draws of the bootstrap for the intervals of mAP and mAR; 0: none."""
+    factors: str = ""
+    """Put interference factors on the images and draw mAP against their severity: all, or names with commas. The model
+    (the first of an ensemble's) runs on every image for each factor and severity."""
+    severity: str = "1..5"
+    """Severities for --factors: one, or a range such as 1..5."""
     tune: bool = False
     """Choose the three fusion options by mAP on --tune-split; the split that is reported stays unseen."""
     allow_leaks: bool = False
@@ -193,11 +204,25 @@ class ValOptions:
         _check_fusion(self.fusion_iou, self.fusion_score)
         if self.batch < 1:
             raise LeukoError(f"--batch {self.batch}: give at least 1")
+        if self.draws < 0:
+            raise LeukoError(f"--draws {self.draws}: give 0 or more")
+        if self.calibrate and self.calibrated:
+            raise LeukoError("--calibrate fits the scores, --calibrated uses the fit: give one of them")
+        if not set(self.severities) <= set(range(1, 6)):
+            raise LeukoError(f"--severity {self.severity}: give 1 to 5, or a range such as 1..5")
         if self.members != "all" and not self.best:
             raise LeukoError(f"--members {self.members}: give all, or best:N with N of at least 2")
         for flag, given in (("members", self.members != "all"), ("tune", self.tune)):
             if given and self.ensemble is None:
                 raise LeukoError(f"--{flag} is about an ensemble; name one with --ensemble")
+
+    @property
+    def severities(self) -> list[int]:
+        """The severities that ``severity`` names; [0] where it names none."""
+        first, _, last = self.severity.partition("..")
+        if not (first.isdecimal() and (last or first).isdecimal()):
+            return [0]
+        return list(range(int(first), int(last or first) + 1)) or [0]
 
     @property
     def best(self) -> int:
@@ -224,6 +249,8 @@ class PredictOptions:
     """The result's folder in --save, the model's name if empty."""
     threshold: float = 0.5
     """Lowest score of a cell that is drawn, listed and counted."""
+    calibrated: bool = False
+    """Use the scores as leuko val --calibrate has fitted them, before they are fused."""
     originals: bool = False
     """Draw and list the cells on the originals of images that leuko data resize made."""
     fusion_iou: float = 0.55

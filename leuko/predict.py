@@ -46,6 +46,9 @@ def predict(options: PredictOptions) -> Path:
     types = members[0].weights.types
     for member in members:
         member.labels_in(types)
+    if options.calibrated:
+        for member in members:
+            member.calibrated([])
     fusion = Fusion(options.fusion_iou, options.fusion_score, options.fusion_weights)
     originals = {path: original(path) for path in paths} if options.originals else {}
     name = "ensemble" if len(members) > 1 else members[0].name
@@ -58,7 +61,8 @@ def predict(options: PredictOptions) -> Path:
         except LeukoError as e:
             unreadable.append(str(e))
             continue
-        found = above(find_cells(members, image, types, device, fusion), options.threshold)
+        found = find_cells(members, image, types, device, fusion, options.calibrated)
+        found = above(found, options.threshold)
         if options.originals:
             path, image, found = on_original(originals[path], image, found)
         kept[path] = found
@@ -103,11 +107,18 @@ def named_pictures(paths: Sequence[Path]) -> list[tuple[Path, str]]:
 
 
 def find_cells(
-    members: Sequence[Member], image: np.ndarray, types: Sequence[str], device: torch.device, fusion: Fusion
+    members: Sequence[Member],
+    image: np.ndarray,
+    types: Sequence[str],
+    device: torch.device,
+    fusion: Fusion,
+    calibrated: bool = False,
 ) -> dict[str, np.ndarray]:
     """Detections of one image [H, W, 3] uint8 RGB, fused if there are several members."""
     pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
     found = [member.relabel(detect(member.model, [pixels], device), types) for member in members]
+    if calibrated:
+        found = [member.calibrated(f) for member, f in zip(members, found, strict=True)]
     if len(members) == 1:
         return found[0][0]
     return fusion(members, found, [(image.shape[1], image.shape[0])])[0]

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from itertools import product
 from pathlib import Path
 
+import numpy as np
 import torch
+from tqdm import tqdm
 
 from .commandline import as_dict, parse
 from .commandline import run as run_command
 from .config import ValOptions
 from .data import source
+from .data.factors import chosen, marked
+from .data.images import read_image
 from .data.sample import Dataset
 from .data.split import check_groups
+from .engine.checkpoint import load_weights, save_calibration
 from .engine.ensemble import Fusion, best_members, finished_runs, load_members, predict_members, tune
-from .engine.inference import Member, Predictions, choose_device
+from .engine.inference import Member, Predictions, choose_device, detect
 from .errors import LeukoError
-from .metrics import coco
-from .report import pictures, plots, run, table
+from .metrics import calibration, coco, matching, speed
+from .report import figures, page, pictures, plots, run, table
+from .report.results import Measured
+from .report.results import write as results_of
 from .report.table import Row
 
 EXAMPLES = """
@@ -30,6 +38,11 @@ leuko val --weights fcos.safetensors --data datasets/smears --split val
 leuko val --ensemble runs/train/fcos runs/train/faster_rcnn runs/train/cascade_rcnn --data datasets/smears
 # all finished runs of runs/train that fit the data
 leuko val --ensemble --data datasets/smears
+# which interference factor breaks it first?
+leuko val --weights runs/train/fcos --data datasets/smears --factors all --severity 1..5
+# fit the scores on the val split, and use the fit from then on
+leuko val --weights runs/train/fcos --data datasets/smears --calibrate
+leuko val --weights runs/train/fcos --data datasets/smears --calibrated
 # fuse only the three best, by options of the fusion that do best on the val split
 leuko val --ensemble --members best:3 --tune --data datasets/smears
 """
@@ -58,7 +71,12 @@ def val(options: ValOptions) -> Path:
     fusion, tried = Fusion(options.fusion_iou, options.fusion_score, options.fusion_weights), []
     if options.tune:
         fusion, tried = tuned([members[i] for i in fused], options, device)
+    if options.calibrate:
+        calibrate(members, options, device)
     results = predict_members(members, dataset, device, batch=options.batch, workers=options.workers)
+    if options.calibrated:
+        for member, result in zip(members, results, strict=True):
+            result.found = member.calibrated(result.found)
     rows = [row(m, r, dataset) for m, r in zip(members, results, strict=True)]
     found = results[0].found
     if len(members) > 1:
@@ -67,16 +85,77 @@ def val(options: ValOptions) -> Path:
         name = "ensemble" if len(fused) == len(members) else f"ensemble of the best {len(fused)}"
         last = fused_row(name, [rows[i] for i in fused], coco.evaluate(dataset, found))
         rows = [*sorted(rows, key=lambda r: r.evaluation.mAP), last]
+    models = [measured(m, r, dataset, options, device) for m, r in zip(members, results, strict=True)]
+    if len(members) > 1:
+        models.append(Measured(rows[-1].name, found, rows[-1].evaluation))
     folder = run.new_run(options.save, options.name or ("ensemble" if len(members) > 1 else members[0].name))
     write(folder, options, dataset, found, rows, fusion)
+    told = results_of(folder, dataset, models, options.draws)
+    if options.factors:
+        sweep(folder, members[0], dataset, models[0].evaluation.mAP, options, device)
+    run.write_text(folder / "report.html", page.build(folder))
     if tried:
         run.write_csv(folder / "tuning.csv", tried)
         print(f"tuned on {options.tune_split}: {fusion}; all that was tried is in tuning.csv")
     print(f"{options.data}, {split_of(options)}: {len(dataset)} images; types over their number of cells\n")
     print(table.aligned(table.table2(rows, dataset.types), head=2))
     print(f"\n{table.per_class(rows[-1].evaluation)}" if len(rows) == 1 else "")
-    print(f"results: {folder}")
+    print("\n".join(told))
+    print(f"\nresults: {folder} (report.html shows them all)")
     return folder
+
+
+def measured(
+    member: Member, result: Predictions, dataset: Dataset, options: ValOptions, device: torch.device
+) -> Measured:
+    """A member's detections and measures, and what it costs on this machine."""
+    size = member.weights.recipe.get("image_size", 640)
+    cost = {"parameters": member.parameters, "GFLOPs": flops(member, size, device), "image_size": size}
+    cost |= {"file_MB": round(member.weights.path.stat().st_size / 1e6, 1), "fps": round(result.fps, 2)}
+    cost |= speed.percentiles(result.seconds) if options.batch == 1 else {}
+    about = run.environment()
+    cost |= {"peak_memory_MiB": round(speed.peak_memory(device)), "on": about["gpu"] or about["cpu"]}
+    cost["threads"] = about["threads"]
+    scaling = None if options.calibrated else member.scaling
+    return Measured(member.name, result.found, coco.evaluate(dataset, result.found), cost, scaling)
+
+
+def flops(member: Member, size: int, device: torch.device) -> float | None:
+    """GFLOPs of the model as it was trained, counted; None for a model of Ultralytics', not all of which is seen."""
+    if "architecture" in member.weights.recipe:
+        return None
+    return round(speed.gflops(member.weights.build().to(device), size, device), 1)
+
+
+def calibrate(members: Sequence[Member], options: ValOptions, device: torch.device) -> None:
+    """Fit each member's scores on the split to tune on, and keep the fit in its weights file."""
+    if options.tune_split == split_of(options):
+        raise LeukoError(f"--tune-split {options.tune_split}: is the split that is reported; calibrate on another one")
+    dataset = source.load(options.data, options.tune_split)
+    results = predict_members(members, dataset, device, batch=options.batch, workers=options.workers)
+    for member, result in zip(members, results, strict=True):
+        scaling = calibration.fit(*calibration.outcomes(matching.match(dataset, result.found)))
+        save_calibration(member.weights, {**asdict(scaling), "data": options.data, "split": options.tune_split})
+        member.weights = load_weights(member.weights.path)
+        print(f"{member.name}: temperature {scaling.temperature:.2f}, shift {scaling.shift:+.2f}, kept in its weights")
+
+
+def sweep(
+    folder: Path, member: Member, dataset: Dataset, without: float, options: ValOptions, device: torch.device
+) -> None:
+    """mAP with each factor on the images, at each severity: ``severity.csv`` and its picture."""
+    rows = [{"factor": "", "severity": 0, "mAP": without}]
+    for name, severity in product(chosen(options.factors), options.severities):
+        samples, found = [], []
+        for i, sample in enumerate(tqdm(dataset.samples, f"{name} {severity}", unit="image", leave=False)):
+            image, changed = marked(sample, read_image(sample.image), name, severity, np.random.default_rng(i))
+            pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+            found += member.relabel(detect(member.model, [pixels], device), dataset.types)
+            samples.append(replace(changed, width=image.shape[1], height=image.shape[0]))
+        mAP = coco.evaluate(replace(dataset, samples=samples), found).mAP
+        rows.append({"factor": name, "severity": severity, "mAP": mAP})
+    run.write_csv(folder / "severity.csv", rows)
+    figures.severity(rows, member.name, folder / "severity.png")
 
 
 def tuned(members: Sequence[Member], options: ValOptions, device: torch.device) -> tuple[Fusion, list[dict]]:

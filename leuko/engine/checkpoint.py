@@ -54,6 +54,14 @@ def save_weights(
     run.write_bytes(path, safetensors.torch.save(state, {"leuko": json.dumps(document)}))
 
 
+def save_calibration(weights: Weights, calibration: dict) -> None:
+    """Write a weights file again with a calibration of its scores in its metadata (see ``metrics.calibration``)."""
+    about = {**weights.about, "calibration": run.plain(calibration)}
+    document = {"recipe": weights.recipe, "types": weights.types, "about": about}
+    state = {key: value.contiguous() for key, value in weights.state.items()}
+    run.write_bytes(weights.path, safetensors.torch.save(state, {"leuko": json.dumps(document)}))
+
+
 def find_weights(source: str | Path) -> Path:
     """The weights file meant by a run folder (its best weights, else its last) or by a file's own path."""
     path = Path(source)

@@ -17,6 +17,7 @@ from ..data.loading import default_workers, plain_batches
 from ..data.sample import Dataset
 from ..errors import LeukoError, nearest
 from ..metrics import speed
+from ..metrics.calibration import Scaling
 from ..models import DetectionModel
 from ..models.winograd import use_winograd
 from .checkpoint import Weights, load_weights
@@ -58,6 +59,7 @@ class Predictions:
     found: list[dict[str, np.ndarray]]
     network_seconds: float
     total_seconds: float
+    seconds: np.ndarray  # of the network on each batch, [batches]
 
     @property
     def fps(self) -> float:
@@ -81,15 +83,15 @@ def predict(
     start = time.perf_counter()
     workers = default_workers() if workers < 0 else workers
     found: list[dict[str, np.ndarray]] = []
-    network = 0.0
+    network: list[float] = []
     batches: Iterable = plain_batches(dataset, batch, workers)
     with tqdm(total=len(dataset), desc=title or "detecting", unit="image", leave=False) as bar:
         for items in batches:
             before = time.perf_counter()
             found += detect(model, [item["image"] for item in items], device)
-            network += time.perf_counter() - before
+            network.append(time.perf_counter() - before)
             bar.update(len(items))
-    return Predictions(found, network, time.perf_counter() - start)
+    return Predictions(found, sum(network), time.perf_counter() - start, np.array(network))
 
 
 @dataclass
@@ -129,3 +131,16 @@ class Member:
         """The detections with labels in the order of ``types``."""
         table = self.labels_in(types)
         return [{**f, "labels": table[f["labels"]]} for f in found]
+
+    @property
+    def scaling(self) -> Scaling | None:
+        """The calibration that ``leuko val --calibrate`` has put into the weights; None without."""
+        kept = self.weights.about.get("calibration")
+        return Scaling(float(kept["temperature"]), float(kept["shift"])) if kept else None
+
+    def calibrated(self, found: list[dict[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
+        """The detections with calibrated scores; LeukoError where the weights hold no calibration."""
+        if self.scaling is None:
+            remedy = f"leuko val --weights {self.weights.path} --data DATA --calibrate"
+            raise LeukoError(f"{self.weights.path}: holds no calibration; fit one by {remedy}")
+        return [{**f, "scores": self.scaling(f["scores"]).astype(np.float32)} for f in found]

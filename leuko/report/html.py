@@ -60,11 +60,13 @@ def table(lines: Sequence[Sequence[str]]) -> str:
     return f"<div class=wide><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
 
 
-def figure(image: np.ndarray, caption: str = "") -> str:
+def figure(image: np.ndarray, caption: str = "", alt: str = "", lossless: bool = False) -> str:
     """A picture [H, W, 3] uint8 RGB within the page, and its caption."""
-    _, data = cv2.imencode(".jpg", image[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 85])
-    source = f"data:image/jpeg;base64,{base64.b64encode(data.tobytes()).decode()}"
-    return f'<figure><img src="{source}" alt="{text(caption)}"><figcaption>{text(caption)}</figcaption></figure>'
+    kind, quality = ("png", []) if lossless else ("jpeg", [cv2.IMWRITE_JPEG_QUALITY, 85])
+    _, data = cv2.imencode(f".{kind}", image[:, :, ::-1], quality)
+    source = f"data:image/{kind};base64,{base64.b64encode(data.tobytes()).decode()}"
+    below = f"<figcaption>{text(caption)}</figcaption>" if caption else ""
+    return f'<figure><img src="{source}" alt="{text(alt or caption)}">{below}</figure>'
 
 
 def thumbnail(path: Path) -> str:

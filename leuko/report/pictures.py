@@ -10,6 +10,7 @@ from ..data import augment
 from ..data.images import read_image
 from ..data.loading import TrainingItems
 from ..data.sample import Dataset
+from ..metrics.confusion import Pairing, correct_cells
 from . import plots
 
 SHOWN_SCORE = 0.3  # detections below it would only clutter a picture
@@ -41,10 +42,25 @@ def augmentation(items: TrainingItems, types: Sequence[str], at_most: int = 8) -
     return plots.contact_sheet([plots.titled(image, title) for title, image in drawn], columns=6)
 
 
-def truth_and_found(dataset: Dataset, predictions: Sequence[dict], at_most: int = 12) -> np.ndarray:
-    """A contact sheet of pairs, the truth on the left and the detections on the right, from all over the data set."""
+def worst_first(pairings: Sequence[Pairing], dataset: Dataset, predictions: Sequence[dict]) -> list[int]:
+    """The images with errors, those with the most first: cells missed or called another type, and extra detections."""
+    right = correct_cells(dataset, predictions, pairings)
+    wrong = [
+        int((~r & ~s.crowd).sum()) + int((p.of_detection == -1).sum())
+        for r, s, p in zip(right, dataset.samples, pairings, strict=True)
+    ]
+    return [i for i in sorted(range(len(wrong)), key=lambda i: -wrong[i]) if wrong[i]]
+
+
+def truth_and_found(
+    dataset: Dataset, predictions: Sequence[dict], images: Sequence[int] | None = None, at_most: int = 12
+) -> np.ndarray:
+    """A contact sheet of pairs, the truth on the left and the detections on the right, of ``images`` or from all over
+    the data set."""
+    if images is None:
+        images = np.linspace(0, len(dataset) - 1, min(at_most, len(dataset))).round().astype(int)
     pairs = []
-    for i in np.linspace(0, len(dataset) - 1, min(at_most, len(dataset))).round().astype(int):
+    for i in images[:at_most]:
         sample, found = dataset.samples[i], predictions[i]
         image = read_image(sample.image)
         good = found["scores"] >= SHOWN_SCORE

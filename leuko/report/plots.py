@@ -88,6 +88,17 @@ def titled(image: np.ndarray, title: str) -> np.ndarray:
     return np.vstack([image, np.asarray(band)])
 
 
+def captioned(image: np.ndarray, lines: Sequence[str]) -> np.ndarray:
+    """An image [H, W, 3] uint8 with lines of text below it, on white."""
+    width = image.shape[1]
+    step = max(13, width // 18)
+    band = Image.new("RGB", (width, step * len(lines) + step // 2), "white")
+    draw, font = ImageDraw.Draw(band), ImageFont.load_default(0.8 * step)
+    for i, line in enumerate(lines):
+        draw.text((width // 40, step * i), line, (30, 30, 30), font)
+    return np.vstack([image, np.asarray(band)])
+
+
 def write_image(path: str | Path, image: np.ndarray) -> None:
     """Write an RGB uint8 image in the format its suffix names (.jpg, .png ...), whole or not at all."""
     _, data = cv2.imencode(Path(path).suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
@@ -100,7 +111,7 @@ def training_curves(rows: Sequence[dict], path: str | Path) -> None:
     The columns are ``epoch``, ``lr``, the loss terms ``loss/...`` and ``val/mAP``, ``val/mAP50``, ``val/mAP75``,
     ``val/mAR``; what is missing or empty leaves a gap.
     """
-    figure = _figure(12, 4)
+    figure = new_figure(12, 4)
     losses, measures, rate = figure.subplots(1, 3, width_ratios=(1.3, 1.3, 1))
     epochs = _column(rows, "epoch")
     title = "validation"
@@ -116,9 +127,9 @@ def training_curves(rows: Sequence[dict], path: str | Path) -> None:
             measures.plot(epochs[best], values[best], "o", color=ink, markersize=9, fillstyle="none")
             title = f"validation: best mAP {values[best]:.3f} at epoch {epochs[best]:.0f}"
     rate.plot(epochs, _column(rows, "lr"), color=ACCENT, marker="o", markersize=3)
-    _label(losses, "training loss", "epoch", "loss (mean of the epoch)")
-    _label(measures, title, "epoch", "measure (0 to 1)")
-    _label(rate, "learning rate", "epoch", "learning rate")
+    label_axes(losses, "training loss", "epoch", "loss (mean of the epoch)")
+    label_axes(measures, title, "epoch", "measure (0 to 1)")
+    label_axes(rate, "learning rate", "epoch", "learning rate")
     losses.set_ylim(bottom=0)
     measures.set_ylim(0, 1)
     rate.set_ylim(bottom=0)
@@ -128,36 +139,36 @@ def training_curves(rows: Sequence[dict], path: str | Path) -> None:
     for axes in (losses, measures):
         if axes.lines:
             axes.legend(frameon=False, fontsize=8)
-    _save(figure, path)
+    save(figure, path)
 
 
 def label_statistics(dataset: Dataset, path: str | Path) -> None:
     """Draw what the labels are like: cells and box sizes a type, where boxes lie, cells an image (crowds left out)."""
-    figure = _figure(11, 8)
+    figure = new_figure(11, 8)
     (cells, sizes), (places, images) = figure.subplots(2, 2)
     _draw_labels(figure, (cells, sizes, places, images), dataset)
-    _save(figure, path)
+    save(figure, path)
 
 
 def data_statistics(dataset: Dataset, colours: Sequence[Colour], factors: Sequence[dict], path: str | Path) -> None:
     """Draw what a data set is like: the four panels of :func:`label_statistics`, the colours of its groups of images,
     and its interference factors (see ``leuko.data.stats``)."""
-    figure = _figure(16, 8)
+    figure = new_figure(16, 8)
     (cells, sizes, tint), (places, images, noted) = figure.subplots(2, 3)
     _draw_labels(figure, (cells, sizes, places, images), dataset)
     _draw_colours(tint, colours)
     _draw_factors(noted, factors)
-    _save(figure, path)
+    save(figure, path)
 
 
 def differential_chart(shares: Sequence[Share], path: str | Path) -> None:
     """Draw a differential count: percent a type with 95 % Wilson intervals."""
-    figure = _figure(7, 0.5 * len(shares) + 1.4)
+    figure = new_figure(7, 0.5 * len(shares) + 1.4)
     axes = figure.subplots()
     types = [s.type for s in shares]
     percent = np.nan_to_num([s.percent for s in shares])
     error = np.nan_to_num([[s.percent - s.low for s in shares], [s.high - s.percent for s in shares]])
-    axes.barh(types, percent, color=_colours(types), height=0.7)
+    axes.barh(types, percent, color=inks(types), height=0.7)
     axes.errorbar(percent, types, xerr=error, fmt="none", ecolor=INK, elinewidth=1.2, capsize=3)
     for i, (share, top) in enumerate(zip(shares, percent + error[1], strict=True)):
         axes.annotate(
@@ -166,13 +177,13 @@ def differential_chart(shares: Sequence[Share], path: str | Path) -> None:
     axes.set_xlim(0, 120)  # room for the text beside a bar of 100 %
     axes.set_xticks(range(0, 101, 20))
     axes.invert_yaxis()
-    _label(
+    label_axes(
         axes,
         f"differential count of {sum(s.cells for s in shares):,} cells",
         "percent of cells (line: 95 % Wilson interval)",
         "type",
     )
-    _save(figure, path)
+    save(figure, path)
 
 
 def _draw_tag(draw: ImageDraw.ImageDraw, text: str, corner: tuple[int, int], rgb: tuple, font) -> None:
@@ -201,13 +212,13 @@ def _draw_labels(figure: Figure, panels: Sequence[Axes], dataset: Dataset) -> No
 
 def _draw_type_counts(axes: Axes, dataset: Dataset) -> None:
     counts = dataset.counts()
-    axes.bar(dataset.types, counts, color=_colours(dataset.types), width=0.7)
+    axes.bar(dataset.types, counts, color=inks(dataset.types), width=0.7)
     total = max(int(counts.sum()), 1)
     for i, n in enumerate(counts):
         axes.annotate(f"{n:,}\n{100 * n / total:.1f} %", (i, n), (0, 3), textcoords="offset points", ha="center")
     axes.set_ylim(0, 1.18 * max([4, *counts]))
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-    _label(axes, f"cells a type ({int(counts.sum()):,} in all)", "type", "cells")
+    label_axes(axes, f"cells a type ({int(counts.sum()):,} in all)", "type", "cells")
 
 
 def _draw_cells_per_image(axes: Axes, cells: list[int]) -> None:
@@ -217,7 +228,7 @@ def _draw_cells_per_image(axes: Axes, cells: list[int]) -> None:
     axes.set_ylim(0, 1.05 * max([4, *counts]))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-    _label(axes, f"cells an image ({len(cells):,} images)", "cells in the image", "images")
+    label_axes(axes, f"cells an image ({len(cells):,} images)", "cells in the image", "images")
 
 
 def _draw_box_sizes(axes: Axes, dataset: Dataset, kept: list) -> None:
@@ -228,12 +239,12 @@ def _draw_box_sizes(axes: Axes, dataset: Dataset, kept: list) -> None:
         for label, value in zip(labels, 100 * side, strict=True):
             sides[label].append(float(value))
     parts = axes.boxplot(sides, tick_labels=dataset.types, widths=0.6, patch_artist=True, flierprops={"markersize": 2})
-    for box, ink in zip(parts["boxes"], _colours(dataset.types), strict=True):
+    for box, ink in zip(parts["boxes"], inks(dataset.types), strict=True):
         box.set(facecolor=ink, edgecolor=INK)
     for median in parts["medians"]:
         median.set(color="white", linewidth=2)
     axes.set_ylim(0, 1.05 * max([1.0, *(value for values in sides for value in values)]))
-    _label(axes, "box size", "type", "side, sqrt(width x height)\n(% of the image's shorter side)")
+    label_axes(axes, "box size", "type", "side, sqrt(width x height)\n(% of the image's shorter side)")
 
 
 def _draw_heat(axes: Axes, figure: Figure, kept: list) -> None:
@@ -245,7 +256,7 @@ def _draw_heat(axes: Axes, figure: Figure, kept: list) -> None:
             heat[y0:y1, x0:x1] += 1
     shown = axes.imshow(heat, cmap="viridis", extent=(0, 100, 100, 0), vmin=0, vmax=max(heat.max(), 1))
     figure.colorbar(shown, ax=axes, label="boxes that cover the place")
-    _label(axes, "where boxes lie", "% of the image's width", "% of the image's height")
+    label_axes(axes, "where boxes lie", "% of the image's width", "% of the image's height")
     axes.grid(False)
 
 
@@ -262,7 +273,7 @@ def _draw_colours(axes: Axes, colours: Sequence[Colour]) -> None:
     for low, high, limit in ((x.min(), x.max(), axes.set_xlim), (y.min(), y.max(), axes.set_ylim)):
         middle, half = (low + high) / 2, max(high - low, LEAST_SPAN) * 0.75
         limit(middle - half, middle + half)
-    _label(axes, f"mean colour of {len(colours):,} groups of images", "brightness, 0 to 255", "red minus blue")
+    label_axes(axes, f"mean colour of {len(colours):,} groups of images", "brightness, 0 to 255", "red minus blue")
 
 
 def _draw_factors(axes: Axes, factors: Sequence[dict]) -> None:
@@ -280,10 +291,10 @@ def _draw_factors(axes: Axes, factors: Sequence[dict]) -> None:
     axes.margins(x=0.15)
     axes.invert_yaxis()
     axes.legend(frameon=False)
-    _label(axes, "interference factors", "images or cells", "")
+    label_axes(axes, "interference factors", "images or cells", "")
 
 
-def _colours(types: Sequence[str]) -> list[tuple[float, ...]]:
+def inks(types: Sequence[str]) -> list[tuple[float, ...]]:
     return [tuple(v / 255 for v in colour(name, i)) for i, name in enumerate(types)]
 
 
@@ -293,14 +304,14 @@ def _column(rows: Sequence[dict], key: str) -> np.ndarray:
     return np.array([np.nan if value in (None, "") else float(value) for value in values])
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
     """Make a figure (inches) without pyplot, which keeps every figure alive and is not safe in threads."""
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
     figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
     return figure
 
 
-def _label(axes: Axes, title: str, x: str, y: str) -> None:
+def label_axes(axes: Axes, title: str, x: str, y: str) -> None:
     axes.set_title(title, fontsize=11, color=INK, loc="left")
     axes.set_xlabel(x)
     axes.set_ylabel(y)
@@ -309,7 +320,7 @@ def _label(axes: Axes, title: str, x: str, y: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _save(figure: Figure, path: str | Path) -> None:
+def save(figure: Figure, path: str | Path) -> None:
     data = io.BytesIO()
     figure.savefig(data, format=Path(path).suffix[1:], dpi=120)
     write_bytes(path, data.getvalue())
