@@ -15,6 +15,7 @@ from leuko.data import stats
 from leuko.data.check import check, counted
 from leuko.data.convert import WRITERS, convert, load_all
 from leuko.data.making import MAKING, Command, counts
+from leuko.data.review import apply_review
 from leuko.data.sample import Dataset
 from leuko.data.split import merge, split
 from leuko.errors import LeukoError, nearest
@@ -152,7 +153,32 @@ def _check(args: argparse.Namespace) -> int:
     return int(to_decide > 0)
 
 
+def _review_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("src", metavar="SRC", type=Path, help="the data set that was validated")
+    parser.add_argument(
+        "review", metavar="REVIEW", type=Path, help="consensus.json of a validation, verdicts filled in"
+    )
+    parser.add_argument("dst", metavar="DST", type=Path, help="folder to make, in the same format")
+    parser.add_argument("--force", action="store_true", help="replace the data set that DST holds")
+
+
+def _review(args: argparse.Namespace) -> None:
+    rows = apply_review(**vars(args))
+    for row in rows:
+        print(f"{row['image']}: {row['before'] or 'no cell'} is now {row['after'] or 'no cell'}")
+    print(f"{args.dst}: {len(rows)} labels changed, listed in reviewed.csv")
+
+
 COMMANDS = {
+    "apply-review": Command(
+        "put the verdicts on labels that models doubt into a new data set",
+        """
+  leuko val --ensemble a b c --data slides          # writes runs/val/ensemble/consensus.json and its gallery
+  (fill in each "verdict": keep, accept, or a type)
+  python -m leuko.data apply-review slides runs/val/ensemble/consensus.json datasets/reviewed""",
+        _review_arguments,
+        _review,
+    ),
     "check": Command(
         "find what is wrong with a data set; leaves with 1 where a person must decide",
         """
@@ -192,7 +218,7 @@ COMMANDS = {
 
 
 def _overview() -> str:
-    commands = "".join(f"\n  {name:<10}{command.help}" for name, command in COMMANDS.items())
+    commands = "".join(f"\n  {name:<13}{command.help}" for name, command in COMMANDS.items())
     return f"usage: python -m leuko.data COMMAND ...\n\n{commands.lstrip(chr(10))}\n\n`COMMAND --help` shows examples."
 
 

@@ -24,11 +24,12 @@ _OWN = {
     "classes.txt",
     "data.yaml",
     "flaws.txt",
+    "reviewed.csv",
     SIDE_FILE,
 }
 
 
-_SUFFIXES = (*IMAGE_SUFFIXES, ".xml", ".txt", ".json", ".cache")  # of files in a data set's folders
+_SUFFIXES = (*IMAGE_SUFFIXES, ".xml", ".txt", ".json", ".csv", ".cache")  # of files in a data set's folders
 
 
 @contextmanager

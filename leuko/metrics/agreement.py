@@ -9,6 +9,9 @@ import numpy as np
 
 from leuko.data.sample import Dataset
 
+NEAR = 0.1  # a score this close to the threshold is doubtful
+VOTE = 0.3  # the least score of a member's detection, as members' scores differ in scale
+
 
 @dataclass(frozen=True)
 class BlandAltman:
@@ -93,9 +96,9 @@ def to_refer(
     rows = []
     k = len(dataset.types)
     for i, (sample, found) in enumerate(zip(dataset.samples, predictions, strict=True)):
-        near = np.abs(found["scores"] - score) < 0.5 * score
-        by_score = float(1 - np.abs(found["scores"][near] - score).min() / (0.5 * score)) if near.any() else 0.0
-        votes = [np.bincount(m[i]["labels"][m[i]["scores"] >= score].astype(int), minlength=k) for m in members]
+        near = np.abs(found["scores"] - score) < NEAR
+        by_score = float(1 - np.abs(found["scores"][near] - score).min() / NEAR) if near.any() else 0.0
+        votes = [np.bincount(m[i]["labels"][m[i]["scores"] >= VOTE].astype(int), minlength=k) for m in members]
         spread = sum(v.max() - v.min() for v in np.array(votes).T) if len(votes) > 1 else 0
         doubt = max(by_score, spread / (spread + 1))
         if doubt > 0:

@@ -41,7 +41,7 @@ def precision_recall(curves: dict[str, Sequence[dict]], path: str | Path) -> Non
             panel.plot([r["recall"] for r in mine], [r["precision"] for r in mine], color=_model(i), label=label)
         label_axes(panel, "mean of IoU .50 to .95" if iou == "mean" else f"IoU {iou}", "recall", "precision")
         panel.set(xlim=(0, 1.01), ylim=(0, 1.02))
-        panel.legend(frameon=False, fontsize=7, loc="lower left", title="area", title_fontsize=7)
+        panel.legend(framealpha=0.85, edgecolor="none", fontsize=7, loc="lower left", title="area", title_fontsize=7)
     for panel in panels[len(ious) :]:
         panel.set_visible(False)
     save(figure, path)
@@ -62,7 +62,8 @@ def precision_recall_of_types(rows: Sequence[dict], types: Sequence[str], model:
             panel, f"{model}, {'mean of IoU .50 to .95' if iou == 'mean' else f'IoU {iou}'}", "recall", "precision"
         )
         panel.set(xlim=(0, 1.01), ylim=(0, 1.02))
-        panel.legend(frameon=False, fontsize=8, loc="lower left", title="type, AP", title_fontsize=8)
+        if panel.lines:
+            panel.legend(frameon=False, fontsize=8, loc="lower left", title="type, AP", title_fontsize=8)
     save(figure, path)
 
 

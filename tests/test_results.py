@@ -1,0 +1,330 @@
+"""The measures behind a validation's results: against the evaluator, brute force, the paper's counts, and textbooks."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import TYPES
+
+from leuko.data import source
+from leuko.data.sample import Dataset, Sample
+from leuko.metrics import agreement, bootstrap, calibration, coco, confusion, consensus, curves, factors, matching
+from leuko.report import results, run
+
+
+def drawn(rng: np.random.Generator, images: int, types: int, most: int = 12) -> tuple[Dataset, list[dict]]:
+    """Random cells and detections near them, with crowds, empty images, ties of scores, and types without truth."""
+    samples, predictions = [], []
+    for i in range(images):
+        n, d = int(rng.integers(0, 5)), int(rng.integers(0, most))
+        centre, side = rng.uniform(20, 80, (n, 2)), rng.uniform(5, 30, (n, 2))
+        boxes = np.hstack([centre - side / 2, centre + side / 2])
+        crowd = rng.random(n) < 0.15
+        group = f"g{i // 3}" if rng.random() < 0.5 else ""
+        labels = rng.integers(0, max(types - 1, 1), n)
+        samples.append(Sample(Path(f"{i}.png"), 100, 100, boxes, labels, i + 1, crowd, group=group))
+        near = boxes[rng.integers(0, n, d)] if n else np.tile([10.0, 10, 40, 40], (d, 1))
+        near = near + rng.normal(0, 2, (d, 4))
+        near[:, 2:] = np.maximum(near[:, 2:], near[:, :2] + 1)
+        score = np.sort(rng.choice(np.linspace(0.05, 1, 9), d))[::-1].astype(np.float32)
+        predictions.append({"boxes": near.astype(np.float32), "scores": score, "labels": rng.integers(0, types, d)})
+    return Dataset([f"t{k}" for k in range(types)], samples), predictions
+
+
+def test_matching_gives_what_the_evaluator_gives():
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        dataset, found = drawn(rng, int(rng.integers(1, 8)), int(rng.integers(1, 4)))
+        evaluation = coco.evaluate(dataset, found)
+        matches = matching.match(dataset, found)
+        for ap, ar in (matching.mean_precision(matches), matching.mean_precision([*map(matching.trimmed, matches)])):
+            ours = np.stack([ap.mean(1), ar.mean(1)], 1)
+            np.testing.assert_allclose(ours, [[t.AP, t.AR] for t in evaluation.per_class], atol=1e-12)
+
+
+def test_both_evaluators_agree_to_the_last_digit(monkeypatch):
+    """faster-coco-eval, where it is installed, and pycocotools, on random cases."""
+    pytest.importorskip("faster_coco_eval")
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    rng = np.random.default_rng(1)
+    cases = [drawn(rng, int(rng.integers(1, 5)), int(rng.integers(1, 4)), 8) for _ in range(1000)]
+    fast = [coco.evaluate(*case) for case in cases]
+    monkeypatch.setattr(coco, "_evaluator", lambda: (COCO, COCOeval))
+    for case, ours in zip(cases, fast, strict=True):
+        theirs = coco.evaluate(*case)
+        for name in ("mAP", "mAP50", "mAP75", "mAR"):
+            np.testing.assert_allclose(getattr(ours, name), getattr(theirs, name), atol=1e-12)
+
+
+def test_a_draw_counts_images_as_often_as_it_says():
+    """Against the evaluator on a data set in which the images really are there as often."""
+    rng = np.random.default_rng(2)
+    for seed in range(25):
+        dataset, found = drawn(rng, 7, 3)
+        for f in found:  # no ties, whose order among copies would be another
+            f["scores"] = np.sort(rng.random(len(f["scores"])))[::-1].astype(np.float32)
+        times = bootstrap.draws(dataset, 4, seed)
+        measured = bootstrap.measured(matching.match(dataset, found), times)
+        for row, (mAP, mAR) in zip(times, measured, strict=True):
+            again = [i for i, n in enumerate(row) for _ in range(n)]
+            copied = Dataset(dataset.types, [dataset.samples[i] for i in again])
+            evaluation = coco.evaluate(copied, [found[i] for i in again])
+            np.testing.assert_allclose((mAP, mAR), (evaluation.mAP, evaluation.mAR), atol=2e-6)
+        groups = {s.group: i for i, s in enumerate(dataset.samples) if s.group}
+        for i, s in enumerate(dataset.samples):  # groups are drawn whole
+            if s.group:
+                assert (times[:, i] == times[:, groups[s.group]]).all()
+
+
+def test_intervals_cover_and_differences_are_paired():
+    rng = np.random.default_rng(3)
+    one, other = rng.normal(0.5, 0.01, 1000), rng.normal(0.48, 0.01, 1000)
+    span = bootstrap.interval(0.5, one)
+    assert span.low < 0.5 < span.high and span.high - span.low == pytest.approx(4 * 0.01, rel=0.1)
+    gap, p = bootstrap.difference(one, one - 0.02, 0.02)
+    assert gap.low == pytest.approx(0.02) and gap.high == pytest.approx(0.02) and p == 0
+    assert bootstrap.difference(one, other[::-1], 0.0)[1] > 0 and bootstrap.difference(one, one, 0.0)[1] == 1
+
+
+def test_confusion_agrees_with_recall_and_counts_all():
+    rng = np.random.default_rng(4)
+    for _ in range(200):
+        dataset, found = drawn(rng, 5, 4)
+        pairings = confusion.pair_all(dataset, found, 0.5, 0.5)
+        counts = confusion.matrix(dataset, found, pairings)
+        assert (counts[:-1].sum(1) == dataset.counts()).all()
+        correct = confusion.correct_cells(dataset, found, pairings)
+        assert np.trace(counts[:-1, :-1]) == sum(
+            int(c[~s.crowd].sum()) for c, s in zip(correct, dataset.samples, strict=True)
+        )
+        for s, f, p in zip(dataset.samples, found, pairings, strict=True):
+            pairs = [(c, d) for c, d in enumerate(p.of_cell) if d >= 0]
+            assert len({d for _, d in pairs}) == len(pairs) and all(p.of_detection[d] == c for c, d in pairs)
+            assert all(matching.iou(f["boxes"][d][None], s.boxes[c][None])[0, 0] >= 0.5 for c, d in pairs)
+
+
+def test_another_type_is_a_confusion_and_not_a_miss():
+    cells = Sample(Path("a.png"), 100, 100, [[10, 10, 40, 40], [50, 50, 90, 90]], [0, 1], 1)
+    boxes = np.float32([[11, 10, 41, 40], [10, 11, 40, 41], [60, 5, 80, 25]])
+    found = {"boxes": boxes, "scores": np.float32([0.9, 0.6, 0.7]), "labels": np.array([1, 0, 1])}
+    dataset = Dataset(["NG", "BG"], [cells])
+    pairings = confusion.pair_all(dataset, [found])
+    # The surer detection says BG, but the other one is right: correct, and one too many.
+    assert confusion.matrix(dataset, [found], pairings).tolist() == [[1, 0, 0], [0, 0, 1], [0, 2, 0]]
+    alone = {key: value[:1] for key, value in found.items()}
+    assert confusion.matrix(dataset, [alone], confusion.pair_all(dataset, [alone])).tolist()[0] == [0, 1, 0]
+
+
+def test_factors_with_the_papers_counts():
+    """Li et al. 2022, Cascade R-CNN and the ensemble: overlapping, incomplete, over-stained, impurity."""
+    for hits, total, percent in ((25, 38, 65.79), (36, 38, 94.74), (84, 86, 97.67), (85, 86, 98.84)):
+        assert round(factors.rate("overlap", "cell accuracy", hits, total).percent, 2) == percent
+    box = [[10, 10, 40, 40]]
+    for hits, percent in ((412, 92.17), (426, 95.30)):
+        samples = [Sample(Path(f"{i}"), 90, 90, box, [0], i, factors=("overstained",)) for i in range(447)]
+        found = [_hit(i < hits) for i in range(447)]
+        rates = _rates(samples, found)
+        assert round(rates["overstained", "image accuracy"].percent, 2) == percent
+        assert rates["overstained", "cell accuracy"].hits == hits
+    for hits, percent in ((25, 65.79), (36, 94.74)):
+        samples = [Sample(Path(f"{i}"), 90, 90, box, [0], i, cell_factors=[("overlap",)]) for i in range(38)]
+        assert (
+            round(_rates(samples, [_hit(i < hits) for i in range(38)])["overlap", "cell accuracy"].percent, 2)
+            == percent
+        )
+    for hits, percent in ((14, 8.24), (6, 3.53)):
+        kinds = ("dust", "dye_residue", "cell_debris")
+        samples = [Sample(Path(f"{i}"), 90, 90, box, [0], i, factors=(kinds[i % 3],)) for i in range(170)]
+        rates = _rates(samples, [_hit(True, extra=i < hits) for i in range(170)])
+        assert round(rates["impurity", "impurity ratio"].percent, 2) == percent
+        assert rates["impurity", "impurity ratio"].total == 170 and rates["dust", "impurity ratio"].total == 57
+
+
+def _hit(right: bool, extra: bool = False) -> dict:
+    boxes = [[10, 10, 40, 40]] * right + [[60, 60, 80, 80]] * extra
+    n = len(boxes)
+    return {"boxes": np.float32(boxes).reshape(-1, 4), "scores": np.full(n, 0.9), "labels": np.zeros(n, int)}
+
+
+def _rates(samples: list[Sample], found: list[dict]) -> dict:
+    dataset = Dataset(["NG"], samples)
+    return {(r.factor, r.measure): r for r in factors.by_factor(dataset, found, confusion.pair_all(dataset, found))}
+
+
+def test_curves_end_in_the_evaluators_area():
+    rng = np.random.default_rng(5)
+    dataset, found = drawn(rng, 30, 3)
+    matches = matching.match(dataset, found)
+    rows = curves.precision_curves(matches, dataset.types)
+    area = np.mean([r["precision"] for r in rows if r["type"] == "all" and r["iou"] == "mean"])
+    assert area == pytest.approx(coco.evaluate(dataset, found).mAP)
+    curve = curves.score_curve(matches)
+    at = int(np.argmin(np.abs(curves.SCORES - 0.5)))
+    true = sum(int((m.true[0] & (m.score >= 0.5)).sum()) for m in matches)
+    assert curve.recall[at] == pytest.approx(true / dataset.counts().sum())
+    assert curve.best_f1 == pytest.approx(np.nanmax(curve.f1)) and 0 <= curve.best_score <= 1
+
+
+def test_calibration_is_found_again():
+    """Scores whose logits were stretched and moved are brought back, and the error goes."""
+    rng = np.random.default_rng(6)
+    honest = rng.uniform(0.02, 0.98, 20000)
+    true = rng.random(20000) < honest
+    bent = 1 / (1 + np.exp(-(2.0 * np.log(honest / (1 - honest)) - 0.7)))
+    scaling = calibration.fit(bent, true)
+    assert scaling.temperature == pytest.approx(2.0, rel=0.05) and scaling.shift == pytest.approx(0.35, abs=0.05)
+    before, after = calibration.reliability(bent, true).error, calibration.reliability(scaling(bent), true).error
+    assert before > 0.08 and after < 0.015
+    assert calibration.fit(bent[:3], true[:3]) == calibration.Scaling()
+    np.testing.assert_allclose(calibration.Scaling()(honest), honest, atol=1e-6)
+
+
+def test_agreement_by_the_textbook():
+    assert agreement.kappa(np.array([[20, 5, 9], [10, 15, 9], [9, 9, 0]])) == pytest.approx(0.4)  # the classic example
+    truth, found = np.array([[5, 5], [8, 2], [2, 8]]), np.array([[6, 4], [8, 2], [1, 9]])
+    counts = [agreement.GroupCount(str(i), 1, t, f, 0.9) for i, (t, f) in enumerate(zip(truth, found, strict=True))]
+    first = agreement.bland_altman(counts, ["NG", "BG"])[0]
+    difference = np.array([10.0, 0, -10])
+    assert first.bias == pytest.approx(0) and first.high == pytest.approx(1.96 * difference.std(ddof=1))
+    assert first.correlation == pytest.approx(np.corrcoef([50, 80, 20], [60, 80, 10])[0, 1])
+
+
+def planted() -> tuple[Dataset, list[list[dict]]]:
+    """Three models who agree with each other and not with three labels: a wrong type, a missing label, an empty one."""
+    boxes = [[10, 10, 40, 40], [50, 10, 80, 40]]
+    samples = [Sample(Path(f"{i}.png"), 100, 100, boxes, [0, 1], i + 1) for i in range(3)]
+    good = {"boxes": np.float32(boxes), "scores": np.float32([0.9, 0.8]), "labels": np.array([0, 1])}
+    wrong_type = {**good, "labels": np.array([1, 1])}
+    extra = {key: np.concatenate([v, v[:1]]) for key, v in good.items()}
+    extra["boxes"] = np.float32([*boxes, [60, 60, 95, 95]])
+    missed = {key: v[:1] for key, v in good.items()}
+    return Dataset(["NG", "BG"], samples), [
+        [wrong_type, extra, missed],
+        [wrong_type, extra, missed],
+        [good, extra, missed],
+    ]
+
+
+def test_consensus_errors_are_found():
+    dataset, members = planted()
+    found = consensus.suspects(dataset, members, ["a", "b", "c"])
+    assert {(s.image, s.kind, s.cell, s.label, s.says) for s in found} == {
+        (0, "type", 0, "NG", "BG"),
+        (1, "unlabelled", -1, "", "NG"),
+        (2, "missed", 1, "BG", ""),
+    }
+    assert [s.sure for s in found] == sorted((s.sure for s in found), reverse=True)
+    assert not [s for s in consensus.suspects(dataset, members, ["a", "b", "c"], at_least=3) if s.kind == "type"]
+
+
+# ---------------------------------------------------------------------- as files
+
+
+def predictions_of(dataset: Dataset, rng: np.random.Generator, miss: float = 0.1) -> list[dict]:
+    found = []
+    for s in dataset.samples:
+        kept = rng.random(len(s.boxes)) > miss
+        n = int(kept.sum())
+        boxes = (s.boxes[kept] + rng.normal(0, 1, (n, 4))).astype(np.float32)
+        scores = np.sort(rng.uniform(0.3, 1, n))[::-1].astype(np.float32)
+        found.append({"boxes": boxes, "scores": scores, "labels": s.labels[kept]})
+    return found
+
+
+def test_all_results_are_written_and_reported(data, tmp_path, leuko, no_plots):
+    dataset = source.load(data, "train")
+    for i, s in enumerate(dataset.samples):
+        s.factors, s.group = (("dust",) if i % 2 else ()), f"smear {i % 3}"
+    rng = np.random.default_rng(7)
+    models = []
+    for name in ("a", "b <i>", "ensemble"):
+        found = predictions_of(dataset, rng)
+        models.append(results.Measured(name, found, coco.evaluate(dataset, found), {"parameters": 5}))
+    told = results.write(tmp_path, dataset, models, draws=50)
+    assert any("95 %" in line for line in told) and any("kappa" in line for line in told)
+    with open(tmp_path / "confusion.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["truth"] for row in rows] == [*TYPES, "extra"]
+    assert [sum(int(row[k]) for k in [*TYPES, "missed"]) for row in rows[:-1]] == dataset.counts().tolist()
+    names = [
+        "precision_recall",
+        "scores",
+        "confusion",
+        "factors",
+        "differential",
+        "refer",
+        "intervals",
+        "differences",
+        "cost",
+    ]
+    assert all((tmp_path / f"{name}.csv").is_file() for name in names)
+    assert {"calibration.json", "agreement.json", "consensus.json"} <= {p.name for p in tmp_path.iterdir()}
+    run.write_evaluation(tmp_path, models[-1].evaluation, [], model="ensemble", data=str(data))
+    assert leuko("report", tmp_path).code == 0
+    text = (tmp_path / "report.html").read_text()
+    assert "Is it better" in text and "<script" not in text and not re.search(r'(src|href)="(?!data:)', text)
+    (tmp_path / "other").mkdir()
+    run.write_evaluation(tmp_path / "other", models[0].evaluation, [], model="<b>", data=str(data))
+    assert leuko("report", tmp_path, tmp_path / "other", "--out", tmp_path / "both.html").code == 0
+    assert "2 runs compared" in (tmp_path / "both.html").read_text()
+    leuko("report", tmp_path / "none").refused("metrics.json", "no such file")
+
+
+def test_results_of_nothing(data, tmp_path, no_plots):
+    """No detections at all, no truth at all, a hundred thousand detections on one image: numbers or nan, no error."""
+    dataset = source.load(data, "test")
+    none = [{"boxes": np.zeros((0, 4), np.float32), "scores": np.zeros(0), "labels": np.zeros(0, int)}] * len(dataset)
+    results.write(tmp_path, dataset, [results.Measured("none", none, coco.evaluate(dataset, none))], draws=20)
+    rng = np.random.default_rng(8)
+    corner = rng.uniform(0, 60, (100_000, 2))
+    boxes = np.hstack([corner, corner + rng.uniform(2, 20, (100_000, 2))]).astype(np.float32)
+    many = {"boxes": boxes, "scores": rng.random(100_000), "labels": rng.integers(0, 5, 100_000)}
+    found = [many, *none[1:]]
+    pairings = confusion.pair_all(dataset, found, score=0.99)
+    assert (confusion.matrix(dataset, found, pairings)[:-1].sum(1) == dataset.counts()).all()
+    assert len(matching.match(dataset, found)[0].score) == 100
+    empty = Dataset(dataset.types, [Sample(s.image, s.width, s.height, [], [], s.id) for s in dataset.samples])
+    results.write(tmp_path, empty, [results.Measured("none", none, coco.evaluate(empty, none))], draws=20)
+    assert "nan" not in (tmp_path / "intervals.csv").read_text()
+
+
+def test_a_review_changes_labels_and_keeps_the_old_ones(data, tmp_path, leuko):
+    dataset = source.load(data, "train")
+    first = next(s for s in dataset.samples if len(s.boxes))
+    about = {"image": str(first.image), "box": [1.0, 2, 30, 40]}
+    label = dataset.types[first.labels[0]]
+    other = next(t for t in dataset.types if t != label)
+    review = tmp_path / "consensus.json"
+
+    def write(*suspects: dict) -> None:
+        review.write_text(json.dumps({"suspects": [{**about, **s} for s in suspects]}))
+
+    changed = {"kind": "type", "cell": 0, "label": label, "says": other, "verdict": "accept"}
+    added = {"kind": "unlabelled", "cell": -1, "label": "", "says": "M", "verdict": "L"}
+    left = {"kind": "missed", "cell": 0, "label": label, "says": "", "verdict": "keep"}
+    write(changed, added, left)
+    result = leuko("data", "apply-review", data, review, tmp_path / "new")
+    assert result.code == 0 and "2 labels changed" in result.out, result.err
+    after = next(s for s in source.load(tmp_path / "new", "train").samples if s.id == first.id)
+    assert dataset.types[after.labels[0]] == other and after.attributes[0]["label_before"] == label
+    assert len(after.boxes) == len(first.boxes) + 1 and dataset.types[after.labels[-1]] == "L"
+    assert (tmp_path / "new/reviewed.csv").read_text().count("\n") == 3
+    write({**left, "verdict": "accept"})
+    assert leuko("data", "apply-review", data, review, tmp_path / "new", "--force").code == 0
+    gone = next(s for s in source.load(tmp_path / "new", "train").samples if s.id == first.id)
+    assert len(gone.boxes) == len(first.boxes) - 1
+    write({**changed, "verdict": "acept"})
+    leuko("data", "apply-review", data, review, tmp_path / "x").refused("acept", "accept")
+    write({**changed, "label": other})
+    leuko("data", "apply-review", data, review, tmp_path / "x").refused("cell 0", "validate the data anew")
+    write({**changed, "image": "lost.png"})
+    leuko("data", "apply-review", data, review, tmp_path / "x").refused("lost.png", "not in")
+    review.write_text("{}")
+    leuko("data", "apply-review", data, review, tmp_path / "x").refused("consensus.json", "no review")
