@@ -38,7 +38,7 @@ def _synth_arguments(parser: argparse.ArgumentParser) -> None:
         default="demo",
         help="demo, or paper: images and cells a type and split as in Li et al. 2022, factors tagged [demo]",
     )
-    parser.add_argument("--images", metavar="N", type=int, default=0, help="images in all [200, or the paper's 6273]")
+    parser.add_argument("--images", metavar="N", type=int, help="images in all [200, or the paper's 6273]")
     parser.add_argument("--size", metavar="PX", type=int, default=320, help="side of an image in pixels [320]")
     parser.add_argument("--format", default="coco", help=f"{', '.join(FORMATS)} [coco]")
     parser.add_argument("--seed", metavar="N", type=int, default=0, help="all pixels and boxes follow from it [0]")

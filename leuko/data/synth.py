@@ -45,7 +45,7 @@ _CELLS_A_FIELD = (0.24, 0.30, 0.24, 0.14, 0.08)  # share of the fields with 1, 2
 
 def synth(
     dst: str | Path,
-    images: int = 0,
+    images: int | None = None,
     size: int = 320,
     format: str = "coco",
     seed: int = 0,
@@ -60,7 +60,7 @@ def synth(
 
     Args:
         dst: the folder to make. It appears when all is done, or not at all.
-        images: how many; 0: 200, or the paper's 6,273. With the preset ``paper`` another number scales its table.
+        images: how many; by default 200, or the paper's 6,273. With the preset ``paper`` another number scales its table.
         size: their side in pixels, 64 to 8192.
         format: ``coco``, ``voc`` or ``yolo``.
         seed: image ``i`` of a seed is always the same, whatever the other arguments but ``size`` and the workers.
@@ -80,7 +80,8 @@ def synth(
     """
     if preset not in ("demo", "paper"):
         raise LeukoError(f'preset "{preset}" is unknown{nearest(preset, ("demo", "paper"))}; use demo or paper')
-    images = images or (200 if preset == "demo" else sum(n for types in PAPER.values() for n, _ in types.values()))
+    if images is None:
+        images = 200 if preset == "demo" else sum(n for types in PAPER.values() for n, _ in types.values())
     made.check(images, size, format, seed, val, test)
     if preset == "paper":
         plan = _plan(images, seed)
