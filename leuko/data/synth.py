@@ -60,7 +60,8 @@ def synth(
 
     Args:
         dst: the folder to make. It appears when all is done, or not at all.
-        images: how many; by default 200, or the paper's 6,273. With the preset ``paper`` another number scales its table.
+        images: how many; by default 200, or the paper's 6,273. With the preset ``paper`` another number scales its
+            table.
         size: their side in pixels, 64 to 8192.
         format: ``coco``, ``voc`` or ``yolo``.
         seed: image ``i`` of a seed is always the same, whatever the other arguments but ``size`` and the workers.

@@ -32,6 +32,7 @@ th:first-child, td:first-child { text-align: left }
 .text td { text-align: left; white-space: normal; overflow-wrap: anywhere }
 figure { display: inline-block; margin: .4rem .6rem .4rem 0; vertical-align: top }
 figure img, p img { max-width: 100%; border-radius: 3px }
+.plot figure { display: block; min-width: 720px }
 figcaption { font-size: .8rem; max-width: 180px; overflow-wrap: anywhere }
 details { background: var(--soft); padding: .5rem 1rem; border-radius: 5px; margin: .5rem 0 }
 li { overflow-wrap: anywhere }

@@ -44,6 +44,7 @@ TABLES = (
 )
 ROWS = 20  # of a table that are shown
 WIDEST = 1600  # pixels of a picture
+WIDE = 800  # pixels beyond which a picture is scrolled on a narrow screen instead of shrunk
 
 
 def build(folder: str | Path) -> str:
@@ -141,7 +142,8 @@ def _picture(path: Path, title: str) -> str:
     if image.shape[1] > WIDEST:
         height = round(image.shape[0] * WIDEST / image.shape[1])
         image = cv2.resize(image, (WIDEST, height), interpolation=cv2.INTER_AREA)
-    return figure(image[:, :, ::-1], alt=title, lossless=path.suffix == ".png")
+    shown = figure(image[:, :, ::-1], alt=title, lossless=path.suffix == ".png")
+    return f'<div class="wide plot">{shown}</div>' if image.shape[1] > WIDE else shown
 
 
 def _rows(path: Path) -> list[dict]:
