@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 
@@ -76,7 +76,18 @@ def check(src: str | Path, pixels: bool = True, progress: bool = False) -> tuple
     findings += _orphans(found, datasets)
     if pixels:
         findings += _pixels(datasets, progress)
-    return datasets, sorted(dict.fromkeys(findings), key=lambda f: (LEVELS.index(f.level), f.kind))
+    return datasets, sorted(_merged(findings), key=lambda f: (LEVELS.index(f.level), f.kind))
+
+
+def _merged(findings: Iterable[Finding]) -> list[Finding]:
+    """Each finding once, with all the splits (train and trainval, say) that it stands in."""
+    merged: dict[tuple, Finding] = {}
+    for finding in findings:
+        key = (finding.level, finding.kind, finding.text)
+        if key in merged and finding.split not in merged[key].split.split(", "):
+            finding = replace(finding, split=f"{merged[key].split}, {finding.split}")
+        merged[key] = finding
+    return list(merged.values())
 
 
 def _cells(split: str, dataset: Dataset) -> Iterator[Finding]:

@@ -40,6 +40,10 @@ class BoxConvs(nn.Sequential):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            elif isinstance(module, Bottleneck):
+                # Each block begins as the identity (Goyal et al. 2017, 5.1). Else the features add up over the blocks,
+                # and the box layer on them swings at the R-CNNs' learning rate.
+                nn.init.zeros_(module.bn3.weight)
 
 
 class BoxHead(nn.Module):
