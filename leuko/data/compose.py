@@ -22,6 +22,7 @@ ALIKE = 0.4  # share of the donors, those of the nearest stain, that a field's c
 LEAST_ALIKE = 6
 LOOKALIKES = (0.65, 0.25, 0.1)  # share of the fields with none, one, two of them
 CROWDING = (0.12, 0.6)
+CUT = 0.95  # of a cell in the field, below which it is tagged as incomplete
 
 
 @dataclass(frozen=True)
@@ -158,4 +159,5 @@ def _field(
     lookalikes = [draw(shelf.lookalikes) for _ in range(number)]
     others = [piece for donor in _alike(shelf.others, reference.tint) for piece in donor.others]
     field = slide.compose(rng, size, wanted, lookalikes, others, reference.white, rng.uniform(*CROWDING))
-    return made.Picture(field.image, field.boxes, labels[field.laid])
+    tags: list[tuple[str, ...]] = [("incomplete",) if share < CUT else () for share in field.visible]
+    return made.Picture(field.image, field.boxes, labels[field.laid], tags)

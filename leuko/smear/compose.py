@@ -50,11 +50,13 @@ class Donor:
 @dataclass(frozen=True)
 class Composed:
     """A composed field: ``image`` [S, S, 3] uint8 RGB, ``boxes`` [N, 4] float32 xyxy, tight around the cells, ``laid``
-    [N] which of the cells asked for they are (one without room is left out)."""
+    [N] which of the cells asked for they are (one without room is left out), ``visible`` [N] 0..1 how much of each
+    lies in the field."""
 
     image: np.ndarray
     boxes: np.ndarray
     laid: np.ndarray
+    visible: np.ndarray
 
 
 def take_apart(image: np.ndarray) -> Donor:
@@ -124,7 +126,7 @@ def compose(
     light = np.ones((side, side, 3), dtype=np.float32)
     taken = np.zeros((side, side), dtype=bool)
     nuclei: list[tuple[Piece, int, int]] = []
-    boxes, laid = [], []
+    boxes, laid, visible = [], [], []
     for number, piece in enumerate([*cells, *lookalikes]):
         piece = piece.turned(int(rng.integers(4)), bool(rng.integers(2)))
         spot = _free_spot(rng, taken, piece, margin=0 if rng.random() < 0.9 else -0.35)
@@ -135,6 +137,7 @@ def compose(
         if number < len(cells) and here.any():
             boxes.append(box_of(here))
             laid.append(number)
+            visible.append(here.sum() / (piece.cover > 127).sum())
     near = cv2.dilate(taken.astype(np.uint8), np.ones((7, 7), np.uint8)) > 0
     _lay_red_cells(rng, light, near, others, crowding)
     for piece, x, y in nuclei:
@@ -142,7 +145,8 @@ def compose(
     picture = light * white * _uneven(rng, side)[:, :, None]
     picture += rng.normal(0, 1.1, picture.shape[:2])[:, :, None]
     image = np.clip(picture + 0.5, 0, 255).astype(np.uint8)
-    return Composed(image, np.reshape(boxes, (-1, 4)).astype(np.float32), np.array(laid, dtype=int))
+    there = np.reshape(boxes, (-1, 4)).astype(np.float32)
+    return Composed(image, there, np.array(laid, dtype=int), np.array(visible))
 
 
 def _lay_red_cells(
