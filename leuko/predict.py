@@ -64,7 +64,11 @@ def predict(options: PredictOptions) -> Path:
         found = find_cells(members, image, types, device, fusion, options.calibrated)
         found = above(found, options.threshold)
         if options.originals:
-            path, image, found = on_original(originals[path], image, found)
+            try:
+                path, image, found = on_original(originals[path], image, found)
+            except LeukoError as e:
+                unreadable.append(str(e))
+                continue
         kept[path] = found
         cells += listed(path, found, types)
         drawn = plots.draw_cells(image, found["boxes"], found["labels"], types, found["scores"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
@@ -54,6 +54,7 @@ def val(options: ValOptions) -> Path:
     Raises LeukoError for what the user can mend.
     """
     options.check()
+    factors = chosen(options.factors) if options.factors else []
     device = choose_device(options.device)
     dataset = source.load(options.data, split_of(options))
     if not options.allow_leaks:
@@ -91,8 +92,8 @@ def val(options: ValOptions) -> Path:
     folder = run.new_run(options.save, options.name or ("ensemble" if len(members) > 1 else members[0].name))
     write(folder, options, dataset, found, rows, fusion)
     told = results_of(folder, dataset, models, options.draws)
-    if options.factors:
-        sweep(folder, members[0], dataset, models[0].evaluation.mAP, options, device)
+    if factors:
+        sweep(folder, members[0], dataset, models[0].evaluation.mAP, product(factors, options.severities), device)
     run.write_text(folder / "report.html", page.build(folder))
     if tried:
         run.write_csv(folder / "tuning.csv", tried)
@@ -141,11 +142,16 @@ def calibrate(members: Sequence[Member], options: ValOptions, device: torch.devi
 
 
 def sweep(
-    folder: Path, member: Member, dataset: Dataset, without: float, options: ValOptions, device: torch.device
+    folder: Path,
+    member: Member,
+    dataset: Dataset,
+    without: float,
+    wanted: Iterable[tuple[str, int]],
+    device: torch.device,
 ) -> None:
     """mAP with each factor on the images, at each severity: ``severity.csv`` and its picture."""
-    rows = [{"factor": "", "severity": 0, "mAP": without}]
-    for name, severity in product(chosen(options.factors), options.severities):
+    rows = [{"model": member.name, "factor": "", "severity": 0, "mAP": without}]
+    for name, severity in wanted:
         samples, found = [], []
         for i, sample in enumerate(tqdm(dataset.samples, f"{name} {severity}", unit="image", leave=False)):
             image, changed = marked(sample, read_image(sample.image), name, severity, np.random.default_rng(i))
@@ -153,7 +159,7 @@ def sweep(
             found += member.relabel(detect(member.model, [pixels], device), dataset.types)
             samples.append(replace(changed, width=image.shape[1], height=image.shape[0]))
         mAP = coco.evaluate(replace(dataset, samples=samples), found).mAP
-        rows.append({"factor": name, "severity": severity, "mAP": mAP})
+        rows.append({"model": member.name, "factor": name, "severity": severity, "mAP": mAP})
     run.write_csv(folder / "severity.csv", rows)
     figures.severity(rows, member.name, folder / "severity.png")
 

@@ -143,6 +143,8 @@ def test_every_transform_has_a_default_and_runs(data):
         ([{"factor": {"p": 1, "names": "dusty"}}], ("factor", '"dusty"', "dust")),
         ([{"factor": {"p": 1, "severity": [1, 9]}}], ("factor", "severity", "1 to 5")),
         ([{"blur": {"p": 1, "sigma": "x"}}], ("blur", "sigma", "'x'")),
+        ([{"erase": {"p": 1, "side": 5}}], ("erase", "side", "from 0 to 1")),
+        ([{"jpeg": {"p": 1, "quality": [50, 500]}}], ("jpeg", "quality", "500", "100")),
         (["noise"], ("transform 1", "'noise'", "PROBABILITY")),
         ({"noise": 1}, ("augment", "no list")),
     ],

@@ -174,6 +174,14 @@ def test_all_errors_are_told_at_once_and_written(healthy, tmp_path, leuko):
     leuko("data", "check", tmp_path / "none").refused("none", "no such")
 
 
+def test_splits_of_other_classes_are_examined(healthy, tmp_path, leuko):
+    folder = tmp_path / "data"
+    shutil.copytree(healthy, folder)
+    edit(folder, "test", _new_class)
+    assert leuko("data", "check", folder, "--save", tmp_path / "runs").code == 0
+    assert (tmp_path / "runs/data/report.html").is_file()
+
+
 def test_labels_without_an_image_are_found(tmp_path, pictures):
     samples = [Sample(p, 97, 61, [[5, 5, 30 + i, 40]], [i % 2], i + 1) for i, p in enumerate(pictures)]
     yolo.write(Dataset(["NG", "BG"], samples), tmp_path, "train")

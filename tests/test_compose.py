@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import cv2
 import numpy as np
 import pytest
+from conftest import untrained
 
 from leuko.cells import TYPES
-from leuko.data import source
+from leuko.data import coco, source
 from leuko.data.images import read_image
 from leuko.data.resize import resize
+from leuko.data.sample import Dataset, Sample
 from leuko.data.side import original_of
 from leuko.smear import compose
 from leuko.smear.cutout import box_of, cell_mask
@@ -127,3 +130,42 @@ def test_a_jpeg_is_decoded_smaller_where_that_is_enough(tmp_path):
         assert image.shape[:2] == (640 // part, 800 // part)
         exact = cv2.resize(field, image.shape[1::-1], interpolation=cv2.INTER_AREA)
         assert np.abs(image.astype(int) - exact).mean() < 2.5
+
+
+def test_what_is_made_anew_loses_no_label_in_silence(tmp_path, leuko):
+    """An image that two splits label differently keeps both; a cell that shrinks to a pixel is told; crowds stay."""
+    picture = tmp_path / "a.png"
+    cv2.imwrite(str(picture), render(np.random.default_rng(0), 96, 96, ["NG"]).image)
+    boxes = [[5, 5, 40, 40], [50, 50, 51.4, 80], [60, 10, 90, 30]]
+    crowd = np.array([False, False, True])
+    whole = Dataset(CODES, [Sample(picture, 96, 96, boxes, [0, 1, 2], 1, crowd)])
+    part = Dataset(CODES, [Sample(picture, 96, 96, boxes[:1], [4], 1)])
+    for split, dataset in (("train", whole), ("val", part)):
+        coco.write(dataset, tmp_path / "data", split)
+    result = leuko("data", "resize", tmp_path / "data", tmp_path / "mini", "--size", 64)
+    assert result.code == 0 and "1 flaws mended" in result.out
+    train, val = (source.load(tmp_path / "mini", split).samples[0] for split in ("train", "val"))
+    assert train.labels.tolist() == [0, 2] and train.crowd.tolist() == [False, True] and val.labels.tolist() == [4]
+    assert leuko("data", "factors", tmp_path / "data", tmp_path / "f", "--factor", "overlap").code == 0
+    marked = source.load(tmp_path / "f", "train").samples[0]
+    assert marked.cell_factors == [("overlap",), ("overlap",), ()]
+    leuko("data", "factors", tmp_path / "data", tmp_path / "g", "--factor", "dust", "--seed", -1).refused("--seed -1")
+    leuko("data", "synth", tmp_path / "g", "--workers", -1).refused("workers -1")
+    empty = Dataset(CODES, [Sample(picture, 96, 96, [], [], 1)])
+    coco.write(empty, tmp_path / "empty", "train")
+    assert leuko("data", "factors", tmp_path / "empty", tmp_path / "h", "--factor", "overlap").code == 0
+
+
+def test_one_broken_original_stops_nothing(data, tmp_path, leuko, no_plots):
+    shutil.copytree(data, tmp_path / "data")
+    leuko("data", "resize", tmp_path / "data", tmp_path / "mini", "--size", 64)
+    victim = tmp_path / "data/images/000003.jpg"
+    content = victim.read_bytes()
+    victim.unlink()
+    victim.write_bytes(content[: len(content) // 2])
+    weights = untrained(tmp_path / "weights.safetensors", CODES)
+    words = ["predict", "--weights", weights, "--save", tmp_path / "runs", "--originals", "--source"]
+    result = leuko(*words, tmp_path / "mini/images")
+    assert result.code == 0 and "truncated" in result.err, result.err
+    assert (tmp_path / "runs/weights/cells.json").is_file()
+    leuko(*words, data / "images").refused("no original is noted")

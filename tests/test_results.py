@@ -275,6 +275,10 @@ def test_all_results_are_written_and_reported(data, tmp_path, leuko, no_plots):
     assert leuko("report", tmp_path, tmp_path / "other", "--out", tmp_path / "both.html").code == 0
     assert "2 runs compared" in (tmp_path / "both.html").read_text()
     leuko("report", tmp_path / "none").refused("metrics.json", "no such file")
+    (tmp_path / "other/refer.csv").write_text("image,group\na/b.png,nan\n")
+    assert leuko("report", tmp_path / "other").code == 0
+    (tmp_path / "other/metrics.json").write_text('{"images": "x", "cells": 1, "per_class": []}')
+    leuko("report", tmp_path / "other").refused("other", "broken", "validate anew")
 
 
 def test_results_of_nothing(data, tmp_path, no_plots):
@@ -326,5 +330,9 @@ def test_a_review_changes_labels_and_keeps_the_old_ones(data, tmp_path, leuko):
     leuko("data", "apply-review", data, review, tmp_path / "x").refused("cell 0", "validate the data anew")
     write({**changed, "image": "lost.png"})
     leuko("data", "apply-review", data, review, tmp_path / "x").refused("lost.png", "not in")
+    write({**changed, "says": "Q"})
+    leuko("data", "apply-review", data, review, tmp_path / "x").refused('"Q"', "not among")
+    write({**changed, "box": ["a", 1, 2, 3]})
+    leuko("data", "apply-review", data, review, tmp_path / "x").refused("suspect 1", "verdict only")
     review.write_text("{}")
     leuko("data", "apply-review", data, review, tmp_path / "x").refused("consensus.json", "no review")

@@ -66,6 +66,12 @@ PRESETS: dict[str, list[dict]] = {
 """Lists by name."""
 
 
+_MOST = {"side": 1, "visible": 1, "share": 1, "quality": 100, "scale": 20, "degrees": 180, "patches": 100, "cells": 20}
+_MOST |= {"brightness": 1, "contrast": 1, "saturation": 1, "gain": 1, "deviation": 255, "sigma": 10, "radius": 10}
+_MOST |= {"amount": 2, "strength": 2, "spectrum": 1, "light": 1, "power": 10}
+_LEAST = {"patches": 1, "cells": 1, "quality": 1, "scale": 0.05, "power": 0.05}
+
+
 class Step(NamedTuple):
     """A transform by its name in ``TRANSFORMS``, and its probability."""
 
@@ -116,6 +122,10 @@ def _step(entry: object, where: str) -> Step:
             has = ", ".join(("p", *known))
             raise LeukoError(f'{where}: {name}: unknown option "{key}"{nearest(str(key), known)} (it has {has})')
         options[key] = _value(value, known[key], f"{where}: {name}: {key}")
+        for number in options[key] if isinstance(options[key], tuple) else [options[key]]:
+            least, most = _LEAST.get(key, 0), _MOST.get(key, float("inf"))
+            if not isinstance(number, str) and not least <= number <= most:
+                raise LeukoError(f"{where}: {name}: {key}: {number:g} is not from {least:g} to {most:g}")
     try:
         return Step(float(p), name, TRANSFORMS[name](**options))
     except ValueError as error:

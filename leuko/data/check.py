@@ -224,7 +224,9 @@ def _twice(one: tuple[Sample, list[str]], other: tuple[Sample, list[str]], kind:
     """Two images that are the same: worth a look in one split, a leak across two."""
     (a, in_a), (b, in_b) = one, other
     across = sorted({x for x in in_a for y in in_b if x != y} | {y for x in in_a for y in in_b if x != y})
-    labels = "" if np.array_equal(a.labels, b.labels) else ", with other labels"
+    cells = [sorted(zip(s.labels.tolist(), s.boxes.round().tolist(), strict=True)) for s in (a, b)]
+    same = cells[0] == cells[1] if kind == "duplicate" else [c[0] for c in cells[0]] == [c[0] for c in cells[1]]
+    labels = "" if same else ", with other labels"
     images = (a.image, b.image)
     if across:
         text = f"{b.image} ({in_b[0]}) {says} {a.image} ({in_a[0]}){labels}; both are used, what is measured is memory"

@@ -74,7 +74,7 @@ def compose(
     Raises:
         LeukoError: an argument is out of range, there are too few donors, ``dst`` exists, or it cannot be written.
     """
-    made.check(images, size, format, seed, val, test)
+    made.check(images, size, format, seed, val, test, workers)
     if not 1 <= least <= most <= 50:
         raise LeukoError(f"cells {least}-{most}: give the least and the most leukocytes a field, such as 1-6")
     splits = made.shares(images, val, test)

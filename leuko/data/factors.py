@@ -45,6 +45,8 @@ def put_on(
     names = chosen(factor)
     if severity not in SEVERITIES:
         raise LeukoError(f"--severity {severity}: give 1 to 5")
+    if seed < 0:
+        raise LeukoError(f"--seed {seed}: give 0 or more")
 
     def change(sample: Sample, number: int) -> tuple[np.ndarray, Sample]:
         rng = np.random.default_rng([seed, number])
@@ -58,7 +60,7 @@ def chosen(factor: str) -> list[str]:
     names = list(FACTORS) if factor == "all" else [name.strip() for name in factor.split(",")]
     for name in names:
         if name not in FACTORS:
-            raise LeukoError(f'--factor: "{name}" is none{nearest(name, FACTORS)} (there are: {", ".join(FACTORS)})')
+            raise LeukoError(f'factor "{name}" is unknown{nearest(name, FACTORS)} (there are: {", ".join(FACTORS)})')
     return names
 
 
@@ -68,7 +70,7 @@ def marked(
     """A sample and its image with a factor on it."""
     put_there = put(name, rng, image, sample.boxes, severity)
     tags = [
-        (*dict.fromkeys((*sample.cell_factors[i], name)),) if on else sample.cell_factors[i]
+        (*dict.fromkeys((*sample.cell_factors[i], name)),) if on and not sample.crowd[i] else sample.cell_factors[i]
         for i, on in zip(put_there.kept, put_there.marked, strict=True)
     ]
     return put_there.image, replace(

@@ -14,9 +14,10 @@ import numpy as np
 from tqdm import tqdm
 
 from leuko.data import coco, source, voc, yolo
+from leuko.data.assemble import MIN_SIDE
 from leuko.data.convert import check_apart, check_names, list_flaws, load_all
 from leuko.data.folder import building
-from leuko.data.sample import Dataset, Sample
+from leuko.data.sample import Dataset, Flaw, Sample
 from leuko.errors import LeukoError, nearest
 
 Writer = Callable[[Dataset, Path, str], None]
@@ -47,7 +48,7 @@ Draw = Callable[[str, int], Picture]
 """Draws picture ``number`` (of all splits together) of a split."""
 
 
-def check(images: int, size: int, format: str, seed: int, val: float, test: float) -> None:
+def check(images: int, size: int, format: str, seed: int, val: float, test: float, workers: int = 0) -> None:
     """Raise LeukoError naming the argument whose value cannot be used."""
     if format not in FORMATS:
         raise LeukoError(f'format "{format}" is unknown{nearest(format, FORMATS)}; use {", ".join(FORMATS)}')
@@ -55,8 +56,9 @@ def check(images: int, size: int, format: str, seed: int, val: float, test: floa
         raise LeukoError(f"images {images}: give at least 1")
     if not MIN_SIZE <= size <= MAX_SIZE:
         raise LeukoError(f"size {size}: give {MIN_SIZE} to {MAX_SIZE} pixels")
-    if seed < 0:
-        raise LeukoError(f"seed {seed}: give 0 or more")
+    for name, value in (("seed", seed), ("workers", workers)):
+        if value < 0:
+            raise LeukoError(f"{name} {value}: give 0 or more")
     if not (val >= 0 and test >= 0 and val + test < 1):
         raise LeukoError(f"val {val} and test {test}: give shares of at least 0 that leave some images for training")
 
@@ -138,7 +140,9 @@ def remake(
 ) -> dict[str, Dataset]:
     """Write a data set with every image changed, in its own format, and return it as it reads back.
 
-    JPEGs become JPEGs, all else PNGs, under their old names. An image that stands in several splits is changed once.
+    JPEGs become JPEGs, all else PNGs, under their old names. An image that stands in several splits with the same
+    labels is changed once; with other labels it becomes two. A cell that shrinks to a pixel is dropped, and listed in
+    ``flaws.txt``.
     ``finish`` is called with the new folder and what was read before it takes its place. Raises LeukoError.
     """
     form = source.find(src).format
@@ -147,10 +151,12 @@ def remake(
     check_apart(src, dst, datasets)
     with building(dst, force) as folder:
         made = folder / "made"
-        unique = {s.image.resolve(): s for dataset in datasets.values() for s in dataset.samples}
+        unique = {_content(s): s for dataset in datasets.values() for s in dataset.samples}
+        lost: list[Flaw] = []
 
         def job(number: int, sample: Sample) -> Sample:
             image, changed = change(sample, number)
+            changed = _without_small(changed, lost)
             home = made / f"{number}"  # a folder each, since names may be the same
             home.mkdir(parents=True)
             is_jpeg = sample.image.suffix.lower() in (".jpg", ".jpeg")
@@ -167,12 +173,36 @@ def remake(
                 raise
         new = dict(zip(unique, done, strict=True))
         for split, dataset in datasets.items():
-            samples = [replace(new[s.image.resolve()], id=s.id) for s in dataset.samples]
+            samples = [replace(new[_content(s)], id=s.id) for s in dataset.samples]
             FORMATS[form][0](replace(dataset, samples=samples), folder, split)
         shutil.rmtree(made)
-        list_flaws(folder, datasets)
+        first = next(iter(datasets))
+        list_flaws(folder, {**datasets, first: replace(datasets[first], flaws=[*datasets[first].flaws, *lost])})
         finish(folder, datasets)
     return load_all(dst)
+
+
+def _content(sample: Sample) -> tuple:
+    """An image with its labels."""
+    return sample.image.resolve(), sample.boxes.tobytes(), sample.labels.tobytes(), sample.crowd.tobytes()
+
+
+def _without_small(sample: Sample, lost: list[Flaw]) -> Sample:
+    """The sample without cells that are too small to be read back, which are added to ``lost``."""
+    kept = np.flatnonzero((sample.boxes[:, 2:] - sample.boxes[:, :2] > MIN_SIDE).all(1))
+    if len(kept) == len(sample.boxes):
+        return sample
+    for i in sorted(set(range(len(sample.boxes))) - set(kept.tolist())):
+        problem = f"is at most {MIN_SIDE:g} px wide or high after the change"
+        lost.append(Flaw(sample.image, f"cell {i + 1}", problem, "dropped"))
+    return replace(
+        sample,
+        boxes=sample.boxes[kept],
+        labels=sample.labels[kept],
+        crowd=sample.crowd[kept],
+        cell_factors=[sample.cell_factors[i] for i in kept],
+        attributes=[sample.attributes[i] for i in kept],
+    )
 
 
 def _save_png(path: Path, image: np.ndarray) -> None:

@@ -65,6 +65,14 @@ def _synth(args: argparse.Namespace) -> None:
         print(f"{sheet}: the five types")
 
 
+def told(dst: Path, before: dict[str, Dataset]) -> None:
+    """Tell what of a source did not come into the data set that was made of it."""
+    if (mended := dst / "flaws.txt").is_file():
+        print(f"{len(mended.read_text(encoding='utf-8').splitlines())} flaws mended, listed in {mended}")
+    for name, number in next(iter(before.values())).ignored.items():
+        print(f"{number} cells of the class {name} left out, as the data YAML says")
+
+
 def counts(datasets: dict[str, Dataset]) -> str:
     """Images and cells per split and type, as lines of text."""
     types = next(iter(datasets.values())).types
@@ -111,14 +119,15 @@ def _factors_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _factors(args: argparse.Namespace) -> None:
-    before = sum(int(d.counts().sum()) for d in load_all(args.src).values())
+    before = load_all(args.src)
     datasets = put_on(**vars(args), progress=True)
-    after = sum(int(d.counts().sum()) for d in datasets.values())
+    cells, after = (sum(int(d.counts().sum()) for d in sets.values()) for sets in (before, datasets))
     print(f"{args.dst}: {args.factor}, severity {args.severity}")
-    if after < before:
-        print(f"{before - after} of {before} cells lie on what was cut off")
-    rows = stats.factors(datasets)
-    print(table.aligned([list(rows[0]), *([str(v) for v in row.values()] for row in rows)], head=1))
+    if after < cells:
+        print(f"{cells - after} of {cells} cells lie on what was cut off")
+    told(args.dst, before)
+    if rows := stats.factors(datasets):
+        print(table.aligned([list(rows[0]), *([str(v) for v in row.values()] for row in rows)], head=1))
 
 
 def _resize_arguments(parser: argparse.ArgumentParser) -> None:
@@ -129,7 +138,9 @@ def _resize_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _resize(args: argparse.Namespace) -> None:
+    before = load_all(args.src)
     datasets = resize(**vars(args), progress=True)
+    told(args.dst, before)
     print(f"{args.dst}: longer side {args.size} pixels; leuko predict --originals draws on the originals")
     print(counts(datasets))
 

@@ -50,7 +50,7 @@ def apply_review(src: str | Path, review: str | Path, dst: str | Path, *, force:
         for sample in dataset.samples:
             key = sample.image.resolve()
             sample, changed = _reviewed(sample, of_image.get(key, []), dataset.types, Path(review))
-            changes[key] = changed
+            changes[key] = changes.get(key, []) + [row for row in changed if row not in changes.get(key, [])]
             samples.append(sample)
         new[split] = replace(dataset, samples=samples)
     if lost := [path for path in of_image if path not in changes]:
@@ -70,7 +70,10 @@ def _read(file: Path) -> list[dict]:
         suspects = json.loads(read_text(file))["suspects"]
         for number, s in enumerate(suspects, 1):
             good = isinstance(s["image"], str) and isinstance(s["cell"], int) and isinstance(s.get("verdict", ""), str)
-            if not good or s["kind"] not in ("type", "unlabelled", "missed") or len(s["box"]) != 4:
+            numbers = [isinstance(v, int | float) and not isinstance(v, bool) for v in s["box"]]
+            says = isinstance(s["says"], str) and bool(s["says"]) == (s["kind"] != "missed")
+            known = s["kind"] in ("type", "unlabelled", "missed")
+            if not (good and known and says and numbers == [True] * 4):
                 raise LeukoError(f"{file}: suspect {number}: is not as leuko val wrote it; edit its verdict only")
         return suspects
     except LeukoError:
@@ -97,6 +100,8 @@ def _reviewed(sample: Sample, suspects: list[dict], types: list[str], file: Path
         cell, before, after = s["cell"], s.get("label", ""), s.get("says", "") if verdict == ACCEPT else verdict
         if cell >= 0 and (cell >= len(labels) or types[labels[cell]] != before):
             raise LeukoError(f"{file}: {sample.image}: cell {cell} is no {before} any more; validate the data anew")
+        if after and after not in types:
+            raise LeukoError(f'{file}: {sample.image.name}: the type "{after}" is not among {", ".join(types)}')
         if cell < 0:
             boxes.append(s["box"])
             labels.append(types.index(after))

@@ -83,7 +83,7 @@ def synth(
         raise LeukoError(f'preset "{preset}" is unknown{nearest(preset, ("demo", "paper"))}; use demo or paper')
     if images is None:
         images = 200 if preset == "demo" else sum(n for types in PAPER.values() for n, _ in types.values())
-    made.check(images, size, format, seed, val, test)
+    made.check(images, size, format, seed, val, test, workers)
     if preset == "paper":
         plan = _plan(images, seed)
         numbers = np.cumsum([0, *(len(fields) for fields in plan.values())])

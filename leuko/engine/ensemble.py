@@ -27,6 +27,9 @@ LAST = Path("weights/last.safetensors")
 def load_members(sources: Sequence[str | Path], device: torch.device) -> list[Member]:
     """The models of run folders or weights files; two of one name get a number behind it."""
     members = [Member.load(source, device) for source in sources]
+    for member in members:
+        if member.name.startswith("ensemble"):  # which is what the fusion is called
+            member.name += " (model)"
     names = [m.name for m in members]
     for i, member in enumerate(members):
         if names.count(member.name) > 1:

@@ -111,5 +111,5 @@ def to_refer(
 
 
 def group_keys(dataset: Dataset) -> list[str]:
-    """Each image's group; its own name where it has none."""
-    return [s.group or s.image.name for s in dataset.samples]
+    """Each image's group; its own path where it has none."""
+    return [s.group or str(s.image) for s in dataset.samples]

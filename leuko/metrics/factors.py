@@ -53,8 +53,14 @@ def by_factor(dataset: Dataset, predictions: Sequence[dict], pairings: Sequence[
         images = images_with(name)
         if not images:
             continue
-        if name in CELL_FACTORS:
-            cells = [correct[i][j] for i in images for j, f in enumerate(dataset.samples[i].cell_factors) if name in f]
+        on_cells = [
+            correct[i][j]
+            for i in images
+            for j, f in enumerate(dataset.samples[i].cell_factors)
+            if name in f and not dataset.samples[i].crowd[j]
+        ]
+        if name in CELL_FACTORS or (name not in FACTORS and on_cells):
+            cells = on_cells
         else:
             cells = [c for i in images for c in correct[i][~dataset.samples[i].crowd]]
         rows.append(rate(name, "cell accuracy", int(sum(cells)), len(cells)))

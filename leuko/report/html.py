@@ -93,7 +93,7 @@ def check_report(
     numbers = [sum(f.level == level for f in findings) for level in levels]
     said = ", ".join(f"<b class={lv}>{n}</b> {text(t)}" for (lv, t), n in zip(levels.items(), numbers, strict=True))
     parts = [f"<h1>{text(src)}</h1><p>{sum(map(len, datasets.values()))} images in {len(datasets)} splits: {said}.</p>"]
-    if datasets:
+    if counts:
         parts += ["<h2>Cells (images)</h2>", table(counts)]
     for level, kind, number, _ in counted(findings):
         mine = [f for f in findings if (f.level, f.kind) == (level, kind)]

@@ -50,7 +50,15 @@ WIDE = 800  # pixels beyond which a picture is scrolled on a narrow screen inste
 def build(folder: str | Path) -> str:
     """The page of one run or validation folder; LeukoError where it holds no results."""
     folder = Path(folder)
-    metrics = _metrics(folder)
+    try:
+        return _built(folder, _metrics(folder))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, LeukoError):
+            raise
+        raise LeukoError(f"{folder}: its results are broken ({error!r:.80}); validate anew") from error
+
+
+def _built(folder: Path, metrics: dict) -> str:
     about = " · ".join(str(v) for v in (metrics.get("model"), metrics.get("data")) if v)
     parts = [
         f"<h1>{text(folder.name)}</h1><p>{text(about)}: {metrics['images']:,} images, {metrics['cells']:,} cells</p>"
@@ -156,9 +164,9 @@ def _rows(path: Path) -> list[dict]:
 def _short(value: str) -> str:
     try:
         number = float(value)
-    except ValueError:
+        return value if number == int(number) else f"{number:.3f}"
+    except (ValueError, OverflowError):  # text, nan, inf
         return Path(value).name if "/" in value else value
-    return value if number == int(number) else f"{number:.3f}"
 
 
 def _rate(value: object) -> str:

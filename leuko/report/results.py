@@ -95,7 +95,7 @@ def _consensus(folder: Path, dataset: Dataset, members: Sequence[Measured]) -> l
     found = consensus.suspects(dataset, [m.found for m in members], [m.name for m in members])
     entries = [
         {
-            "image": str(dataset.samples[s.image].image),
+            "image": str(dataset.samples[s.image].image.resolve()),
             "image_id": dataset.samples[s.image].id,
             **{key: value for key, value in asdict(s).items() if key != "image"},
             "verdict": "",
