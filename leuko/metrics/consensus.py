@@ -32,7 +32,7 @@ class Vote:
 class Suspect:
     """A doubtful label. ``kind``: ``type`` (called another), ``unlabelled`` (found by models alone) or ``missed`` (no
     model finds it). ``cell`` is its number among the image's cells, -1 if unlabelled; ``label`` and ``says`` are types,
-    "" for none; ``sure`` is the mean score of the votes that agree, for ``missed`` 1."""
+    "" for none; ``sure`` is the mean score of the votes that agree, for ``missed`` 1 less the best score there."""
 
     image: int
     kind: str
@@ -58,7 +58,7 @@ def suspects(
     found: list[Suspect] = []
     for i in range(len(dataset)):
         votes = [_votes(m[i]) for m in members]
-        found += _of_labels(dataset, i, votes, names, needed)
+        found += _of_labels(dataset, i, votes, [m[i] for m in members], names, needed)
         found += _unlabelled(dataset, i, votes, names, needed)
     return sorted(found, key=lambda s: -s.sure)
 
@@ -76,7 +76,9 @@ def _votes(found: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return boxes[kept], labels[kept], scores[kept]
 
 
-def _of_labels(dataset: Dataset, i: int, votes: list[tuple], names: Sequence[str], needed: int) -> list[Suspect]:
+def _of_labels(
+    dataset: Dataset, i: int, votes: list[tuple], found: list[dict], names: Sequence[str], needed: int
+) -> list[Suspect]:
     sample, types = dataset.samples[i], dataset.types
     result = []
     for cell in np.flatnonzero(~sample.crowd):
@@ -91,7 +93,9 @@ def _of_labels(dataset: Dataset, i: int, votes: list[tuple], names: Sequence[str
                 said.append(Vote(name, types[labels[best]], float(scores[best]), _tuple(boxes[best])))
         called = [v.type for v in said if v.type]
         if not called:
-            result.append(Suspect(i, "missed", int(cell), types[label], "", _tuple(box), 1.0, tuple(said)))
+            there = [f["scores"][iou(f["boxes"], box[None])[:, 0] >= AGREE_IOU] for f in found]
+            sure = 1 - float(max((s.max() for s in there if len(s)), default=0.0))
+            result.append(Suspect(i, "missed", int(cell), types[label], "", _tuple(box), sure, tuple(said)))
             continue
         most = max(set(called), key=lambda t: (called.count(t), t))
         if most != types[label] and called.count(most) >= needed:

@@ -154,8 +154,14 @@ def severity(rows: Sequence[dict], model: str, path: str | Path) -> None:
 
 
 def consensus(dataset: Dataset, suspects: Sequence[Suspect], path: str | Path, at_most: int = 24) -> None:
-    """A gallery of the surest consensus errors: the place, the label, and each model's vote."""
-    tiles = [_suspect(dataset, s) for s in suspects[:at_most]]
+    """A gallery of the surest consensus errors of each kind: the place, the label, and each model's vote."""
+    of_kind: dict[str, int] = {}
+    shown = []
+    for s in suspects:  # so many of each kind, lest one drives the others out
+        of_kind[s.kind] = of_kind.get(s.kind, 0) + 1
+        if of_kind[s.kind] <= at_most // 3:
+            shown.append(s)
+    tiles = [_suspect(dataset, s) for s in shown]
     height = max(t.shape[0] for t in tiles)
     tiles = [np.pad(t, ((0, height - t.shape[0]), (0, 0), (0, 0)), constant_values=255) for t in tiles]
     columns = min(6, len(tiles))
