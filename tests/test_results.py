@@ -279,6 +279,7 @@ def test_all_results_are_written_and_reported(data, tmp_path, leuko, no_plots):
     assert leuko("report", tmp_path / "other").code == 0
     (tmp_path / "other/metrics.json").write_text('{"images": "x", "cells": 1, "per_class": []}')
     leuko("report", tmp_path / "other").refused("other", "broken", "validate anew")
+    leuko("report", tmp_path, tmp_path / "other", "--out", tmp_path / "both.html").refused("broken", "validate anew")
 
 
 def test_results_of_nothing(data, tmp_path, no_plots):

@@ -164,13 +164,12 @@ def remake(
             save_jpeg(path, image) if is_jpeg else _save_png(path, image)
             return replace(changed, image=path, width=image.shape[1], height=image.shape[0])
 
-        with ThreadPoolExecutor() as pool:
-            jobs = [pool.submit(job, i, s) for i, s in enumerate(unique.values())]
-            try:
-                done = [j.result() for j in tqdm(jobs, title, unit="image", disable=not progress)]
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+        pool = ThreadPoolExecutor()
+        try:
+            results = pool.map(job, range(len(unique)), unique.values())
+            done = list(tqdm(results, title, len(unique), unit="image", disable=not progress))
+        finally:
+            pool.shutdown(cancel_futures=True)  # after an error or Ctrl-C, what is queued is not begun
         new = dict(zip(unique, done, strict=True))
         for split, dataset in datasets.items():
             samples = [replace(new[_content(s)], id=s.id) for s in dataset.samples]
@@ -183,8 +182,10 @@ def remake(
 
 
 def _content(sample: Sample) -> tuple:
-    """An image with its labels."""
-    return sample.image.resolve(), sample.boxes.tobytes(), sample.labels.tobytes(), sample.crowd.tobytes()
+    """An image with all that is known of it but its id."""
+    arrays = (sample.boxes.tobytes(), sample.labels.tobytes(), sample.crowd.tobytes())
+    about = (tuple(sample.cell_factors), repr(sample.attributes), sample.factors, sample.group)
+    return sample.image.resolve(), *arrays, *about
 
 
 def _without_small(sample: Sample, lost: list[Flaw]) -> Sample:

@@ -25,7 +25,6 @@ from leuko.report.table import rate
 
 MODELS = ("#222222", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8a6d3b")
 """Colours of models, the one that is reported first; Okabe and Ito's, told apart with a colour-vision deficiency."""
-CROP = 200  # pixels: side of a consensus error's picture
 
 
 def precision_recall(curves: dict[str, Sequence[dict]], path: str | Path) -> None:

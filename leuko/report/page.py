@@ -98,7 +98,11 @@ def _metrics(folder: Path) -> dict:
         raise LeukoError(f"{path}: no such file; name the folder of a run or of a validation")
     try:
         metrics = json.loads(path.read_text(encoding="utf-8"))
-        return {"images": metrics["images"], "cells": metrics["cells"], "per_class": metrics["per_class"], **metrics}
+        if not all(
+            isinstance(metrics[key], kind) for key, kind in (("images", int), ("cells", int), ("per_class", dict))
+        ):
+            raise TypeError("images, cells or per_class is of the wrong kind")
+        return metrics
     except (ValueError, KeyError, TypeError) as error:
         raise LeukoError(f"{path}: broken ({error}); validate anew") from error
 
