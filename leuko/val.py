@@ -134,8 +134,12 @@ def calibrate(members: Sequence[Member], options: ValOptions, device: torch.devi
         raise LeukoError(f"--tune-split {options.tune_split}: is the split that is reported; calibrate on another one")
     dataset = source.load(options.data, options.tune_split)
     results = predict_members(members, dataset, device, batch=options.batch, workers=options.workers)
-    for member, result in zip(members, results, strict=True):
-        scaling = calibration.fit(*calibration.outcomes(matching.match(dataset, result.found)))
+    fits = [calibration.fit(*calibration.outcomes(matching.match(dataset, r.found))) for r in results]
+    for member, scaling in zip(members, fits, strict=True):
+        if scaling is None:
+            why = f"too few of its detections on the {options.tune_split} split are true, or false, to learn from"
+            raise LeukoError(f"{member.weights.path}: {why}; train it for longer, or calibrate on more images")
+    for member, scaling in zip(members, fits, strict=True):
         save_calibration(member.weights, {**asdict(scaling), "data": options.data, "split": options.tune_split})
         member.weights = load_weights(member.weights.path)
         print(f"{member.name}: temperature {scaling.temperature:.2f}, shift {scaling.shift:+.2f}, kept in its weights")

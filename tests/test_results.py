@@ -182,7 +182,7 @@ def test_calibration_is_found_again():
     assert scaling.temperature == pytest.approx(2.0, rel=0.05) and scaling.shift == pytest.approx(0.35, abs=0.05)
     before, after = calibration.reliability(bent, true).error, calibration.reliability(scaling(bent), true).error
     assert before > 0.08 and after < 0.015
-    assert calibration.fit(bent[:3], true[:3]) == calibration.Scaling()
+    assert calibration.fit(bent[:3], true[:3]) is None
     np.testing.assert_allclose(calibration.Scaling()(honest), honest, atol=1e-6)
 
 

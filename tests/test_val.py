@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 
+import numpy as np
 import pytest
 import yaml
 from conftest import table, untrained
@@ -102,6 +103,60 @@ def test_val_tunes_the_fusion_on_another_split(project, data, tmp_path, leuko):
     leuko("val", "--data", data, "--weights", worse, "--tune").refused("--tune", "--ensemble")
     stranger = untrained(tmp_path / "stranger.safetensors", TYPES)
     leuko(*words[:-3], stranger, "--members", "best:2").refused(str(stranger), "validation mAP")
+
+
+def test_val_calibrates_and_predict_uses_it(project, data, faster, tmp_path, leuko):
+    words = ["val", "--data", data, "--save", tmp_path / "val", "--workers", "0"]
+    leuko(*words, "--weights", faster, "--calibrated").refused(str(faster), "--calibrate")
+    leuko(*words, "--weights", faster, "--calibrate", "--tune-split", "test").refused("--tune-split test", "reported")
+    leuko(*words, "--weights", faster, "--calibrate", "--calibrated").refused("--calibrate", "one of them")
+    before = leuko(*words, "--weights", faster, "--calibrate", "--name", "before")
+    assert before.code == 0 and "kept in its weights" in before.out, before.err
+    fit = checkpoint.load_weights(faster).about["calibration"]
+    assert fit["data"] == str(data) and fit["split"] == "val"
+    assert leuko(*words, "--weights", faster, "--calibrated", "--name", "after").code == 0
+    odds = {}
+    for name in ("before", "after"):
+        found = json.loads((tmp_path / "val" / name / "predictions.json").read_text())
+        scores = np.array([f["score"] for f in found])
+        odds[name] = np.log(scores / (1 - scores))
+    assert len(odds["before"]) > 10
+    np.testing.assert_allclose(odds["after"], odds["before"] / fit["temperature"] + fit["shift"], atol=0.01)
+
+    silent = shutil.copytree(project / "fcos", tmp_path / "fcos")  # finds nothing
+    stored = (faster / "weights/best.safetensors").read_bytes()
+    leuko(*words, "--ensemble", faster, silent, "--calibrate").refused(str(silent), "too few")
+    assert (faster / "weights/best.safetensors").read_bytes() == stored
+    leuko(*words, "--ensemble", faster, silent, "--calibrated").refused(str(silent), "holds no calibration")
+
+    picture = load(data, "test").samples[0].image
+    words = ["predict", "--source", picture, "--save", tmp_path / "predict", "--threshold", "0.01"]
+    leuko(*words, "--weights", project / "faster", "--calibrated").refused("holds no calibration")
+    cells = []
+    for more in ([], ["--calibrated"]):
+        assert leuko(*words, "--weights", faster, *more, "--name", f"cells{len(more)}").code == 0
+        cells.append([float(c["score"]) for c in table(tmp_path / f"predict/cells{len(more)}/cells.csv")])
+    logit = np.log(np.array(cells[0]) / (1 - np.array(cells[0])))
+    wanted = 1 / (1 + np.exp(-logit / fit["temperature"] - fit["shift"]))
+    np.testing.assert_allclose(cells[1], wanted[wanted >= 0.01], atol=0.001)
+
+
+def test_val_sweeps_interference_factors(project, data, tmp_path, leuko):
+    words = ["val", "--weights", project / "faster", "--data", data, "--save", tmp_path, "--workers", "0"]
+    leuko(*words, "--factors", "fog").refused('"fog"', "defocus")
+    leuko(*words, "--factors", "dust", "--severity", "0..3").refused("--severity", "1")
+    assert leuko(*words, "--factors", "dust,small_cell", "--severity", "1..2", "--draws", "0").code == 0
+    rows = table(tmp_path / "faster/severity.csv")
+    assert [(r["factor"], r["severity"]) for r in rows] == [
+        ("", "0"),
+        ("dust", "1"),
+        ("dust", "2"),
+        ("small_cell", "1"),
+        ("small_cell", "2"),
+    ]
+    assert all(0 <= float(r["mAP"]) <= 1 for r in rows)
+    assert (tmp_path / "faster/severity.png").exists() and not (tmp_path / "faster/intervals.csv").exists()
+    assert "severity" in (tmp_path / "faster/report.html").read_text()
 
 
 def test_val_refuses_what_does_not_fit(project, data, tmp_path, leuko):

@@ -18,24 +18,29 @@ GREY = np.tile([0.299, 0.587, 0.114], (3, 1))  # from R, G, B to luminance in ea
 
 @dataclass(frozen=True)
 class StainJitter:
-    """Another batch of dye, another buffer, another lamp: optical densities change, not hues (see ``smear.stain``).
+    """Another batch of dye, another buffer, lamp and camera: optical densities change, not hues (see ``smear.stain``).
 
     Each absorber's amount is multiplied by e to a normal deviate of deviation ``amount``, all of them by another of
-    ``strength``; each absorber's spectrum changes by about ``spectrum`` of itself; the light's level and each of its
-    channels by about ``light``.
+    ``strength``, the density in each channel by one of ``band`` (a camera whose filters are broad sees less of it);
+    each absorber's spectrum changes by about ``spectrum`` of itself; the light's level and each of its channels by
+    about ``light``. Up to ``flare`` of the light reaches the camera past the cells, which lose contrast.
     """
 
-    amount: float = 0.2
-    strength: float = 0.2
-    spectrum: float = 0.08
-    light: float = 0.06
+    amount: float = 0.3
+    strength: float = 0.25
+    spectrum: float = 0.12
+    band: float = 0.25
+    light: float = 0.08
+    flare: float = 0.25
 
     def __call__(self, field: Field, rng: np.random.Generator) -> Field:
         amounts = np.exp(rng.normal(0, self.amount, 3) + rng.normal(0, self.strength))
         spectra = stain.ABSORBERS * (1 + rng.normal(0, self.spectrum, (3, 3)))
+        spectra = spectra * np.exp(rng.normal(0, self.band, 3))
         change = amounts[:, None] * (spectra @ np.linalg.inv(stain.ABSORBERS))
-        light = np.exp(rng.normal(0, self.light) + rng.normal(0, self.light / 2, 3))
-        return replace(field, image=stain.restain(field.image, change, light))
+        light = np.exp(rng.normal(0, self.light) + rng.normal(0, self.light, 3))
+        flare = rng.uniform(0, self.flare)
+        return replace(field, image=stain.restain(field.image, change, light, flare))
 
 
 @dataclass(frozen=True)

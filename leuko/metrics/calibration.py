@@ -60,13 +60,13 @@ class Scaling:
         return 1 / (1 + np.exp(-(np.log(p / (1 - p)) / self.temperature + self.shift)))
 
 
-def fit(score: np.ndarray, true: np.ndarray, steps: int = 50) -> Scaling:
-    """The scaling of the largest likelihood, by Newton's method; the plain one where there is nothing to learn from.
+def fit(score: np.ndarray, true: np.ndarray, steps: int = 50) -> Scaling | None:
+    """The scaling of the largest likelihood, by Newton's method; None where there is too little to learn from.
 
     A detector's scores are off by a factor of the odds as often as by their spread, so that a shift is fitted, too.
     """
     if len(score) < 10 or true.all() or not true.any():
-        return Scaling()
+        return None
     p = np.clip(score, EPS, 1 - EPS)
     x = np.stack([np.log(p / (1 - p)), np.ones(len(p))], axis=1)
     w = np.array([1.0, 0.0])

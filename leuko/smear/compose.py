@@ -18,6 +18,7 @@ from leuko.smear.cutout import box_of, cell_mask
 
 HIDES = 0.9  # of what lies below a leukocyte
 EDGE = 1.2  # sigma in pixels of the blend at a leukocyte's edge
+RIM = 25  # cover (of 255) at which a cell ends: a person's box takes in the soft rim beyond the outline at half of it
 NUCLEAR = 0.4  # density in red above which a pixel is a nucleus', or a platelet's
 TRIES = 60  # places that are tried for a cell before it is left out
 
@@ -137,7 +138,7 @@ def compose(
         if number < len(cells) and here.any():
             boxes.append(box_of(here))
             laid.append(number)
-            visible.append(here.sum() / (piece.cover > 127).sum())
+            visible.append(here.sum() / (piece.cover > RIM).sum())
     near = cv2.dilate(taken.astype(np.uint8), np.ones((7, 7), np.uint8)) > 0
     _lay_red_cells(rng, light, near, others, crowding)
     for piece, x, y in nuclei:
@@ -180,7 +181,7 @@ def _free_spot(rng: np.random.Generator, taken: np.ndarray, piece: Piece, margin
     for _ in range(TRIES):
         x, y = (int(v) for v in rng.uniform(np.minimum(low, high), np.maximum(low, high)))
         view, mine = _overlap(taken, piece, x, y)
-        if not (taken[view] & (mine > 127)).any():
+        if not (taken[view] & (mine > RIM)).any():
             return x, y
     return None
 
@@ -193,10 +194,10 @@ def _overlap(board: np.ndarray, piece: Piece, x: int, y: int) -> tuple[tuple[sli
 
 
 def _occupy(taken: np.ndarray, piece: Piece, x: int, y: int) -> np.ndarray:
-    """Mark a piece's place; returns the pixels [S, S] bool that it covers at least by half."""
+    """Mark a piece's place; returns the pixels [S, S] bool that it shows in."""
     here = np.zeros_like(taken)
     view, mine = _overlap(taken, piece, x, y)
-    here[view] = mine > 127
+    here[view] = mine > RIM
     taken |= here
     return here
 

@@ -69,16 +69,19 @@ def bare_slide(image: np.ndarray) -> np.ndarray:
     return np.array([np.searchsorted(np.cumsum(n), 0.98 * n.sum()) for n in channels], dtype=np.float32).clip(1)
 
 
-def restain(image: np.ndarray, change: np.ndarray, light: np.ndarray | float = 1.0) -> np.ndarray:
+def restain(image: np.ndarray, change: np.ndarray, light: np.ndarray | float = 1.0, flare: float = 0.0) -> np.ndarray:
     """A picture as it would be with other amounts of the absorbers, [H, W, 3] uint8 RGB.
 
     ``change`` [absorber, absorber'] maps amounts (see ``separate``) to new ones, a diagonal matrix scales them; the
-    bare slide's colour is multiplied by ``light`` (a number or [3]).
+    bare slide's colour is multiplied by ``light`` (a number or [3]); of the light that reaches the camera, a share
+    ``flare`` has not crossed the cells.
     """
     white = bare_slide(image)
     through = (np.linalg.inv(ABSORBERS) @ change @ ABSORBERS).astype(np.float32)
     density = cv2.LUT(image, np.stack([to_density(np.arange(256), w) for w in white], axis=-1)[None])
-    changed = from_density(cv2.transform(density, through.T), white * light)
+    shown = white * light
+    changed = from_density(cv2.transform(density, through.T), shown * (1 - flare))
+    changed += (shown * flare).astype(np.float32)
     return cv2.convertScaleAbs(np.minimum(changed, 255, out=changed))
 
 
