@@ -31,8 +31,8 @@ class TrainOptions:
     imgsz: int = 600
     """Longer side in pixels to which images are scaled."""
     lr: float = 0.0
-    """Learning rate of SGD, after the warm-up; 0: the detector's own, .01 (the paper's) or, for FCOS and FSAF, .005;
-    Ultralytics' models then choose optimiser, rate and schedule themselves."""
+    """Learning rate of SGD, after the warm-up; 0: the detector's own, .01 (the paper's) or, for FCOS, FSAF and
+    Double-Head R-CNN, .005; Ultralytics' models then choose optimiser, rate and schedule themselves."""
     momentum: float = 0.9
     """Momentum of SGD."""
     weight_decay: float = 1e-4
