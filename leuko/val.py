@@ -87,13 +87,15 @@ def val(options: ValOptions) -> Path:
         last = fused_row(name, [rows[i] for i in fused], coco.evaluate(dataset, found))
         rows = [*sorted(rows, key=lambda r: r.evaluation.mAP), last]
     models = [measured(m, r, dataset, options, device) for m, r in zip(members, results, strict=True)]
+    plain = models[0].evaluation.mAP
     if len(members) > 1:
+        models.sort(key=lambda m: m.evaluation.mAP)
         models.append(Measured(rows[-1].name, found, rows[-1].evaluation))
     folder = run.new_run(options.save, options.name or ("ensemble" if len(members) > 1 else members[0].name))
     write(folder, options, dataset, found, rows, fusion)
     told = results_of(folder, dataset, models, options.draws)
     if factors:
-        sweep(folder, members[0], dataset, models[0].evaluation.mAP, product(factors, options.severities), device)
+        sweep(folder, members[0], dataset, plain, product(factors, options.severities), device)
     run.write_text(folder / "report.html", page.build(folder))
     if tried:
         run.write_csv(folder / "tuning.csv", tried)

@@ -212,6 +212,24 @@ def planted() -> tuple[Dataset, list[list[dict]]]:
     ]
 
 
+def test_images_are_referred_by_score_and_by_members():
+    """A member's detection counts above its own threshold: .4 is a vote of one, and none of the other."""
+    samples = [Sample(Path(f"{i}.png"), 100, 100, [[10, 10, 40, 40]], [0], i + 1) for i in range(3)]
+    dataset = Dataset(["NG", "BG"], samples)
+
+    def found(*cells: tuple[float, int]) -> dict:
+        scores, labels = np.array([c[0] for c in cells]), np.array([c[1] for c in cells], dtype=int)
+        return {"boxes": np.tile([10.0, 10, 40, 40], (len(cells), 1)), "scores": scores, "labels": labels}
+
+    fused = [found((0.9, 0)), found((0.55, 0)), found((0.8, 1))]
+    shy, bold = [found((0.4, 0)), found((0.4, 0)), found((0.4, 0))], [found((0.9, 0), (0.4, 1))] * 3
+    rows = agreement.to_refer(dataset, fused, [shy, bold], [0.3, 0.6])
+    assert [(r["image"], r["why"]) for r in rows] == [("1.png", "a score of 0.55")] and rows[0]["doubt"] == 0.5
+    rows = agreement.to_refer(dataset, fused, [shy, bold], [0.3, 0.3])
+    assert [r["image"] for r in rows] == ["0.png", "1.png", "2.png"]
+    assert "members differ by 1 cell" in rows[1]["why"] and rows[0]["why"] == "members differ by 1 cell"
+
+
 def test_consensus_errors_are_found():
     dataset, members = planted()
     found = consensus.suspects(dataset, members, ["a", "b", "c"])

@@ -10,7 +10,6 @@ import numpy as np
 from leuko.data.sample import Dataset
 
 NEAR = 0.1  # a score this close to the threshold is doubtful
-VOTE = 0.3  # the least score of a member's detection, as members' scores differ in scale
 
 
 @dataclass(frozen=True)
@@ -87,23 +86,31 @@ def kappa(confusion: np.ndarray) -> float:
 
 
 def to_refer(
-    dataset: Dataset, predictions: Sequence[dict], members: Sequence[Sequence[dict]], score: float = 0.5
+    dataset: Dataset,
+    predictions: Sequence[dict],
+    members: Sequence[Sequence[dict]],
+    thresholds: Sequence[float],
+    score: float = 0.5,
 ) -> list[dict]:
     """Images that a person should look at, the most doubtful first: image, doubt (0..1), why.
 
-    Doubtful is a detection whose score lies near the threshold, and a cell count a type on which members disagree.
+    Doubtful is a detection whose score lies near ``score``, and a cell count a type on which members disagree. A
+    member's count is that of its detections above a threshold of its own, since members' scores differ in scale.
     """
     rows = []
     k = len(dataset.types)
     for i, (sample, found) in enumerate(zip(dataset.samples, predictions, strict=True)):
         near = np.abs(found["scores"] - score) < NEAR
         by_score = float(1 - np.abs(found["scores"][near] - score).min() / NEAR) if near.any() else 0.0
-        votes = [np.bincount(m[i]["labels"][m[i]["scores"] >= VOTE].astype(int), minlength=k) for m in members]
-        spread = sum(v.max() - v.min() for v in np.array(votes).T) if len(votes) > 1 else 0
+        votes = [
+            np.bincount(m[i]["labels"][m[i]["scores"] >= t].astype(int), minlength=k)
+            for m, t in zip(members, thresholds, strict=True)
+        ]
+        spread = int(np.ptp(votes, axis=0).sum()) if len(votes) > 1 else 0
         doubt = max(by_score, spread / (spread + 1))
         if doubt > 0:
             why = [f"a score of {found['scores'][np.abs(found['scores'] - score).argmin()]:.2f}"] if near.any() else []
-            why += [f"members differ by {spread} cells"] if spread else []
+            why += [f"members differ by {spread} cell{'s' * (spread > 1)}"] if spread else []
             rows.append(
                 {"image": str(sample.image), "group": sample.group, "doubt": round(doubt, 3), "why": "; ".join(why)}
             )

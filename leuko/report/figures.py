@@ -62,7 +62,9 @@ def precision_recall_of_types(rows: Sequence[dict], types: Sequence[str], model:
         )
         panel.set(xlim=(0, 1.01), ylim=(0, 1.02))
         if panel.lines:
-            panel.legend(frameon=False, fontsize=8, loc="lower left", title="type, AP", title_fontsize=8)
+            panel.legend(
+                framealpha=0.85, edgecolor="none", fontsize=8, loc="lower left", title="type, AP", title_fontsize=8
+            )
     save(figure, path)
 
 
@@ -78,7 +80,7 @@ def scores(curves: dict[str, ScoreCurve], path: str | Path) -> None:
                 panel.lines[-2].set_label(f"{model}: best {curve.best_f1:.3f} at {curve.best_score:.2f}")
         label_axes(panel, f"{'F1' if name == 'f1' else name}, IoU .50, all types", "score threshold", "")
         panel.set(xlim=(0, 1), ylim=(0, 1.02))
-        panel.legend(frameon=False, fontsize=8, loc="lower center")
+        panel.legend(framealpha=0.85, edgecolor="none", fontsize=8, loc="lower center")
     save(figure, path)
 
 

@@ -34,10 +34,10 @@ class Measured:
 def write(folder: Path, dataset: Dataset, models: Sequence[Measured], draws: int = bootstrap.DRAWS) -> list[str]:
     """Write all results of ``models`` on one data set; returns lines worth telling on the terminal."""
     reported, members = models[-1], models[:-1]
-    first = [reported, *members]  # the order of pictures
+    first = [reported, *members[::-1]]  # the order of pictures: falling mAP, where the members come by rising mAP
     matches = {m.name: matching.match(dataset, m.found) for m in first}
     told = []
-    _curves(folder, dataset, matches, reported.name)
+    best = _curves(folder, dataset, matches, reported.name)
     pairings = {m.name: confusion.pair_all(dataset, m.found, SCORE, IOU) for m in first}
     _confusion(folder, dataset, reported, pairings[reported.name])
     if worst := pictures.worst_first(pairings[reported.name], dataset, reported.found):
@@ -46,7 +46,7 @@ def write(folder: Path, dataset: Dataset, models: Sequence[Measured], draws: int
     told += _factors(folder, dataset, first, pairings)
     if len(members) > 1:
         told += _consensus(folder, dataset, members)
-    told += _agreement(folder, dataset, reported, members, pairings[reported.name])
+    told += _agreement(folder, dataset, reported, members, best, pairings[reported.name])
     _calibration(folder, matches, reported)
     if draws:
         told += _intervals(folder, dataset, first, matches, draws)
@@ -55,7 +55,8 @@ def write(folder: Path, dataset: Dataset, models: Sequence[Measured], draws: int
     return told
 
 
-def _curves(folder: Path, dataset: Dataset, matches: dict[str, list], reported: str) -> None:
+def _curves(folder: Path, dataset: Dataset, matches: dict[str, list], reported: str) -> dict[str, float]:
+    """Writes the curves; returns each model's score of the best F1."""
     rows = {name: curves.precision_curves(m, dataset.types) for name, m in matches.items()}
     run.write_csv(folder / "precision_recall.csv", [{"model": n, **row} for n, of in rows.items() for row in of])
     figures.precision_recall(rows, folder / "precision_recall.png")
@@ -68,6 +69,7 @@ def _curves(folder: Path, dataset: Dataset, matches: dict[str, list], reported: 
     ]
     run.write_csv(folder / "scores.csv", lines)
     figures.scores(by_score, folder / "scores.png")
+    return {name: c.best_score for name, c in by_score.items()}
 
 
 def _confusion(folder: Path, dataset: Dataset, reported: Measured, pairings: list) -> None:
@@ -109,7 +111,12 @@ def _consensus(folder: Path, dataset: Dataset, members: Sequence[Measured]) -> l
 
 
 def _agreement(
-    folder: Path, dataset: Dataset, reported: Measured, members: Sequence[Measured], pairings: list
+    folder: Path,
+    dataset: Dataset,
+    reported: Measured,
+    members: Sequence[Measured],
+    best: dict[str, float],
+    pairings: list,
 ) -> list[str]:
     keys = agreement.group_keys(dataset)
     counts = agreement.group_counts(dataset, reported.found, keys, SCORE)
@@ -128,7 +135,8 @@ def _agreement(
     run.write_json(folder / "agreement.json", {"score": SCORE, "iou": IOU, "kappa": kappa, "bland_altman": rows})
     if any(r.groups for r in rows):
         figures.agreement(counts, rows, folder / "agreement.png")
-    referred = agreement.to_refer(dataset, reported.found, [m.found for m in members], SCORE)
+    thresholds = [best[m.name] for m in members]
+    referred = agreement.to_refer(dataset, reported.found, [m.found for m in members], thresholds, SCORE)
     run.write_csv(folder / "refer.csv", referred, columns=("image", "group", "doubt", "why"))
     return [
         f"Cohen's kappa of the types of found cells {kappa:.3f}; {len(referred)} images to refer to a person: refer.csv"
