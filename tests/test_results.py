@@ -355,3 +355,15 @@ def test_a_review_changes_labels_and_keeps_the_old_ones(data, tmp_path, leuko):
     leuko("data", "apply-review", data, review, tmp_path / "x").refused("suspect 1", "verdict only")
     review.write_text("{}")
     leuko("data", "apply-review", data, review, tmp_path / "x").refused("consensus.json", "no review")
+
+
+def test_a_flood_of_detections_on_one_image():
+    """A model gone wild may put tens of thousands of boxes on an image; their IoUs with each other fill no memory."""
+    rng = np.random.default_rng(3)
+    corner = rng.uniform(0, 90, (30000, 2))
+    boxes = np.hstack([corner, corner + rng.uniform(3, 10, (30000, 2))])
+    flood = {"boxes": boxes, "scores": np.linspace(1, 0.3, 30000), "labels": rng.integers(0, 2, 30000)}
+    dataset = Dataset(["NG", "BG"], [Sample(Path("a.png"), 100, 100, [[10, 10, 40, 40]], [0], 1)])
+    found = consensus.suspects(dataset, [[flood], [flood]], ["a", "b"])
+    assert found and all(s.says or s.kind == "missed" for s in found)
+    assert len(confusion.pair_all(dataset, [flood], 0.5, 0.5)) == 1 and len(matching.match(dataset, [flood])) == 2
