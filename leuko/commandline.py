@@ -59,7 +59,8 @@ class Parser(argparse.ArgumentParser):
         unknown = message.removeprefix("unrecognized arguments: ").split()
         if len(unknown) and message.startswith("unrecognized") and unknown[0].startswith("-"):
             word = unknown[0].split("=")[0]
-            message = f"unknown flag {word}{nearest(word, self._option_string_actions)}"
+            flags = [flag for flag in self._option_string_actions if flag not in ("-h", "--help")]
+            message = f"unknown flag {word}{nearest(word, flags)}"
         raise LeukoError(f"{message} (see {self.prog} --help)")
 
 
