@@ -55,12 +55,13 @@ PRESETS: dict[str, list[dict]] = {
     "smear": [
         *_FLIPS,
         {"right_angle": 0.5},
-        {"stain_jitter": 0.8},
+        {"stain_jitter": 0.9},
         {"gamma": 0.3},
-        {"scale_crop": {"p": 0.8, "scale": [0.5, 1.4]}},
-        {"defocus": 0.2},
-        {"noise": 0.2},
-        {"jpeg": 0.2},
+        {"factor": {"p": 0.15, "names": "overstained understained dye_residue cell_debris dust defocus overlap"}},
+        {"scale_crop": {"p": 0.8, "scale": [0.5, 1.5]}},
+        {"defocus": {"p": 0.3, "radius": 1.2}},
+        {"noise": 0.3},
+        {"jpeg": 0.3},
     ],
 }
 """Lists by name."""
