@@ -102,6 +102,8 @@ def test_restaining_changes_each_dye_alone():
     after = stain.separate(stain.to_density(stain.restain(image, change), white))
     assert np.abs(after - amounts @ change)[3:].max() < 0.05
     np.testing.assert_allclose(stain.restain(image, np.eye(3)), image, atol=1)
+    flared = stain.restain(image, np.eye(3), flare=0.25)  # the bare slide stays, what lies on it pales
+    np.testing.assert_allclose(flared, image * 0.75 + white * 0.25, atol=1.5)
 
 
 def test_copy_paste_brings_the_rare_type(data):

@@ -168,7 +168,7 @@ def _rows(path: Path) -> list[dict]:
 def _short(value: str) -> str:
     try:
         number = float(value)
-        return value.removesuffix(".0") if number == int(number) else f"{number:.3f}".rstrip("0")
+        return value.removesuffix(".0") if number == int(number) else f"{number:.3f}".rstrip("0").rstrip(".")
     except (ValueError, OverflowError):  # text, nan, inf
         return Path(value).name if "/" in value else value
 
