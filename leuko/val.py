@@ -87,10 +87,12 @@ def val(options: ValOptions) -> Path:
         last = fused_row(name, [rows[i] for i in fused], coco.evaluate(dataset, found))
         rows = [*sorted(rows, key=lambda r: r.evaluation.mAP), last]
     models = [measured(m, r, dataset, options, device) for m, r in zip(members, results, strict=True)]
-    plain = models[0].evaluation.mAP
+    plain, costs = models[0].evaluation.mAP, [m.cost for m in models]
     if len(members) > 1:
         models.sort(key=lambda m: m.evaluation.mAP)
-        models.append(Measured(rows[-1].name, found, rows[-1].evaluation))
+        of_fused = [costs[i] for i in fused]
+        cost = {key: round(sum(c[key] for c in of_fused), 1) for key in ("parameters", "GFLOPs", "file_MB")}
+        models.append(Measured(rows[-1].name, found, rows[-1].evaluation, cost | {"fps": round(rows[-1].fps, 2)}))
     folder = run.new_run(options.save, options.name or ("ensemble" if len(members) > 1 else members[0].name))
     write(folder, options, dataset, found, rows, fusion)
     told = results_of(folder, dataset, models, options.draws)
@@ -113,7 +115,8 @@ def measured(
 ) -> Measured:
     """A member's detections and measures, and what it costs on this machine."""
     size = member.weights.recipe.get("image_size", 640)
-    cost = {"parameters": member.parameters, "GFLOPs": flops(member, size, device), "image_size": size}
+    operations = speed.gflops(member.weights.build().to(device), size, device)  # of the model as it was trained
+    cost = {"parameters": member.parameters, "GFLOPs": round(operations, 1), "image_size": size}
     cost |= {"file_MB": round(member.weights.path.stat().st_size / 1e6, 1), "fps": round(result.fps, 2)}
     cost |= speed.percentiles(result.seconds) if options.batch == 1 else {}
     about = run.environment()
@@ -121,13 +124,6 @@ def measured(
     cost["threads"] = about["threads"]
     scaling = None if options.calibrated else member.scaling
     return Measured(member.name, result.found, coco.evaluate(dataset, result.found), cost, scaling)
-
-
-def flops(member: Member, size: int, device: torch.device) -> float | None:
-    """GFLOPs of the model as it was trained, counted; None for a model of Ultralytics', not all of which is seen."""
-    if "architecture" in member.weights.recipe:
-        return None
-    return round(speed.gflops(member.weights.build().to(device), size, device), 1)
 
 
 def calibrate(members: Sequence[Member], options: ValOptions, device: torch.device) -> None:

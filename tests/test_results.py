@@ -365,5 +365,5 @@ def test_a_flood_of_detections_on_one_image():
     flood = {"boxes": boxes, "scores": np.linspace(1, 0.3, 30000), "labels": rng.integers(0, 2, 30000)}
     dataset = Dataset(["NG", "BG"], [Sample(Path("a.png"), 100, 100, [[10, 10, 40, 40]], [0], 1)])
     found = consensus.suspects(dataset, [[flood], [flood]], ["a", "b"])
-    assert found and all(s.says or s.kind == "missed" for s in found)
+    assert {"unlabelled"} <= {s.kind for s in found} and len(found) <= 2 * consensus.MOST_VOTES
     assert len(confusion.pair_all(dataset, [flood], 0.5, 0.5)) == 1 and len(matching.match(dataset, [flood])) == 2

@@ -58,6 +58,9 @@ def test_val_fuses_members_by_name(project, data, tmp_path, leuko):
     assert written["split"] == "test" and sum(written["cells"].values()) == metrics["cells"]
     assert [r["model"] for r in table(tmp_path / "ensemble/table.csv")] == [r["model"] for r in written["rows"]]
     assert (tmp_path / "ensemble/table.md").read_text().startswith("| model | mAP |")
+    *each, fused = table(tmp_path / "ensemble/cost.csv")
+    assert len(each) == 3 and min(float(c["GFLOPs"]) for c in each) >= 0 and fused["model"] == "ensemble"
+    assert float(fused["file_MB"]) == pytest.approx(sum(float(c["file_MB"]) for c in each), abs=0.06)
     found = json.loads((tmp_path / "ensemble/predictions.json").read_text())
     assert found and max(f["score"] for f in found) <= 1
     assert (tmp_path / "ensemble/per_class.csv").exists()
