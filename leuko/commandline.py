@@ -11,7 +11,6 @@ import ast
 import inspect
 import sys
 import textwrap
-import types
 import typing
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, asdict, fields
@@ -72,7 +71,9 @@ def _argument(hint: object) -> dict:
         return {"choices": typing.get_args(hint)}
     if hint == str | list:
         return {"type": str, "metavar": "TEXT"}
-    if typing.get_origin(hint) in (types.UnionType, typing.Union):  # list[str] | None
+    if hint == list[int] | None:
+        return {"nargs": "+", "type": int, "metavar": "N"}
+    if hint == list[str] | None:
         return {"nargs": "*", "metavar": "RUN"}
     return {"type": hint, "metavar": {int: "N", float: "X", str: "TEXT"}[hint]}
 
@@ -124,10 +125,16 @@ def _typed(path: Path, key: str, value: object, hint: object) -> object:
     elif hint in (bool, str, str | list):
         if isinstance(value, hint):
             return value
-    elif value is None or (isinstance(value, list) and all(isinstance(v, str) for v in value)):
+    elif value is None or (isinstance(value, list) and all(type(v) is _item(hint) for v in value)):
         return value
     kinds = {int: "a whole number", float: "a number", bool: "true or false", str: "text", str | list: "text or a list"}
-    raise LeukoError(f"{path}: {key}: {value!r} is not {kinds.get(hint, 'a list of texts')}")
+    kinds |= {list[int] | None: "a list of whole numbers", list[str] | None: "a list of texts"}
+    raise LeukoError(f"{path}: {key}: {value!r} is not {kinds[hint]}")
+
+
+def _item(hint: object) -> type:
+    """int of ``list[int] | None``."""
+    return typing.get_args(typing.get_args(hint)[0])[0]
 
 
 def as_dict(options: object) -> dict[str, object]:

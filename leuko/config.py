@@ -5,6 +5,7 @@ A field's docstring is its help text (see ``commandline``).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -110,8 +111,7 @@ class TrainOptions:
         for flag in ("epochs", "batch", "accumulate", "channels", "fc_channels", "rois"):
             if getattr(self, flag) < 1:
                 raise LeukoError(f"--{flag.replace('_', '-')} {getattr(self, flag)}: give at least 1")
-        if self.imgsz < 64:
-            raise LeukoError(f"--imgsz {self.imgsz}: give at least 64 pixels")
+        check_sizes([self.imgsz])
         if not self.save_minutes > 0:
             raise LeukoError(f"--save-minutes {self.save_minutes}: give a number above 0")
         for flag in ("momentum", "ema"):
@@ -165,6 +165,9 @@ class ValOptions:
     """The result's folder in --save, the model's name if empty."""
     batch: int = 1
     """Images a forward pass."""
+    imgsz: list[int] | None = None
+    """Longer side in pixels to which images are scaled, instead of the one that the model was trained at. Several
+    (320 400 480): the model looks at each image in all of them, and its detections are fused."""
     fusion_iou: float = 0.55
     """Boxes of different members that overlap this much are taken for the same cell."""
     fusion_score: float = 0.0
@@ -204,6 +207,7 @@ class ValOptions:
         _check_fusion(self.fusion_iou, self.fusion_score)
         if self.batch < 1:
             raise LeukoError(f"--batch {self.batch}: give at least 1")
+        check_sizes(self.imgsz)
         if self.draws < 0:
             raise LeukoError(f"--draws {self.draws}: give 0 or more")
         if self.calibrate and self.calibrated:
@@ -249,6 +253,9 @@ class PredictOptions:
     """The result's folder in --save, the model's name if empty."""
     threshold: float = 0.5
     """Lowest score of a cell that is drawn, listed and counted."""
+    imgsz: list[int] | None = None
+    """Longer side in pixels to which images are scaled, instead of the one that the model was trained at. Several
+    (320 400 480): the model looks at each image in all of them, and its detections are fused."""
     calibrated: bool = False
     """Use the scores as leuko val --calibrate has fitted them, before they are fused."""
     originals: bool = False
@@ -269,6 +276,7 @@ class PredictOptions:
             raise LeukoError("--source is missing: name an image, a folder or a pattern in quotes")
         _check_members(self.weights, self.ensemble)
         _check_fusion(self.fusion_iou, self.fusion_score)
+        check_sizes(self.imgsz)
         if not 0 <= self.threshold <= 1:
             raise LeukoError(f"--threshold {self.threshold}: give a score from 0 to 1")
 
@@ -276,6 +284,15 @@ class PredictOptions:
 def _check_members(weights: str, ensemble: list[str] | None) -> None:
     if bool(weights) == (ensemble is not None):
         raise LeukoError("name one model with --weights, or several with --ensemble")
+
+
+def check_sizes(sizes: Sequence[int] | None) -> None:
+    """LeukoError unless the sizes of images, in pixels, are large enough and differ."""
+    if len(set(sizes or ())) < len(sizes or ()):
+        raise LeukoError(f"--imgsz {' '.join(map(str, sizes))}: names a size twice")
+    for size in sizes or ():
+        if size < 64:
+            raise LeukoError(f"--imgsz {size}: give at least 64 pixels")
 
 
 def _check_fusion(iou: float, score: float) -> None:

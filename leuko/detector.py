@@ -108,11 +108,13 @@ class Detections:
 
 
 class Detector:
-    """A trained detector: ``Detector("runs/train/fcos")`` or a weights file; ``device`` as in ``--device``."""
+    """A trained detector: ``Detector("runs/train/fcos")`` or a weights file; ``device`` as in ``--device``, ``sizes``
+    as in ``--imgsz``: one in pixels, or several whose detections are fused, instead of the size it was trained at."""
 
-    def __init__(self, weights: str | Path, device: str = "auto"):
+    def __init__(self, weights: str | Path, device: str = "auto", sizes: Sequence[int] = ()):
+        config.check_sizes(sizes)
         self.device = choose_device(device)
-        self._member = Member.load(weights, self.device)
+        self._member = Member.load(weights, self.device, sizes)
         self.types = tuple(self._member.weights.types)
         self.path = checkpoint.find_weights(weights)
 

@@ -42,7 +42,7 @@ def predict(options: PredictOptions) -> Path:
     device = choose_device(options.device)
     paths, skipped = find_images(options.source)
     sources = [options.weights] if options.ensemble is None else options.ensemble or finished_runs(options.project)
-    members = load_members(sources, device)
+    members = load_members(sources, device, options.imgsz or ())
     types = members[0].weights.types
     for member in members:
         member.labels_in(types)

@@ -22,6 +22,7 @@ from .data.split import check_groups
 from .engine.checkpoint import load_weights, save_calibration
 from .engine.ensemble import Fusion, best_members, finished_runs, load_members, predict_members, tune
 from .engine.inference import Member, Predictions, choose_device, detect
+from .engine.sizes import resized
 from .errors import LeukoError
 from .metrics import calibration, coco, matching, speed
 from .report import figures, page, pictures, plots, run, table
@@ -43,6 +44,8 @@ leuko val --weights runs/train/fcos --data datasets/smears --factors all --sever
 # fit the scores on the val split, and use the fit from then on
 leuko val --weights runs/train/fcos --data datasets/smears --calibrate
 leuko val --weights runs/train/fcos --data datasets/smears --calibrated
+# smears whose cells are much smaller in pixels: look at each image in several sizes
+leuko val --weights runs/train/fcos --data datasets/elsewhere --imgsz 320 400 480
 # fuse only the three best, by options of the fusion that do best on the val split
 leuko val --ensemble --members best:3 --tune --data datasets/smears
 """
@@ -67,7 +70,7 @@ def val(options: ValOptions) -> Path:
         sources = options.ensemble or finished_runs(options.project, dataset.types)
     if options.ensemble is not None and len(sources) < 2:
         raise LeukoError("--ensemble: name at least two models, or one with --weights")
-    members = load_members(sources, device)
+    members = load_members(sources, device, options.imgsz or ())
     fused = best_members(members, options.best) if options.best else list(range(len(members)))
     fusion, tried = Fusion(options.fusion_iou, options.fusion_score, options.fusion_weights), []
     if options.tune:
@@ -114,9 +117,10 @@ def measured(
     member: Member, result: Predictions, dataset: Dataset, options: ValOptions, device: torch.device
 ) -> Measured:
     """A member's detections and measures, and what it costs on this machine."""
-    size = member.weights.recipe.get("image_size", 640)
-    operations = speed.gflops(member.weights.build().to(device), size, device)  # of the model as it was trained
-    cost = {"parameters": member.parameters, "GFLOPs": round(operations, 1), "image_size": size}
+    plain = member.weights.build().to(device)  # as it was trained
+    operations = sum(speed.gflops(resized(plain, size), size, device) for size in member.sizes)
+    shown = " ".join(map(str, member.sizes)) if len(member.sizes) > 1 else member.sizes[0]
+    cost = {"parameters": member.parameters, "GFLOPs": round(operations, 1), "image_size": shown}
     cost |= {"file_MB": round(member.weights.path.stat().st_size / 1e6, 1), "fps": round(result.fps, 2)}
     cost |= speed.percentiles(result.seconds) if options.batch == 1 else {}
     about = run.environment()

@@ -24,9 +24,9 @@ from .inference import Member, Predictions, predict
 LAST = Path("weights/last.safetensors")
 
 
-def load_members(sources: Sequence[str | Path], device: torch.device) -> list[Member]:
+def load_members(sources: Sequence[str | Path], device: torch.device, sizes: Sequence[int] = ()) -> list[Member]:
     """The models of run folders or weights files; two of one name get a number behind it."""
-    members = [Member.load(source, device) for source in sources]
+    members = [Member.load(source, device, sizes) for source in sources]
     for member in members:
         if member.name.startswith("ensemble"):  # which is what the fusion is called
             member.name += " (model)"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..data.loading import default_workers, plain_batches
@@ -21,6 +21,7 @@ from ..metrics.calibration import Scaling
 from ..models import DetectionModel
 from ..models.winograd import use_winograd
 from .checkpoint import Weights, load_weights
+from .sizes import at_sizes
 
 
 def choose_device(name: str) -> torch.device:
@@ -68,7 +69,7 @@ class Predictions:
 
 
 @torch.inference_mode()
-def detect(model: DetectionModel, images: Sequence[Tensor], device: torch.device) -> list[dict[str, np.ndarray]]:
+def detect(model: nn.Module, images: Sequence[Tensor], device: torch.device) -> list[dict[str, np.ndarray]]:
     """Detections of uint8 images [3, H, W], as numpy arrays in pixels of each image, by falling score."""
     return [
         {key: found[key].float().cpu().numpy() if key != "labels" else found[key].cpu().numpy() for key in found}
@@ -77,7 +78,7 @@ def detect(model: DetectionModel, images: Sequence[Tensor], device: torch.device
 
 
 def predict(
-    model: DetectionModel, dataset: Dataset, device: torch.device, *, batch: int = 1, workers: int = -1, title: str = ""
+    model: nn.Module, dataset: Dataset, device: torch.device, *, batch: int = 1, workers: int = -1, title: str = ""
 ) -> Predictions:
     """Run a prepared model over a data set, with a progress bar."""
     start = time.perf_counter()
@@ -100,17 +101,19 @@ class Member:
 
     name: str
     weights: Weights
-    model: DetectionModel
+    model: nn.Module
     parameters: int
+    sizes: tuple[int, ...]
 
     @classmethod
-    def load(cls, source: str | Path, device: torch.device) -> Member:
-        """From a run folder or a weights file."""
+    def load(cls, source: str | Path, device: torch.device, sizes: Sequence[int] = ()) -> Member:
+        """From a run folder or a weights file; ``sizes`` as in ``--imgsz``, the model's own if none is named."""
         weights = load_weights(source)
         path = weights.path
         name = path.parent.parent.name if path.parent.name == "weights" else path.stem
         model = weights.build()
-        return cls(name, weights, prepared(model, device), speed.parameters(model))
+        working = at_sizes(prepared(model, device), sizes)
+        return cls(name, weights, working, speed.parameters(model), tuple(sizes) or (model.preprocess.image_size,))
 
     def labels_in(self, types: Sequence[str]) -> np.ndarray:
         """For each of the model's labels, the label of the same name in ``types``; LeukoError on a name not in it."""
