@@ -166,8 +166,8 @@ class ValOptions:
     batch: int = 1
     """Images a forward pass."""
     imgsz: list[int] | None = None
-    """Longer side in pixels to which images are scaled, instead of the one that the model was trained at. Several
-    (320 400 480): the model looks at each image in all of them, and its detections are fused."""
+    """Longer side in pixels to which images are scaled, instead of the one that the model was trained at. Several: the
+    model looks at each image in all of them, and its detections are fused, one vote a size."""
     fusion_iou: float = 0.55
     """Boxes of different members that overlap this much are taken for the same cell."""
     fusion_score: float = 0.0
@@ -254,8 +254,8 @@ class PredictOptions:
     threshold: float = 0.5
     """Lowest score of a cell that is drawn, listed and counted."""
     imgsz: list[int] | None = None
-    """Longer side in pixels to which images are scaled, instead of the one that the model was trained at. Several
-    (320 400 480): the model looks at each image in all of them, and its detections are fused."""
+    """Longer side in pixels to which images are scaled, instead of the one that the model was trained at. Several: the
+    model looks at each image in all of them, and its detections are fused, one vote a size."""
     calibrated: bool = False
     """Use the scores as leuko val --calibrate has fitted them, before they are fused."""
     originals: bool = False

@@ -29,6 +29,8 @@ EXAMPLES = """
 leuko predict --weights runs/train/fcos --source slides/patient7
 # a pattern (in quotes), cells with a score of at least 0.7
 leuko predict --weights runs/train/fcos --source "slides/*/field*.jpg" --threshold 0.7
+# cells of another size in pixels than in training: look at each image in several sizes
+leuko predict --weights runs/train/fcos --source slides/patient7 --imgsz 480 600 750 900
 # several models, fused
 leuko predict --ensemble runs/train/fcos runs/train/cascade_rcnn --source slides/patient7
 """

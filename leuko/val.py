@@ -44,8 +44,8 @@ leuko val --weights runs/train/fcos --data datasets/smears --factors all --sever
 # fit the scores on the val split, and use the fit from then on
 leuko val --weights runs/train/fcos --data datasets/smears --calibrate
 leuko val --weights runs/train/fcos --data datasets/smears --calibrated
-# smears whose cells are much smaller in pixels: look at each image in several sizes
-leuko val --weights runs/train/fcos --data datasets/elsewhere --imgsz 320 400 480
+# smears whose cells have another size in pixels: look at each image in several sizes about the trained one
+leuko val --weights runs/train/fcos --data datasets/elsewhere --imgsz 480 600 750 900
 # fuse only the three best, by options of the fusion that do best on the val split
 leuko val --ensemble --members best:3 --tune --data datasets/smears
 """
