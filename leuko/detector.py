@@ -108,10 +108,11 @@ class Detections:
 
 
 class Detector:
-    """A trained detector: ``Detector("runs/train/fcos")`` or a weights file; ``device`` as in ``--device``, ``sizes``
+    """A trained detector: ``Detector("runs/train/fcos")`` or a weights file; ``device`` as in ``--device``, ``imgsz``
     as in ``--imgsz``: one in pixels, or several whose detections are fused, instead of the size it was trained at."""
 
-    def __init__(self, weights: str | Path, device: str = "auto", sizes: Sequence[int] = ()):
+    def __init__(self, weights: str | Path, device: str = "auto", imgsz: int | Sequence[int] = ()):
+        sizes = (imgsz,) if isinstance(imgsz, int) else tuple(imgsz)
         config.check_sizes(sizes)
         self.device = choose_device(device)
         self._member = Member.load(weights, self.device, sizes)

@@ -37,11 +37,11 @@ def test_a_size_is_the_model_built_for_it_and_several_are_fused(project, data):
     alone = [detect(built(weights, size), [image], CPU) for size in sizes]
     assert not np.array_equal(alone[0][0]["boxes"], alone[1][0]["boxes"])  # else this test compares nothing
     for size, expected in zip(sizes, alone, strict=True):
-        found = Detector(project / "faster", sizes=[size]).predict(image, threshold=0)
+        found = Detector(project / "faster", imgsz=size).predict(image, threshold=0)
         np.testing.assert_allclose(found.boxes, expected[0]["boxes"], rtol=1e-5, atol=1e-3)
         np.testing.assert_array_equal(found.labels, expected[0]["labels"])
     fused = fusion.fuse(alone, [(sample.width, sample.height)])[0]
-    found = Detector(project / "faster", sizes=sizes).predict(image, threshold=0)
+    found = Detector(project / "faster", imgsz=sizes).predict(image, threshold=0)
     np.testing.assert_allclose(found.boxes, fused["boxes"], rtol=1e-5, atol=1e-2)
     np.testing.assert_allclose(found.scores, fused["scores"], rtol=1e-4)
     np.testing.assert_array_equal(found.labels, fused["labels"])
@@ -54,7 +54,7 @@ def test_val_and_predict_take_sizes(project, data, tmp_path, leuko):
         assert leuko(*measure, name, *(["--imgsz", *sizes] if sizes else [])).code == 0
     metrics = {name: json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("own", "one", "two")}
     assert metrics["one"]["parameters"] == metrics["two"]["parameters"] == metrics["own"]["parameters"]
-    evaluation = Detector(project / "faster", sizes=[96, 128]).val(data, workers=0)
+    evaluation = Detector(project / "faster", imgsz=[96, 128]).val(data, workers=0)
     assert evaluation.mAP == pytest.approx(metrics["two"]["mAP"])
     cost = {name: table(tmp_path / name / "cost.csv")[0] for name in ("one", "two")}
     assert cost["one"]["image_size"] == "96" and cost["two"]["image_size"] == "96 128"
@@ -77,4 +77,4 @@ def test_sizes_go_for_each_member_and_each_kind_of_model(project, data, tmp_path
     assert leuko("val", "--ensemble", project / "faster", other, *words).code == 0
     assert len(table(tmp_path / "ensemble/table.csv")) == 3
     with pytest.raises(LeukoError, match="at least 64"):
-        Detector(other, sizes=[8])
+        Detector(other, imgsz=8)
