@@ -24,6 +24,7 @@ from .config import preset
 from .errors import LeukoError, nearest
 
 T = TypeVar("T")
+_ITEMS = {list[str] | None: str, list[int] | None: int}  # lists that an option may take, and what is in them
 
 
 def parse(cls: type[T], argv: Sequence[str] | None, prog: str, examples: str) -> tuple[T, set[str]]:
@@ -125,16 +126,13 @@ def _typed(path: Path, key: str, value: object, hint: object) -> object:
     elif hint in (bool, str, str | list):
         if isinstance(value, hint):
             return value
-    elif value is None or (isinstance(value, list) and all(type(v) is _item(hint) for v in value)):
+    elif hint in _ITEMS and (
+        value is None or (isinstance(value, list) and all(type(v) is _ITEMS[hint] for v in value))
+    ):
         return value
     kinds = {int: "a whole number", float: "a number", bool: "true or false", str: "text", str | list: "text or a list"}
     kinds |= {list[int] | None: "a list of whole numbers", list[str] | None: "a list of texts"}
     raise LeukoError(f"{path}: {key}: {value!r} is not {kinds[hint]}")
-
-
-def _item(hint: object) -> type:
-    """int of ``list[int] | None``."""
-    return typing.get_args(typing.get_args(hint)[0])[0]
 
 
 def as_dict(options: object) -> dict[str, object]:
