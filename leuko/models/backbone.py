@@ -160,7 +160,9 @@ class Backbone(nn.Module):
 
     def _load_in_order(self, path: Path) -> None:
         """Weights whose names differ from timm's but whose order is the same."""
-        without = ("num_batches_tracked", "running_mean", "running_var")[: 3 if self.norm == "gn" else 1]
+        without = ("num_batches_tracked",)
+        if self.norm == "gn":
+            without += ("running_mean", "running_var")  # which GroupNorm does not have
         own = [k for k in self.body.state_dict() if not k.endswith(without)]
         given = [v for k, v in read_state(path).items() if not k.endswith(without)]
         self._copy(dict(zip(own, given, strict=False)), str(path))
