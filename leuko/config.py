@@ -67,9 +67,10 @@ class TrainOptions:
     """Split that is validated on each epoch; test where the data has no val."""
     allow_leaks: bool = False
     """Train even if a group of images (a smear, a patient) stands in the training and in the validation split."""
-    augment: str | list = "standard"
-    """Augmentation of the training images: none, flips, standard, smear, or a YAML file with a list of transforms and
-    their probabilities under the key augment (see docs/data.md); in a file of options, that list itself."""
+    augment: str | list = "auto"
+    """Augmentation of the training images: none, flips, standard, smear (for other centres, too), or a YAML file with
+    a list of transforms and their probabilities under the key augment (see docs/data.md); in a file of options, that
+    list itself. auto: smear where at least 10,000 images are shown (images times epochs), else standard."""
     show_augment: bool = False
     """Draw one training image under each transform and under all of them, as augment.jpg, and stop."""
     repeat_factor: float = 0.0

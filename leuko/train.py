@@ -60,11 +60,12 @@ def train(options: TrainOptions, given: Collection[str] = ()) -> Path:
         options = resumed_options(options, given)
     options.check()
     choose_device(options.device)
-    steps = augment.listed(augment.read_steps(options.augment))  # as a list, which the run's args.yaml then holds
+    augment.read_steps(augment.chosen(options.augment, 0))  # so that a slip in it is told before data are read
     train_set, val_set = load_data(options)
+    steps = augmentation(options, train_set)
     state = checkpoint.load_resume(folder / "resume.pt") if resumed else None
     if options.show_augment:
-        return show_augmentation(options, train_set)
+        return show_augmentation(replace(options, augment=steps), train_set)
     weights = balance.loss_weights(train_set) if options.type_weights == "balanced" else ()
     model = build(options, train_set.types, state, weights)
     options = replace(options, lr=options.lr or model.own_lr, clip=options.clip or model.own_clip, augment=steps)
@@ -225,6 +226,15 @@ def tell_known(weights: checkpoint.Weights, known: list[str], types: list[str]) 
 def weights_file(source: str) -> Path:
     """A run, a file, or the file of a name that ``leuko download`` knows; LeukoError if that is not downloaded yet."""
     return downloaded(source) if not Path(source).exists() and source in registry() else Path(source)
+
+
+def augmentation(options: TrainOptions, train_set: Dataset) -> list[dict]:
+    """The augmentation as a list, which the run's args.yaml then holds; told where ``auto`` chose it."""
+    shown = options.epochs * len(train_set)
+    name = augment.chosen(options.augment, shown)
+    if name != options.augment and not is_yolo(options.model):
+        print(f"augmentation: {name}, since {shown:,} images will be shown ({augment.ENOUGH:,} are enough for smear)")
+    return augment.listed(augment.read_steps(name))
 
 
 def show_augmentation(options: TrainOptions, train_set: Dataset) -> Path:

@@ -225,3 +225,14 @@ def test_the_list_is_kept_in_the_run_and_shown(data, tmp_path, leuko):
     ]
     assert len(table(tmp_path / "run/results.csv")) == 1
     leuko("train", "--data", data, "--augment", "smeer").refused("--augment", "smear")
+
+
+def test_long_trainings_take_the_stronger_augmentation(data, tmp_path, leuko):
+    words = ["--data", data, "--project", tmp_path, "--imgsz", 64, "--show-augment"]
+    short, long = (leuko("train", *words, "--epochs", n) for n in (1, 10_000))
+    assert short.code == 0 and "augmentation: standard" in short.out and "smear," not in short.out
+    assert long.code == 0 and "augmentation: smear, since" in long.out
+    pictures = [cv2.imread(re.search(r"(\S+augment\.jpg)", result.out)[1]) for result in (short, long)]
+    assert pictures[1].size > pictures[0].size  # it has more transforms
+    chosen = leuko("train", *words, "--epochs", 10_000, "--augment", "flips")
+    assert "since" not in chosen.out

@@ -66,6 +66,8 @@ PRESETS: dict[str, list[dict]] = {
 }
 """Lists by name."""
 
+ENOUGH = 10_000  # images shown in a training, from which on "smear" costs nothing at home (docs/travel.md)
+
 
 _MOST = {"side": 1, "visible": 1, "share": 1, "quality": 100, "scale": 20, "degrees": 180, "patches": 100, "cells": 20}
 _MOST |= {"brightness": 1, "contrast": 1, "saturation": 1, "gain": 1, "deviation": 255, "sigma": 10, "radius": 10}
@@ -90,6 +92,13 @@ def augment(field: Field, steps: Sequence[Step], rng: np.random.Generator, other
     return field
 
 
+def chosen(given: str | list, images: int) -> str | list:
+    """``given`` itself, or for ``auto`` the preset that suits a training which shows ``images`` in all its epochs."""
+    if given != "auto":
+        return given
+    return "smear" if images >= ENOUGH else "standard"
+
+
 def read_steps(given: str | list) -> list[Step]:
     """The steps of a list, of a preset's name, or of a YAML file with the key ``augment``. Raises LeukoError."""
     where = "--augment"
@@ -99,7 +108,8 @@ def read_steps(given: str | list) -> list[Step]:
         path = Path(given)
         if path.suffix.lower() not in (".yaml", ".yml"):
             raise LeukoError(
-                f'--augment "{given}": is no preset{nearest(given, PRESETS)} ({", ".join(PRESETS)}) nor a YAML file'
+                f'--augment "{given}": is no preset{nearest(given, PRESETS)} ({", ".join(PRESETS)}, auto)'
+                " nor a YAML file"
             )
         where, given = given, read_yaml(path).get("augment")
     if not isinstance(given, list):
