@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import argparse
 import ast
+import errno
 import inspect
+import io
+import re
 import sys
 import textwrap
 import typing
@@ -96,10 +99,13 @@ def stored(cls: type[T], path: Path) -> T:
 
 def _read_yaml(path: Path, names: dict, hints: dict[str, object]) -> dict[str, object]:
     try:
-        given = yaml.safe_load(path.read_text()) or {}
+        text = path.read_text(encoding="utf-8")
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
+            raise yaml.YAMLError("aliases (*NAME) are not accepted")
+        given = yaml.safe_load(text) or {}
     except OSError as e:
         raise LeukoError(f"{path}: cannot be read ({e.strerror}); check the path") from e
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as e:  # !!bool maybe, say
         raise LeukoError(f"{path}: not valid YAML ({str(e).splitlines()[0]})") from e
     if not isinstance(given, dict):
         raise LeukoError(f"{path}: holds no options; write one 'key: value' a line")
@@ -142,12 +148,27 @@ def as_dict(options: object) -> dict[str, object]:
 
 def run(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None) -> typing.NoReturn:
     """Run a command and leave with its status: its own or 0, or 2 after one line about what the user can mend."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a file's name may be no text
     try:
         status = main(argv)
-    except LeukoError as e:
-        told = str(e).encode("utf-8", "backslashreplace").decode()  # a file's name may be no text
+    except (LeukoError, OSError, RuntimeError) as e:
+        if not (told := _mendable(e)):
+            raise
         print(f"leuko: {told}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
     sys.exit(status or 0)
+
+
+def _mendable(error: Exception) -> str:
+    """The line about what the user can mend; "" where the error is leuko's own."""
+    if isinstance(error, LeukoError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return f"{error.filename}: too long for the name of a file; check the path"
+    if isinstance(error, RuntimeError) and re.search("(out of|can't allocate|not enough) memory", str(error)):
+        return "out of memory: lower --batch or --imgsz"
+    return ""

@@ -20,7 +20,7 @@ from .engine.ensemble import is_finished
 from .errors import LeukoError, nearest
 from .models import DETECTORS, is_yolo, plain_name
 from .report import run
-from .train import resumed_options, train
+from .train import augmentation, resumed_options, train
 from .val import val
 
 SIX = ("fsaf", "fcos", "faster_rcnn", "grid_rcnn", "double_head_rcnn", "cascade_rcnn")  # in the order of the paper
@@ -64,6 +64,8 @@ def compare(options: TrainOptions, given: Collection[str] = ()) -> Path:
     split = "test" if "test" in source.splits(options.data) else options.val_split
     if not options.allow_leaks and split != options.train_split:
         check_groups({name: source.groups(options.data, name) for name in (options.train_split, split)}, options.data)
+    if options.augment == "auto":  # chosen once, so that it is the same for all models if epochs are added later
+        options = replace(options, augment=augmentation(options, source.load(options.data, options.train_split)))
     folder = Path(resumed) if resumed else run.new_run(options.project, options.name or "comparison")
     run.write_yaml(folder / "args.yaml", as_dict(options))
     for i, name in enumerate(names, 1):

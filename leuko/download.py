@@ -90,9 +90,11 @@ def downloaded(name: str, folder: Path = FOLDER) -> Path:
 def download(entry: Entry, folder: Path = FOLDER, mirror: str = "", carried: str = "") -> Path:
     """Bring a file into ``folder`` and return its path, at once if it is there and whole.
 
-    ``mirror`` is a URL under which the file lies by its name; ``carried`` a file that someone brought by hand. Raises
+    ``mirror`` is an http(s) URL under which the file lies by its name; ``carried`` a file brought by hand. Raises
     LeukoError where it cannot be had or its hash is wrong; what came of it is kept, so that the next call goes on.
     """
+    if mirror and not mirror.startswith(("http://", "https://")):
+        raise LeukoError(f"--mirror {mirror}: is no URL; begin it with http:// or https://")
     path, part = folder / entry.file, folder / f".{entry.file}.part"
     with explained(path):
         if path.is_file():

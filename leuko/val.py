@@ -19,7 +19,7 @@ from .data.factors import chosen, marked
 from .data.images import read_image
 from .data.sample import Dataset
 from .data.split import check_groups
-from .engine.checkpoint import load_weights, save_calibration
+from .engine.checkpoint import check_calibrates, load_weights, save_calibration
 from .engine.ensemble import Fusion, best_members, finished_runs, load_members, predict_members, tune
 from .engine.inference import Member, Predictions, choose_device, detect
 from .engine.sizes import resized
@@ -71,12 +71,18 @@ def val(options: ValOptions) -> Path:
     if options.ensemble is not None and len(sources) < 2:
         raise LeukoError("--ensemble: name at least two models, or one with --weights")
     members = load_members(sources, device, options.imgsz or ())
+    for member in members:  # what is refused is refused before anything runs
+        if options.calibrate:
+            check_calibrates(member.weights)
+        if options.calibrated:
+            member.calibrated([])
+    other = tuning_data(options) if options.tune or options.calibrate else dataset
     fused = best_members(members, options.best) if options.best else list(range(len(members)))
     fusion, tried = Fusion(options.fusion_iou, options.fusion_score, options.fusion_weights), []
     if options.tune:
-        fusion, tried = tuned([members[i] for i in fused], options, device)
+        fusion, tried = tuned([members[i] for i in fused], other, options, device)
     if options.calibrate:
-        calibrate(members, options, device)
+        calibrate(members, other, options, device)
     results = predict_members(members, dataset, device, batch=options.batch, workers=options.workers)
     if options.calibrated:
         for member, result in zip(members, results, strict=True):
@@ -130,11 +136,15 @@ def measured(
     return Measured(member.name, result.found, coco.evaluate(dataset, result.found), cost, scaling)
 
 
-def calibrate(members: Sequence[Member], options: ValOptions, device: torch.device) -> None:
+def tuning_data(options: ValOptions) -> Dataset:
+    """The split to tune and to calibrate on; LeukoError if it is the one that is reported."""
+    if source.split_name(options.data, options.tune_split) == split_of(options):
+        raise LeukoError(f"--tune-split {options.tune_split}: is the split that is reported; name another one")
+    return source.load(options.data, options.tune_split)
+
+
+def calibrate(members: Sequence[Member], dataset: Dataset, options: ValOptions, device: torch.device) -> None:
     """Fit each member's scores on the split to tune on, and keep the fit in its weights file."""
-    if options.tune_split == split_of(options):
-        raise LeukoError(f"--tune-split {options.tune_split}: is the split that is reported; calibrate on another one")
-    dataset = source.load(options.data, options.tune_split)
     results = predict_members(members, dataset, device, batch=options.batch, workers=options.workers)
     fits = [calibration.fit(*calibration.outcomes(matching.match(dataset, r.found))) for r in results]
     for member, scaling in zip(members, fits, strict=True):
@@ -142,7 +152,8 @@ def calibrate(members: Sequence[Member], options: ValOptions, device: torch.devi
             why = f"too few of its detections on the {options.tune_split} split are true, or false, to learn from"
             raise LeukoError(f"{member.weights.path}: {why}; train it for longer, or calibrate on more images")
     for member, scaling in zip(members, fits, strict=True):
-        save_calibration(member.weights, {**asdict(scaling), "data": options.data, "split": options.tune_split})
+        about = {"data": options.data, "split": options.tune_split, "sizes": member.sizes}
+        save_calibration(member.weights, asdict(scaling) | about)
         member.weights = load_weights(member.weights.path)
         print(f"{member.name}: temperature {scaling.temperature:.2f}, shift {scaling.shift:+.2f}, kept in its weights")
 
@@ -170,11 +181,10 @@ def sweep(
     figures.severity(rows, member.name, folder / "severity.png")
 
 
-def tuned(members: Sequence[Member], options: ValOptions, device: torch.device) -> tuple[Fusion, list[dict]]:
+def tuned(
+    members: Sequence[Member], dataset: Dataset, options: ValOptions, device: torch.device
+) -> tuple[Fusion, list[dict]]:
     """The fusion that does best on the split to tune on, and all that were tried."""
-    if options.tune_split == split_of(options):
-        raise LeukoError(f"--tune-split {options.tune_split}: is the split that is reported; tune on another one")
-    dataset = source.load(options.data, options.tune_split)
     results = predict_members(members, dataset, device, batch=options.batch, workers=options.workers)
     return tune(members, [r.found for r in results], dataset)
 
@@ -182,7 +192,8 @@ def tuned(members: Sequence[Member], options: ValOptions, device: torch.device) 
 def split_of(options: ValOptions) -> str:
     """The split to validate on; a data set without splits has one of its own name."""
     there = source.splits(options.data)
-    return there[0] if options.split == ValOptions.split and len(there) == 1 else options.split
+    alone = options.split == ValOptions.split and len(there) == 1
+    return there[0] if alone else source.split_name(options.data, options.split)
 
 
 def refuse_leaks(options: ValOptions, dataset: Dataset) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
 from collections import Counter
@@ -14,9 +15,10 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from conftest import FCOS, TINY, Bomb, table
+from conftest import FCOS, TINY, Bomb, Result, table
 from safetensors import safe_open
 
+from leuko import predict
 from leuko.data import coco
 from leuko.data.sample import Dataset, Sample
 from leuko.data.source import load
@@ -27,6 +29,23 @@ TYPES = ["NG", "BG", "EG", "L", "M"]
 
 
 # ---------------------------------------------------------------------- predict
+
+
+def test_predict_takes_files_whose_names_are_no_text(project, data, tmp_path, leuko):
+    name = os.fsdecode(b"bad\xff.jpg")
+    folder = tmp_path / os.fsdecode(b"slides\xfe")
+    folder.mkdir()
+    shutil.copy(load(data, "test").samples[0].image, folder / name)
+    (folder / os.fsdecode(b"broken\xff.jpg")).write_text("no image")
+    words = ["predict", "--weights", project / "faster", "--threshold", "0.06", "--source", folder, "--save", folder]
+    result = leuko(*words)
+    assert result.code == 0 and "not read: " in result.err and "slides\\udcfe" in result.out, result.err
+    out = folder / "faster"
+    cells = json.loads((out / "cells.json").read_text("utf-8"))["cells"]
+    assert cells and {cell["image"] for cell in cells} == {str(folder / name)}
+    assert len(table(out / "cells.csv")) == len(cells) and "bad\\udcff" in (out / "differential.csv").read_text("utf-8")
+    assert [path.name for path in (out / "images").iterdir()] == [name] and (out / "differential.png").exists()
+    leuko("predict", "--weights", project / "faster", "--source", "x" * 5000).refused("too long", "check the path")
 
 
 @pytest.fixture
@@ -130,6 +149,12 @@ def test_help_teaches_by_example(leuko):
         ("norm: batch\n", ("norm", "'batch' is not one of frozen, train, gn")),
         ("- epochs\n", ("holds no options",)),
         ("epochs: [\n", ("not valid YAML",)),
+        ("name: 2024-02-30\n", ("not valid YAML", "day is out of range")),
+        ("epochs: !!int abc\n", ("not valid YAML", "'abc'")),
+        ('epochs: !!int ""\n', ("not valid YAML",)),
+        ("augment: !!bool maybe\n", ("not valid YAML", "'maybe'")),
+        ("name: !!timestamp soon\n", ("not valid YAML",)),
+        ("data: &a [b]\naugment: [*a, *a]\n", ("not valid YAML", "aliases")),
         (b"\xff\xfe\xff", ("not valid YAML",)),
     ],
 )
@@ -146,6 +171,20 @@ def test_config_fills_in_and_flags_override(tmp_path, leuko):
     leuko("train", "--config", tmp_path / "recipe.yaml").refused("--epochs 0")
     leuko("train", "--config", tmp_path / "recipe.yaml", "--epochs", "1").refused("nowhere", "no such file")
     leuko("train", "--config", tmp_path / "none.yaml").refused("none.yaml", "cannot be read")
+
+
+def test_running_out_of_memory_is_told_in_a_line(monkeypatch, leuko):
+    def use(error: Callable[[], object]) -> Result:
+        monkeypatch.setattr(predict, "main", lambda _: error())
+        return leuko("predict")
+
+    def gpu() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has a total ...")
+
+    use(lambda: torch.empty(1 << 60)).refused("out of memory", "--batch", "--imgsz")
+    use(gpu).refused("out of memory", "--batch", "--imgsz")
+    with pytest.raises(RuntimeError, match="size of tensor"):
+        use(lambda: torch.zeros(2) + torch.zeros(3))
 
 
 # ---------------------------------------------------------------------- bad input, leaving no run behind

@@ -16,7 +16,7 @@ from leuko.data import coco, voc, yolo
 from leuko.data.convert import convert
 from leuko.data.images import image_size, list_images, read_image
 from leuko.data.sample import Dataset, Sample
-from leuko.data.source import load, splits
+from leuko.data.source import load, split_name, splits
 from leuko.errors import LeukoError
 
 REAL = Path(__file__).parents[2] / "shared" / "data"
@@ -191,6 +191,9 @@ def test_folders_as_people_have_them(tmp_path, plain):
     (tmp_path / "sub" / "classes.txt").write_text("\n".join(TYPES))
     assert splits(tmp_path / "sub") == ["train", "val"]
     assert_same(plain, load(tmp_path / "sub", "validation"), order=False)
+    assert [split_name(tmp_path / "sub", name) for name in ("train", "val", "valid")] == ["train", "val", "val"]
+    with pytest.raises(LeukoError, match='no split "test"; it has: train, val'):
+        split_name(tmp_path / "sub", "test")
 
     (tmp_path / "list.txt").write_text("./sub/train/images/1.jpg\nsub/valid/images/1.jpg\n")
     (tmp_path / "more.yaml").write_text(
@@ -205,6 +208,18 @@ def test_folders_as_people_have_them(tmp_path, plain):
     both = load(tmp_path / "both.yaml", "val")
     assert len({s.id for s in both.samples}) == 4 and both.counts().tolist() == [1, 0, 1, 1, 1]
     assert splits(other / "val.json") == ["val"] and len(load(other / "val.json", "val")) == 1
+
+
+def test_a_line_of_classes_txt_is_a_class(tmp_path, plain):
+    """Also one that starts like a comment, so that no later index moves; only what is empty at the end is not."""
+    voc.write(plain, tmp_path / "voc", "train")
+    yolo.write(plain, tmp_path / "yolo", "train")
+    (tmp_path / "yolo" / "data.yaml").unlink()
+    (tmp_path / "yolo" / "classes.txt").write_text("NG\n#2\nEG\nL\nM\n\n \n")
+    (tmp_path / "voc" / "classes.txt").write_text("NG\n#2\nEG\nL\nM\n\n \n")
+    for name in ("voc", "yolo"):
+        again = load(tmp_path / name, "train")
+        assert again.types == ["NG", "#2", "EG", "L", "M"] and again.counts().tolist() == [1, 0, 1, 0, 1]
 
 
 def test_classes_are_matched_by_name(tmp_path, plain):
@@ -244,6 +259,20 @@ def test_pixels_are_read_as_stored(tmp_path):
     assert len(list_images(tmp_path)) == 4
     assert all((read_image(tmp_path / name) == colour).all() for name in ("turned.png", "alpha.png"))
     assert np.abs(read_image(tmp_path / "deep.PNG")[..., 0] - deep / 257.0).max() <= 1
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_tiff_is_not_turned(tmp_path, orientation):
+    """OpenCV turns it, whatever it is told: at 8 and 16 bit, and as BigTIFF."""
+    colour = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
+    deep = colour[..., 0] * np.uint16(257)
+    exif = Image.Exif()
+    exif[274] = orientation
+    path = tmp_path / "turned.tif"
+    for pixels, stored, big in ((colour, colour, False), (colour, colour, True), (deep, np.dstack([deep] * 3) >> 8, 0)):
+        Image.fromarray(pixels).save(path, exif=exif, big_tiff=big)
+        image = read_image(path)
+        assert image_size(path) == (30, 40) and (image == stored).all() and image.flags.c_contiguous
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".bmp", ".tif", ".webp"])

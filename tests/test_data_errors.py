@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
+import os
+import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +17,9 @@ import pytest
 from PIL import Image
 
 from leuko.data import coco, voc, yolo
+from leuko.data.cache import OnDisk
 from leuko.data.sample import Dataset, Sample
+from leuko.data.side import original_of
 from leuko.data.source import load
 from leuko.errors import LeukoError
 
@@ -51,7 +58,14 @@ def cut(file: Path, size: int) -> None:
     file.write_bytes(data[:size])
 
 
+def without_yaml(folder: Path, classes: str) -> None:
+    """Let a ``classes.txt`` name the classes."""
+    (folder / "data.yaml").unlink(missing_ok=True)
+    (folder / "classes.txt").write_text(classes)
+
+
 XML, TXT, IMAGE = "Annotations/1.xml", "labels/train/1.txt", "JPEGImages/1.jpg"
+LIST = "ImageSets/Main/train.txt"
 BOMB = '<!DOCTYPE a [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;&a;">]><annotation>&b;</annotation>'
 EXTERNAL = '<!DOCTYPE a [<!ENTITY a SYSTEM "file:///etc/passwd">]><annotation>&a;</annotation>'
 YAML = "train: images/train\nnames: [NG, BG, EG, L, M]\n"
@@ -201,11 +215,43 @@ BAD = {  # what is wrong: (format, how to do it, what the message must say)
         ('data.yaml: ignore: no class is called "NGG"', '"NG"?'),
     ),
     "yaml no splits": ("yolo", lambda d: (d / "data.yaml").write_text("names: [NG]\n"), ("data.yaml: no split",)),
+    "yaml empty split": (
+        "yolo",
+        lambda d: (d / "data.yaml").write_text("splits: {train: []}\nformat: yolo\n"),
+        ("data.yaml: no split",),
+    ),
     "yaml format": ("yolo", lambda d: (d / "data.yaml").write_text(YAML + "format: yol\n"), ('"yol"', '"yolo"?')),
     "yaml unclear": (
         "yolo",
         lambda d: (d / "data.yaml").write_text("train: label\n"),
         ("data.yaml: train: there is no",),
+    ),
+    "yaml format list": ("yolo", lambda d: (d / "data.yaml").write_text(YAML + "format: [coco]\n"), ("format", "coco")),
+    "yaml long path": (
+        "coco",
+        lambda d: (d / "data.yaml").write_text(f"train: {'x' * 300}\n"),
+        ("data.yaml: train: there is no", "xxx; correct the path"),
+    ),
+    "classes.txt empty line": ("yolo", lambda d: without_yaml(d, "NG\n\nEG\nL\nM\n"), ("classes.txt: names: 1: ''",)),
+    "classes.txt twice": (
+        "yolo",
+        lambda d: without_yaml(d, "NG\nNG\nEG\nL\nM\n"),
+        ('classes.txt: names: "NG"', "twice"),
+    ),
+    "classes.txt of VOC": (
+        "voc",
+        lambda d: without_yaml(d, "NG\nNG\nEG\nL\nM\n"),
+        ('classes.txt: names: "NG"', "twice"),
+    ),
+    "two files of a split": (
+        "coco",
+        lambda d: shutil.copy(d / "train.json", d / "instances_train2017.json"),
+        ("instances_train2017.json and train.json are both the split train", "data YAML"),
+    ),
+    "two folders of a split": (
+        "voc",
+        lambda d: [shutil.copy(d / LIST, (d / LIST).with_stem(name)) for name in ("valid", "validation")],
+        ("valid and validation are both the split val", "data YAML"),
     ),
     "other split": ("coco", lambda d: (d / "train.json").rename(d / "test.json"), ('no split "train"; it has: test',)),
     "only images": ("coco", lambda d: (d / "train.json").unlink(), ("a folder without annotations",)),
@@ -275,3 +321,47 @@ def test_labels_made_on_an_image_as_exif_turns_it(tmp_path):
     (tmp_path / "train.json").write_text(json.dumps(content))
     with pytest.raises(LeukoError, match=r"train\.json: image 1 \(a\.jpg\): .*40x60.*60x40.*EXIF"):
         load(tmp_path, "train")
+
+
+REFUSED = {  # what the system may not give: (format, where it is asked for, which file or folder)
+    "file": ("coco", (coco, "open"), "train.json"),
+    "folder": ("coco", (Path, "iterdir"), ""),
+    "folder of images": ("yolo", (os, "scandir"), "images/train"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_may_not_be_read_is_named(tmp_path, plain, monkeypatch, case):
+    name, (place, function), victim = REFUSED[case]
+    WRITERS[name](plain, tmp_path, "train")
+
+    def refuse(path: str | Path, *_: str) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    with monkeypatch.context() as patch:  # permissions do not bind the user who runs tests in a container
+        patch.setattr(place, function, refuse, raising=False)
+        with pytest.raises(LeukoError) as error:
+            load(tmp_path, "train")
+    assert str(error.value) == f"{tmp_path / victim}: cannot be read: Permission denied"
+
+
+def test_a_name_that_is_too_long_is_told():
+    with pytest.raises(LeukoError, match=r"^x+: cannot be read: File name too long"):
+        load("x" * 300, "train")
+
+
+def test_a_full_disk_is_told(plain, monkeypatch):
+    class Full(io.BytesIO):
+        def write(self, data: bytes) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda **_: Full())
+    with pytest.raises(LeukoError, match=r"^--cache disk: .*No space left on device; .*TMPDIR"):
+        OnDisk(plain, 64)
+
+
+@pytest.mark.parametrize("originals", ['["1.jpg"]', '{"1.jpg": {"image": "a", "width": 1e999, "height": 1}}'])
+def test_broken_originals_are_told(tmp_path, originals):
+    (tmp_path / "leuko.json").write_text(f'{{"originals": {originals}}}')
+    with pytest.raises(LeukoError, match=r"leuko\.json: .*originals"):
+        original_of(tmp_path / "1.jpg")

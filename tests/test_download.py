@@ -110,6 +110,7 @@ def test_download_says_what_is_wrong(server, weights, data, leuko, monkeypatch):
     leuko("download", "down", "--to", weights).refused("503", "cannot be reached")
     leuko("download", "wrong", "--to", weights).refused("wrong.pth", HASH, "0" * 64)
     leuko("download", "whole", "--to", weights, "--mirror", "http://127.0.0.1:1").refused("127.0.0.1:1", "refused")
+    leuko("download", "whole", "--to", weights, "--mirror", "mirror.lab/x").refused("--mirror mirror.lab/x", "https://")
     leuko("download", "whol").refused('"whol"', 'did you mean "whole"')
     leuko("download", "whole", "--to", weights, "--from", weights / "none").refused("none", "no such file")
     assert not list(weights.iterdir())

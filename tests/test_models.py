@@ -102,6 +102,11 @@ def test_norm_may_follow_the_batches_or_be_group_norm():
     before = model.backbone.body.bn1.running_mean.clone()
     model(*batch())
     assert not torch.equal(model.backbone.body.bn1.running_mean, before)
+    still = build(norm="train").train()  # the stem and the first stage are frozen
+    before = copy.deepcopy(still.state_dict())
+    still(*batch())
+    moved = {k for k, v in still.state_dict().items() if "running" in k and not torch.equal(v, before[k])}
+    assert moved and not any("body.bn1" in k or "layer1" in k for k in moved)
     for backbone in BACKBONES:
         model = build(backbone=backbone, norm="gn").train()
         assert not any(isinstance(m, nn.BatchNorm2d) for m in model.backbone.modules())
@@ -235,6 +240,12 @@ def test_unit_maps_deviate_by_one_and_the_deviation_is_kept():
     backbone.calibrate(batch)
     with torch.no_grad():
         assert [m.std().item() for m in backbone(batch)] == pytest.approx([1.0] * 4, rel=1e-4)
+    follows = Backbone("resnet18", norm="train", freeze=False, unit_maps=True).eval()  # as a run from scratch begins
+    before = copy.deepcopy(follows.state_dict())
+    follows.calibrate(batch)
+    assert {k for k, v in follows.state_dict().items() if not torch.equal(v, before[k])} == {"deviation"}
+    with torch.no_grad():
+        assert [m.std().item() for m in follows.train()(batch)] == pytest.approx([1.0] * 4, rel=1e-4)
     other = Backbone("resnet18", unit_maps=True)
     other.load_state_dict(backbone.state_dict())
     assert torch.equal(other.deviation, backbone.deviation)

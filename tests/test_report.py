@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 import yaml
 
+from leuko import commandline
+from leuko.config import TrainOptions
 from leuko.data.sample import Dataset, Sample
 from leuko.errors import LeukoError
 from leuko.metrics.coco import Evaluation, TypeResult, evaluate
@@ -64,10 +66,13 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch, code, wor
 def test_what_is_written_can_be_read(tmp_path):
     value = {"a": np.float32(0.5), "b": nan, "c": np.array([1, 2]), "d": Path("x"), "e": (True, None, np.inf), "f": "µ"}
     plain = {"a": 0.5, "b": None, "c": [1, 2], "d": "x", "e": [True, None, None], "f": "µ"}
+    whole = {**plain, "b": pytest.approx(nan, nan_ok=True), "e": [True, None, np.inf]}
     run.write_json(tmp_path / "a.json", value)
     run.write_yaml(tmp_path / "a.yaml", value)
     assert json.loads((tmp_path / "a.json").read_text("utf-8"), parse_constant=pytest.fail) == plain
-    assert yaml.safe_load((tmp_path / "a.yaml").read_text("utf-8")) == plain
+    assert yaml.safe_load((tmp_path / "a.yaml").read_text("utf-8")) == whole
+    run.write_yaml(tmp_path / "args.yaml", TrainOptions(clip=np.inf))
+    assert commandline.stored(TrainOptions, tmp_path / "args.yaml").clip == np.inf
     run.write_csv(tmp_path / "a.csv", [{"epoch": 1, "val/mAP": nan}, {"epoch": 2, "val/mAP": 0.5, "note": "a, b"}])
     with open(tmp_path / "a.csv", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -82,6 +87,18 @@ def test_what_is_written_can_be_read(tmp_path):
     run.write_json(tmp_path / "environment.json", run.environment())
     environment = json.loads((tmp_path / "environment.json").read_text())
     assert environment["torch"] and environment["cpu"] and environment["threads"] >= 1
+
+
+def test_file_names_that_are_no_text_are_written_as_escapes(tmp_path):
+    name = os.fsdecode(b"bad\xff.jpg")
+    run.write_json(tmp_path / "a.json", {"image": name})
+    run.write_yaml(tmp_path / "a.yaml", {"image": name})
+    run.log(tmp_path, "start", image=name)
+    run.write_csv(tmp_path / "a.csv", [{"image": name}])
+    assert json.loads((tmp_path / "a.json").read_text("utf-8")) == {"image": name}
+    assert yaml.safe_load((tmp_path / "a.yaml").read_text("utf-8")) == {"image": name}
+    assert json.loads((tmp_path / "log.jsonl").read_text("utf-8"))["image"] == name
+    assert (tmp_path / "a.csv").read_text("utf-8") == "image\nbad\\udcff.jpg\n"
 
 
 def test_an_evaluation_without_detections_or_truth(tmp_path):
@@ -147,7 +164,7 @@ def test_pictures(tmp_path):
     samples = [Sample(Path(f"{i}.jpg"), 600, 500, boxes[3 * i :][: i % 4], [0, 1, 3][: i % 4], id=i) for i in range(9)]
     row = {"epoch": "1", "lr": "0.01", "loss/box": "0.7", "val/mAP": "", "val/mAR": 0.4}
     plots.label_statistics(Dataset(TYPES, samples), tmp_path / "labels.png")
-    plots.label_statistics(Dataset(TYPES, []), tmp_path / "no_labels.png")
+    plots.label_statistics(Dataset(["$NG_$", "^{"], []), tmp_path / "no_labels.png")  # no formulas
     plots.training_curves([row, {**row, "epoch": 2, "val/mAP": 0.3}], tmp_path / "curves.jpg")
     plots.training_curves([], tmp_path / "no_curves.png")
     plots.differential_chart(count(np.zeros(0, int), np.zeros(0), TYPES), tmp_path / "differential.png")

@@ -12,6 +12,7 @@ import pytest
 from conftest import TYPES
 
 from leuko.data import source
+from leuko.data.convert import WRITERS
 from leuko.data.sample import Dataset, Sample
 from leuko.metrics import agreement, bootstrap, calibration, coco, confusion, consensus, curves, factors, matching
 from leuko.report import results, run
@@ -91,6 +92,7 @@ def test_intervals_cover_and_differences_are_paired():
     gap, p = bootstrap.difference(one, one - 0.02, 0.02)
     assert gap.low == pytest.approx(0.02) and gap.high == pytest.approx(0.02) and p == 0
     assert bootstrap.difference(one, other[::-1], 0.0)[1] > 0 and bootstrap.difference(one, one, 0.0)[1] == 1
+    assert np.isnan(bootstrap.difference(one, one * np.nan, np.nan)[1])
 
 
 def test_confusion_agrees_with_recall_and_counts_all():
@@ -256,7 +258,7 @@ def predictions_of(dataset: Dataset, rng: np.random.Generator, miss: float = 0.1
     return found
 
 
-def test_all_results_are_written_and_reported(data, tmp_path, leuko, no_plots):
+def test_all_results_are_written_and_reported(data, tmp_path, leuko, no_plots, monkeypatch):
     dataset = source.load(data, "train")
     for i, s in enumerate(dataset.samples):
         s.factors, s.group = (("dust",) if i % 2 else ()), f"smear {i % 3}"
@@ -292,6 +294,8 @@ def test_all_results_are_written_and_reported(data, tmp_path, leuko, no_plots):
     run.write_evaluation(tmp_path / "other", models[0].evaluation, [], model="<b>", data=str(data))
     assert leuko("report", tmp_path, tmp_path / "other", "--out", tmp_path / "both.html").code == 0
     assert "2 runs compared" in (tmp_path / "both.html").read_text()
+    monkeypatch.chdir(tmp_path)
+    assert leuko("report", tmp_path, "other").code == 0 and (tmp_path / "runs/report/comparison.html").is_file()
     leuko("report", tmp_path / "none").refused("metrics.json", "no such file")
     (tmp_path / "other/refer.csv").write_text("image,group\na/b.png,nan\n")
     assert leuko("report", tmp_path / "other").code == 0
@@ -314,14 +318,16 @@ def test_results_of_nothing(data, tmp_path, no_plots):
     assert (confusion.matrix(dataset, found, pairings)[:-1].sum(1) == dataset.counts()).all()
     assert len(matching.match(dataset, found)[0].score) == 100
     empty = Dataset(dataset.types, [Sample(s.image, s.width, s.height, [], [], s.id) for s in dataset.samples])
-    results.write(tmp_path, empty, [results.Measured("none", none, coco.evaluate(empty, none))], draws=20)
-    assert "nan" not in (tmp_path / "intervals.csv").read_text()
+    models = [results.Measured(name, none, coco.evaluate(empty, none)) for name in ("none", "nought")]
+    told = results.write(tmp_path, empty, models, draws=20)
+    assert "nan" not in (tmp_path / "intervals.csv").read_text() and "nothing to compare" in told[-1]
+    assert not [line for line in told if "difference" in line or "interval" in line]
 
 
 def test_a_review_changes_labels_and_keeps_the_old_ones(data, tmp_path, leuko):
     dataset = source.load(data, "train")
     first = next(s for s in dataset.samples if len(s.boxes))
-    about = {"image": str(first.image), "box": [1.0, 2, 30, 40]}
+    about = {"image": str(first.image), "box": first.boxes[0].round(2).tolist()}
     label = dataset.types[first.labels[0]]
     other = next(t for t in dataset.types if t != label)
     review = tmp_path / "consensus.json"
@@ -330,7 +336,7 @@ def test_a_review_changes_labels_and_keeps_the_old_ones(data, tmp_path, leuko):
         review.write_text(json.dumps({"suspects": [{**about, **s} for s in suspects]}))
 
     changed = {"kind": "type", "cell": 0, "label": label, "says": other, "verdict": "accept"}
-    added = {"kind": "unlabelled", "cell": -1, "label": "", "says": "M", "verdict": "L"}
+    added = {"kind": "unlabelled", "cell": -1, "label": "", "says": "M", "verdict": "L", "box": [1.0, 2, 30, 40]}
     left = {"kind": "missed", "cell": 0, "label": label, "says": "", "verdict": "keep"}
     write(changed, added, left)
     result = leuko("data", "apply-review", data, review, tmp_path / "new")
@@ -347,6 +353,8 @@ def test_a_review_changes_labels_and_keeps_the_old_ones(data, tmp_path, leuko):
     leuko("data", "apply-review", data, review, tmp_path / "x").refused("acept", "accept")
     write({**changed, "label": other})
     leuko("data", "apply-review", data, review, tmp_path / "x").refused("cell 0", "validate the data anew")
+    write({**changed, "box": added["box"]})
+    leuko("data", "apply-review", data, review, tmp_path / "x").refused("cell 0", "validate the data anew")
     write({**changed, "image": "lost.png"})
     leuko("data", "apply-review", data, review, tmp_path / "x").refused("lost.png", "not in")
     write({**changed, "says": "Q"})
@@ -355,6 +363,22 @@ def test_a_review_changes_labels_and_keeps_the_old_ones(data, tmp_path, leuko):
     leuko("data", "apply-review", data, review, tmp_path / "x").refused("suspect 1", "verdict only")
     review.write_text("{}")
     leuko("data", "apply-review", data, review, tmp_path / "x").refused("consensus.json", "no review")
+
+
+def test_a_review_finds_its_cells_in_every_split(pictures, tmp_path, leuko):
+    """Another split may list the image with its cells in another order, or without one of them."""
+    boxes, src, dst = [[10, 10, 30, 30], [40, 20, 60, 50.5]], tmp_path / "src", tmp_path / "dst"
+    for split, cells in (("val", [0, 1]), ("test", [1, 0]), ("train", [0])):
+        sample = Sample(pictures[2], 97, 61, [boxes[i] for i in cells], [0] * len(cells), 1)
+        WRITERS["coco"](Dataset(["NG", "BG"], [sample]), src, split)
+    image = str(source.load(src, "val").samples[0].image)
+    suspect = {"image": image, "kind": "type", "cell": 1, "label": "NG", "says": "BG", "verdict": "accept"}
+    (tmp_path / "consensus.json").write_text(json.dumps({"suspects": [{**suspect, "box": boxes[1]}]}))
+    result = leuko("data", "apply-review", src, tmp_path / "consensus.json", dst)
+    assert result.code == 0 and "1 labels changed" in result.out, result.err
+    for split, labels in (("val", [0, 1]), ("test", [1, 0]), ("train", [0])):
+        assert source.load(dst, split).samples[0].labels.tolist() == labels
+    assert "suspect 1 of the review: its cell is not in split train" in (dst / "flaws.txt").read_text()
 
 
 def test_a_flood_of_detections_on_one_image():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import product
 from pathlib import Path
 
@@ -137,6 +138,20 @@ def test_what_is_mended_is_told_and_a_link_leads_to_the_folder(smears, tmp_path,
     assert sorted(p.name for p in tmp_path.iterdir() if p.suffix != ".png") == ["data", "link", "real"]
 
 
+def test_an_image_that_two_splits_label_differently_is_told(smears, tmp_path, leuko):
+    content = json.loads((smears / "test.json").read_text())
+    content["annotations"].reverse()  # which changes nothing
+    (smears / "second_reader.json").write_text(json.dumps(content))
+    assert leuko("data", "split", smears, tmp_path / "new").code == 0
+    for key, value in (("bbox", [1, 2, 38, 38]), ("category_id", 3), ("iscrowd", 1)):
+        changed = [*content["annotations"][:-1], content["annotations"][-1] | {key: value}]
+        (smears / "second_reader.json").write_text(json.dumps(content | {"annotations": changed}))
+        words = ["smear0_8.png: is labelled differently in val and in second_reader", "data YAML"]
+        leuko("data", "split", smears, tmp_path / "bad").refused(*words)
+    leuko("data", "stats", smears, "--save", tmp_path / "runs").refused(*words)
+    assert not (tmp_path / "bad").exists()
+
+
 def test_groups_by_csv_or_pattern(smears, tmp_path, leuko):
     table = tmp_path / "groups.csv"
     table.write_text("image,group\n" + "".join(f"{p.name},{p.stem[-1]}\n" for p in (smears / "images").iterdir()))
@@ -146,6 +161,10 @@ def test_groups_by_csv_or_pattern(smears, tmp_path, leuko):
     assert {s.group for d in parts.values() for s in d.samples} == {"0+4", "1+5", "2+6", "3+7"}
     assert source.load(tmp_path / "by_csv", "train").groups() < {"0+4", "1+5", "2+6", "3+7"}
     words = ["data", "split", smears, tmp_path / "bad"]
+    table.write_text(table.read_text().replace("\n", "\r"))  # as old spreadsheets end lines
+    assert leuko("data", "split", smears, tmp_path / "by_old_csv", "--group-by", table).code == 0
+    table.write_text(f"image,group\n{'x' * 200_000},a\n")
+    leuko(*words, "--group-by", table).refused("groups.csv: line 2: broken CSV")
     table.write_text("image,group\nsmear0_0.png,a\n")
     leuko(*words, "--group-by", table).refused("groups.csv", "no group", "(11 of 12 images)")
     leuko(*words, "--group-by", "nothing").refused("no group")
@@ -216,6 +235,7 @@ def test_force_replaces_folds_but_nothing_else(smears, tmp_path, leuko):
 
 
 def test_leaking_groups_are_refused(smears, tmp_path, leuko, no_plots):
+    assert source.groups(smears, "validation") == source.groups(smears, "val") == {f"smear{i}" for i in range(4)}
     words = ["train", "--data", smears, "--project", tmp_path / "runs", *TINY, *FCOS]
     leuko(*words).refused("groups have images in train and in val", "smear0", "leuko data split")
     assert not (tmp_path / "runs").exists()

@@ -19,8 +19,9 @@ import yaml
 from conftest import FASTER, FCOS, TINY
 from safetensors.torch import load_file
 
+from leuko.config import TrainOptions
 from leuko.data import loading, source
-from leuko.data.augment import read_steps
+from leuko.data.augment import listed, read_steps
 from leuko.data.sample import Dataset, Sample
 from leuko.engine import checkpoint, schedule
 from leuko.errors import LeukoError
@@ -329,3 +330,19 @@ def test_comparison_trains_each_model_and_goes_on(data, tmp_path, leuko, no_plot
     leuko(*words, "fcos,fsav").refused('"fsav"', 'did you mean "fsaf"')
     leuko(*words, "fcos,fcos").refused("twice")
     assert [p.name for p in tmp_path.iterdir()] == ["two"]
+
+
+def test_comparison_augments_all_its_models_alike(data, tmp_path, leuko, monkeypatch):
+    """``auto`` is chosen once, though more epochs, asked for later, would choose otherwise."""
+    taken = []
+
+    def interrupted(options: TrainOptions, given: set) -> None:
+        taken.append(options.augment)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("leuko.comparison.train", interrupted)
+    monkeypatch.setattr("leuko.data.augment.ENOUGH", 10)
+    words = ["train", "--data", data, "--project", tmp_path, *TINY, "--epochs", "1", "--model", "fcos,fsaf"]
+    assert leuko(*words, "--name", "two").code == 130
+    assert leuko("train", "--resume", tmp_path / "two", "--epochs", "2").code == 130
+    assert taken == [listed(read_steps("standard"))] * 2

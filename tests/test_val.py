@@ -7,12 +7,14 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from conftest import table, untrained
 
-from leuko import Detector
+from leuko import Detector, val
 from leuko.data.source import load
 from leuko.engine import checkpoint
+from leuko.engine.inference import Member
 from leuko.models import create
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -116,7 +118,7 @@ def test_val_calibrates_and_predict_uses_it(project, data, faster, tmp_path, leu
     before = leuko(*words, "--weights", faster, "--calibrate", "--name", "before")
     assert before.code == 0 and "kept in its weights" in before.out, before.err
     fit = checkpoint.load_weights(faster).about["calibration"]
-    assert fit["data"] == str(data) and fit["split"] == "val"
+    assert fit["data"] == str(data) and fit["split"] == "val" and fit["sizes"] == [64]
     assert leuko(*words, "--weights", faster, "--calibrated", "--name", "after").code == 0
     odds = {}
     for name in ("before", "after"):
@@ -142,6 +144,45 @@ def test_val_calibrates_and_predict_uses_it(project, data, faster, tmp_path, leu
     logit = np.log(np.array(cells[0]) / (1 - np.array(cells[0])))
     wanted = 1 / (1 + np.exp(-logit / fit["temperature"] - fit["shift"]))
     np.testing.assert_allclose(cells[1], wanted[wanted >= 0.01], atol=0.001)
+    leuko(*words, "--weights", faster, "--calibrated", "--imgsz", "96").refused(
+        "is of --imgsz 64, not 96", "--calibrate"
+    )
+
+
+def test_a_calibration_holds_for_the_image_sizes_of_its_fit(data, faster, tmp_path, leuko):
+    words = ["val", "--data", data, "--save", tmp_path / "val", "--workers", "0", "--weights", faster]
+    assert leuko(*words, "--calibrate", "--imgsz", "64", "96").code == 0
+    assert leuko(*words, "--calibrated", "--imgsz", "96", "64").code == 0
+    leuko(*words, "--calibrated").refused(str(faster), "is of --imgsz 64 96, not 64", "--imgsz 64 --calibrate")
+    assert leuko(*words, "--name", "plain").code == 0
+    assert json.loads((tmp_path / "val/plain/calibration.json").read_text())["scaling"] is None
+
+    weights = checkpoint.load_weights(faster)
+    del weights.about["calibration"]["sizes"]  # as fits were stored once
+    checkpoint.save_calibration(weights, weights.about["calibration"])
+    cpu = torch.device("cpu")
+    assert Member.load(faster, cpu).scaling and Member.load(faster, cpu, (64,)).scaling
+    assert Member.load(faster, cpu, (96,)).scaling is None
+
+
+def test_val_never_writes_into_a_foreign_file(data, faster, tmp_path, leuko, monkeypatch):
+    """Nor does it run anything before it says so."""
+    own, foreign = checkpoint.load_weights(faster), tmp_path / "yolo.pt"
+    foreign.write_bytes(b"theirs")
+    monkeypatch.setattr(checkpoint, "read_checkpoint", lambda _: (own.recipe, own.types, own.state))
+    monkeypatch.setattr(val, "predict_members", lambda *_, **__: pytest.fail("ran"))
+    leuko("val", "--data", data, "--weights", foreign, "--calibrate").refused(str(foreign), "--calibrate", "train")
+    words = ["val", "--data", data, "--ensemble", faster, foreign, "--tune", "--calibrate"]
+    leuko(*words).refused(str(foreign), "--calibrate")
+    assert foreign.read_bytes() == b"theirs" and "calibration" not in checkpoint.load_weights(faster).about
+
+
+@pytest.mark.parametrize("job", ["--tune", "--calibrate"])
+def test_the_reported_split_is_known_by_all_its_names(job, project, data, tmp_path, leuko):
+    words = ["val", "--data", data, "--save", tmp_path, "--ensemble", project / "faster", project / "fcos", job]
+    leuko(*words, "--split", "val", "--tune-split", "valid").refused("--tune-split valid", "reported")
+    leuko(*words, "--split", "validation").refused("--tune-split val", "reported")
+    assert not list(tmp_path.iterdir())
 
 
 def test_val_sweeps_interference_factors(project, data, tmp_path, leuko):

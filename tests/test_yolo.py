@@ -9,13 +9,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TINY, Bomb, table, untrained
+from conftest import HEIGHT, ROOT, TINY, TYPES, WIDTH, Bomb, dataset, table, untrained
+from PIL import ExifTags, Image
 
 from leuko.__main__ import main
+from leuko.data.images import read_image
 from leuko.engine import checkpoint
 from leuko.engine.inference import prepared
+from leuko.engine.yolo import write_dataset
 from leuko.errors import LeukoError
 from leuko.models import create
 from leuko.models.yolo import tasks
@@ -164,9 +168,7 @@ def test_detections_are_ultralytics_own(name):
         ours = model([image])[0]
         folded = prepared(model, CPU)([image])[0]
         raw = model.network(image[None])[0]
-        theirs = non_max_suppression(
-            raw, 0.001, 0.7, multi_label=True, max_det=100, nc=3, end2end=model.network.end2end, max_time_img=60
-        )[0]
+        theirs = non_max_suppression(raw, 0.001, 0.7, multi_label=True, max_det=100, nc=3, max_time_img=60)[0]
     assert len(ours["boxes"]) == len(theirs) > 20
     assert torch.allclose(ours["scores"], theirs[:, 4], atol=1e-6)
     clipped = theirs[:, :4].clamp(min=0).minimum(torch.tensor([96.0, 64, 96, 64]))
@@ -241,6 +243,30 @@ def test_what_cannot_be_trained_is_refused(model, words, said, data, tmp_path, l
     monkeypatch.chdir(tmp_path)
     leuko("train", "--data", data, "--project", "runs", "--model", model, *words).refused(said)
     assert not (tmp_path / "runs").exists()
+
+
+def test_images_are_trained_as_they_are_stored(tmp_path):
+    """Ultralytics heeds an EXIF orientation, boxes the stored pixels; the data's own files stay as they are."""
+    tasks()  # keeps the package out of the home folder
+    from ultralytics.data.dataset import YOLODataset
+
+    files = [tmp_path / "a" / name for name in ("turned.jpg", "turned too.png", "upright.jpg")]
+    files[0].parent.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH, 3), np.uint8)
+    for file, orientation in zip(files, (6, 3, 1), strict=True):
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = orientation
+        Image.fromarray(pixels).save(file, exif=exif)
+    before = [file.read_bytes() for file in files]
+    whole = dataset(files, [[[0, 0, 20, 10]]] * 3, [[1]] * 3)
+    for _ in range(2):  # the second time as a run that goes on
+        folder = write_dataset(tmp_path / "ultralytics", whole, whole)
+    read = YOLODataset(img_path=str(folder / "images/train"), imgsz=WIDTH, augment=False, data={"names": TYPES})
+    assert [Path(file).name for file in read.im_files] == ["turned too.png", "turned.png", "upright.jpg"]
+    for i, file in enumerate((files[1], files[0], files[2])):
+        assert np.array_equal(read.load_image(i)[0][:, :, ::-1], read_image(file))
+    assert (folder / "images/train/upright.jpg").samefile(files[2])
+    assert [file.read_bytes() for file in files] == before
 
 
 def test_other_models_weights_do_not_start_it(data, tmp_path, leuko):

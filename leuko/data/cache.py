@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from leuko.data.images import fit, read_image
 from leuko.data.sample import Dataset
+from leuko.errors import LeukoError
 
 Cache = Literal["none", "ram", "disk"]
 
@@ -43,17 +44,21 @@ def in_memory(dataset: Dataset, image_size: int) -> list[np.ndarray]:
 
 class OnDisk:
     """All images, decoded, in one temporary file that is mapped to memory: the system keeps of it what fits, workers
-    share it, and it is gone with the process. ``TMPDIR`` says where it lies."""
+    share it, and it is gone with the process. ``TMPDIR`` says where it lies. Raises LeukoError where it cannot."""
 
     def __init__(self, dataset: Dataset, image_size: int):
         self.shapes: list[tuple[int, int, int]] = []
         self.starts = [0]
-        self.file = tempfile.TemporaryFile(prefix="leuko-cache-")  # noqa: SIM115  open as long as this
-        for image in _decoded(dataset, image_size):
-            self.file.write(np.ascontiguousarray(image).data)
-            self.shapes.append(image.shape)
-            self.starts.append(self.starts[-1] + image.size)
-        self.file.flush()
+        try:
+            self.file = tempfile.TemporaryFile(prefix="leuko-cache-")  # noqa: SIM115  open as long as this
+            for image in _decoded(dataset, image_size):
+                self.file.write(np.ascontiguousarray(image).data)
+                self.shapes.append(image.shape)
+                self.starts.append(self.starts[-1] + image.size)
+            self.file.flush()
+        except OSError as error:
+            remedy = "make room, set TMPDIR to another folder, or give --cache none"
+            raise LeukoError(f"--cache disk: the images cannot be kept: {error.strerror}; {remedy}") from error
         self.pixels = np.memmap(self.file, dtype=np.uint8, mode="r", shape=(self.starts[-1],))
 
     def __getitem__(self, index: int) -> np.ndarray:

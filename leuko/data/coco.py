@@ -28,10 +28,20 @@ _KEYS = ("images", "annotations", "categories")
 
 
 def find(folder: Path) -> dict[str, Path]:
-    """Return the splits that a folder holds as COCO files, there or in ``annotations/``, by name."""
+    """Return the splits that a folder holds as COCO files, there or in ``annotations/``, by name.
+
+    Raises LeukoError where two files hold the same split.
+    """
     for place in (folder, folder / "annotations"):
         if place.is_dir() and (files := [p for p in sorted(place.iterdir()) if is_coco(p)]):
-            return {split_name(p): p for p in files}
+            parts: dict[str, Path] = {}
+            for file in files:
+                other = parts.setdefault(split_name(file), file)
+                if other is not file:
+                    both = f"{other.name} and {file.name} are both the split {split_name(file)}"
+                    remedy = "write a data YAML that names the one to take, or both in a list"
+                    raise LeukoError(f"{place}: {both}; {remedy}")
+            return parts
     return {}
 
 

@@ -6,13 +6,23 @@ import filecmp
 import os
 import re
 import shutil
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import yaml
 
 from leuko.errors import LeukoError
+
+
+@contextmanager
+def refusals_told() -> Iterator[None]:
+    """What the system refuses to read (no permission, a name too long) raises LeukoError; also a decorator."""
+    try:
+        yield
+    except OSError as error:
+        raise LeukoError(f"{error.filename or 'the data'}: cannot be read: {error.strerror}") from error
 
 
 def read_text(path: Path) -> str:
@@ -49,7 +59,7 @@ def read_yaml(path: Path) -> dict:
     except yaml.MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         raise LeukoError(f"{path}: {line}broken YAML: {error.problem}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
         raise LeukoError(f"{path}: broken YAML: {one_line(str(error))}") from error
     if not isinstance(content, dict):
         raise LeukoError(f"{path}: not a mapping of keys to values; a data YAML has train, val and names")

@@ -24,6 +24,16 @@ _REDUCED = {part: getattr(cv2, f"IMREAD_REDUCED_COLOR_{part}") | cv2.IMREAD_IGNO
 _JPEG_START, _JPEG_SCAN, _JPEG_END = b"\xff\xd8", 0xDA, b"\xff\xd9"
 _TIFF_WIDTH, _TIFF_HEIGHT, _ORIENTATION = 256, 257, 274
 _TURNED = (5, 6, 7, 8)  # the EXIF orientations that swap width and height
+_TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two are BigTIFF's
+_TURN_BACK = {  # by orientation, how pixels that were turned by it become the stored ones
+    2: lambda pixels: pixels[:, ::-1],
+    3: lambda pixels: pixels[::-1, ::-1],
+    4: lambda pixels: pixels[::-1],
+    5: lambda pixels: pixels.transpose(1, 0, 2),
+    6: lambda pixels: np.rot90(pixels),
+    7: lambda pixels: pixels[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda pixels: np.rot90(pixels, -1),
+}
 
 
 def read_image(path: str | Path, side: int = 0) -> np.ndarray:
@@ -49,6 +59,8 @@ def read_image(path: str | Path, side: int = 0) -> np.ndarray:
         image = None
     if image is None:
         raise LeukoError(f"{path}: not a readable image ({len(data)} bytes); replace or remove it")
+    if data.startswith(_TIFF_STARTS) and (turn_back := _TURN_BACK.get(_from_header(path, _orientation))):
+        return np.ascontiguousarray(turn_back(image))  # OpenCV turns a TIFF whatever it is told
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, image) if reduced else image  # OpenCV has no flag for both
 
 
@@ -96,7 +108,11 @@ def image_size(path: str | Path) -> tuple[int, int]:
 
 def is_turned(path: str | Path) -> bool:
     """Whether the EXIF orientation tells viewers to turn the image by a quarter; raises LeukoError."""
-    return _from_header(path, lambda image: image.getexif().get(_ORIENTATION) in _TURNED)
+    return _from_header(path, _orientation) in _TURNED
+
+
+def _orientation(image: Image.Image) -> int | None:
+    return image.getexif().get(_ORIENTATION)
 
 
 def _stored_size(image: Image.Image) -> tuple[int, int]:
@@ -127,8 +143,12 @@ def list_images(folder: str | Path, recursive: bool = False) -> list[Path]:
     if not os.path.isdir(folder):
         raise LeukoError(f"{folder}: no such folder")
     found = []
-    for root, folders, files in os.walk(folder):
+    for root, folders, files in os.walk(folder, onerror=_refuse):
         found += [Path(root, name) for name in files if is_image(name)]
         if not recursive:
             folders.clear()
     return sorted(found)
+
+
+def _refuse(error: OSError) -> None:
+    raise LeukoError(f"{error.filename}: cannot be read: {error.strerror}") from error

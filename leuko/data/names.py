@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from leuko.data.files import read_list, write_text
+from leuko.data.files import read_text, write_text
 from leuko.errors import LeukoError
 
 
@@ -24,17 +24,22 @@ def by_index(names: object, file: Path) -> dict[int, str]:
         if isinstance(index, bool) or not str(index).isdecimal():
             raise LeukoError(f"{file}: names: {index!r} is not an index; write 0, 1, 2, ... before the names")
         if not isinstance(name, str | int | float) or isinstance(name, bool) or not str(name).strip():
-            raise LeukoError(f"{file}: names: {index}: {name!r} is not a name; put it in quotes")
+            raise LeukoError(f"{file}: names: {index}: {name!r} is not a name; write one there, in YAML in quotes")
         if str(name).strip() in result.values():
             raise LeukoError(f'{file}: names: "{name}" stands there twice; keep one')
         result[int(index)] = str(name).strip()
     return result
 
 
+def names_in(file: Path) -> dict[int, str]:
+    """Read a ``classes.txt``: a class a line, as :func:`by_index`; an empty one is refused."""
+    return by_index(read_text(file).rstrip().splitlines(), file)
+
+
 def keep_names(file: Path, names: Sequence[str]) -> None:
     """Write class names, one a line; a file of other names there raises LeukoError, as its labels would change."""
     if file.is_file():
-        check_same(file, read_list(file), names)
+        check_same(file, list(names_in(file).values()), names)
     else:
         write_text(file, "".join(f"{name}\n" for name in names))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,11 +15,12 @@ from leuko.data import source
 from leuko.data.convert import WRITERS, check_apart, list_flaws, load_all
 from leuko.data.files import read_text, write_text
 from leuko.data.folder import building
-from leuko.data.sample import Dataset, Sample
+from leuko.data.sample import Dataset, Flaw, Sample
 from leuko.errors import LeukoError, nearest
 
 KEEP, ACCEPT = "keep", "accept"
 COLUMNS = ("image", "kind", "before", "after", "x0", "y0", "x1", "y1")
+ROUNDING = 0.02  # pixels by which a cell's box may differ from the review's, which is rounded to .01
 
 
 def apply_review(src: str | Path, review: str | Path, dst: str | Path, *, force: bool = False) -> list[dict]:
@@ -26,7 +28,8 @@ def apply_review(src: str | Path, review: str | Path, dst: str | Path, *, force:
 
     Each suspect of ``consensus.json`` has a ``verdict``, which a person fills in: ``keep`` (or nothing) leaves the
     label, ``accept`` does what the models say (another type, a new cell, no cell), a type's name gives that type. The
-    cell's old type stays as its attribute ``label_before``, and all changes stand in ``reviewed.csv``.
+    cell's old type stays as its attribute ``label_before``, and all changes stand in ``reviewed.csv``. A verdict goes
+    to every split that holds the image; one that lacks the cell keeps its labels, and ``flaws.txt`` says so.
 
     Args:
         src: the data set that was validated.
@@ -39,30 +42,38 @@ def apply_review(src: str | Path, review: str | Path, dst: str | Path, *, force:
     """
     datasets = load_all(src)
     check_apart(src, dst, datasets)
-    of_image: dict[Path, list[dict]] = {}
-    suspects = _read(Path(review))
-    for suspect in suspects:
-        of_image.setdefault(Path(suspect["image"]).resolve(), []).append(suspect)
-    changes: dict[Path, list[dict]] = {}
+    suspects = dict(enumerate(_read(Path(review)), 1))
+    of_image: dict[Path, dict[int, dict]] = {}
+    for number, suspect in suspects.items():
+        of_image.setdefault(Path(suspect["image"]).resolve(), {})[number] = suspect
+    images = {sample.image.resolve() for dataset in datasets.values() for sample in dataset.samples}
+    if lost := [path for path in of_image if path not in images]:
+        raise LeukoError(f"{review}: image {lost[0]} is not in {src}; name the data set that was validated")
+    changes: dict[int, dict] = {}
+    lacking: set[int] = set()
     new: dict[str, Dataset] = {}
     for split, dataset in datasets.items():
-        samples = []
-        for sample in dataset.samples:
-            key = sample.image.resolve()
-            sample, changed = _reviewed(sample, of_image.get(key, []), dataset.types, Path(review))
-            changes[key] = changes.get(key, []) + [row for row in changed if row not in changes.get(key, [])]
+        samples, flaws = [], []
+        for before in dataset.samples:
+            here = of_image.get(before.image.resolve(), {})
+            sample, rows, absent = _reviewed(before, here, dataset.types, Path(review))
             samples.append(sample)
-        new[split] = replace(dataset, samples=samples)
-    if lost := [path for path in of_image if path not in changes]:
-        raise LeukoError(f"{review}: image {lost[0]} is not in {src}; name the data set that was validated")
-    rows = [row for changed in changes.values() for row in changed]
+            changes |= rows
+            lacking.update(absent)
+            problem = f"its cell is not in split {split}"
+            flaws += [Flaw(before.image, f"suspect {n} of the review", problem, "left out there") for n in absent]
+        new[split] = replace(dataset, samples=samples, flaws=dataset.flaws + flaws)
+    if nowhere := sorted(lacking - changes.keys()):
+        s = suspects[nowhere[0]]
+        where = f"{review}: suspect {nowhere[0]}: {s['image']}"
+        raise LeukoError(f"{where}: cell {s['cell']}, {s['label']}, is not there any more; validate the data anew")
     form = source.find(src).format
     with building(dst, force) as folder:
         for split, dataset in new.items():
             WRITERS[form](dataset, folder, split)
-        list_flaws(folder, datasets)
-        write_text(folder / "reviewed.csv", _table(rows))
-    return rows
+        list_flaws(folder, new)
+        write_text(folder / "reviewed.csv", _table(changes.values()))
+    return list(changes.values())
 
 
 def _read(file: Path) -> list[dict]:
@@ -84,12 +95,16 @@ def _read(file: Path) -> list[dict]:
         ) from error
 
 
-def _reviewed(sample: Sample, suspects: list[dict], types: list[str], file: Path) -> tuple[Sample, list[dict]]:
-    """A sample with the verdicts on its cells put into effect, and a row for each change."""
+def _reviewed(
+    sample: Sample, suspects: dict[int, dict], types: list[str], file: Path
+) -> tuple[Sample, dict[int, dict], list[int]]:
+    """A sample with the verdicts on its cells put into effect, a row for each change by the suspect's number, and the
+    numbers of suspects whose cell it lacks."""
     boxes, labels, crowd = sample.boxes.tolist(), sample.labels.tolist(), sample.crowd.tolist()
     factors, attributes = list(sample.cell_factors), [dict(a) for a in sample.attributes]
-    rows, gone = [], set()
-    for s in suspects:
+    rows: dict[int, dict] = {}
+    absent, gone = [], set()
+    for number, s in suspects.items():
         verdict = s.get("verdict", "").strip()
         if verdict in ("", KEEP):
             continue
@@ -98,10 +113,15 @@ def _reviewed(sample: Sample, suspects: list[dict], types: list[str], file: Path
             place = f"{file}: {sample.image.name}"
             raise LeukoError(f'{place}: verdict "{verdict}" is none{nearest(verdict, known)} ({", ".join(known)})')
         cell, before, after = s["cell"], s.get("label", ""), s.get("says", "") if verdict == ACCEPT else verdict
-        if cell >= 0 and (cell >= len(labels) or types[labels[cell]] != before):
-            raise LeukoError(f"{file}: {sample.image}: cell {cell} is no {before} any more; validate the data anew")
         if after and after not in types:
             raise LeukoError(f'{file}: {sample.image.name}: the type "{after}" is not among {", ".join(types)}')
+        if cell >= 0:  # where another split lists the image, its cells may stand in another order
+            near = [np.allclose(box, s["box"], rtol=0, atol=ROUNDING) for box in boxes]
+            same = [i for i, label in enumerate(labels) if near[i] and types[label] == before]
+            if not same:
+                absent.append(number)
+                continue
+            cell = cell if cell in same else same[0]
         if cell < 0:
             boxes.append(s["box"])
             labels.append(types.index(after))
@@ -114,7 +134,7 @@ def _reviewed(sample: Sample, suspects: list[dict], types: list[str], file: Path
             labels[cell] = types.index(after)
             attributes[cell]["label_before"] = before
         box = dict(zip(("x0", "y0", "x1", "y1"), s["box"], strict=True))
-        rows.append({"image": str(sample.image), "kind": s["kind"], "before": before, "after": after, **box})
+        rows[number] = {"image": str(sample.image), "kind": s["kind"], "before": before, "after": after, **box}
     kept = [i for i in range(len(labels)) if i not in gone]
     changed = replace(
         sample,
@@ -124,10 +144,10 @@ def _reviewed(sample: Sample, suspects: list[dict], types: list[str], file: Path
         cell_factors=[factors[i] for i in kept],
         attributes=[attributes[i] for i in kept],
     )
-    return changed, rows
+    return changed, rows, absent
 
 
-def _table(rows: list[dict]) -> str:
+def _table(rows: Iterable[dict]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()

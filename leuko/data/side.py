@@ -21,8 +21,8 @@ SIDE_FILE = "leuko.json"
 
 def category_ids(folder: Path) -> dict[str, int]:
     """Class names and their ids in COCO files, as the side file of a data set's folder states them; {} without one."""
-    ids = _load(folder).get("category_ids", {})
-    if not isinstance(ids, dict) or not all(isinstance(i, int) for i in ids.values()):
+    ids = _mapping(folder, "category_ids")
+    if not all(isinstance(i, int) for i in ids.values()):
         raise LeukoError(f'{folder / SIDE_FILE}: "category_ids" does not map names to numbers; restore or remove it')
     return ids
 
@@ -56,11 +56,11 @@ def original_of(image: Path) -> tuple[Path, int, int] | None:
     """
     image = image.resolve()
     for root in list(image.parents)[:3]:
-        about = _load(root).get("originals", {}).get(image.relative_to(root).as_posix())
+        about = _mapping(root, "originals").get(image.relative_to(root).as_posix())
         if about is not None:
             try:
                 return (root / str(about["image"])).resolve(), int(about["width"]), int(about["height"])
-            except (KeyError, TypeError, ValueError) as error:
+            except (KeyError, OverflowError, TypeError, ValueError) as error:
                 raise LeukoError(
                     f"{root / SIDE_FILE}: originals: {image.name}: broken ({error}); resize anew"
                 ) from error
@@ -118,10 +118,7 @@ class Side:
         if folder not in self._folders:
             near = (folder, *list(folder.parents)[:2])
             root = next((p for p in near if (p / SIDE_FILE).is_file()), folder)
-            images = _load(root).get("images", {})
-            if not isinstance(images, dict):
-                raise LeukoError(f'{root / SIDE_FILE}: "images" is no mapping of images; restore or remove it')
-            self._folders[folder] = root, images
+            self._folders[folder] = root, _mapping(root, "images")
         return self._folders[folder]
 
 
@@ -129,6 +126,14 @@ def _crowd(number: int, about: dict) -> Cell:
     x0, y0, x1, y1 = map(float, about["box"])
     factors, attributes = tuple(about.get("factors", ())), dict(about.get("attributes", {}))
     return Cell(f"crowd {number} in {SIDE_FILE}", str(about["name"]), (x0, y0, x1, y1), True, factors, attributes)
+
+
+def _mapping(folder: Path, key: str) -> dict:
+    """What the side file of a folder says under a key; {} where it says nothing."""
+    value = _load(folder).get(key, {})
+    if not isinstance(value, dict):
+        raise LeukoError(f'{folder / SIDE_FILE}: "{key}" is no mapping; restore or remove it')
+    return value
 
 
 def _load(folder: Path) -> dict:

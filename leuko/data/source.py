@@ -16,13 +16,14 @@ load("slides.yaml", "val")  a data YAML:
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from leuko.data import coco, voc, yolo
 from leuko.data.assemble import assemble
-from leuko.data.files import read_list, read_yaml
+from leuko.data.files import read_list, read_yaml, refusals_told
 from leuko.data.images import is_image, list_images
 from leuko.data.names import by_index
 from leuko.data.records import Labels, Problems
@@ -48,12 +49,25 @@ class Source:
     ignore: list[str] = field(default_factory=list)
     voc_origin: int = 0
 
+    def own_name(self, split: str) -> str:
+        """The name of the split that is given by it or by an alias; raises LeukoError where there is none."""
+        name = split if split in self.splits else _ALIASES.get(split, split)
+        if name not in self.splits:
+            raise LeukoError(f'{self.file}: no split "{split}"; it has: {", ".join(self.splits)}')
+        return name
+
 
 def splits(data: str | Path) -> list[str]:
     """Return the names of the splits, train, val and test first; ``["all"]`` for a set that is not split."""
     return list(find(data).splits)
 
 
+def split_name(data: str | Path, split: str) -> str:
+    """Return a data set's own name of a split: ``val`` for ``valid`` and ``validation``. Raises LeukoError."""
+    return find(data).own_name(split)
+
+
+@refusals_told()
 def load(data: str | Path, split: str, types: Sequence[str] | None = None, problems: Problems | None = None) -> Dataset:
     """Read and check one split of a data set.
 
@@ -62,10 +76,7 @@ def load(data: str | Path, split: str, types: Sequence[str] | None = None, probl
     ``problems`` that collect, only where nothing can be read.
     """
     source = find(data)
-    name = split if split in source.splits else _ALIASES.get(split, split)
-    if name not in source.splits:
-        raise LeukoError(f'{data}: no split "{split}"; it has: {", ".join(source.splits)}')
-    parts, names, problems = source.splits[name], source.names, problems or Problems()
+    parts, names, problems = source.splits[source.own_name(split)], source.names, problems or Problems()
     if source.format == "yolo":
         names = names or yolo.names_beside(parts[0])
     elif source.format == "voc":
@@ -83,10 +94,11 @@ def load(data: str | Path, split: str, types: Sequence[str] | None = None, probl
     return assemble(named, labels, problems, **wanted)
 
 
+@refusals_told()
 def groups(data: str | Path, split: str) -> set[str]:
     """Return the groups (smears, patients) that a split's label files name; its images need not be there."""
     source = find(data)
-    parts = source.splits.get(split, [])
+    parts = source.splits.get(split) or source.splits.get(_ALIASES.get(split, split), [])
     names = source.names or (yolo.names_beside(parts[0]) if source.format == "yolo" and parts else {})
     records = (r for part in parts for r in _parse(source, part, names, Problems()).records)
     return {record.group for record in records if record.group}
@@ -100,6 +112,7 @@ def _parse(source: Source, part: Path, names: dict[int, str], problems: Problems
     return coco.parse(part, problems)
 
 
+@refusals_told()
 def find(data: str | Path) -> Source:
     """Find out what a folder, COCO file or data YAML holds; raises LeukoError."""
     path = Path(data)
@@ -120,7 +133,7 @@ def find(data: str | Path) -> Source:
 def _from_folder(folder: Path) -> Source:
     for name, module in FORMATS.items():
         if parts := module.find(folder):
-            return Source(folder, name, _in_order({split: [part] for split, part in parts.items()}))
+            return Source(folder, name, _in_order({split: [part] for split, part in parts.items()}, folder))
     parts = {}
     for child in sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")):
         for name, module in FORMATS.items():
@@ -133,11 +146,14 @@ def _from_folder(folder: Path) -> Source:
     if len(formats) > 1:
         listed = ", ".join(f"{split} {name}" for split, (name, _) in parts.items())
         raise LeukoError(f"{folder}: its folders hold different formats ({listed}); name one of them")
-    return Source(folder, formats.pop(), _in_order({split: [part] for split, (_, part) in parts.items()}))
+    return Source(folder, formats.pop(), _in_order({split: [part] for split, (_, part) in parts.items()}, folder))
 
 
-def _in_order(parts: dict[str, list[Path]]) -> dict[str, list[Path]]:
-    """Call ``valid`` and ``validation`` ``val``, and put the usual splits first."""
+def _in_order(parts: dict[str, list[Path]], file: Path) -> dict[str, list[Path]]:
+    """Call ``valid`` or ``validation`` ``val``, and put the usual splits first; having both raises LeukoError."""
+    if "val" not in parts and len(both := [name for name in parts if name in _ALIASES]) > 1:
+        remedy = "write a data YAML that names the one to take, or both in a list"
+        raise LeukoError(f"{file}: {' and '.join(both)} are both the split val; {remedy}")
     parts = {_ALIASES.get(name, name) if _ALIASES.get(name) not in parts else name: p for name, p in parts.items()}
     rank = {name: i for i, name in enumerate(_ORDER)}
     return dict(sorted(parts.items(), key=lambda item: (rank.get(item[0], len(rank)), item[0])))
@@ -155,18 +171,18 @@ def _from_yaml(file: Path) -> Source:
     if not isinstance(extra, dict):
         raise LeukoError(f"{file}: splits: {extra!r:.60} is not a mapping of split names to files or folders")
     root = file.parent / str(keys.get("path") or ".")
-    stated = {name: keys[name] for name in _ORDER if keys.get(name)} | extra
+    stated = {name: value for name, value in ({key: keys.get(key) for key in _ORDER} | extra).items() if value}
     parts = {str(name): [_locate(file, root, name, v) for v in _as_list(value)] for name, value in stated.items()}
     if not parts:
         raise LeukoError(f'{file}: no split; write "train: FOLDER" and "val: FOLDER"')
-    name = keys.get("format") or _tell_format(file, parts)
+    name = str(keys.get("format") or _tell_format(file, parts))
     if name not in FORMATS:
-        raise LeukoError(f'{file}: format: "{name}" is not one of {", ".join(FORMATS)}{nearest(str(name), FORMATS)}')
+        raise LeukoError(f'{file}: format: "{name}" is not one of {", ".join(FORMATS)}{nearest(name, FORMATS)}')
     if keys.get("voc_origin", 0) not in (0, 1):
         raise LeukoError(f"{file}: voc_origin: {keys['voc_origin']!r} is neither 0 (LabelImg) nor 1 (official VOC)")
     parts = {split: [_inside(part, name) for part in paths] for split, paths in parts.items()}
     ignore = [str(value) for value in _as_list(keys.get("ignore") or [])]
-    return Source(file, name, _in_order(parts), names, ignore, int(keys.get("voc_origin", 0)))
+    return Source(file, name, _in_order(parts, file), names, ignore, int(keys.get("voc_origin", 0)))
 
 
 def _as_list(value: object) -> list:
@@ -176,7 +192,7 @@ def _as_list(value: object) -> list:
 def _locate(file: Path, root: Path, split: str, value: object) -> Path:
     """Find what a split names; Roboflow writes ``../train/images`` for a folder beside its YAML."""
     for text in (str(value), str(value).removeprefix("../")):
-        if (root / text).exists():
+        if os.path.exists(root / text):  # unlike Path.exists, also where the name is too long
             return root / text
     raise LeukoError(f"{file}: {split}: there is no {root / str(value)}; correct the path (it is relative to {root})")
 

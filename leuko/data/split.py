@@ -99,19 +99,38 @@ def _check(ratios: Sequence[float], names: Sequence[str], folds: int) -> None:
 
 
 def merge(datasets: dict[str, Dataset]) -> Dataset:
-    """All splits as one data set, each image once; ids are given anew where they are not unique."""
+    """All splits as one data set, each image once; ids are given anew where they are not unique.
+
+    Raises LeukoError for an image that two splits label differently.
+    """
     first = next(iter(datasets.values()))
-    samples = list({s.image.resolve(): s for dataset in datasets.values() for s in dataset.samples}.values())
+    found: dict[Path, tuple[str, Sample]] = {}
+    for name, dataset in datasets.items():
+        for sample in dataset.samples:
+            other, before = found.setdefault(sample.image.resolve(), (name, sample))
+            if _cells(sample) != _cells(before):
+                remedy = "write a data YAML that names the splits to take"
+                raise LeukoError(f"{sample.image}: is labelled differently in {other} and in {name}; {remedy}")
+    samples = [sample for _, sample in found.values()]
     if len({s.id for s in samples}) < len(samples):
         samples = [replace(s, id=number) for number, s in enumerate(samples, 1)]
     return replace(first, samples=samples)
+
+
+def _cells(sample: Sample) -> list[tuple]:
+    """What is labelled on an image, whatever its order."""
+    return sorted(zip(sample.labels.tolist(), sample.crowd.tolist(), sample.boxes.tolist(), strict=True))
 
 
 def _groups(samples: Sequence[Sample], group_by: str) -> list[str]:
     """Each image's group by a CSV file or a regular expression."""
     if group_by.lower().endswith(".csv"):
         file = Path(group_by)
-        rows = list(csv.DictReader(io.StringIO(read_text(file))))
+        reader = csv.DictReader(io.StringIO(read_text(file), newline=None))
+        try:
+            rows = list(reader)
+        except csv.Error as error:
+            raise LeukoError(f"{file}: line {reader.reader.line_num}: broken CSV: {error}; save it anew") from error
         if not rows or not {"image", "group"} <= set(rows[0]):
             raise LeukoError(f"{file}: has no columns image and group; give them in its first line")
         of_path: dict[tuple[str, ...], str] = {}

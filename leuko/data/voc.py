@@ -16,9 +16,9 @@ from xml.parsers import expat
 from xml.sax.saxutils import escape, quoteattr
 
 from leuko.data.assemble import assemble
-from leuko.data.files import make_folder, one_line, place_images, read_list, read_text, write_text
+from leuko.data.files import make_folder, one_line, place_images, read_text, write_text
 from leuko.data.images import is_image, list_images
-from leuko.data.names import keep_names
+from leuko.data.names import keep_names, names_in
 from leuko.data.records import Cell, Labels, Problems, Record
 from leuko.data.sample import Dataset, Flaw, Sample
 from leuko.data.side import category_ids, keep
@@ -93,7 +93,7 @@ def class_names(parts: Iterable[Path], skip_broken: bool = False) -> set[str]:
 def names_beside(part: Path) -> list[str]:
     """Return the classes listed in the set's ``classes.txt`` (leuko and LabelImg write one), or []."""
     file = (part if part.is_dir() else _root(part)) / "classes.txt"
-    return read_list(file) if file.is_file() else []
+    return list(names_in(file).values()) if file.is_file() else []
 
 
 def annotations(part: Path) -> Iterator[tuple[Path, Path | None]]:

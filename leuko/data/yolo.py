@@ -17,7 +17,7 @@ import yaml
 from leuko.data.assemble import assemble
 from leuko.data.files import make_folder, place_images, read_list, read_text, read_yaml, write_text
 from leuko.data.images import list_images
-from leuko.data.names import by_index, check_same
+from leuko.data.names import by_index, check_same, names_in
 from leuko.data.records import Cell, Labels, Problems, Record
 from leuko.data.sample import Dataset, Flaw
 from leuko.data.side import Side, category_ids, keep
@@ -53,8 +53,8 @@ def names_beside(part: Path) -> dict[int, str]:
     """Return the classes of a ``classes.txt`` among the labels or in a folder above, by index; {} where none is."""
     images = part if part.is_dir() else part.parent
     for folder in (label_folder(images), images, *images.parents[:2]):
-        if (folder / "classes.txt").is_file():
-            return dict(enumerate(read_list(folder / "classes.txt")))
+        if (file := folder / "classes.txt").is_file():
+            return names_in(file)
     return {}
 
 

@@ -19,6 +19,8 @@ from ..models.checkpoints import from_foreign
 from ..models.yolo import read_checkpoint
 from ..report import run
 
+FOREIGN = ".pt"  # suffix of Ultralytics' weights, which are read and never written
+
 
 @dataclass
 class Weights:
@@ -55,11 +57,22 @@ def save_weights(
 
 
 def save_calibration(weights: Weights, calibration: dict) -> None:
-    """Write a weights file again with a calibration of its scores in its metadata (see ``metrics.calibration``)."""
+    """Write a weights file again with a calibration of its scores in its metadata (see ``metrics.calibration``), and
+    the image sizes that it holds for; LeukoError as :func:`check_calibrates` says."""
+    check_calibrates(weights)
     about = {**weights.about, "calibration": run.plain(calibration)}
     document = {"recipe": weights.recipe, "types": weights.types, "about": about}
     state = {key: value.contiguous() for key, value in weights.state.items()}
     run.write_bytes(weights.path, safetensors.torch.save(state, {"leuko": json.dumps(document)}))
+
+
+def check_calibrates(weights: Weights) -> None:
+    """LeukoError if the weights are not leuko's own file, since only that can hold a calibration."""
+    if weights.path.suffix == FOREIGN:
+        raise LeukoError(
+            f"{weights.path}: is Ultralytics' file, in which --calibrate cannot keep the fit; train from it "
+            f"(leuko train --model {weights.path}), and calibrate that run"
+        )
 
 
 def find_weights(source: str | Path) -> Path:
@@ -82,7 +95,7 @@ def load_weights(source: str | Path) -> Weights:
     """Read a weights file of leuko's (see :func:`find_weights`) or Ultralytics' ``.pt``; LeukoError if it is neither,
     cut off, or not safe."""
     path = find_weights(source)
-    if path.suffix == ".pt":
+    if path.suffix == FOREIGN:
         recipe, types, state = read_checkpoint(path)
         return Weights(path, recipe, types, {}, state)
     try:

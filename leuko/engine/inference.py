@@ -137,13 +137,23 @@ class Member:
 
     @property
     def scaling(self) -> Scaling | None:
-        """The calibration that ``leuko val --calibrate`` has put into the weights; None without."""
+        """The calibration that ``leuko val --calibrate`` has put into the weights for these image sizes, if any."""
+        if sorted(self.fitted_sizes) != sorted(self.sizes):
+            return None
+        kept = self.weights.about["calibration"]
+        return Scaling(float(kept["temperature"]), float(kept["shift"]))
+
+    @property
+    def fitted_sizes(self) -> Sequence[int]:
+        """The image sizes that the weights' calibration holds for: the model's own where it names none; () without."""
         kept = self.weights.about.get("calibration")
-        return Scaling(float(kept["temperature"]), float(kept["shift"])) if kept else None
+        return kept.get("sizes") or (self.weights.recipe["image_size"],) if kept else ()
 
     def calibrated(self, found: list[dict[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
-        """The detections with calibrated scores; LeukoError where the weights hold no calibration."""
+        """The detections with calibrated scores; LeukoError where the weights hold no calibration for these sizes."""
         if self.scaling is None:
-            remedy = f"leuko val --weights {self.weights.path} --data DATA --calibrate"
-            raise LeukoError(f"{self.weights.path}: holds no calibration; fit one by {remedy}")
+            sizes, fitted = (" ".join(map(str, s)) for s in (self.sizes, self.fitted_sizes))
+            problem = f"its calibration is of --imgsz {fitted}, not {sizes}" if fitted else "holds no calibration"
+            remedy = f"leuko val --weights {self.weights.path} --data DATA --imgsz {sizes} --calibrate"
+            raise LeukoError(f"{self.weights.path}: {problem}; fit one by {remedy}")
         return [{**f, "scores": self.scaling(f["scores"]).astype(np.float32)} for f in found]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 import random
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,14 +20,17 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from PIL import ExifTags, Image
 from torch import Tensor
 from tqdm import tqdm
 
 from ..config import TrainOptions
 from ..data import yolo as yolo_format
+from ..data.images import list_images, read_image
 from ..data.sample import Dataset
 from ..errors import LeukoError
 from ..models.yolo import YOLO
+from ..report import plots
 from . import inference
 from .training import Training
 
@@ -119,14 +123,30 @@ class YOLOTraining(Training):
 
 
 def write_dataset(folder: Path, train_set: Dataset, val_set: Dataset) -> Path:
-    """Write the splits as Ultralytics reads them, images linked; crowds, which the format cannot mark, are left out."""
+    """Write the splits as Ultralytics reads them, images linked; crowds, which the format cannot mark, are left out.
+
+    Ultralytics turns images by their EXIF orientation, while the boxes are those of the pixels as they are stored:
+    images with one are written as PNG without it.
+    """
+    shutil.rmtree(folder / "images", ignore_errors=True)  # of a run that goes on
     for split, dataset in (("train", train_set), ("val", val_set)):
         samples = [
             replace(s, boxes=s.boxes[~s.crowd], labels=s.labels[~s.crowd], crowd=None, cell_factors=[], attributes=[])
             for s in dataset.samples
         ]
         yolo_format.write(replace(dataset, samples=samples), folder, split)
+        for image in list_images(folder / "images" / split):
+            if has_orientation(image):
+                pixels = read_image(image)
+                image.unlink()  # the link, never what it leads to
+                plots.write_image(image.with_suffix(".png"), pixels)
     return folder
+
+
+def has_orientation(path: Path) -> bool:
+    """Whether a file tells viewers to turn or to mirror its image."""
+    with Image.open(path) as image:
+        return image.getexif().get(ExifTags.Base.Orientation, 1) != 1
 
 
 @contextmanager

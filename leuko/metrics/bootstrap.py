@@ -87,8 +87,8 @@ def interval(value: float, drawn: np.ndarray) -> Interval:
 
 def difference(one: np.ndarray, other: np.ndarray, value: float) -> tuple[Interval, float]:
     """The paired difference of a measure's draws (``one`` less ``other``) about its ``value``, and the two-sided p
-    value of no difference: twice the smaller share of draws on either side of 0."""
+    value of no difference: twice the smaller share of draws on either side of 0; nan without a draw that counts."""
     drawn = one - other
     drawn = drawn[np.isfinite(drawn)]
     below, above = ((drawn <= 0).mean(), (drawn >= 0).mean()) if len(drawn) else (np.nan, np.nan)
-    return interval(value, drawn), float(min(1.0, 2 * min(below, above)))
+    return interval(value, drawn), float(np.minimum(1.0, 2 * min(below, above)))

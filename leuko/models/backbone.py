@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import math
 import os
@@ -30,7 +31,8 @@ class Backbone(nn.Module):
 
     ``norm``: ``"frozen"`` keeps BatchNorm's statistics as they were pretrained (its scale and shift still learn);
     ``"train"`` lets them follow the batches; ``"gn"`` puts GroupNorm in its place. With ``freeze``, everything up to C2
-    (the stem and the first stage) does not learn; with GroupNorm nothing is frozen, since its statistics are new.
+    (the stem and the first stage) stays as it is, statistics too; with GroupNorm nothing is frozen, since its
+    statistics are new.
     With ``unit_maps``, each map is divided by its deviation, which :meth:`calibrate` measures once. The maps of
     networks that end their blocks without activation (EfficientNet) deviate by about 9, a ResNet's by less than 1; an
     FPN and heads without norm layers on the former diverge at learning rates that suit the latter.
@@ -107,10 +109,10 @@ class Backbone(nn.Module):
 
     def train(self, mode: bool = True) -> Backbone:
         super().train(mode)
-        if self.norm == "frozen":
-            for module in self.modules():
-                if isinstance(module, nn.BatchNorm2d):
-                    module.eval()
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                fixed = self.norm == "frozen" or (module.affine and not module.weight.requires_grad)
+                module.train(mode and not fixed)
         return self
 
     def forward(self, batch: Tensor) -> list[Tensor]:
@@ -122,10 +124,14 @@ class Backbone(nn.Module):
 
     @torch.no_grad()
     def calibrate(self, batch: Tensor) -> None:
-        """Measure the deviation of the maps of a normalised batch [N, 3, H, W], if they are to be of unit deviation."""
+        """Measure the deviation of the maps of a normalised batch [N, 3, H, W], if they are to be of unit deviation.
+
+        They are those of training, where BatchNorm may follow the batch; a copy's statistics are what that moves.
+        """
         if self.unit_maps:
             self.deviation.fill_(1)
-            self.deviation.copy_(torch.stack([m.std() for m in self(batch)]).clamp(min=1e-3))
+            maps = copy.deepcopy(self).train()(batch)
+            self.deviation.copy_(torch.stack([m.std() for m in maps]).clamp(min=1e-3))
 
     def load_pretrained(self, source: str | Path | None = None) -> str:
         """Load ImageNet weights and return where they came from.

@@ -151,7 +151,7 @@ class YOLO(DetectionModel):
             branch.per_class = {str(len(branch) - 1): 1}
 
     def _maps(self, batch: Tensor) -> Tensor:
-        """What the network makes of a batch: [N, 4 + K, R] boxes (xywh) and scores, or [N, R, 6] detections."""
+        """What the network makes of a batch: [N, 4 + K, R] boxes (xywh) and scores."""
         found = self.network(batch + GREY)  # now 0..1, and the padding grey
         return found[0] if isinstance(found, tuple) else found
 
@@ -159,12 +159,9 @@ class YOLO(DetectionModel):
         raise LeukoError(f"{self.recipe['name']} is trained by Ultralytics' own loop: leuko train, or Detector.train")
 
     def detect(self, pyramid: Tensor, sizes: list[Size]) -> list[Detection]:
-        own_nms = not self.network.end2end
-        return [
-            (self._suppressed if own_nms else self._listed)(p, size) for p, size in zip(pyramid, sizes, strict=True)
-        ]
+        return [self._suppressed(found) for found in pyramid]
 
-    def _suppressed(self, found: Tensor, size: Size) -> Detection:
+    def _suppressed(self, found: Tensor) -> Detection:
         """From boxes with scores [4 + K, R] to detections, by non-maximum suppression."""
         scores = found[4:].T  # [R, K]
         point, label = torch.nonzero(scores > self.score_threshold, as_tuple=True)
@@ -174,12 +171,6 @@ class YOLO(DetectionModel):
             boxes, scores[point, label], label, self.nms_threshold, self.options.max_detections
         )
         return {"boxes": boxes, "labels": labels, "scores": scores}
-
-    def _listed(self, found: Tensor) -> Detection:
-        """From detections [R, 6] (xyxy, score, label) of a network that needs no suppression."""
-        found = found[found[:, 4] > self.score_threshold]
-        found = found[found[:, 4].argsort(descending=True)][: self.options.max_detections]
-        return {"boxes": found[:, :4], "labels": found[:, 5].long(), "scores": found[:, 4]}
 
     def fold(self) -> None:
         self.network.fuse(verbose=False)

@@ -34,6 +34,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         content, out = page.build(args.runs[0]), args.out or args.runs[0] / "report.html"
     else:
         content, out = page.compare(args.runs), args.out or Path("runs/report/comparison.html")
+    with run.explained(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
     run.write_text(out, content)
     print(f"report: {out}")
 

@@ -99,9 +99,9 @@ def confusion(counts: np.ndarray, types: Sequence[str], title: str, path: str | 
         text = f"{counts[i, j]:,}" if i == len(types) else f"{counts[i, j]:,}\n{percent[i, j]:.1f} %"
         ink = "white" if i < len(types) and percent[i, j] > 55 else (INK if counts[i, j] else "#9a9a9a")
         axes.text(j, i, text, ha="center", va="center", color=ink, fontsize=9, fontweight="bold" if i == j else None)
-    axes.set_xticks(range(len(types) + 1), [*types, "missed"], parse_math=False)
+    axes.set_xticks(range(len(types) + 1), [*types, "missed"])
     rows = [f"{name} ({n:,})" for name, n in zip(types, total[:-1, 0], strict=True)]
-    axes.set_yticks(range(len(types) + 1), [*rows, "extra"], parse_math=False)
+    axes.set_yticks(range(len(types) + 1), [*rows, "extra"])
     axes.axhline(len(types) - 0.5, color=INK, linewidth=1)
     axes.axvline(len(types) - 0.5, color=INK, linewidth=1)
     axes.set(xlabel="prediction", ylabel="truth (cells)")
@@ -125,7 +125,7 @@ def factors(rates: dict[str, Sequence[Rate]], path: str | Path) -> None:
             error = np.nan_to_num([[r.percent - r.low for r in mine], [r.high - r.percent for r in mine]]).clip(0)
             panel.barh(place, value, width * 0.92, color=_model(i), label=model)
             panel.errorbar(value, place, xerr=error, fmt="none", ecolor="#888888", elinewidth=1, capsize=2)
-        panel.set_yticks(range(len(names)), names, parse_math=False)
+        panel.set_yticks(range(len(names)), names)
         panel.invert_yaxis()
         panel.set_xlim(0, 105)
         better = "lower is better" if measure == "impurity ratio" else "higher is better"
@@ -233,7 +233,7 @@ def intervals(rows: dict[str, dict[str, Interval]], path: str | Path) -> None:
             error = np.nan_to_num([[x.value - x.low], [x.high - x.value]]).clip(0)
             panel.errorbar(x.value, i, xerr=error, fmt="o", color=_model(i), elinewidth=2, capsize=4)
             panel.annotate(rate(x.value), (x.value, i), (0, 7), textcoords="offset points", ha="center", fontsize=8)
-        panel.set_yticks(range(len(rows)), list(rows), parse_math=False)
+        panel.set_yticks(range(len(rows)), list(rows))
         panel.set_ylim(len(rows) - 0.4, -0.6)
         label_axes(panel, measure, f"{measure}, 95 % bootstrap interval over images", "")
     save(figure, path)

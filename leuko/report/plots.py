@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -29,6 +30,8 @@ SHEET_CELL = 400  # pixels: the longer side of an image on a contact sheet
 HEAT_BINS = 48
 LEAST_SPAN = 40  # levels of colour that an axis shows at least, so that small differences look small
 MAX_NAMED = 12  # groups of images whose names still find room in a picture
+
+matplotlib.rcParams["text.parse_math"] = False  # a type's or a model's name with dollar signs is no formula
 
 
 def draw_cells(
@@ -267,9 +270,7 @@ def _draw_colours(axes: Axes, colours: Sequence[Colour]) -> None:
     axes.scatter(x, y, s=90, c=mean / 255, edgecolors=INK, linewidths=0.6)
     if len(colours) <= MAX_NAMED:
         for c, at in zip(colours, zip(x, y, strict=True), strict=True):
-            axes.annotate(
-                f"{c.group} ({c.images:,})", at, (8, 0), textcoords="offset points", va="center", parse_math=False
-            )
+            axes.annotate(f"{c.group} ({c.images:,})", at, (8, 0), textcoords="offset points", va="center")
     for low, high, limit in ((x.min(), x.max(), axes.set_xlim), (y.min(), y.max(), axes.set_ylim)):
         middle, half = (low + high) / 2, max(high - low, LEAST_SPAN) * 0.75
         limit(middle - half, middle + half)
@@ -287,7 +288,7 @@ def _draw_factors(axes: Axes, factors: Sequence[dict]) -> None:
         noted = [row[key] for row in factors]
         bars = axes.barh(np.arange(len(names)) + shift, noted, 0.38, color=shade, label=key)
         axes.bar_label(bars, [f"{n:,}" for n in noted], padding=3)
-    axes.set_yticks(range(len(names)), names, parse_math=False)
+    axes.set_yticks(range(len(names)), names)
     axes.margins(x=0.15)
     axes.invert_yaxis()
     axes.legend(frameon=False)

@@ -5,6 +5,7 @@ The last of the models is the one that is reported (the fusion, where there is o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -168,6 +169,8 @@ def _intervals(
     figures.intervals(whole, folder / "intervals.png")
     reported, *members = models
     own = whole[reported.name]["mAP"]
+    if math.isnan(own.value):
+        return ["no cell is labelled: there is no mAP, and nothing to compare"]
     told = [
         f"mAP {table.rate(own.value)}, 95 % interval {table.rate(own.low)} to {table.rate(own.high)} ({draws} draws)"
     ]

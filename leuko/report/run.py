@@ -87,8 +87,8 @@ def write_bytes(path: str | Path, data: bytes) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write UTF-8 text, whole or not at all."""
-    write_bytes(path, text.encode())
+    """Write UTF-8 text, whole or not at all; what is no text in a file's name as an escape, ``\\udcff``."""
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_json(path: str | Path, value: Any, indent: int | None = 2) -> None:
@@ -97,8 +97,8 @@ def write_json(path: str | Path, value: Any, indent: int | None = 2) -> None:
 
 
 def write_yaml(path: str | Path, value: Any) -> None:
-    """Write YAML, keys in the order given."""
-    write_text(path, yaml.safe_dump(plain(value), sort_keys=False, allow_unicode=True))
+    """Write YAML, keys in the order given. Unlike JSON it knows nan and inf."""
+    write_text(path, yaml.safe_dump(plain(value, finite=False), sort_keys=False, allow_unicode=True))
 
 
 def write_csv(path: str | Path, rows: Sequence[dict], columns: Sequence[str] = ()) -> None:
@@ -121,7 +121,7 @@ def log(folder: str | Path, event: str, **fields: Any) -> None:
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":
                 line = "\n" + line  # the line before was cut off by a crash
-        file.write(line.encode())
+        file.write(line.encode("utf-8", "backslashreplace"))
 
 
 def write_evaluation(folder: str | Path, evaluation: Evaluation, results: list[dict], **more: Any) -> None:
@@ -160,20 +160,21 @@ def environment() -> dict[str, Any]:
     }
 
 
-def plain(value: Any) -> Any:
-    """Return ``value`` made of dicts, lists, strings, numbers, booleans and None only; nan and inf become None."""
+def plain(value: Any, finite: bool = True) -> Any:
+    """Return ``value`` made of dicts, lists, strings, numbers, booleans and None only; nan and inf become None where
+    numbers must be ``finite``."""
     if isinstance(value, dict):
-        return {key if isinstance(key, str) else str(plain(key)): plain(item) for key, item in value.items()}
+        return {key if isinstance(key, str) else str(plain(key)): plain(item, finite) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
+        return [plain(item, finite) for item in value]
     if isinstance(value, (np.ndarray, np.generic)):
-        return plain(value.tolist())
+        return plain(value.tolist(), finite)
     if isinstance(value, float):
-        return value if math.isfinite(value) else None
+        return value if math.isfinite(value) or not finite else None
     if isinstance(value, Path):
         return str(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return plain(dataclasses.asdict(value))
+        return plain(dataclasses.asdict(value), finite)
     return value
 
 
