@@ -200,9 +200,11 @@ def test_prepared_model_finds_what_the_model_finds(name):
     assert not any(isinstance(m, winograd.WinogradConv) for m in model.modules())
     with torch.inference_mode():
         (wanted,), (found,) = model([image := torch.rand(3, 224, 200)]), fast([image])
-    assert torch.equal(found["labels"], wanted["labels"])
     torch.testing.assert_close(found["scores"], wanted["scores"], rtol=0, atol=1e-3)
-    torch.testing.assert_close(found["boxes"], wanted["boxes"], rtol=1e-3, atol=1e-2)
+    same = found["labels"][:, None] == wanted["labels"]  # the order of nearly equal scores may differ
+    same &= torch.isclose(found["boxes"][:, None], wanted["boxes"], rtol=1e-3, atol=1e-2).all(-1)
+    same &= (found["scores"][:, None] - wanted["scores"]).abs() < 1e-3
+    assert same.any(0).all() and same.any(1).all()
 
 
 @torch.no_grad()

@@ -198,7 +198,8 @@ def test_new_run_starts_from_weights(data, project, tmp_path, leuko, no_plots):
 
 
 OPTIONS = {
-    "fcos": "--model fcos --channels 64 --amp bf16 --channels-last --cache ram",
+    # 192 px: torch 2.14.1 leaves NaN in the bf16 gradient of a 3x3 convolution of a map of one cell, P6 at 64 px
+    "fcos": "--model fcos --channels 64 --imgsz 192 --amp bf16 --channels-last --cache ram",
     "cascade_rcnn": "--model cascade_rcnn --norm gn --augment none --batch 4",
     "pretrained": "--model fcos_improved --channels 64 --pretrained --clip inf --workers 1",
 }
