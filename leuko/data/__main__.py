@@ -167,6 +167,8 @@ def _review(args: argparse.Namespace) -> None:
     for row in rows:
         print(f"{row['image']}: {row['before'] or 'no cell'} is now {row['after'] or 'no cell'}")
     print(f"{args.dst}: {len(rows)} labels changed, listed in reviewed.csv")
+    if (left := args.dst / "flaws.txt").is_file():
+        print(f"what was mended in the data, and verdicts on cells that a split lacks: {left}")
 
 
 COMMANDS = {
