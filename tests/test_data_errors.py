@@ -220,6 +220,11 @@ BAD = {  # what is wrong: (format, how to do it, what the message must say)
         lambda d: (d / "data.yaml").write_text("splits: {train: []}\nformat: yolo\n"),
         ("data.yaml: no split",),
     ),
+    "yaml split twice": (
+        "coco",
+        lambda d: (d / "data.yaml").write_text("train: train.json\nsplits: {train: other.json}\n"),
+        ("data.yaml: train: stands there and under splits", "leave one out"),
+    ),
     "yaml format": ("yolo", lambda d: (d / "data.yaml").write_text(YAML + "format: yol\n"), ('"yol"', '"yolo"?')),
     "yaml unclear": (
         "yolo",

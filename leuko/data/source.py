@@ -170,6 +170,8 @@ def _from_yaml(file: Path) -> Source:
     extra = keys.get("splits") or {}
     if not isinstance(extra, dict):
         raise LeukoError(f"{file}: splits: {extra!r:.60} is not a mapping of split names to files or folders")
+    if twice := [name for name in _ORDER if keys.get(name) and extra.get(name)]:
+        raise LeukoError(f"{file}: {twice[0]}: stands there and under splits; leave one out, or give both in a list")
     root = file.parent / str(keys.get("path") or ".")
     stated = {name: value for name, value in ({key: keys.get(key) for key in _ORDER} | extra).items() if value}
     parts = {str(name): [_locate(file, root, name, v) for v in _as_list(value)] for name, value in stated.items()}

@@ -39,7 +39,8 @@ _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 def find(folder: Path) -> dict[str, Path]:
     """Return the splits that a folder holds as VOC, by name; a set that is not split is called ``all``."""
     if (folder / "Annotations").is_dir():
-        lists = sorted((folder / "ImageSets" / "Main").glob("*.txt"))
+        main = folder / "ImageSets" / "Main"
+        lists = sorted(p for p in main.iterdir() if p.suffix.lower() == ".txt") if main.is_dir() else []
         return {p.stem: p for p in lists} or {"all": folder}
     return {"all": folder} if next(_xml_files(folder), None) else {}
 
