@@ -11,6 +11,7 @@ from math import nan
 from pathlib import Path
 
 import cv2
+import matplotlib
 import numpy as np
 import pytest
 import yaml
@@ -165,6 +166,7 @@ def test_pictures(tmp_path):
     row = {"epoch": "1", "lr": "0.01", "loss/box": "0.7", "val/mAP": "", "val/mAR": 0.4}
     plots.label_statistics(Dataset(TYPES, samples), tmp_path / "labels.png")
     plots.label_statistics(Dataset(["$NG_$", "^{"], []), tmp_path / "no_labels.png")  # no formulas
+    assert matplotlib.rcParams["text.parse_math"], "a user's own figures keep theirs"
     plots.training_curves([row, {**row, "epoch": 2, "val/mAP": 0.3}], tmp_path / "curves.jpg")
     plots.training_curves([], tmp_path / "no_curves.png")
     plots.differential_chart(count(np.zeros(0, int), np.zeros(0), TYPES), tmp_path / "differential.png")

@@ -15,6 +15,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont
 
@@ -30,8 +31,6 @@ SHEET_CELL = 400  # pixels: the longer side of an image on a contact sheet
 HEAT_BINS = 48
 LEAST_SPAN = 40  # levels of colour that an axis shows at least, so that small differences look small
 MAX_NAMED = 12  # groups of images whose names still find room in a picture
-
-matplotlib.rcParams["text.parse_math"] = False  # a type's or a model's name with dollar signs is no formula
 
 
 def draw_cells(
@@ -322,6 +321,10 @@ def label_axes(axes: Axes, title: str, x: str, y: str) -> None:
 
 
 def save(figure: Figure, path: str | Path) -> None:
+    """Write a figure, in which a type's or a model's name with dollar signs is no formula."""
     data = io.BytesIO()
-    figure.savefig(data, format=Path(path).suffix[1:], dpi=120)
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
+    with matplotlib.rc_context({"text.parse_math": False}):  # for texts that drawing adds
+        figure.savefig(data, format=Path(path).suffix[1:], dpi=120)
     write_bytes(path, data.getvalue())
