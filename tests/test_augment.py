@@ -113,6 +113,33 @@ def test_copy_paste_brings_the_rare_type(data):
     drawn = [items.another(np.random.default_rng(i), rare=True).labels for i in range(200)]
     evenly = [items.another(np.random.default_rng(i), rare=False).labels for i in range(200)]
     assert sum(rare in labels for labels in drawn) > 1.3 * sum(rare in labels for labels in evenly)
+    assert all(len(set(labels)) <= 1 for labels in drawn), "a common cell of the field would be pasted instead"
+
+
+def test_erasing_leaves_most_of_each_cell():
+    step = read_steps([{"erase": {"p": 1, "patches": 60}}])
+    for seed in range(20):
+        field = marked(300, 400, cells=3)
+        erased = augment.augment(field, step, np.random.default_rng(seed), None).image
+        for (x0, y0, x1, y1), before in ((box.astype(int), field.image) for box in field.boxes):
+            gone = (erased[y0:y1, x0:x1] != before[y0:y1, x0:x1]).any(2).mean()
+            assert gone <= 0.4
+
+
+def test_a_crowd_is_no_cell_for_a_factor():
+    field = marked(300, 400, cells=3)
+    crowd = np.array([False, True, False])
+    huge = np.array([10, 10, 390, 290], dtype=np.float32)
+    boxes = np.array([field.boxes[0], huge, field.boxes[2]])
+    for name in ("overlap", "incomplete", "small_cell"):
+        for seed in range(8):
+            alone = put(name, np.random.default_rng(seed), field.image, boxes[~crowd], 3)
+            both = put(name, np.random.default_rng(seed), field.image, boxes, 3, crowd)
+            cells = ~np.isin(both.kept, 1)
+            np.testing.assert_array_equal(both.image, alone.image)
+            np.testing.assert_array_equal(both.boxes[cells], alone.boxes)
+            np.testing.assert_array_equal(both.marked[cells], alone.marked)
+            assert not both.marked[~cells].any() and (both.boxes[:, 2:] <= both.image.shape[1::-1]).all()
 
 
 @pytest.mark.parametrize("preset", PRESETS)

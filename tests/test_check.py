@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -48,10 +49,10 @@ def _truncate(folder: Path) -> None:
     image.write_bytes(data[: len(data) // 2])
 
 
-def _exif(folder: Path) -> None:
+def _exif(folder: Path, orientation: int = 6) -> None:
     image = Image.open(folder / "images/000004.jpg")
     exif = image.getexif()
-    exif[274] = 6
+    exif[274] = orientation
     image.save(folder / "images/000004.jpg", exif=exif)
 
 
@@ -115,6 +116,7 @@ def _new_class(content: dict) -> None:
     [
         (_truncate, "decide", "unreadable image"),
         (_exif, "note", "EXIF orientation"),
+        (partial(_exif, orientation=3), "note", "EXIF orientation"),
         (_copy_across, "decide", "duplicate across splits"),
         (_near_across, "decide", "near duplicate across splits"),
     ],

@@ -64,6 +64,11 @@ def test_nothing_is_cut_out_where_there_is_no_cell():
     rng = np.random.default_rng(0)
     assert cell_mask(np.full((100, 100, 3), 230, dtype=np.uint8)) is None
     assert cell_mask(render(rng, 160, 160, [], 50).image) is None
+    for code in CODES:  # a crop so tight that there is no background
+        image, mask = crop(code, 1)
+        y, x = (int(v.mean()) for v in np.nonzero(mask))
+        for reach in (12, 16, 20, 24):
+            cell_mask(image[y - reach : y + reach, x - reach : x + reach])
 
 
 def test_a_composed_field_holds_what_its_boxes_say(donors):

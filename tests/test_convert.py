@@ -65,6 +65,18 @@ def test_labels_of_one_image_in_two_splits_both_survive(tmp_path, pictures):
     assert len(list_images(tmp_path / "voc/JPEGImages")) == 3
 
 
+def test_ids_of_images_in_two_splits_are_kept(tmp_path, pictures):
+    """Those that the order gives and those that it does not, the same in both splits or not."""
+    numbered = [Sample(picture, WIDTH, HEIGHT, [], [], i) for i, picture in enumerate(pictures[:2], 1)]
+    for ids in ([1, 2, 50], [1, 7, 50]):
+        own = [Sample(picture, WIDTH, HEIGHT, [], [], i) for i, picture in zip(ids, pictures, strict=True)]
+        for split, samples in (("train", own), ("val", numbered)):
+            coco.write(Dataset(TYPES, samples), tmp_path / f"{ids[1]}", split)
+        convert(tmp_path / f"{ids[1]}", tmp_path / f"voc{ids[1]}", "voc")
+        for split in ("train", "val"):
+            assert everything(load(tmp_path / f"voc{ids[1]}", split)) == everything(load(tmp_path / f"{ids[1]}", split))
+
+
 def test_voc_keeps_images_of_any_name(tmp_path, leuko):
     names = ["#12.jpg", "slide1.tif.jpg", " blank .jpg", "two  words.png", "é字.png"]
     samples = []

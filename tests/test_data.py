@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import cv2
@@ -63,10 +64,10 @@ def fields(draw) -> tuple[list[list], list[list[int]]]:
 
 word = st.text(st.characters(categories=("L", "N", "P", "S", "Zs")), min_size=1, max_size=8).map(str.strip).filter(bool)
 factor = st.lists(word, max_size=2).map(tuple)
-key = st.one_of(st.sampled_from(["truncated", "difficult", "pose", "attribute", "crowd"]), word)
+key = st.one_of(st.sampled_from(["truncated", "difficult", "attribute", "crowd", "reserved", *coco._OWN]), word)
 scalar = st.one_of(st.booleans(), st.integers(-(2**53), 2**53), st.floats(allow_nan=False, allow_infinity=False), word)
 value = st.one_of(scalar, st.none(), st.text(max_size=5), st.lists(scalar, max_size=2), st.just("7"), st.just(" a\n"))
-attributes = st.dictionaries(key.filter(lambda k: k not in coco._OWN), value, max_size=3)
+attributes = st.dictionaries(key, value, max_size=3)
 
 
 @st.composite
@@ -169,6 +170,34 @@ def test_voc_origins(tmp_path, plain, origin, corner):
 
 
 # ----------------------------------------------------------------------------------------------- where the data may lie
+
+
+def test_no_image_is_left_out_in_silence(tmp_path, plain):
+    """Folders within a split's, links to folders, images beside the splits' folders, splits within a split's folder."""
+    yolo.write(plain, tmp_path / "nested", "train")
+    yolo.write(plain, tmp_path / "nested", "val")
+    for kind in ("images", "labels"):
+        (tmp_path / "nested" / kind / "val").rename(tmp_path / kind)
+        (tmp_path / "nested" / kind / "val").mkdir()
+        (tmp_path / "nested" / kind / "val/slide1").symlink_to(tmp_path / kind)
+        (tmp_path / kind / "loop").symlink_to(tmp_path / "nested" / kind / "val")
+    assert splits(tmp_path / "nested") == ["train", "val"]
+    for split in ("train", "val"):
+        assert_same(plain, load(tmp_path / "nested", split), order=False)
+
+    yolo.write(plain, tmp_path / "beside", "rejected")
+    shutil.copy(plain.samples[0].image, tmp_path / "beside/images/more.jpg")
+    (tmp_path / "beside/data.yaml").unlink()
+    with pytest.raises(LeukoError, match=r"images: more\.jpg lies beside the folders of images rejected; write"):
+        splits(tmp_path / "beside")
+
+    coco.write(plain, tmp_path / "twice/train", "train")
+    coco.write(plain, tmp_path / "twice/train", "backup")
+    coco.write(plain, tmp_path / "twice/valid", "valid")
+    with pytest.raises(LeukoError, match=r"train: the folder holds several splits \(backup, train\); name one"):
+        splits(tmp_path / "twice")
+    (tmp_path / "slides.yaml").write_text("train: nested/images/val\nnames: [NG, BG, EG, L, M]\n")
+    assert len(load(tmp_path / "slides.yaml", "train")) == len(plain.samples)
 
 
 def test_folders_as_people_have_them(tmp_path, plain):

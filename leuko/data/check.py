@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from leuko.data import duplicates, source
-from leuko.data.images import is_turned, list_images, read_image
+from leuko.data.images import is_shown_otherwise, list_images, read_image
 from leuko.data.records import Problems
 from leuko.data.sample import Dataset, Sample
 from leuko.data.yolo import label_folder
@@ -207,7 +207,7 @@ def _pixels(datasets: dict[str, Dataset], progress: bool) -> Iterator[Finding]:
         if error:
             yield Finding("decide", "unreadable image", splits[0], f"{error} (reading stops)", (sample.image,))
         if turned:
-            text = f"{sample.image}: EXIF says to turn it; leuko does not, as boxes refer to the pixels that are stored"
+            text = f"{sample.image}: EXIF says to turn or mirror it; leuko does not: boxes refer to stored pixels"
             yield Finding("note", "EXIF orientation", splits[0], text, (sample.image,))
     same: dict[str, list[int]] = {}
     for i, (_, _, digest, _) in enumerate(seen):
@@ -239,7 +239,7 @@ def _examined(image: Path) -> tuple[str, bool, str, np.ndarray | None]:
     """The error in reading an image, whether EXIF turns it, its digest, and what it looks like."""
     try:
         pixels = read_image(image)
-        return "", is_turned(image), duplicates.digest(image), duplicates.look(pixels)
+        return "", is_shown_otherwise(image), duplicates.digest(image), duplicates.look(pixels)
     except LeukoError as error:
         return str(error), False, f"unreadable {image}", None
 

@@ -24,6 +24,7 @@ from leuko.errors import LeukoError
 
 _GROUPS = ("group", "smear", "patient")
 _OWN = ("id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation", "factors")  # no attributes
+_RESERVED = "reserved"  # key under which attributes that are called like one of those are kept
 _KEYS = ("images", "annotations", "categories")
 
 
@@ -201,6 +202,8 @@ def _cell(
         raise LeukoError(f"{place}: bbox {box!r:.60} is not [x, y, width, height]; correct or remove it")
     x, y, width, height = map(float, box)
     attributes = {key: value for key, value in entry.items() if key not in _OWN}
+    if isinstance(attributes.get(_RESERVED), dict):
+        attributes |= attributes.pop(_RESERVED)
     crowd = entry.get("iscrowd") == 1
     cell = Cell(where, names[category], (x, y, x + width, y + height), crowd, _factors(entry, place), attributes)
     return records[image], cell, identity
@@ -247,7 +250,9 @@ def write(dataset: Dataset, folder: str | Path, split: str) -> None:
                 "iscrowd": int(sample.crowd[i]),
             }
             annotation |= {"factors": list(sample.cell_factors[i])} if sample.cell_factors[i] else {}
-            annotations.append({**sample.attributes[i], **annotation})
+            reserved = {key: value for key, value in sample.attributes[i].items() if key in (*_OWN, _RESERVED)}
+            annotation |= {_RESERVED: reserved} if reserved else {}
+            annotations.append({k: v for k, v in sample.attributes[i].items() if k not in reserved} | annotation)
     categories = [{"id": i, "name": name} for i, name in zip(dataset.category_ids, dataset.types, strict=True)]
     content = {"images": entries, "categories": categories, "annotations": annotations}
     write_text(folder / f"{split}.json", json.dumps(content, ensure_ascii=False))

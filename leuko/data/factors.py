@@ -68,9 +68,9 @@ def marked(
     sample: Sample, image: np.ndarray, name: str, severity: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, Sample]:
     """A sample and its image with a factor on it."""
-    put_there = put(name, rng, image, sample.boxes, severity)
+    put_there = put(name, rng, image, sample.boxes, severity, sample.crowd)
     tags = [
-        (*dict.fromkeys((*sample.cell_factors[i], name)),) if on and not sample.crowd[i] else sample.cell_factors[i]
+        (*dict.fromkeys((*sample.cell_factors[i], name)),) if on else sample.cell_factors[i]
         for i, on in zip(put_there.kept, put_there.marked, strict=True)
     ]
     return put_there.image, replace(

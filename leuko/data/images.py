@@ -111,6 +111,11 @@ def is_turned(path: str | Path) -> bool:
     return _from_header(path, _orientation) in _TURNED
 
 
+def is_shown_otherwise(path: str | Path) -> bool:
+    """Whether the EXIF orientation tells viewers to turn or mirror the image at all; raises LeukoError."""
+    return _from_header(path, _orientation) in _TURN_BACK
+
+
 def _orientation(image: Image.Image) -> int | None:
     return image.getexif().get(_ORIENTATION)
 
@@ -139,14 +144,21 @@ def is_image(path: str | Path) -> bool:
 
 
 def list_images(folder: str | Path, recursive: bool = False) -> list[Path]:
-    """Return the images in a folder, sorted by path, optionally with those of its sub-folders; raises LeukoError."""
+    """Return the images in a folder, sorted by path, optionally with those of its sub-folders; raises LeukoError.
+
+    Sub-folders may be symbolic links; each folder is entered once, so that a loop of links ends.
+    """
     if not os.path.isdir(folder):
         raise LeukoError(f"{folder}: no such folder")
     found = []
-    for root, folders, files in os.walk(folder, onerror=_refuse):
+    entered = {os.path.realpath(folder)}
+    for root, folders, files in os.walk(folder, onerror=_refuse, followlinks=True):
         found += [Path(root, name) for name in files if is_image(name)]
-        if not recursive:
-            folders.clear()
+        names, folders[:] = sorted(folders) if recursive else [], []
+        for name in names:
+            if (place := os.path.realpath(os.path.join(root, name))) not in entered:
+                entered.add(place)
+                folders.append(name)
     return sorted(found)
 
 

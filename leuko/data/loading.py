@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -61,7 +62,7 @@ class TrainingItems(torch.utils.data.Dataset):
     ):
         self.samples, self.image_size, self.steps, self.seed = dataset.samples, image_size, steps, seed
         self.factors = repeat_factors(dataset, repeat_factor)
-        self.rarity = _rarity(dataset)
+        self.cells, self.rarity = dataset.counts(), _rarity(dataset)
         self.cache = CACHES[cache](dataset, image_size)
 
     def __len__(self) -> int:
@@ -79,8 +80,12 @@ class TrainingItems(torch.utils.data.Dataset):
         return fitted_field(sample, self.cache[index])
 
     def another(self, rng: np.random.Generator, rare: bool) -> Field:
-        """A sample drawn at random; if ``rare``, the more often the rarer the rarest type in it."""
-        return self.field(int(rng.choice(len(self.samples), p=self.rarity if rare else None)))
+        """A sample drawn at random; if ``rare``, the more often the rarer its rarest type, with cells of that alone."""
+        field = self.field(int(rng.choice(len(self.samples), p=self.rarity if rare else None)))
+        if rare and len(field.labels):
+            of_it = field.labels == field.labels[self.cells[field.labels].argmin()]
+            field = replace(field, boxes=field.boxes[of_it], labels=field.labels[of_it])
+        return field
 
 
 def _rarity(dataset: Dataset) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Transforms that bring in cells of other fields: copy-paste, mosaic, mixup.
 
-Each takes a ``Field``, a numpy generator and ``others``, which draws another field of the training set (one with a rare
-type, if asked), and returns the field changed.
+Each takes a ``Field``, a numpy generator and ``others``, which draws another field of the training set (the cells of a
+rare type, if asked), and returns the field changed.
 """
 
 from __future__ import annotations
@@ -97,12 +97,14 @@ class Mosaic(Mixing):
 
 @dataclass(frozen=True)
 class MixUp(Mixing):
-    """The mean of two fields, with the cells of both."""
+    """The mean of two fields, with the cells of both; a cell stays by its ``visible`` part."""
+
+    visible: float = 0.4
 
     def __call__(self, field: Field, rng: np.random.Generator, others: Others) -> Field:
         other = others(rng, False)
         h, w = np.minimum(field.image.shape[:2], other.image.shape[:2])
         image = field.image.copy()
         image[:h, :w] = cv2.addWeighted(image[:h, :w], 0.5, np.ascontiguousarray(other.image[:h, :w]), 0.5, 0)
-        cut = keep_visible(replace(other, image=other.image[:h, :w]), 0.4)
+        cut = keep_visible(replace(other, image=other.image[:h, :w]), self.visible)
         return Field(image, np.concatenate([field.boxes, cut.boxes]), np.concatenate([field.labels, cut.labels]))

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from leuko.data import source
-from leuko.data.convert import WRITERS, check_apart, list_flaws, load_all
+from leuko.data.convert import WRITERS, check_apart, check_names, list_flaws, load_all
 from leuko.data.files import read_text, write_text
 from leuko.data.folder import building
 from leuko.data.sample import Dataset, Flaw, Sample
@@ -42,6 +42,8 @@ def apply_review(src: str | Path, review: str | Path, dst: str | Path, *, force:
     """
     datasets = load_all(src)
     check_apart(src, dst, datasets)
+    form = source.find(src).format
+    check_names(datasets, form)
     suspects = dict(enumerate(_read(Path(review)), 1))
     of_image: dict[Path, dict[int, dict]] = {}
     for number, suspect in suspects.items():
@@ -67,7 +69,6 @@ def apply_review(src: str | Path, review: str | Path, dst: str | Path, *, force:
         s = suspects[nowhere[0]]
         where = f"{review}: suspect {nowhere[0]}: {s['image']}"
         raise LeukoError(f"{where}: cell {s['cell']}, {s['label']}, is not there any more; validate the data anew")
-    form = source.find(src).format
     with building(dst, force) as folder:
         for split, dataset in new.items():
             WRITERS[form](dataset, folder, split)

@@ -137,8 +137,8 @@ def _from_folder(folder: Path) -> Source:
     parts = {}
     for child in sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")):
         for name, module in FORMATS.items():
-            if len(found := module.find(child)) == 1:
-                parts[child.name] = (name, *found.values())
+            if found := module.find(child):
+                parts[child.name] = (name, _only(child, found))
                 break
     if not parts:
         raise LeukoError(f"{folder}: a folder without annotations; {_EXPECTED}")
@@ -213,7 +213,7 @@ def _format_of(part: Path) -> str:
     """Return the format of one folder or file of a split, or ""."""
     if part.is_dir():
         found = next((name for name, module in FORMATS.items() if module.find(part)), "")
-        return found or ("yolo" if list_images(part) else "")
+        return found or ("yolo" if list_images(part, recursive=True) else "")
     if part.suffix.lower() == ".json":
         return "coco"
     lines = read_list(part)
@@ -226,6 +226,12 @@ def _inside(part: Path, name: str) -> Path:
     if part.is_file():
         return part
     found = FORMATS[name].find(part)
+    return _only(part, found) if found else part
+
+
+def _only(folder: Path, found: dict[str, Path]) -> Path:
+    """Return the one part that was found in a folder; LeukoError if there are several."""
     if len(found) > 1:
-        raise LeukoError(f"{part}: the folder holds several splits ({', '.join(found)}); name one of them")
-    return next(iter(found.values()), part)
+        remedy = "name one of them, or what is wanted in a data YAML"
+        raise LeukoError(f"{folder}: the folder holds several splits ({', '.join(found)}); {remedy}")
+    return next(iter(found.values()))

@@ -280,19 +280,25 @@ def write(dataset: Dataset, folder: str | Path, split: str, voc_origin: int = 0)
     keep_names(folder / "classes.txt", dataset.types)
     numbered = all(sample.id == i for i, sample in enumerate(dataset.samples, 1))
 
-    def text(number: int, image: Path) -> str:
-        return _xml(dataset.samples[number], image, dataset.types, voc_origin, with_id=not numbered)
+    def text(number: int, image: Path, id_there: int | None = None) -> str:
+        with_id = not numbered or id_there is not None  # another split may need the id that this one's order gives
+        return _xml(dataset.samples[number], image, dataset.types, voc_origin, with_id)
+
+    def there(image: Path) -> tuple[str, int | None]:
+        """What another split says of the image at that place, but for its id, and that."""
+        file = labels / f"{image.stem}.xml"
+        return _apart(read_text(file)) if file.is_file() else ("", None)
 
     def says_the_same(number: int, image: Path) -> bool:
         """Whether another split may have labelled the image at that place: not if it says anything else of it."""
-        file = labels / f"{image.stem}.xml"
-        return not file.is_file() or _without_id(read_text(file)) == _without_id(text(number, image))
+        said, identity = there(image)
+        return not said or (said == _apart(text(number, image))[0] and identity in (None, dataset.samples[number].id))
 
     images = place_images([sample.image for sample in dataset.samples], folder / "JPEGImages", says_the_same)
     for number, image in enumerate(images):
         if len(image.stem.splitlines()) != 1:
             raise LeukoError(f"{one_line(str(dataset.samples[number].image))}: its name breaks a line; rename it")
-        write_text(labels / f"{image.stem}.xml", text(number, image))
+        write_text(labels / f"{image.stem}.xml", text(number, image, there(image)[1]))
     keep(folder, dataset)
     write_text(lists / f"{split}.txt", "".join(f"{image.stem}\n" for image in images))
 
@@ -318,8 +324,10 @@ def _xml(sample: Sample, image: Path, types: Sequence[str], voc_origin: int, wit
     return "\n".join([*lines, "</annotation>", ""])
 
 
-def _without_id(text: str) -> str:
-    return re.sub(r"^\t<id>-?\d+</id>\n", "", text, flags=re.MULTILINE)
+def _apart(text: str) -> tuple[str, int | None]:
+    """A file's text without the image's id, and that id if there is one."""
+    found = re.search(r"^\t<id>(-?\d+)</id>\n", text, flags=re.MULTILINE)
+    return (text[: found.start()] + text[found.end() :], int(found[1])) if found else (text, None)
 
 
 def _attribute(key: str, value: object) -> list[str]:

@@ -28,10 +28,18 @@ _SNAP = 1e-9  # fractions nearer to the border than this are on it; what remains
 
 
 def find(folder: Path) -> dict[str, Path]:
-    """Return the splits that a folder holds as YOLO (``images/`` + ``labels/``, or images beside their labels)."""
+    """Return the splits that a folder holds as YOLO (``images/`` + ``labels/``, or images beside their labels).
+
+    Raises LeukoError where images lie both beside and in the folders of splits.
+    """
     images = folder / "images"
     if images.is_dir() and (folder / "labels").is_dir():
-        parts = {p.name: p for p in sorted(images.iterdir()) if p.is_dir() and list_images(p)}
+        folders = [p for p in sorted(images.iterdir()) if p.is_dir() and not p.name.startswith(".")]
+        parts = {p.name: p for p in folders if list_images(p, recursive=True)}
+        if parts and (beside := list_images(images)):
+            listed = ", ".join(parts)
+            remedy = "write a data YAML that names the parts, or move them"
+            raise LeukoError(f"{images}: {beside[0].name} lies beside the folders of images {listed}; {remedy}")
         return parts or {"all": images}
     if any((label_folder(folder) / f"{image.stem}.txt").is_file() for image in list_images(folder)):
         return {"all": folder}

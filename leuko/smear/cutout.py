@@ -91,7 +91,7 @@ def _whole(features: np.ndarray, nucleus: np.ndarray, hull: np.ndarray) -> np.nd
     labels[away < 1.1 * radius] = cv2.GC_PR_BGD
     labels[away < 0.35 * radius] = cv2.GC_PR_FGD
     labels[hull] = cv2.GC_FGD
-    if (labels != cv2.GC_FGD).any():
+    if np.isin(labels, (cv2.GC_BGD, cv2.GC_PR_BGD)).any():  # GrabCut needs some of each
         cv2.setRNGSeed(0)  # of this thread: GrabCut begins at random, and must give the same in any order of calls
         cv2.grabCut(features, labels, None, np.zeros((1, 65)), np.zeros((1, 65)), ROUNDS, cv2.GC_INIT_WITH_MASK)
     inside = np.isin(labels, (cv2.GC_FGD, cv2.GC_PR_FGD)).astype(np.uint8)

@@ -48,7 +48,14 @@ class Marked:
         object.__setattr__(self, "marked", np.zeros(n, dtype=bool) if self.marked is None else self.marked)
 
 
-def put(name: str, rng: np.random.Generator, image: np.ndarray, boxes: np.ndarray, severity: int) -> Marked:
+def put(
+    name: str,
+    rng: np.random.Generator,
+    image: np.ndarray,
+    boxes: np.ndarray,
+    severity: int,
+    crowd: np.ndarray | None = None,
+) -> Marked:
     """Put a factor on a picture.
 
     Args:
@@ -58,6 +65,7 @@ def put(name: str, rng: np.random.Generator, image: np.ndarray, boxes: np.ndarra
         image: [H, W, 3] uint8 RGB.
         boxes: [N, 4] xyxy in pixels, of the leukocytes.
         severity: 1 to 5.
+        crowd: [N] bool, the boxes around many cells, which move with the picture and are left alone otherwise.
 
     Raises:
         KeyError: there is no factor ``name``. ValueError: the severity is none.
@@ -65,10 +73,11 @@ def put(name: str, rng: np.random.Generator, image: np.ndarray, boxes: np.ndarra
     if severity not in SEVERITIES:
         raise ValueError(f"severity {severity} is not from 1 to 5")
     boxes = np.asarray(boxes, dtype=np.float32).reshape(-1, 4)
-    scale = red_cell_size(image, boxes)
+    cells = np.arange(len(boxes)) if crowd is None else np.flatnonzero(~crowd)
+    scale = red_cell_size(image, boxes[cells])
     if name in IMAGE_FACTORS:
         return Marked(IMAGE_FACTORS[name](rng, image, severity, scale), boxes)
-    return CELL_FACTORS[name](rng, image, boxes, severity, scale) if len(boxes) else Marked(image, boxes)
+    return CELL_FACTORS[name](rng, image, boxes, cells, severity, scale) if len(cells) else Marked(image, boxes)
 
 
 def red_cell_size(image: np.ndarray, boxes: np.ndarray) -> float:
@@ -161,13 +170,15 @@ def out_of_focus(image: np.ndarray, radius: float) -> np.ndarray:
     return cv2.filter2D(image, -1, kernel / kernel.sum(), borderType=cv2.BORDER_REFLECT_101)
 
 
-# ---------------------------------------------------------------- on a cell
+# ---------------------------------------------------------------- on a cell; ``cells`` [C]: which boxes hold one
 
 
-def overlap(rng: np.random.Generator, image: np.ndarray, boxes: np.ndarray, severity: int, scale: float) -> Marked:
+def overlap(
+    rng: np.random.Generator, image: np.ndarray, boxes: np.ndarray, cells: np.ndarray, severity: int, scale: float
+) -> Marked:
     """Red cells lie over each leukocyte's edge, as many as the severity says."""
     slide = np.zeros(image.shape[:2], dtype=np.float32)
-    for x0, y0, x1, y1 in boxes:
+    for x0, y0, x1, y1 in boxes[cells]:
         angles = rng.uniform(0, 2 * np.pi) + (np.arange(severity) + rng.uniform(-0.2, 0.2, severity)) * 2 * np.pi / 5
         for angle in angles:
             reach = rng.uniform(0.75, 1.0)
@@ -175,17 +186,20 @@ def overlap(rng: np.random.Generator, image: np.ndarray, boxes: np.ndarray, seve
             y = (y0 + y1) / 2 + reach * (y1 - y0) / 2 * np.sin(angle)
             lay(slide, red_cell(rng, scale / 2 * rng.uniform(0.9, 1.1), rng.uniform(0.1, 0.5)), x, y, hide=0.3)
     depth = _red_density(image)
-    return Marked(_through(image, slide[:, :, None] * depth), boxes, marked=np.ones(len(boxes), dtype=bool))
+    marked = np.isin(np.arange(len(boxes)), cells)
+    return Marked(_through(image, slide[:, :, None] * depth), boxes, marked=marked)
 
 
-def incomplete(rng: np.random.Generator, image: np.ndarray, boxes: np.ndarray, severity: int, scale: float) -> Marked:
+def incomplete(
+    rng: np.random.Generator, image: np.ndarray, boxes: np.ndarray, cells: np.ndarray, severity: int, scale: float
+) -> Marked:
     """The picture is cut through one cell, of which 50 (severity 1) to 25 % stay visible; the boxes are clipped.
 
     The cut is chosen that leaves the fewest slivers of other cells, and then most of the picture, among the four sides
     of one cell drawn at random.
     """
     height, width = image.shape[:2]
-    target = int(rng.integers(len(boxes)))
+    target = cells[int(rng.integers(len(cells)))]
     lost = 1 - VISIBLE[severity - 1]
     x0, y0, x1, y1 = boxes[target]
     right, down = round(x0 + lost * (x1 - x0)), round(y0 + lost * (y1 - y0))
@@ -198,7 +212,7 @@ def incomplete(rng: np.random.Generator, image: np.ndarray, boxes: np.ndarray, s
         return side.clip(0).prod(1) / area
 
     def slivers(window: tuple[int, ...]) -> tuple[int, float]:
-        share = visible(window)
+        share = visible(window)[cells]
         cut = (share > 0) & (share < VISIBLE[-1] - 0.05)
         return int(cut.sum()), -float((window[2] - window[0]) * (window[3] - window[1]))
 
@@ -208,15 +222,17 @@ def incomplete(rng: np.random.Generator, image: np.ndarray, boxes: np.ndarray, s
     corner = np.tile(window[:2], 2).astype(np.float32)
     there = np.clip(boxes[kept], corner, np.tile(window[2:], 2).astype(np.float32)) - corner
     picture = image[window[1] : window[3], window[0] : window[2]]
-    return Marked(np.ascontiguousarray(picture), there, kept, share[kept] < 0.99)
+    return Marked(np.ascontiguousarray(picture), there, kept, (share[kept] < 0.99) & np.isin(kept, cells))
 
 
-def small_cell(rng: np.random.Generator, image: np.ndarray, boxes: np.ndarray, severity: int, scale: float) -> Marked:
+def small_cell(
+    rng: np.random.Generator, image: np.ndarray, boxes: np.ndarray, cells: np.ndarray, severity: int, scale: float
+) -> Marked:
     """Each cell shrinks about its centre, and its surroundings are stretched to meet it."""
     boxes = boxes.copy()
-    for i in range(len(boxes)):
+    for i in cells:
         image, boxes = _shrink(image, boxes, i, SHRINK[severity - 1])
-    return Marked(image, boxes, marked=np.ones(len(boxes), dtype=bool))
+    return Marked(image, boxes, marked=np.isin(np.arange(len(boxes)), cells))
 
 
 def _shrink(image: np.ndarray, boxes: np.ndarray, cell: int, factor: float) -> tuple[np.ndarray, np.ndarray]:
@@ -322,7 +338,7 @@ IMAGE_FACTORS: dict[str, Callable[[np.random.Generator, np.ndarray, int, float],
     "dust": dust,
     "defocus": defocus,
 }
-CELL_FACTORS: dict[str, Callable[[np.random.Generator, np.ndarray, np.ndarray, int, float], Marked]] = {
+CELL_FACTORS: dict[str, Callable[[np.random.Generator, np.ndarray, np.ndarray, np.ndarray, int, float], Marked]] = {
     "overlap": overlap,
     "incomplete": incomplete,
     "small_cell": small_cell,
