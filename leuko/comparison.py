@@ -16,7 +16,7 @@ from .commandline import as_dict
 from .config import TrainOptions, ValOptions
 from .data import source
 from .data.split import check_groups
-from .engine.ensemble import is_finished
+from .engine.ensemble import epochs_of, is_finished
 from .errors import LeukoError, nearest
 from .models import DETECTORS, is_yolo, plain_name
 from .report import run
@@ -55,11 +55,14 @@ def is_comparison(options: TrainOptions, given: Collection[str]) -> bool:
 
 def compare(options: TrainOptions, given: Collection[str] = ()) -> Path:
     """Train each model that is not trained yet, going on with what was interrupted, and write the table; returns the
-    comparison's folder. Raises LeukoError for what the user can mend, and KeyboardInterrupt at Ctrl-C."""
+    comparison's folder. ``--show-augment`` is of the first model alone, without any of that. Raises LeukoError for what
+    the user can mend, and KeyboardInterrupt at Ctrl-C."""
     resumed = options.resume
     if resumed:
         options = resumed_options(options, given)
     names = models_of(options)
+    if options.show_augment:
+        return train(replace(options, model=names[0]), given)
     options.check()
     split = "test" if "test" in source.splits(options.data) else options.val_split
     if not options.allow_leaks and split != options.train_split:
@@ -76,7 +79,8 @@ def compare(options: TrainOptions, given: Collection[str] = ()) -> Path:
         print(f"\n{name} ({i} of {len(names)})")
         try:
             if (child / "resume.pt").is_file():
-                train(replace(options, resume=str(child)), given={"resume", "epochs", "allow_leaks"})
+                epochs = max(options.epochs, epochs_of(child))  # it may have been extended by itself
+                train(replace(options, resume=str(child), epochs=epochs), given={"resume", "epochs", "allow_leaks"})
             else:
                 remove_unbegun(child)
                 train(replace(options, model=name, project=str(folder), name=plain_name(name), resume=""), given)

@@ -52,6 +52,8 @@ def predict(options: PredictOptions) -> Path:
         for member in members:
             member.calibrated([])
     fusion = Fusion(options.fusion_iou, options.fusion_score, options.fusion_weights)
+    if len(members) > 1:
+        fusion.votes(members)  # refused before anything is written
     originals = {path: original(path) for path in paths} if options.originals else {}
     name = "ensemble" if len(members) > 1 else members[0].name
     folder = run.new_run(options.save, options.name or name, "images")

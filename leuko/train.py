@@ -138,6 +138,11 @@ def load_data(options: TrainOptions) -> tuple[Dataset, Dataset]:
             print(told)
     if not train_set.counts().sum():
         raise LeukoError(f"{options.data}: split {options.train_split} has no cell to learn from; label some")
+    if not val_set.counts().sum():
+        raise LeukoError(
+            f"{options.data}: split {val_split} has no cell to measure an epoch by; label some, or name another split "
+            "by --val-split"
+        )
     return train_set, val_set
 
 

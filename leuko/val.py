@@ -57,7 +57,8 @@ def val(options: ValOptions) -> Path:
     Raises LeukoError for what the user can mend.
     """
     options.check()
-    factors = chosen(options.factors) if options.factors else []
+    if options.factors:
+        chosen(options.factors)  # so that a slip in it is told before anything runs
     device = choose_device(options.device)
     dataset = source.load(options.data, split_of(options))
     if not options.allow_leaks:
@@ -72,21 +73,43 @@ def val(options: ValOptions) -> Path:
         raise LeukoError("--ensemble: name at least two models, or one with --weights")
     members = load_members(sources, device, options.imgsz or ())
     for member in members:  # what is refused is refused before anything runs
+        member.labels_in(dataset.types)
         if options.calibrate:
             check_calibrates(member.weights)
         if options.calibrated:
             member.calibrated([])
-    other = tuning_data(options) if options.tune or options.calibrate else dataset
+    other = tuning_data(options, dataset) if options.tune or options.calibrate else None
     fused = best_members(members, options.best) if options.best else list(range(len(members)))
-    fusion, tried = Fusion(options.fusion_iou, options.fusion_score, options.fusion_weights), []
+    fusion = Fusion(options.fusion_iou, options.fusion_score, options.fusion_weights)
+    if len(members) > 1 and not options.tune:
+        fusion.votes([members[i] for i in fused])
+    folder = run.new_run(options.save, options.name or ("ensemble" if len(members) > 1 else members[0].name))
+    try:
+        measure(folder, options, members, fused, fusion, dataset, other, device)
+    finally:
+        if not any(folder.iterdir()):
+            folder.rmdir()  # nothing was measured
+    return folder
+
+
+def measure(
+    folder: Path,
+    options: ValOptions,
+    members: Sequence[Member],
+    fused: Sequence[int],
+    fusion: Fusion,
+    dataset: Dataset,
+    other: Dataset | None,
+    device: torch.device,
+) -> None:
+    """Run the members, of which those of the indices ``fused`` are fused, on the data; write and print what is found.
+    ``other`` is the split to tune and to calibrate on, if that is asked for."""
+    tried = []
     if options.tune:
         fusion, tried = tuned([members[i] for i in fused], other, options, device)
     if options.calibrate:
         calibrate(members, other, options, device)
-    results = predict_members(members, dataset, device, batch=options.batch, workers=options.workers)
-    if options.calibrated:
-        for member, result in zip(members, results, strict=True):
-            result.found = member.calibrated(result.found)
+    results = predicted(members, dataset, options, device)
     rows = [row(m, r, dataset) for m, r in zip(members, results, strict=True)]
     found = results[0].found
     if len(members) > 1:
@@ -102,11 +125,12 @@ def val(options: ValOptions) -> Path:
         of_fused = [costs[i] for i in fused]
         cost = {key: round(sum(c[key] for c in of_fused), 1) for key in ("parameters", "GFLOPs", "file_MB")}
         models.append(Measured(rows[-1].name, found, rows[-1].evaluation, cost | {"fps": round(rows[-1].fps, 2)}))
-    folder = run.new_run(options.save, options.name or ("ensemble" if len(members) > 1 else members[0].name))
     write(folder, options, dataset, found, rows, fusion)
+    run.write_flaws(folder, dataset, *([other] if other else []))
     told = results_of(folder, dataset, models, options.draws)
-    if factors:
-        sweep(folder, members[0], dataset, plain, product(factors, options.severities), device)
+    if options.factors:
+        wanted = product(chosen(options.factors), options.severities)
+        sweep(folder, members[0], dataset, plain, wanted, device)
     run.write_text(folder / "report.html", page.build(folder))
     if tried:
         run.write_csv(folder / "tuning.csv", tried)
@@ -116,7 +140,17 @@ def val(options: ValOptions) -> Path:
     print(f"\n{table.per_class(rows[-1].evaluation)}" if len(rows) == 1 else "")
     print("\n".join(told))
     print(f"\nresults: {folder} (report.html shows them all)")
-    return folder
+
+
+def predicted(
+    members: Sequence[Member], dataset: Dataset, options: ValOptions, device: torch.device
+) -> list[Predictions]:
+    """Each member's predictions, their scores calibrated where that is asked for."""
+    results = predict_members(members, dataset, device, batch=options.batch, workers=options.workers)
+    if options.calibrated:
+        for member, result in zip(members, results, strict=True):
+            result.found = member.calibrated(result.found)
+    return results
 
 
 def measured(
@@ -136,16 +170,24 @@ def measured(
     return Measured(member.name, result.found, coco.evaluate(dataset, result.found), cost, scaling)
 
 
-def tuning_data(options: ValOptions) -> Dataset:
-    """The split to tune and to calibrate on; LeukoError if it is the one that is reported."""
+def tuning_data(options: ValOptions, dataset: Dataset) -> Dataset:
+    """The split to tune and to calibrate on, flaws told; LeukoError if it shares an image with what is reported."""
     if source.split_name(options.data, options.tune_split) == split_of(options):
         raise LeukoError(f"--tune-split {options.tune_split}: is the split that is reported; name another one")
-    return source.load(options.data, options.tune_split)
+    other = source.load(options.data, options.tune_split)
+    if shared := sorted({s.image.resolve() for s in other.samples} & {s.image.resolve() for s in dataset.samples}):
+        raise LeukoError(
+            f"--tune-split {options.tune_split}: {len(shared)} of its images stand in {split_of(options)}, which is "
+            f"reported, such as {shared[0]}; name another one, or divide the data anew by leuko data split"
+        )
+    if told := table.flaws(options.tune_split, other):
+        print(told)
+    return other
 
 
 def calibrate(members: Sequence[Member], dataset: Dataset, options: ValOptions, device: torch.device) -> None:
     """Fit each member's scores on the split to tune on, and keep the fit in its weights file."""
-    results = predict_members(members, dataset, device, batch=options.batch, workers=options.workers)
+    results = predicted(members, dataset, options, device)
     fits = [calibration.fit(*calibration.outcomes(matching.match(dataset, r.found))) for r in results]
     for member, scaling in zip(members, fits, strict=True):
         if scaling is None:
@@ -185,7 +227,7 @@ def tuned(
     members: Sequence[Member], dataset: Dataset, options: ValOptions, device: torch.device
 ) -> tuple[Fusion, list[dict]]:
     """The fusion that does best on the split to tune on, and all that were tried."""
-    results = predict_members(members, dataset, device, batch=options.batch, workers=options.workers)
+    results = predicted(members, dataset, options, device)
     return tune(members, [r.found for r in results], dataset)
 
 
@@ -221,7 +263,6 @@ def write(
     last = rows[-1]
     run.write_yaml(folder / "args.yaml", as_dict(options))
     run.write_json(folder / "environment.json", run.environment())
-    run.write_flaws(folder, dataset)
     about = {"model": last.name, "data": options.data, "parameters": last.parameters, "fps": last.fps}
     if len(rows) > 1:
         about |= {"fusion": asdict(fusion), "members": [table.record(r) for r in rows[:-1]]}

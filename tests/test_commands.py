@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from conftest import FCOS, TINY, Bomb, Result, table
+from conftest import FCOS, TINY, Bomb, Result, table, untrained
 from safetensors import safe_open
 
 from leuko import predict
@@ -115,6 +115,9 @@ def test_predict_refuses_what_it_cannot_use(project, slides, tmp_path, leuko):
     leuko(*words, tmp_path / "empty").refused("empty", "no image there", "put images into it")
     leuko(*words, slides, "--threshold", "50").refused("--threshold 50")
     leuko("predict", "--weights", project / "faster").refused("--source is missing")
+    stranger = untrained(tmp_path / "stranger.safetensors", TYPES)
+    fused = ["predict", "--save", tmp_path / "out", "--source", slides, "--ensemble", project / "faster", stranger]
+    leuko(*fused, "--fusion-weights", "map").refused(str(stranger), "validation mAP", "--fusion-weights")
     assert not list((tmp_path / "out").glob("*"))
 
 
@@ -196,11 +199,11 @@ def edit(file: Path, change: Callable[[dict], object]) -> None:
     file.write_text(json.dumps(content))
 
 
-def without(key: str) -> Callable[[Path], Path]:
-    """Empty a list of the training labels."""
+def without(key: str, split: str = "train") -> Callable[[Path], Path]:
+    """Empty a list of a split's labels."""
 
     def change(data: Path) -> Path:
-        edit(data / "train.json", lambda content: content.update({"annotations": [], key: []}))
+        edit(data / f"{split}.json", lambda content: content.update({"annotations": [], key: []}))
         return data
 
     return change
@@ -219,6 +222,7 @@ BAD_DATA = {
     "empty": (without("images"), ("train.json", "no images", "empty data set")),
     "no cells": (without("annotations"), ("split train has no cell to learn from",)),
     "no annotations": (bare_folder, ("images", "a folder without annotations")),
+    "no cells to validate on": (without("annotations", "val"), ("split val has no cell", "--val-split")),
     "misspelt class": (misspelt, ("train.json", 'unknown class "M"', 'did you mean "Mo"')),
     "nowhere": (lambda data: data / "none", ("none", "no such file or folder")),
 }

@@ -156,6 +156,14 @@ def test_differential_count():
     assert all(s.cells == 0 and np.isnan([s.percent, s.low, s.high]).all() for s in nothing)
 
 
+@pytest.mark.parametrize("threshold", [0.1, 0.2, 0.3, 0.6, 0.7])
+def test_a_score_at_the_threshold_is_counted_as_it_is_listed(threshold):
+    """The float32 nearest to .7 is below .7, and is a score of .7 all the same."""
+    found = prediction(np.zeros((1, 4)), [threshold], [0])
+    listed = int((found["scores"] >= threshold).sum())
+    assert [s.cells for s in differential.count_all([found], ["NG"], threshold)] == [listed] == [1]
+
+
 def test_speed_and_parameters():
     assert speed.parameters(torch.nn.Linear(3, 2)) == 8
     calls = []

@@ -379,6 +379,10 @@ def test_a_review_finds_its_cells_in_every_split(pictures, tmp_path, leuko):
     for split, labels in (("val", [0, 1]), ("test", [1, 0]), ("train", [0])):
         assert source.load(dst, split).samples[0].labels.tolist() == labels
     assert "suspect 1 of the review: its cell is not in split train" in (dst / "flaws.txt").read_text()
+    (tmp_path / "out.yaml").write_text(f"splits: {{../evil: {src}/val.json}}\n")
+    review = tmp_path / "consensus.json"
+    leuko("data", "apply-review", tmp_path / "out.yaml", review, tmp_path / "new/x").refused("evil")
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_flood_of_detections_on_one_image():

@@ -24,6 +24,8 @@ from leuko.data import loading, source
 from leuko.data.augment import listed, read_steps
 from leuko.data.sample import Dataset, Sample
 from leuko.engine import checkpoint, schedule
+from leuko.engine.trainer import Trainer
+from leuko.engine.training import Training
 from leuko.errors import LeukoError
 from leuko.models import DETECTORS, create
 
@@ -347,3 +349,47 @@ def test_comparison_augments_all_its_models_alike(data, tmp_path, leuko, monkeyp
     assert leuko(*words, "--name", "two").code == 130
     assert leuko("train", "--resume", tmp_path / "two", "--epochs", "2").code == 130
     assert taken == [listed(read_steps("standard"))] * 2
+
+
+def test_comparison_tells_what_is_trained_by_the_state(data, tmp_path, leuko, no_plots, monkeypatch):
+    """A model killed at the very end of its last epoch is not; one that was extended by itself is."""
+    words = ["train", "--data", data, "--project", tmp_path, "--name", "two", *TINY, "--epochs", "1"]
+
+    def killed(training: Training, name: str, about: dict) -> None:
+        if name == "best":
+            raise SystemExit(9)
+        save(training, name, about)
+
+    save, folder = Training.save_weights, tmp_path / "two"
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "save_weights", killed)
+        assert leuko(*words, "--model", "fcos,fsaf").code == 9
+    assert [path.name for path in (folder / "fcos/weights").iterdir()] == ["last.safetensors"]
+    result = leuko("train", "--resume", folder)
+    assert result.code == 0 and "is trained" not in result.out, result.err
+    assert (folder / "fcos/weights/best.safetensors").is_file() and len(rows(folder / "fcos")) == 1
+
+    assert leuko("train", "--resume", folder / "fsaf", "--epochs", "3").code == 0
+    result = leuko("train", "--resume", folder, "--epochs", "2")
+    assert result.code == 0 and "fsaf is trained (2 of 2)" in result.out, result.err
+    assert len(rows(folder / "fcos")) == 2 and len(rows(folder / "fsaf")) == 3
+
+
+def test_comparison_leaves_a_run_its_own_larger_number_of_epochs(data, tmp_path, leuko, no_plots, monkeypatch):
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    words = ["train", "--data", data, "--project", tmp_path, "--name", "two", *TINY, "--model", "fcos,fsaf"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train", interrupted)
+        assert leuko(*words, "--epochs", "1").code == 130
+        assert leuko("train", "--resume", tmp_path / "two/fcos", "--epochs", "2").code == 130
+    assert leuko("train", "--resume", tmp_path / "two").code == 0
+    assert [len(rows(tmp_path / "two" / name)) for name in ("fcos", "fsaf")] == [2, 1]
+
+
+def test_comparison_shows_augmentation_once_and_trains_nothing(data, tmp_path, leuko):
+    words = ["train", "--data", data, "--project", tmp_path, *TINY, "--model", "all", "--show-augment"]
+    result = leuko(*words)
+    assert result.code == 0 and [p.name for p in tmp_path.iterdir()] == ["augment"], result.err
+    assert [p.name for p in (tmp_path / "augment").iterdir()] == ["augment.jpg"]

@@ -11,11 +11,14 @@ import torch
 import yaml
 from conftest import table, untrained
 
-from leuko import Detector, val
+from leuko import Detector, predict, val
+from leuko.data.sample import Dataset, Sample
 from leuko.data.source import load
-from leuko.engine import checkpoint
+from leuko.engine import checkpoint, ensemble
 from leuko.engine.inference import Member
+from leuko.metrics import coco
 from leuko.models import create
+from leuko.report import results
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TYPES = ["NG", "BG", "EG", "L", "M"]
@@ -70,21 +73,20 @@ def test_val_fuses_members_by_name(project, data, tmp_path, leuko):
     unfinished = shutil.copytree(project / "fcos", project / "unfinished")
     args = yaml.safe_load((unfinished / "args.yaml").read_text())
     (unfinished / "args.yaml").write_text(yaml.safe_dump(args | {"epochs": 9}))
-    strangers = project / "strangers/weights"
-    strangers.mkdir(parents=True)
-    untrained(strangers / "last.safetensors", ["cat", "dog"])
-    (project / "strangers/args.yaml").write_text(yaml.safe_dump(args))
+    strangers = shutil.copytree(project / "fcos", project / "strangers")
+    untrained(strangers / "weights/last.safetensors", ["cat", "dog"])
+    (strangers / "args.yaml").write_text(yaml.safe_dump(args | {"augment": True, "mosaic": 1}))  # as it was once
     try:
         unnamed = leuko(*words, "--project", project)
     finally:
         shutil.rmtree(unfinished)
-        shutil.rmtree(strangers.parent)
+        shutil.rmtree(strangers)
     assert unnamed.code == 0, unnamed.err
     members = json.loads((tmp_path / "ensemble-2/metrics.json").read_text())["members"]
     assert {m["model"] for m in members} == {"faster", "fcos"}
 
 
-def test_val_tunes_the_fusion_on_another_split(project, data, tmp_path, leuko):
+def test_val_tunes_the_fusion_on_another_split(project, data, tmp_path, leuko, monkeypatch):
     worse = shutil.copytree(project / "fcos", tmp_path / "worse")
     for name in ("best", "last"):
         weights = checkpoint.load_weights(worse / f"weights/{name}.safetensors")
@@ -108,6 +110,78 @@ def test_val_tunes_the_fusion_on_another_split(project, data, tmp_path, leuko):
     leuko("val", "--data", data, "--weights", worse, "--tune").refused("--tune", "--ensemble")
     stranger = untrained(tmp_path / "stranger.safetensors", TYPES)
     leuko(*words[:-3], stranger, "--members", "best:2").refused(str(stranger), "validation mAP")
+    monkeypatch.setattr(ensemble, "IOUS", (0.55, 0.7))
+    assert leuko(*words[:-4], stranger, "--tune", "--name", "unstated").code == 0
+    assert {t["weights"] for t in table(tmp_path / "unstated/tuning.csv")} == {"equal"}
+    monkeypatch.setattr(val, "predict_members", lambda *_, **__: pytest.fail("ran"))
+    for weights in ("map", "error"):
+        leuko(*words[:-4], stranger, "--fusion-weights", weights).refused(str(stranger), "validation mAP")
+    assert {p.name for p in tmp_path.iterdir()} == {"worse", "stranger.safetensors", "ensemble", "unstated"}
+
+
+def test_val_tunes_on_the_scores_that_it_fuses(project, data, faster, tmp_path, leuko, monkeypatch):
+    words = ["val", "--data", data, "--save", tmp_path / "val", "--workers", "0", "--draws", "0"]
+    assert leuko(*words, "--weights", faster, "--calibrate").code == 0
+    other, seen = shutil.copytree(faster, tmp_path / "other"), []
+
+    def tune(members: list, found: list, dataset: Dataset) -> tuple:
+        seen.extend(found)
+        return ensemble.Fusion(), []
+
+    monkeypatch.setattr(val, "tune", tune)
+    assert leuko(*words, "--ensemble", faster, other, "--tune", "--calibrated").code == 0
+    member = Member.load(faster, torch.device("cpu"))
+    plain = ensemble.predict_members([member], load(data, "val"), torch.device("cpu"), batch=1, workers=0)[0].found
+    assert len(seen) == 2 and sum(len(f["scores"]) for f in plain)
+    for found in seen:
+        for ours, image in zip(found, plain, strict=True):
+            np.testing.assert_allclose(ours["scores"], member.scaling(image["scores"]), rtol=1e-5)
+
+
+def test_a_result_is_named_before_anything_runs(project, data, faster, tmp_path, leuko, monkeypatch):
+    words = ["val", "--data", data, "--save", tmp_path / "val", "--workers", "0", "--draws", "0"]
+    for place, name in ((".", "faster"), ("weights/best.safetensors", "faster-2"), ("../faster", "faster-3")):
+        monkeypatch.chdir(faster)
+        assert leuko(*words, "--weights", place).code == 0
+        assert (tmp_path / "val" / name / "metrics.json").is_file()
+    stored = (faster / "weights/best.safetensors").read_bytes()
+    monkeypatch.setattr(val, "predict_members", lambda *_, **__: pytest.fail("ran"))
+    monkeypatch.setattr(predict, "find_cells", lambda *_, **__: pytest.fail("ran"))
+    leuko(*words, "--weights", faster, "--calibrate", "--name", "a/b").refused('"a/b"', "not a plain folder name")
+    assert (faster / "weights/best.safetensors").read_bytes() == stored
+    words = ["predict", "--weights", ".", "--source", load(data, "test").samples[0].image.parent, "--save", tmp_path]
+    leuko(*words, "--name", "a/b").refused('"a/b"', "not a plain folder name")
+
+
+def test_a_refusal_in_the_middle_leaves_no_empty_result(project, data, tmp_path, leuko):
+    words = ["val", "--data", data, "--save", tmp_path / "val", "--workers", "0", "--weights"]
+    silent = shutil.copytree(project / "fcos", tmp_path / "fcos")  # finds nothing
+    leuko(*words, silent, "--calibrate").refused(str(silent), "too few")
+    assert not list((tmp_path / "val").iterdir())
+
+
+@pytest.mark.parametrize("job", ["--tune", "--calibrate"])
+def test_no_image_is_both_tuned_on_and_reported(job, project, data, tmp_path, leuko, monkeypatch):
+    """Whatever the splits are called, and by whatever path they name it."""
+    monkeypatch.setattr(val, "predict_members", lambda *_, **__: pytest.fail("ran"))
+    (tmp_path / "link").symlink_to(data)
+    both = tmp_path / "data.yaml"
+    both.write_text(f"train: {data}/train.json\nval: {tmp_path}/link/test.json\ntest: {data}/test.json\n")
+    words = ["val", "--save", tmp_path / "val", "--ensemble", project / "faster", project / "fcos", job]
+    result = leuko(*words, "--data", both)
+    result.refused("--tune-split val", "3 of its images", str(load(data, "test").samples[0].image.parent))
+    assert not (tmp_path / "val").exists()
+
+
+def test_flaws_of_the_split_to_tune_on_are_told(data, faster, tmp_path, leuko):
+    flawed = shutil.copytree(data, tmp_path / "data")
+    content = json.loads((flawed / "val.json").read_text())
+    content["annotations"][0]["bbox"][2] = 500
+    (flawed / "val.json").write_text(json.dumps(content))
+    words = ["val", "--data", flawed, "--save", tmp_path / "val", "--workers", "0", "--weights", faster, "--calibrate"]
+    result = leuko(*words)
+    assert result.code == 0 and "val: 1 flaws mended" in result.out, result.err
+    assert "val.json" in (tmp_path / "val/faster/flaws.txt").read_text()
 
 
 def test_val_calibrates_and_predict_uses_it(project, data, faster, tmp_path, leuko):
@@ -218,3 +292,34 @@ def test_val_refuses_what_does_not_fit(project, data, tmp_path, leuko):
     leuko("val", *save, "--weights", tmp_path).refused(str(tmp_path), "no weights/best.safetensors")
     leuko("val", *save, "--weights", project / "faster", "--device", "cuda:77").refused("--device cuda:77")
     assert not (tmp_path / "val").exists()
+
+
+def found_all(dataset: Dataset, least: int = 0) -> list[dict]:
+    """Detections of all cells of the images from ``least`` on."""
+    found = []
+    for i, s in enumerate(dataset.samples):
+        n = len(s.boxes) if i >= least else 0
+        found.append({"boxes": s.boxes[:n], "scores": np.full(n, 0.9, np.float32), "labels": s.labels[:n]})
+    return found
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_one_group_gives_no_interval_and_no_verdict(groups, data, tmp_path, no_plots):
+    """All draws of one group are the same, which says nothing of how sure a measure is."""
+    dataset = load(data, "train")
+    for i, s in enumerate(dataset.samples):
+        s.group = f"smear {i % groups}"
+    found = [found_all(dataset, least) for least in (4, 0)]
+    models = [results.Measured(str(i), f, coco.evaluate(dataset, f)) for i, f in enumerate(found)]
+    *_, span, gap = results.write(tmp_path, dataset, models, draws=20)
+    rows = [row for name in ("intervals", "differences") for row in table(tmp_path / f"{name}.csv")]
+    assert len(rows) == 5 and all((row["low"] == row["high"] == "") == (groups == 1) for row in rows)
+    assert ("one group" in span) == ("interval - (" in span) == (groups == 1)
+    assert gap.endswith("95 % interval -, p -") == (groups == 1) and "nan" not in span + gap
+
+
+def test_kappa_of_one_type_is_a_dash(pictures, tmp_path, no_plots):
+    dataset = Dataset(["NG"], [Sample(p, 97, 61, [[10, 10, 40, 40]], [0], i) for i, p in enumerate(pictures, 1)])
+    found = found_all(dataset)
+    told = results.write(tmp_path, dataset, [results.Measured("a", found, coco.evaluate(dataset, found))], draws=0)
+    assert "kappa of the types of found cells -;" in told[-1]

@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..commandline import stored
 from ..config import TrainOptions
+from ..data.files import read_yaml
 from ..data.sample import Dataset
 from ..errors import LeukoError
 from ..metrics import coco
 from . import fusion
-from .checkpoint import load_weights
+from .checkpoint import load_resume, load_weights
 from .inference import Member, Predictions, predict
 
 LAST = Path("weights/last.safetensors")
@@ -38,9 +38,22 @@ def load_members(sources: Sequence[str | Path], device: torch.device, sizes: Seq
 
 
 def is_finished(folder: Path, epochs: int) -> bool:
-    """Whether a run was trained to the last of so many epochs."""
-    last = folder / LAST
-    return last.is_file() and load_weights(last).about.get("epoch") == epochs
+    """Whether a run was trained for so many epochs or more: by its state, which an epoch writes after its weights, or,
+    where somebody has removed that, by these."""
+    last, state = folder / LAST, folder / "resume.pt"
+    if not last.is_file():
+        return False
+    done = load_resume(state)["progress"]["epoch"] if state.is_file() else load_weights(last).about.get("epoch") or 0
+    return done >= epochs
+
+
+def epochs_of(folder: Path) -> int:
+    """The epochs that a run is to have; its other options, which an older leuko may have written, are not looked at."""
+    path = folder / "args.yaml"
+    epochs = read_yaml(path).get("epochs", TrainOptions.epochs)
+    if type(epochs) is not int:
+        raise LeukoError(f"{path}: epochs: {epochs!r} is not a whole number; correct it")
+    return epochs
 
 
 def finished_runs(project: str | Path, types: Sequence[str] | None = None) -> list[Path]:
@@ -51,7 +64,7 @@ def finished_runs(project: str | Path, types: Sequence[str] | None = None) -> li
     runs = []
     for args in sorted(Path(project).glob("*/args.yaml")):
         folder = args.parent
-        if not (folder / LAST).is_file() or not is_finished(folder, stored(TrainOptions, args).epochs):
+        if not (folder / LAST).is_file() or not is_finished(folder, epochs_of(folder)):
             continue
         if types is None or set(load_weights(folder / LAST).types) == set(types):
             runs.append(folder)
@@ -77,9 +90,14 @@ def predict_members(
     return results
 
 
+def stated_mAP(member: Member) -> float | None:
+    """The mAP at which the member's weights were chosen, on its run's validation split; None if not known."""
+    return (member.weights.about.get("val") or {}).get("mAP")
+
+
 def validation_mAP(member: Member) -> float:
-    """The mAP at which the member's weights were chosen, on its run's validation split; LeukoError if not known."""
-    measured = (member.weights.about.get("val") or {}).get("mAP")
+    """What :func:`stated_mAP` gives; LeukoError if not known."""
+    measured = stated_mAP(member)
     if measured is None:
         raise LeukoError(
             f"{member.weights.path}: does not say its validation mAP, by which --members best and --fusion-weights go; "
@@ -108,11 +126,15 @@ class Fusion:
         self, members: Sequence[Member], found: Sequence[Sequence[dict]], sizes: Sequence[tuple[int, int]]
     ) -> list[dict[str, np.ndarray]]:
         """Fuse ``found[m][n]`` of member m on image n, whose (width, height) is ``sizes[n]``."""
-        weights = None
-        if self.weights != "equal":
-            measured = [validation_mAP(m) for m in members]
-            weights = [max(v, 0.001) if self.weights == "map" else max(1 - v, 0.001) ** -2 for v in measured]
-        return fusion.fuse(found, sizes, self.iou, self.score, weights)
+        return fusion.fuse(found, sizes, self.iou, self.score, self.votes(members))
+
+    def votes(self, members: Sequence[Member]) -> list[float] | None:
+        """Each member's weight, None where all are the same; LeukoError if one's validation mAP is wanted and not
+        known."""
+        if self.weights == "equal":
+            return None
+        measured = [validation_mAP(m) for m in members]
+        return [max(v, 0.001) if self.weights == "map" else max(1 - v, 0.001) ** -2 for v in measured]
 
 
 # What is tried. The defaults come first, so that they stay where nothing is better.
@@ -127,11 +149,12 @@ def tune(
     """The fusion of the highest mAP on a data set, and what each that was tried reached: fusion, mAP, mAP50, mAR.
 
     ``found[m][n]`` are member m's detections on the data set's image n. The data set must not be the one that is
-    reported.
+    reported. Where a member's validation mAP is not known, only equal weights are tried.
     """
+    weighted = WEIGHTS if all(stated_mAP(m) is not None for m in members) else ("equal",)
     sizes = [(s.width, s.height) for s in dataset.samples]
     tried: list[dict[str, object]] = []
-    for iou, score, weights in tqdm(list(product(IOUS, SCORES, WEIGHTS)), desc="tuning", unit="fusion", leave=False):
+    for iou, score, weights in tqdm(list(product(IOUS, SCORES, weighted)), desc="tuning", unit="fusion", leave=False):
         evaluation = coco.evaluate(dataset, Fusion(iou, score, weights)(members, found, sizes))
         measures = {name: getattr(evaluation, name) for name in ("mAP", "mAP50", "mAR")}
         tried.append({"iou": iou, "score": score, "weights": weights, **measures})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -109,7 +110,7 @@ class Member:
     def load(cls, source: str | Path, device: torch.device, sizes: Sequence[int] = ()) -> Member:
         """From a run folder or a weights file; ``sizes`` as in ``--imgsz``, the model's own if none is named."""
         weights = load_weights(source)
-        path = weights.path
+        path = Path(os.path.abspath(weights.path))  # `.` has no name; a link keeps its own
         name = path.parent.parent.name if path.parent.name == "weights" else path.stem
         model = weights.build()
         working = at_sizes(prepared(model, device), sizes)

@@ -28,11 +28,13 @@ class Interval:
 
 
 def draws(dataset: Dataset, number: int = DRAWS, seed: int = 0) -> np.ndarray:
-    """How often each image is drawn, [number, images] int; whole groups together where the data has them."""
+    """How often each image is drawn, [number, images] int; whole groups together where the data has them.
+    No draw at all, [0, images], where there are fewer than two to draw from: all draws would be the same."""
     rng = np.random.default_rng(seed)
     keys = [s.group or f"\0{i}" for i, s in enumerate(dataset.samples)]
     index = {key: n for n, key in enumerate(dict.fromkeys(keys))}
     group = np.array([index[key] for key in keys])
+    number = number if len(index) > 1 else 0
     times = rng.multinomial(len(index), np.full(len(index), 1 / len(index)), size=number)
     return times[:, group]
 
@@ -40,7 +42,7 @@ def draws(dataset: Dataset, number: int = DRAWS, seed: int = 0) -> np.ndarray:
 def measured(matches: Sequence[Matches], times: np.ndarray) -> np.ndarray:
     """mAP and mAR of each draw, [draws, 2]; a type that a draw holds no cell of is left out of its means."""
     short = [trimmed(m) for m in matches]
-    result = []
+    result = [np.zeros((0, 2))]
     for start in range(0, len(times), CHUNK):
         some = times[start : start + CHUNK].astype(np.float32)
         by_type = np.array([_of_type(m, some) for m in short])  # [types, 2, draws]

@@ -140,7 +140,8 @@ def _agreement(
     referred = agreement.to_refer(dataset, reported.found, [m.found for m in members], thresholds, SCORE)
     run.write_csv(folder / "refer.csv", referred, columns=("image", "group", "doubt", "why"))
     return [
-        f"Cohen's kappa of the types of found cells {kappa:.3f}; {len(referred)} images to refer to a person: refer.csv"
+        f"Cohen's kappa of the types of found cells {table.rate(kappa)}; {len(referred)} images to refer to a person: "
+        "refer.csv"
     ]
 
 
@@ -171,9 +172,10 @@ def _intervals(
     own = whole[reported.name]["mAP"]
     if math.isnan(own.value):
         return ["no cell is labelled: there is no mAP, and nothing to compare"]
-    told = [
-        f"mAP {table.rate(own.value)}, 95 % interval {table.rate(own.low)} to {table.rate(own.high)} ({draws} draws)"
-    ]
+    span = f"{table.rate(own.low)} to {table.rate(own.high)} ({draws} draws)"
+    if not len(times):
+        span = "- (all images are of one group, such as a smear: draws need two)"
+    told = [f"mAP {table.rate(own.value)}, 95 % interval {span}"]
     if members:
         compared = []
         for m in members:
@@ -192,9 +194,9 @@ def _intervals(
         run.write_csv(folder / "differences.csv", compared)
         best = max(members, key=lambda m: m.evaluation.mAP)
         gap = next(row for row in compared if row["against"] == best.name)
-        verdict = "no more than noise" if gap["low"] <= 0 <= gap["high"] else "a difference"
-        told.append(
-            f"{reported.name} less {best.name}: mAP {gap['mAP_difference']:+.3f}, 95 % interval {gap['low']:+.3f} to "
-            f"{gap['high']:+.3f}, p {gap['p']:.3f}: {verdict}"
-        )
+        sure = "95 % interval -, p -"
+        if not math.isnan(gap["low"]):
+            verdict = "no more than noise" if gap["low"] <= 0 <= gap["high"] else "a difference"
+            sure = f"95 % interval {gap['low']:+.3f} to {gap['high']:+.3f}, p {gap['p']:.3f}: {verdict}"
+        told.append(f"{reported.name} less {best.name}: mAP {gap['mAP_difference']:+.3f}, {sure}")
     return told
