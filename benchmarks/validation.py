@@ -29,9 +29,9 @@ from torch import Tensor
 from leuko import cells
 from leuko import val as command
 from leuko.config import ValOptions
-from leuko.engine.checkpoint import Weights
+from leuko.engine.checkpoint import load_weights, save_weights
 from leuko.engine.inference import Member, prepared
-from leuko.metrics.speed import seconds_per_image
+from leuko.metrics.speed import parameters, seconds_per_image
 from leuko.models import create
 
 SIDE = 600  # pixels
@@ -103,8 +103,9 @@ def timing(seconds: dict[str, float], part: str, place: object, function: str) -
 
 def validate(folder: Path, stub: Stub) -> dict[str, float]:
     """Run ``leuko val`` with the stub; seconds of each of its parts and of the whole."""
-    weights = Weights(folder / "stub.safetensors", {}, TYPES, {}, {})
-    member = Member("stub", weights, stub, 0)
+    model = create("fcos", len(TYPES), "resnet50", image_size=SIDE)
+    save_weights(folder / "fcos.safetensors", model, model.state_dict(), TYPES)
+    member = Member("stub", load_weights(folder / "fcos.safetensors"), stub, parameters(model), (SIDE,))
     options = ValOptions(data=str(folder), weights="stub", save=str(folder / "runs"), device="cpu")
     seconds: dict[str, float] = {}
     parts = {
@@ -112,6 +113,8 @@ def validate(folder: Path, stub: Stub) -> dict[str, float]:
         "decode the images": (command, "predict_members"),
         "evaluate": (command.coco, "evaluate"),
         "write the results": (command, "write"),
+        "curves, intervals, pictures": (command, "results_of"),
+        "the page": (command.page, "build"),
     }
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.object(command, "load_members", lambda *_: [member]))

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -323,3 +327,13 @@ def test_kappa_of_one_type_is_a_dash(pictures, tmp_path, no_plots):
     found = found_all(dataset)
     told = results.write(tmp_path, dataset, [results.Measured("a", found, coco.evaluate(dataset, found))], draws=0)
     assert "kappa of the types of found cells -;" in told[-1]
+
+
+def test_the_benchmark_of_validation_runs():
+    """It stands in for parts of the command, and would rot unseen."""
+    script = Path(__file__).parents[1] / "benchmarks/validation.py"
+    words = [sys.executable, script, "--images", "3", "--cells", "4", "--network-seconds", "30"]
+    result = subprocess.run(
+        words, capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert result.returncode == 0 and "share outside the network" in result.stdout, result.stderr

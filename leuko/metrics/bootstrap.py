@@ -57,19 +57,18 @@ def _of_type(matches: Matches, times: np.ndarray) -> np.ndarray:
     """A type's AP and largest recall, means over the IoUs, of each draw: [2, draws]; nan without truth.
 
     The same as ``matching.mean_precision`` of each draw's weights, for all of them at once: only the rows of detections
-    that are true at some IoU are looked at, since precision is interpolated from those.
+    that are true at an IoU are looked at, since precision is interpolated from those.
     """
     truth = times @ matches.truth.astype(np.float32)
-    rows = np.flatnonzero(matches.true.any(0))
-    if not len(rows):
-        return np.where(truth > 0, 0.0, np.nan) * np.ones((2, 1))
     weights = times[:, matches.image]  # [draws, detections]
-    everything = np.cumsum(weights, axis=1)[:, rows]
+    everything = np.cumsum(weights, axis=1)
     ap, ar = np.zeros((2, len(IOUS), len(times)))
     for t in range(len(IOUS)):
-        ignored = matches.ignored[t]
-        counted = np.cumsum(weights * ~ignored, axis=1)[:, rows] if ignored.any() else everything
-        true = np.cumsum(weights[:, rows] * matches.true[t, rows], axis=1)
+        rows, ignored = np.flatnonzero(matches.true[t]), matches.ignored[t]
+        if not len(rows):
+            continue
+        counted = (np.cumsum(weights * ~ignored, axis=1) if ignored.any() else everything)[:, rows]
+        true = np.cumsum(weights[:, rows], axis=1)
         precision = true / np.maximum(counted, 1e-9)
         envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
         envelope = np.hstack([envelope, np.zeros((len(times), 1), dtype=envelope.dtype)])
