@@ -171,7 +171,7 @@ def measured(
 
 
 def tuning_data(options: ValOptions, dataset: Dataset) -> Dataset:
-    """The split to tune and to calibrate on, flaws told; LeukoError if it shares an image with what is reported."""
+    """The split to tune and to calibrate on, flaws told; LeukoError if it has no cell, or an image that is reported."""
     if source.split_name(options.data, options.tune_split) == split_of(options):
         raise LeukoError(f"--tune-split {options.tune_split}: is the split that is reported; name another one")
     other = source.load(options.data, options.tune_split)
@@ -180,6 +180,8 @@ def tuning_data(options: ValOptions, dataset: Dataset) -> Dataset:
             f"--tune-split {options.tune_split}: {len(shared)} of its images stand in {split_of(options)}, which is "
             f"reported, such as {shared[0]}; name another one, or divide the data anew by leuko data split"
         )
+    if not other.counts().sum():
+        raise LeukoError(f"--tune-split {options.tune_split}: has no cell to tune or calibrate by; name another one")
     if told := table.flaws(options.tune_split, other):
         print(told)
     return other

@@ -174,6 +174,11 @@ def test_no_image_is_both_tuned_on_and_reported(job, project, data, tmp_path, le
     words = ["val", "--save", tmp_path / "val", "--ensemble", project / "faster", project / "fcos", job]
     result = leuko(*words, "--data", both)
     result.refused("--tune-split val", "3 of its images", str(load(data, "test").samples[0].image.parent))
+    content = json.loads((data / "val.json").read_text()) | {"annotations": []}
+    (tmp_path / "empty.json").write_text(json.dumps(content))
+    shutil.copytree(data / "images", tmp_path / "images")
+    both.write_text(f"train: {data}/train.json\nval: empty.json\ntest: {data}/test.json\n")
+    leuko(*words, "--data", both).refused("--tune-split val", "no cell")
     assert not (tmp_path / "val").exists()
 
 
