@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from leuko.data import balance, cache, loading, source
 from leuko.data.augment import read_steps
@@ -55,6 +58,15 @@ def test_repeated_images_are_augmented_differently(data):
         by_index.setdefault(item["index"], []).append(item["image"])
     twice = next(images for images in by_index.values() if len(images) > 1)
     assert not torch.equal(twice[0], twice[1])
+
+
+@given(st.integers(1, 400), st.integers(1, 20))
+def test_batches_are_few_and_alike(images: int, batch: int):
+    """A last batch of one image would move the weights as far as a whole one."""
+    bounds = loading.batch_bounds(images, batch)
+    sizes = [end - first for first, end in pairwise(bounds)]
+    assert bounds[0] == 0 and bounds[-1] == images and len(sizes) == -(-images // batch)
+    assert max(sizes) <= batch and max(sizes) - min(sizes) <= 1
 
 
 def test_loss_weights_have_mean_one_over_the_cells():

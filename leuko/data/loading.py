@@ -7,10 +7,12 @@ resumed.
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import cv2
 import numpy as np
@@ -123,14 +125,23 @@ class _Told(torch.utils.data.Dataset):
 def training_batches(
     items: TrainingItems, epoch: int, batch: int, start: int = 0, workers: int = 0
 ) -> Iterator[list[Item]]:
-    """The batches of one epoch from batch ``start`` on; each image once, or by its repeat factor, the last batch as it
-    falls.
+    """The batches of one epoch from batch ``start`` on (see :func:`batch_bounds`); each image once, or by its repeat
+    factor.
 
     Raises LeukoError for an image that cannot be read.
     """
     order = epoch_order(items.factors, np.random.default_rng((items.seed, epoch)))
-    keys = [[(epoch, *entry) for entry in order[at : at + batch]] for at in range(start * batch, len(order), batch)]
+    bounds = batch_bounds(len(order), batch)[start:]
+    keys = [[(epoch, *entry) for entry in order[first:end]] for first, end in pairwise(bounds)]
     return _batches(items, keys, workers)
+
+
+def batch_bounds(images: int, batch: int) -> list[int]:
+    """Where an epoch's batches begin, and where the last one ends: as few as there can be of at most ``batch`` images,
+    and alike, to one image. A short last batch would move the weights as far as the others do, by what few images say:
+    with 385 images in batches of 8, one image."""
+    batches = math.ceil(images / batch)
+    return [i * images // batches for i in range(batches + 1)]
 
 
 def plain_batches(dataset: Dataset, batch: int, workers: int = 0) -> Iterator[list[Item]]:

@@ -64,7 +64,8 @@ class Trainer(Training):
         self.items = loading.TrainingItems(
             train_set, options.imgsz, steps, options.seed, options.cache, options.repeat_factor
         )
-        self.batches = math.ceil(len(self.items) / options.batch)
+        self.bounds = loading.batch_bounds(len(self.items), options.batch)
+        self.batches = len(self.bounds) - 1
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimiser = torch.optim.SGD(
             self.parameters, lr=options.lr, momentum=options.momentum, weight_decay=options.weight_decay
@@ -106,7 +107,7 @@ class Trainer(Training):
             self.items, progress.epoch, options.batch, start=progress.batch, workers=self.workers
         )
         saved = started = time.perf_counter()
-        with tqdm(total=len(self.items), initial=progress.batch * options.batch, desc=title, unit="image") as bar:
+        with tqdm(total=len(self.items), initial=self.bounds[progress.batch], desc=title, unit="image") as bar:
             for items in batches:
                 terms = self.step(items)
                 for name, value in terms.items():
