@@ -28,7 +28,7 @@ class TrainOptions:
     epochs: int = 16
     """Passes over the training images; more than before, with --resume, extends a finished run."""
     batch: int = 8
-    """Images a step, at most: an epoch's batches are alike to one image, so that none is a step by few images."""
+    """Images a step, at most: the sizes of an epoch's batches differ by one image, so that no step is by few images."""
     imgsz: int = 600
     """Longer side in pixels to which images are scaled."""
     lr: float = 0.0

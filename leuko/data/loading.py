@@ -137,9 +137,9 @@ def training_batches(
 
 
 def batch_bounds(images: int, batch: int) -> list[int]:
-    """Where an epoch's batches begin, and where the last one ends: as few as there can be of at most ``batch`` images,
-    and alike, to one image. A short last batch would move the weights as far as the others do, by what few images say:
-    with 385 images in batches of 8, one image."""
+    """Where an epoch's batches begin, and where the last one ends: as few as can be of at most ``batch`` images, their
+    sizes differing by one at most. A short last batch would move the weights as far as the others do, by what few
+    images say: of 385 images in batches of 8, by one."""
     batches = math.ceil(images / batch)
     return [i * images // batches for i in range(batches + 1)]
 
