@@ -66,15 +66,19 @@ def build(num_classes: int) -> FCOS:
 
 
 def train_one_epoch(
-    model: FCOS, optimiser: torch.optim.Optimizer, items: loading.TrainingItems, lr: float, epoch: int, epochs: int
+    model: FCOS,
+    optimiser: torch.optim.Optimizer,
+    items: loading.TrainingItems,
+    options: argparse.Namespace,
+    epoch: int,
 ) -> float:
     """One pass over the training images; returns the mean loss."""
     model.train()
-    batches = math.ceil(len(items.samples) / RECIPE.batch)
+    batches = math.ceil(len(items.samples) / options.batch)
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
     total = 0.0
-    for i, batch in enumerate(loading.training_batches(items, epoch, RECIPE.batch)):
-        rate = learning_rate(lr, epoch * batches + i, batches, epochs, RECIPE.warmup)
+    for i, batch in enumerate(loading.training_batches(items, epoch, options.batch)):
+        rate = learning_rate(options.lr, epoch * batches + i, batches, options.epochs, RECIPE.warmup)
         for group in optimiser.param_groups:
             group["lr"] = rate
         images = [item["image"].float() / 255 for item in batch]
@@ -101,6 +105,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="data set with the splits train and test")
     parser.add_argument("--epochs", type=int, default=RECIPE.epochs)
+    parser.add_argument("--batch", type=int, default=RECIPE.batch, help="images a step, at most (%(default)s)")
     parser.add_argument("--lr", type=float, default=RECIPE.lr, help="learning rate (%(default)s, leuko's for FCOS)")
     parser.add_argument("--out", type=Path, default=Path("runs/torchvision_fcos"), help="folder of results")
     parser.add_argument("--seed", type=int, default=0)
@@ -120,7 +125,7 @@ def main() -> None:
     )
     start, rows = time.perf_counter(), []
     for epoch in range(options.epochs):
-        loss = train_one_epoch(model, optimiser, items, options.lr, epoch, options.epochs)
+        loss = train_one_epoch(model, optimiser, items, options, epoch)
         minutes = (time.perf_counter() - start) / 60
         print(f"epoch {epoch + 1}/{options.epochs}: loss {loss:.3f}, {minutes:.1f} min", flush=True)
         rows.append({"epoch": epoch + 1, "loss": loss, "minutes": minutes})
@@ -148,6 +153,7 @@ def main() -> None:
         parameters=parameters,
         epochs=rows,
         seed=options.seed,
+        batch=options.batch,
         lr=options.lr,
         low_threshold=low,
     )
