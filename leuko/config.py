@@ -92,6 +92,9 @@ class TrainOptions:
     """RPN proposals an image; 0: the detector's own 1,000 or 2,000."""
     rois: int = 512
     """RoIs an image that an R-CNN head learns from."""
+    vote: float = 0.8
+    """IoU at which a box that NMS drops has a vote on the one it keeps (box voting), when a trained Faster, Double-Head
+    or Cascade R-CNN detects; 0: none has."""
     amp: Literal["none", "bf16", "fp16"] = "none"
     """Autocast to half precision; fp16 needs a GPU."""
     channels_last: bool = False
@@ -121,6 +124,8 @@ class TrainOptions:
         for flag in ("lr", "weight_decay", "warmup", "clip", "proposals", "seed"):
             if not getattr(self, flag) >= 0:
                 raise LeukoError(f"--{flag.replace('_', '-')} {getattr(self, flag)}: must not be negative")
+        if not 0 <= self.vote < 1:
+            raise LeukoError(f"--vote {self.vote}: give an IoU, from 0 (no votes) to below 1")
         if not 0 <= self.repeat_factor <= 1:
             raise LeukoError(f"--repeat-factor {self.repeat_factor}: give a share of the images, from 0 to 1")
         if self.seed >= 2**31:

@@ -171,7 +171,7 @@ def build(
         unit_maps=options.unit_maps,
         image_size=options.imgsz,
         class_weights=class_weights,
-        **{f: getattr(options, f) for f in ("channels", "fc_channels", "proposals", "rois")},
+        **{f: getattr(options, f) for f in ("channels", "fc_channels", "proposals", "rois", "vote")},
     )
     if options.weights and state is None:
         begin_from(weights_file(options.weights), model, types)

@@ -249,6 +249,7 @@ def test_bad_data_leaves_no_run(name, data, tmp_path, leuko):
         ("--imgsz 8", ("--imgsz 8",)),
         ("--channels 40", ("--channels 40", "multiple of 32")),
         ("--seed 99999999999", ("--seed 99999999999",)),
+        ("--vote 1", ("--vote 1.0", "below 1")),
         ("--device gpu", ("--device gpu",)),
         ("--name a/b", ('"a/b"',)),
         ("--val-split tset", ('no split "tset"',)),

@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from leuko import Detections, Detector
+from leuko.config import TrainOptions
 from leuko.data.images import read_image
 from leuko.data.source import load
+from leuko.engine.checkpoint import load_weights
 from leuko.errors import LeukoError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -26,6 +28,7 @@ def test_detector_in_a_few_lines(data, project, tmp_path, no_plots):
     with open(tmp_path / "faster_rcnn/results.csv", newline="") as file:
         assert len(list(csv.DictReader(file))) == 2
     assert longer.types == detector.types
+    assert load_weights(longer.path).recipe["vote"] == TrainOptions.vote > 0
     path = load(data, "test").samples[0].image
     cells = longer.predict(path, threshold=0.0)
     image = read_image(path)

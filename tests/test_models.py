@@ -236,6 +236,19 @@ def test_double_head_skips_only_what_cannot_be_found():
         assert torch.allclose(boxes.clip(whole["boxes"] / scale, image.shape[-2:]), f["boxes"], atol=1e-3)
 
 
+@pytest.mark.parametrize("name", DETECTORS)
+@torch.no_grad()
+def test_voting_moves_the_boxes_of_a_head_and_nothing_else(name):
+    images = batch()[0]
+    plain, voted = (build(name, vote=iou).eval()(images) for iou in (0.0, 0.8))
+    moved = False
+    for p, v in zip(plain, voted, strict=True):
+        assert torch.equal(p["scores"], v["scores"]) and torch.equal(p["labels"], v["labels"])
+        assert (torch.isclose(boxes.iou(p["boxes"], v["boxes"]).diagonal(), torch.ones(()), atol=0.3)).all()
+        moved |= not torch.equal(p["boxes"], v["boxes"])
+    assert moved == (name in ("faster_rcnn", "double_head_rcnn", "cascade_rcnn"))
+
+
 def test_unit_maps_deviate_by_one_and_the_deviation_is_kept():
     torch.manual_seed(0)
     backbone, batch = Backbone("resnet18", unit_maps=True).eval(), torch.randn(2, 3, 96, 96)

@@ -183,6 +183,28 @@ def test_suppress_drops_empty_boxes_and_keeps_groups_apart():
     assert kept.tolist() == [[0, 0, 10, 9], [0, 0, 10, 10]]
 
 
+@quick
+@given(some_boxes, st.integers(0, 2**31), st.sampled_from([0.3, 0.5, 0.8]))
+def test_vote_is_the_mean_by_score_of_what_overlaps(given_boxes, seed, threshold):
+    draw = torch.Generator().manual_seed(seed)
+    candidates = tensor(given_boxes)
+    scores = torch.rand(len(candidates), generator=draw) + 0.01
+    groups = torch.randint(0, 2, (len(candidates),), generator=draw)
+    kept, _, kept_groups = boxes.suppress(candidates, scores, groups, 0.5, 100)
+    found = boxes.vote(kept, kept_groups, candidates, scores, groups, threshold)
+    for i, box in enumerate(kept):
+        voters = (box_iou(box[None], candidates)[0] >= threshold) & (groups == kept_groups[i])
+        assert voters.any()
+        wanted = np.average(candidates[voters].numpy(), axis=0, weights=scores[voters].numpy())
+        assert found[i].numpy() == pytest.approx(wanted, rel=1e-5)
+
+
+def test_vote_leaves_a_box_of_next_to_no_area_as_it_is():
+    speck = tensor([(5, 5, 5.0001, 5.0001)])
+    label, score = torch.zeros(1, dtype=torch.int64), torch.ones(1)
+    assert torch.equal(boxes.vote(speck, label, speck, score, label, 0.8), speck)
+
+
 def test_rpn_at_single_anchors_is_the_pass_over_whole_maps():
     torch.manual_seed(0)
     rpn = RPN(8, border=-1, beta=0.0, keep=(10, 10))

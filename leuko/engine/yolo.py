@@ -37,7 +37,7 @@ from .training import Training
 # Options of leuko's own loop and models that mean nothing here.
 UNUSED = ("backbone", "backbone_weights", "norm", "freeze", "unit_maps", "channels", "fc_channels", "proposals", "rois")
 UNUSED += ("ema", "clip", "accumulate", "channels_last", "save_minutes", "augment")  # augment none is heeded
-UNUSED += ("repeat_factor", "type_weights")
+UNUSED += ("vote", "repeat_factor", "type_weights")
 LOOP_STATE = ("optimiser", "scaler", "ema", "updates", "iterations")  # in resume.pt from the first epoch's end on
 NO_AUGMENTATION = dict.fromkeys(
     ("hsv_h", "hsv_s", "hsv_v", "translate", "scale", "fliplr", "mosaic", "erasing", "close_mosaic"), 0

@@ -41,6 +41,9 @@ class ModelOptions:
     """Detections of no higher score are dropped; None is the detector's own threshold (.05, Grid R-CNN .03)."""
     max_detections: int = 100
     """Detections an image, at most."""
+    vote: float = 0.0
+    """IoU at which a box that NMS drops has a vote on the one it keeps; 0: none has, as the detectors were published.
+    For Faster, Double-Head and Cascade R-CNN, whose scores do not tell which of several boxes of a cell is best."""
 
 
 class DetectionModel(nn.Module):

@@ -121,3 +121,15 @@ def suppress(
     boxes, scores, groups = boxes[solid], scores[solid], groups[solid]
     keep = batched_nms(boxes.float(), scores.float(), groups, threshold)[:at_most]
     return boxes[keep], scores[keep], groups[keep]
+
+
+def vote(kept: Tensor, groups: Tensor, boxes: Tensor, scores: Tensor, box_groups: Tensor, threshold: float) -> Tensor:
+    """Box voting (Gidaris and Komodakis 2015, section 4): each box that NMS has kept becomes the mean, by score, of all
+    boxes of its group that overlap it by an IoU of ``threshold`` or more, itself among them.
+
+    kept [R, 4] of groups [R]; boxes [V, 4], scores [V] above 0, box_groups [V] as they went into NMS -> boxes [R, 4].
+    """
+    weights = (iou(kept, boxes) >= threshold) * (groups[:, None] == box_groups) * scores  # [R, V]
+    total = weights.sum(1)[:, None]
+    mean = (weights[:, :, None] * boxes).sum(1) / total  # no matrix product: autocast would round it to half precision
+    return torch.where(total > 0, mean, kept)  # a box of next to no area does not even overlap itself

@@ -140,6 +140,7 @@ class GridRCNN(TwoStage):
     proposals = 2000
     own_score_threshold = 0.03
     nms_threshold = 0.3
+    votes = False  # its boxes come after NMS, from the grid
 
     def __init__(self, *, preprocess: Preprocess, backbone: nn.Module, num_classes: int, options: ModelOptions):
         super().__init__(preprocess=preprocess, backbone=backbone, num_classes=num_classes, options=options)

@@ -168,6 +168,7 @@ class TwoStage(DetectionModel):
     rpn_beta = 0.0
     proposals = 1000
     nms_threshold = 0.5
+    votes = True  # the boxes that NMS drops can vote on the one it keeps, as options.vote says
 
     def __init__(
         self,
@@ -206,14 +207,11 @@ class TwoStage(DetectionModel):
         return self.roi_detect(pyramid, proposals, sizes)
 
     def select(self, probabilities: Tensor, boxes: Tensor, size: Size) -> Detection:
-        """Threshold and class-wise NMS for one image: probabilities [R, K + 1], boxes [R, 1 or K, 4]."""
+        """Threshold, class-wise NMS and voting for one image: probabilities [R, K + 1], boxes [R, 1 or K, 4]."""
         roi, label = torch.nonzero(probabilities[:, :-1] > self.score_threshold, as_tuple=True)
         column = label if boxes.shape[1] > 1 else torch.zeros_like(label)
-        boxes, scores, labels = box_ops.suppress(
-            box_ops.clip(boxes[roi, column], size),
-            probabilities[roi, label],
-            label,
-            self.nms_threshold,
-            self.options.max_detections,
-        )
+        found = box_ops.clip(boxes[roi, column], size), probabilities[roi, label], label
+        boxes, scores, labels = box_ops.suppress(*found, self.nms_threshold, self.options.max_detections)
+        if self.votes and self.options.vote:
+            boxes = box_ops.vote(boxes, labels, *found, self.options.vote)
         return {"boxes": boxes, "labels": labels, "scores": scores}
