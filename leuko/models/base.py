@@ -43,7 +43,7 @@ class ModelOptions:
     """Detections an image, at most."""
     vote: float = 0.0
     """IoU at which a box that NMS drops has a vote on the one it keeps; 0: none has, as the detectors were published.
-    For Faster, Double-Head and Cascade R-CNN, whose scores do not tell which of several boxes of a cell is best."""
+    For Faster, Double-Head and Cascade R-CNN, whose scores tell little about how well a box fits."""
 
 
 class DetectionModel(nn.Module):
