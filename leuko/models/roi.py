@@ -210,8 +210,8 @@ class TwoStage(DetectionModel):
         """Threshold, class-wise NMS and voting for one image: probabilities [R, K + 1], boxes [R, 1 or K, 4]."""
         roi, label = torch.nonzero(probabilities[:, :-1] > self.score_threshold, as_tuple=True)
         column = label if boxes.shape[1] > 1 else torch.zeros_like(label)
-        found = box_ops.clip(boxes[roi, column], size), probabilities[roi, label], label
-        boxes, scores, labels = box_ops.suppress(*found, self.nms_threshold, self.options.max_detections)
+        candidates = box_ops.clip(boxes[roi, column], size), probabilities[roi, label], label
+        boxes, scores, labels = box_ops.suppress(*candidates, self.nms_threshold, self.options.max_detections)
         if self.votes and self.options.vote:
-            boxes = box_ops.vote(boxes, labels, *found, self.options.vote)
+            boxes = box_ops.vote(boxes, labels, *candidates, self.options.vote)
         return {"boxes": boxes, "labels": labels, "scores": scores}
