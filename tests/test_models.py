@@ -11,6 +11,7 @@ from conftest import Bomb, tensor
 from torch import nn
 
 from leuko.engine.inference import prepared
+from leuko.engine.trainer import by_rate
 from leuko.errors import LeukoError
 from leuko.models import DETECTORS, Backbone, ModelOptions, boxes, create, folding, winograd
 
@@ -247,6 +248,22 @@ def test_voting_moves_the_boxes_of_a_head_and_nothing_else(name):
         assert (torch.isclose(boxes.iou(p["boxes"], v["boxes"]).diagonal(), torch.ones(()), atol=0.3)).all()
         moved |= not torch.equal(p["boxes"], v["boxes"])
     assert moved == (name in ("faster_rcnn", "double_head_rcnn", "cascade_rcnn"))
+
+
+def test_fcos_moves_its_boxes_as_far_in_a_step_as_its_improved_form():
+    plain, improved = build("fcos"), build("fcos_improved")
+    spread = [model.head.distances.weight.std().item() for model in (plain, improved)]
+    assert spread[0] * 6 == pytest.approx(spread[1], rel=0.1)
+    plain.head.box_tower.load_state_dict(improved.head.box_tower.state_dict(), strict=False)  # it has no biases
+    plain.head.distances.weight.data = improved.head.distances.weight.data / 6
+    feature, moved = torch.randn(2, 64, 8, 8), []
+    for model in (plain, improved):
+        optimiser = torch.optim.SGD([{"params": p, "lr": 1e-3 * factor} for factor, p in by_rate(model).items()])
+        before = model.head.regress(feature, feature, 0)[0].log()
+        before.mean().backward()
+        optimiser.step()
+        moved.append(model.head.regress(feature, feature, 0)[0].log() - before)
+    assert 1e-4 < moved[0].std() < 1 and torch.allclose(*moved, rtol=0.1, atol=1e-5)
 
 
 def test_unit_maps_deviate_by_one_and_the_deviation_is_kept():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import random
 import resource
 import shutil
@@ -259,6 +260,13 @@ def test_learning_rate_warms_up_and_drops_twice():
     assert rate[:10] == sorted(rate[:10])
     drops = [step for step in range(11, 120) if rate[step] < rate[step - 1]]
     assert drops == [80, 110] and rate[-1] == pytest.approx(1e-4)
+
+
+@pytest.mark.parametrize(("run", "factors"), [("fcos", [1, 6**-2, math.log(48) ** -2]), ("faster", [1])])
+def test_layers_learn_at_their_own_rates(run, factors, project):
+    state, last = checkpoint.load_resume(project / run / "resume.pt"), float(rows(project / run)[-1]["lr"])
+    rates = sorted(group["lr"] for group in state["optimiser"]["param_groups"])
+    assert rates == pytest.approx(sorted(last * factor for factor in factors))
 
 
 # ---------------------------------------------------------------------- what stops a run

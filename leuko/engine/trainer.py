@@ -49,6 +49,16 @@ def interruptible() -> Iterator[list[bool]]:
         signal.signal(signal.SIGINT, before)
 
 
+def by_rate(model: DetectionModel) -> dict[float, list[nn.Parameter]]:
+    """The trainable parameters by the factor on their learning rate (``model.slower``), those of factor 1 first."""
+    result: dict[float, list[nn.Parameter]] = {1.0: []}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            factor = next((f for start, f in model.slower.items() if name.startswith(start)), 1.0)
+            result.setdefault(factor, []).append(parameter)
+    return result
+
+
 class Trainer(Training):
     """leuko's detectors, trained by SGD."""
 
@@ -67,8 +77,12 @@ class Trainer(Training):
         self.bounds = loading.batch_bounds(len(self.items), options.batch)
         self.batches = len(self.bounds) - 1
         self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.factors, groups = zip(*by_rate(model).items(), strict=True)
         self.optimiser = torch.optim.SGD(
-            self.parameters, lr=options.lr, momentum=options.momentum, weight_decay=options.weight_decay
+            [{"params": parameters} for parameters in groups],
+            lr=options.lr,
+            momentum=options.momentum,
+            weight_decay=options.weight_decay,
         )
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=options.amp == "fp16")
         self.ema = {k: v.clone() for k, v in model.state_dict().items()} if options.ema else {}
@@ -132,8 +146,8 @@ class Trainer(Training):
         at = progress.epoch * self.batches + progress.batch
         torch.manual_seed((options.seed << 32) + at)
         rate = learning_rate(options.lr, at, self.batches, options.epochs, options.warmup)
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
+        for factor, group in zip(self.factors, self.optimiser.param_groups, strict=True):
+            group["lr"] = rate * factor
         images = [inference.to_unit(item["image"], self.device) for item in items]
         targets = [{k: item[k].to(self.device) for k in ("boxes", "labels")} for item in items]
         precision = {"none": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[options.amp]

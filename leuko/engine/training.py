@@ -170,4 +170,7 @@ class Training(ABC):
             self.progress = Progress(**state["progress"])
         except (KeyError, TypeError, ValueError, RuntimeError) as e:
             reason = str(e).splitlines()[-1].strip()
-            raise LeukoError(f"{path}: the state of another model ({reason}); restore this run's own file") from e
+            raise LeukoError(
+                f"{path}: the state of another model, or of an older leuko ({reason}); restore this run's own file, or "
+                f"start a new run with --weights {self.folder}"
+            ) from e

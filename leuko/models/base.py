@@ -6,6 +6,7 @@ K classes. Boxes are float32 xyxy; inside a detector they are in pixels of the r
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -60,6 +61,7 @@ class DetectionModel(nn.Module):
     own_score_threshold = 0.05
     own_lr = 0.01  # SGD's learning rate for batches of 8, as in Li et al. 2022
     own_clip = 35.0  # largest norm of the gradients, as in MMDetection
+    slower: Mapping[str, float] = {}  # factor on the learning rate of parameters, by how their names begin
 
     def __init__(self, *, preprocess: Preprocess, backbone: nn.Module, fpn: nn.Module):
         super().__init__()
