@@ -83,7 +83,8 @@ class TrainOptions:
     freeze: bool = True
     """Leave the backbone's stem and first stage as pretrained (ignored without pretrained weights and with gn)."""
     unit_maps: bool = False
-    """Divide the backbone's maps by their deviation, as measured on the first batch (for EfficientNet and its like)."""
+    """Divide the backbone's maps by their deviation, as measured on the first batch (for EfficientNet and its like);
+    FCOS, whose heads have norm layers, leaves them as they are."""
     channels: int = 256
     """Channels of the FPN and the heads."""
     fc_channels: int = 1024

@@ -88,9 +88,10 @@ class Trainer(Training):
         self.ema = {k: v.clone() for k, v in model.state_dict().items()} if options.ema else {}
 
     def begin(self) -> None:
-        items = next(iter(loading.training_batches(self.items, 0, self.options.batch)))
-        batch, _ = self.model.preprocess([inference.to_unit(item["image"], self.device) for item in items])
-        self.model.backbone.calibrate(batch)
+        if self.model.wants_unit_maps:
+            items = next(iter(loading.training_batches(self.items, 0, self.options.batch)))
+            batch, _ = self.model.preprocess([inference.to_unit(item["image"], self.device) for item in items])
+            self.model.backbone.calibrate(batch)
         if self.ema:
             self.ema = {k: v.clone() for k, v in self.model.state_dict().items()}
 

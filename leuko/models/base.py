@@ -61,6 +61,7 @@ class DetectionModel(nn.Module):
     own_score_threshold = 0.05
     own_lr = 0.01  # SGD's learning rate for batches of 8, as in Li et al. 2022
     own_clip = 35.0  # largest norm of the gradients, as in MMDetection
+    wants_unit_maps = True  # whether a backbone made for maps of unit deviation is calibrated
     slower: Mapping[str, float] = {}  # factor on the learning rate of parameters, by how their names begin
 
     def __init__(self, *, preprocess: Preprocess, backbone: nn.Module, fpn: nn.Module):

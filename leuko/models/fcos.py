@@ -59,6 +59,8 @@ def centerness_of(distances: Tensor) -> Tensor:
 class FCOS(OneStage):
     """FCOS on P3 to P7."""
 
+    wants_unit_maps = False  # norm layers see to the heads, and boxes are tighter from maps as they are
+
     def __init__(
         self,
         *,
