@@ -1,6 +1,6 @@
 """leuko's loader against Ultralytics' and torchvision's reference pipeline: images a second for training at 600 px.
 
-    python benchmarks/loading.py --repeats 5
+    python benchmarks/loader.py --repeats 5
 
 Each reads the same JPEGs, scales them to 600 pixels and applies flips, a random scale and crop, and colour jitter, with
 the same number of worker processes and no cache, by turns in one process. Two sets: originals of 3264 x 3264 and minis
@@ -25,10 +25,11 @@ from PIL import Image
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from leuko.data import loading, source, yolo
-from leuko.data.augment import read_steps
-from leuko.data.sample import Dataset, Sample
-from leuko.smear.render import render_field
+from leuko.data import loader, source
+from leuko.data.dataset import Dataset, Sample
+from leuko.data.formats import yolo
+from leuko.data.transforms.compose import read_steps
+from leuko.synth.render import render_field
 
 SIDE, BATCH = 600, 8
 TYPES = ["NG", "BG", "EG", "L", "M"]
@@ -53,8 +54,8 @@ def make(folder: Path, side: int, images: int) -> Path:
 
 def leukos(data: Path, workers: int) -> Loader:
     """leuko's own, with its standard augmentation."""
-    items = loading.TrainingItems(source.load(data, "train"), SIDE, read_steps("standard"), 0)
-    return lambda seed: sum(len(batch) for batch in loading.training_batches(items, seed, BATCH, workers=workers))
+    items = loader.TrainingItems(source.load(data, "train"), SIDE, read_steps("standard"), 0)
+    return lambda seed: sum(len(batch) for batch in loader.training_batches(items, seed, BATCH, workers=workers))
 
 
 class Reference(torch.utils.data.Dataset):
@@ -116,9 +117,9 @@ def rates(data: Path, peers: list[str], workers: int, repeats: int) -> Iterator[
     loaders = {name: PEERS[name](data, workers) for name in peers}
     times: dict[str, list[float]] = {name: [] for name in peers}
     for turn in range(repeats + 1):
-        for name, loader in loaders.items():
+        for name, load in loaders.items():
             start = time.perf_counter()
-            images = loader(turn)
+            images = load(turn)
             if turn:
                 times[name].append(images / (time.perf_counter() - start))
     yield from times.items()

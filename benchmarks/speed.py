@@ -25,7 +25,7 @@ from torchvision.models.detection import FCOS, FasterRCNN
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from leuko.engine.inference import prepared
+from leuko.engine.evaluate import prepared
 from leuko.models import Backbone, DetectionModel, create
 
 TYPES = 5
@@ -98,9 +98,9 @@ def leuko_model(case: Case, size: int) -> DetectionModel:
     model = create(case.detector, TYPES, "resnet50", image_size=size)
     calibrate(model.backbone)
     if case.dense and not case.training:
-        place_candidates(model.head.class_logits, case.few, size)
+        place_candidates(model.head.cls_logits, case.few, size)
     elif case.few:
-        model.head.class_logits.register_forward_hook(be_background)
+        model.head.cls_logits.register_forward_hook(be_background)
     return model
 
 
@@ -128,10 +128,10 @@ def torchvision_model(case: Case, size: int) -> nn.Module:
     return model
 
 
-def place_candidates(class_logits: nn.Conv2d, few: bool, size: int) -> None:
+def place_candidates(cls_logits: nn.Conv2d, few: bool, size: int) -> None:
     """Make class scores of .5 everywhere, or (``few``) of .98 at 8 x 8 points of P3 and .01 elsewhere."""
     if not few:
-        nn.init.zeros_(class_logits.bias)
+        nn.init.zeros_(cls_logits.bias)
         return
     finest = -(-size // 32) * 4
 
@@ -140,7 +140,7 @@ def place_candidates(class_logits: nn.Conv2d, few: bool, size: int) -> None:
             start = finest // 3
             output[:, 0, start : start + 8, start : start + 8] += 8.5
 
-    class_logits.register_forward_hook(raise_scores)
+    cls_logits.register_forward_hook(raise_scores)
 
 
 def be_background(_: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:

@@ -22,17 +22,17 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from leuko.config import PRESETS, TrainOptions
-from leuko.data import loading, source
-from leuko.data.augment import read_steps
-from leuko.data.sample import Dataset
-from leuko.engine.inference import Predictions, predict
+from leuko.data import loader, source
+from leuko.data.dataset import Dataset
+from leuko.data.transforms.compose import read_steps
+from leuko.engine.evaluate import Predictions, predict
 from leuko.engine.schedule import learning_rate
 from leuko.metrics import coco
 from leuko.models import Backbone
 from leuko.models.dense import OneStage
 from leuko.report import run, table
 
-RECIPE = TrainOptions(**PRESETS["small"], lr=OneStage.own_lr, clip=OneStage.own_clip)
+RECIPE = TrainOptions(**PRESETS["small"], lr=OneStage.default_lr, clip=OneStage.default_clip)
 CPU = torch.device("cpu")
 OWN_THRESHOLD = 0.2  # torchvision's default, of the square root of class score times centerness
 LOW_THRESHOLD = 0.05  # as low as mAP could profit from
@@ -68,7 +68,7 @@ def build(num_classes: int) -> FCOS:
 def train_one_epoch(
     model: FCOS,
     optimiser: torch.optim.Optimizer,
-    items: loading.TrainingItems,
+    items: loader.TrainingItems,
     options: argparse.Namespace,
     epoch: int,
 ) -> float:
@@ -77,7 +77,7 @@ def train_one_epoch(
     batches = math.ceil(len(items.samples) / options.batch)
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
     total = 0.0
-    for i, batch in enumerate(loading.training_batches(items, epoch, options.batch)):
+    for i, batch in enumerate(loader.training_batches(items, epoch, options.batch)):
         rate = learning_rate(options.lr, epoch * batches + i, batches, options.epochs, RECIPE.warmup)
         for group in optimiser.param_groups:
             group["lr"] = rate
@@ -116,7 +116,7 @@ def main() -> None:
     test_set = source.load(options.data, "test", types=train_set.types)
     torch.manual_seed(options.seed)
     model = build(len(train_set.types))
-    items = loading.TrainingItems(train_set, RECIPE.imgsz, read_steps("standard"), options.seed, cache="ram")
+    items = loader.TrainingItems(train_set, RECIPE.imgsz, read_steps("standard"), options.seed, cache="ram")
     optimiser = torch.optim.SGD(
         [p for p in model.parameters() if p.requires_grad],
         lr=options.lr,

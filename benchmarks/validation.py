@@ -30,8 +30,8 @@ from leuko import cells
 from leuko import val as command
 from leuko.config import ValOptions
 from leuko.engine.checkpoint import load_weights, save_weights
-from leuko.engine.inference import Member, prepared
-from leuko.metrics.speed import parameters, seconds_per_image
+from leuko.engine.cost import parameters, seconds_per_image
+from leuko.engine.evaluate import EnsembleMember, prepared
 from leuko.models import create
 
 SIDE = 600  # pixels
@@ -105,7 +105,7 @@ def validate(folder: Path, stub: Stub) -> dict[str, float]:
     """Run ``leuko val`` with the stub; seconds of each of its parts and of the whole."""
     model = create("fcos", len(TYPES), "resnet50", image_size=SIDE)
     save_weights(folder / "fcos.safetensors", model, model.state_dict(), TYPES)
-    member = Member("stub", load_weights(folder / "fcos.safetensors"), stub, parameters(model), (SIDE,))
+    member = EnsembleMember("stub", load_weights(folder / "fcos.safetensors"), stub, parameters(model), (SIDE,))
     options = ValOptions(data=str(folder), weights="stub", save=str(folder / "runs"), device="cpu")
     seconds: dict[str, float] = {}
     parts = {

@@ -1,4 +1,4 @@
-"""The five leukocyte types: code, name, order and colour.
+"""The five leukocyte types (code, name, order and colour), and the names of the nine interference factors.
 
 Order and codes are the paper's (Li et al. 2022, Table 1). The colours are Okabe and Ito's, which stay apart under
 the common colour-vision deficiencies, and mean the same type in every picture that leuko draws.
@@ -9,6 +9,8 @@ from __future__ import annotations
 import colorsys
 from collections.abc import Iterable
 from dataclasses import dataclass
+
+from .errors import LeukoError, nearest
 
 
 @dataclass(frozen=True)
@@ -42,3 +44,18 @@ def colour(name: str, index: int = 0) -> tuple[int, int, int]:
         return BY_CODE[name].colour
     r, g, b = colorsys.hsv_to_rgb((0.58 + 0.381966 * index) % 1.0, 0.75, 0.75)
     return round(r * 255), round(g * 255), round(b * 255)
+
+
+IMAGE_FACTORS = ("overstained", "understained", "dye_residue", "cell_debris", "dust", "defocus")
+CELL_FACTORS = ("overlap", "incomplete", "small_cell")
+FACTORS = (*IMAGE_FACTORS, *CELL_FACTORS)
+"""The nine interference factors (Li et al. 2022), those of a whole image and those of a single cell."""
+
+
+def factor_names(text: str) -> list[str]:
+    """The factors that ``all``, or names separated by commas, mean; LeukoError for an unknown one."""
+    names = list(FACTORS) if text == "all" else [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in FACTORS:
+            raise LeukoError(f'factor "{name}" is unknown{nearest(name, FACTORS)} (there are: {", ".join(FACTORS)})')
+    return names

@@ -1,20 +1,57 @@
-"""Options: one dataclass a command.
+"""Options of the commands, one dataclass per command (those of ``leuko data`` are in ``data/config.py``).
 
-A field's docstring is its help text (see ``commandline``).
+A field's docstring is its help text, ``EXAMPLES`` ends the help (see ``cli``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
 
 from .errors import LeukoError, nearest
+
+POSITIONAL = {"positional": True}  # metadata of an option that is given by its place on the command line
+SIX = ("fsaf", "fcos", "faster_rcnn", "grid_rcnn", "double_head_rcnn", "cascade_rcnn")  # in the order of the paper
+
+
+def model_names(model: object) -> list[str]:
+    """The models that ``--model`` names: commas separate several, and ``all`` is the paper's six."""
+    names: list[str] = []
+    for name in str(model).split(","):
+        names += SIX if name.strip() == "all" else [name.strip()]
+    return names
+
+
+def is_comparison(model: object) -> bool:
+    """Whether ``--model`` names several models."""
+    return len(model_names(model)) > 1
 
 
 @dataclass
 class TrainOptions:
-    """Options of ``leuko.train``; the defaults are the paper's recipe (Li et al. 2022)."""
+    """Train a detector. The defaults are the paper's recipe (Li et al. 2022)."""
+
+    EXAMPLES: ClassVar[str] = """
+    # the paper's recipe: ResNet-50, 600 px, 16 epochs
+    leuko train --data datasets/smears --model cascade_rcnn
+    # a machine without a GPU
+    leuko train --data datasets/smears --model fcos --preset small
+    # go on after an interruption; train a finished run for longer
+    leuko train --resume runs/train/fcos
+    leuko train --resume runs/train/fcos --epochs 24
+    # start from trained weights, on data with other types
+    leuko train --data datasets/other --model fcos --weights runs/train/fcos
+    # several models, as leuko compare does it
+    leuko train --data datasets/smears --model all --name six
+    # one of Ultralytics' models: from COCO's weights (leuko download yolo11n), or from scratch
+    leuko train --data datasets/smears --model yolo11n
+    leuko train --data datasets/smears --model yolo11n --no-pretrained
+    # what augmentation does, without training
+    leuko train --data datasets/smears --augment smear --show-augment
+    # options from a file; a flag overrides the file
+    leuko train --config recipe.yaml --lr 0.005
+    """
 
     data: str = ""
     """Data set: a folder (COCO, VOC or YOLO), a COCO JSON file, or a data YAML."""
@@ -45,7 +82,12 @@ class TrainOptions:
     accumulate: int = 1
     """Batches whose gradients are summed into one step of the optimiser."""
     ema: float = 0.0
-    """Decay of the running mean of the weights that is validated and saved (0.999, say); 0: none."""
+    """Decay of the running mean of the weights that is validated and saved (0.999, for example), reached by a ramp; 0:
+    no mean."""
+    patience: int = 0
+    """Stop when --best-by has not improved for this many epochs; 0: train all epochs."""
+    best_by: Literal["mAP", "mAP50", "mAR"] = "mAP"
+    """Validation measure by which the best epoch is chosen."""
     seed: int = 0
     """Seed of everything random; the same seed, data and machine give the same weights."""
     project: str = "runs/train"
@@ -82,7 +124,7 @@ class TrainOptions:
     """Backbone's norm layers: frozen BatchNorm statistics, BatchNorm that follows the batches, or GroupNorm."""
     freeze: bool = True
     """Leave the backbone's stem and first stage as pretrained (ignored without pretrained weights and with gn)."""
-    unit_maps: bool = False
+    normalize_features: bool = False
     """Divide the backbone's maps by their deviation, as measured on the first batch (for EfficientNet and its like);
     FCOS, whose heads have norm layers, leaves them as they are."""
     channels: int = 256
@@ -108,6 +150,8 @@ class TrainOptions:
     """Keep the decoded, scaled images in memory, or in a temporary file (in TMPDIR) of 1 MB an image at 600 px."""
     save_minutes: float = 10.0
     """Save the state for --resume also within an epoch, this often."""
+    tensorboard: bool = False
+    """Log losses, learning rate and measures for TensorBoard, too (needs the extra loggers)."""
 
     def check(self) -> None:
         """Raise LeukoError naming the flag whose value cannot be used."""
@@ -122,7 +166,7 @@ class TrainOptions:
         for flag in ("momentum", "ema"):
             if not 0 <= getattr(self, flag) < 1:
                 raise LeukoError(f"--{flag} {getattr(self, flag)}: give a number from 0 to below 1")
-        for flag in ("lr", "weight_decay", "warmup", "clip", "proposals", "seed"):
+        for flag in ("lr", "weight_decay", "warmup", "clip", "proposals", "seed", "patience"):
             if not getattr(self, flag) >= 0:
                 raise LeukoError(f"--{flag.replace('_', '-')} {getattr(self, flag)}: must not be negative")
         if not 0 <= self.vote < 1:
@@ -142,7 +186,7 @@ PRESETS: dict[str, dict[str, object]] = {
     "small": {
         "backbone": "tf_efficientnet_lite0",
         "imgsz": 320,
-        "unit_maps": True,
+        "normalize_features": True,
         "channels_last": True,
         "channels": 128,
         "fc_channels": 512,
@@ -153,8 +197,72 @@ PRESETS: dict[str, dict[str, object]] = {
 
 
 @dataclass
-class ValOptions:
-    """Options of ``leuko.val``."""
+class CompareOptions(TrainOptions):
+    """Train several detectors one after the other and measure them and their fusion in one table. An interrupted
+    comparison goes on where it was. The options are those of leuko train."""
+
+    EXAMPLES: ClassVar[str] = """
+    # the paper's six
+    leuko compare --data datasets/smears --name six
+    # some of them, and one of Ultralytics'
+    leuko compare --data datasets/smears --model fcos,faster_rcnn,yolo11n --preset small
+    # go on with a comparison
+    leuko compare --resume runs/train/six
+    """
+
+    model: str = "all"
+    """Detectors, separated by commas; all: the paper's six."""
+
+
+@dataclass
+class FusionOptions:
+    """How several models, or one model at several image sizes, are fused."""
+
+    fusion_iou: float = 0.55
+    """Boxes of different members that overlap this much are taken for the same cell."""
+    fusion_score: float = 0.0
+    """Detections of a member below this score have no vote."""
+    fusion_weights: Literal["equal", "map", "error"] = "equal"
+    """Weight of a vote: the same for all, the member's validation mAP, or the inverse square of what that lacks to 1,
+    which lets a far better member decide."""
+    imgsz: list[int] | None = None
+    """Longer side in pixels to which images are scaled, instead of the one that the model was trained at. Several: the
+    model looks at each image in all of them, and its detections are fused, one vote per size."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1 or 1 ...; auto takes a GPU if there is one."""
+
+    def check_fusion(self) -> None:
+        """Raise LeukoError naming the flag whose value cannot be used."""
+        if not 0 < self.fusion_iou < 1:
+            raise LeukoError(f"--fusion-iou {self.fusion_iou}: give a number between 0 and 1")
+        if not 0 <= self.fusion_score < 1:
+            raise LeukoError(f"--fusion-score {self.fusion_score}: give a score from 0 to below 1")
+        check_sizes(self.imgsz)
+
+
+@dataclass
+class ValOptions(FusionOptions):
+    """Measure a trained detector on a split of a data set, or several detectors and their fusion."""
+
+    EXAMPLES: ClassVar[str] = """
+    # one model on the test split
+    leuko val --weights runs/train/fcos --data datasets/smears
+    # another split, a weights file
+    leuko val --weights fcos.safetensors --data datasets/smears --split val
+    # three models and their fusion in one table
+    leuko val --ensemble runs/train/fcos runs/train/faster_rcnn runs/train/cascade_rcnn --data datasets/smears
+    # all finished runs of runs/train that fit the data
+    leuko val --ensemble --data datasets/smears
+    # which interference factor breaks it first?
+    leuko val --weights runs/train/fcos --data datasets/smears --factors all --severity 1..5
+    # fit the scores on the val split, and use the fit from then on
+    leuko val --weights runs/train/fcos --data datasets/smears --calibrate
+    leuko val --weights runs/train/fcos --data datasets/smears --calibrated
+    # smears whose cells have another size in pixels: look at each image in several sizes about the trained one
+    leuko val --weights runs/train/fcos --data datasets/elsewhere --imgsz 480 600 750 900
+    # fuse only the three best, by options of the fusion that do best on the val split
+    leuko val --ensemble --members best:3 --tune --data datasets/smears
+    """
 
     data: str = ""
     """Data set: a folder, a COCO JSON file, or a data YAML."""
@@ -172,16 +280,6 @@ class ValOptions:
     """The result's folder in --save, the model's name if empty."""
     batch: int = 1
     """Images a forward pass."""
-    imgsz: list[int] | None = None
-    """Longer side in pixels to which images are scaled, instead of the one that the model was trained at. Several: the
-    model looks at each image in all of them, and its detections are fused, one vote a size."""
-    fusion_iou: float = 0.55
-    """Boxes of different members that overlap this much are taken for the same cell."""
-    fusion_score: float = 0.0
-    """Detections of a member below this score have no vote."""
-    fusion_weights: Literal["equal", "map", "error"] = "equal"
-    """Weight of a vote: the same for all, the member's validation mAP, or the inverse square of what that lacks to 1,
-    by which a member that is far better than the others has its way."""
     members: str = "all"
     """Which members are fused: all, or those of the highest validation mAP (best:3, say)."""
     calibrate: bool = False
@@ -201,8 +299,6 @@ class ValOptions:
     """Validate even if a group of images (a smear, a patient) stands in the training split, too."""
     tune_split: str = "val"
     """Split for --tune."""
-    device: str = "auto"
-    """cpu, cuda, cuda:1 ...; auto takes a GPU if there is one."""
     workers: int = -1
     """Loader processes; -1: one a core but one, at most 8."""
 
@@ -211,10 +307,9 @@ class ValOptions:
         if not self.data:
             raise LeukoError("--data is missing: name a data folder, a COCO file or a data YAML")
         _check_members(self.weights, self.ensemble)
-        _check_fusion(self.fusion_iou, self.fusion_score)
+        self.check_fusion()
         if self.batch < 1:
             raise LeukoError(f"--batch {self.batch}: give at least 1")
-        check_sizes(self.imgsz)
         if self.draws < 0:
             raise LeukoError(f"--draws {self.draws}: give 0 or more")
         if self.calibrate and self.calibrated:
@@ -243,8 +338,19 @@ class ValOptions:
 
 
 @dataclass
-class PredictOptions:
-    """Options of ``leuko.predict``."""
+class PredictOptions(FusionOptions):
+    """Find the leukocytes on new images, and count them by type."""
+
+    EXAMPLES: ClassVar[str] = """
+    # a folder of images
+    leuko predict --weights runs/train/fcos --source slides/patient7
+    # a pattern (in quotes), cells with a score of at least 0.7
+    leuko predict --weights runs/train/fcos --source "slides/*/field*.jpg" --threshold 0.7
+    # cells of another size in pixels than in training: look at each image in several sizes
+    leuko predict --weights runs/train/fcos --source slides/patient7 --imgsz 480 600 750 900
+    # several models, fused
+    leuko predict --ensemble runs/train/fcos runs/train/cascade_rcnn --source slides/patient7
+    """
 
     source: str = ""
     """An image, a folder of images, or a pattern in quotes."""
@@ -260,30 +366,17 @@ class PredictOptions:
     """The result's folder in --save, the model's name if empty."""
     threshold: float = 0.5
     """Lowest score of a cell that is drawn, listed and counted."""
-    imgsz: list[int] | None = None
-    """Longer side in pixels to which images are scaled, instead of the one that the model was trained at. Several: the
-    model looks at each image in all of them, and its detections are fused, one vote a size."""
     calibrated: bool = False
     """Use the scores as leuko val --calibrate has fitted them, before they are fused."""
     originals: bool = False
     """Draw and list the cells on the originals of images that leuko data resize made."""
-    fusion_iou: float = 0.55
-    """Boxes of different members that overlap this much are taken for the same cell."""
-    fusion_score: float = 0.0
-    """Detections of a member below this score have no vote."""
-    fusion_weights: Literal["equal", "map", "error"] = "equal"
-    """Weight of a vote: the same for all, the member's validation mAP, or the inverse square of what that lacks to 1,
-    by which a member that is far better than the others has its way."""
-    device: str = "auto"
-    """cpu, cuda, cuda:1 ...; auto takes a GPU if there is one."""
 
     def check(self) -> None:
         """Raise LeukoError naming the flag whose value cannot be used."""
         if not self.source:
             raise LeukoError("--source is missing: name an image, a folder or a pattern in quotes")
         _check_members(self.weights, self.ensemble)
-        _check_fusion(self.fusion_iou, self.fusion_score)
-        check_sizes(self.imgsz)
+        self.check_fusion()
         if not 0 <= self.threshold <= 1:
             raise LeukoError(f"--threshold {self.threshold}: give a score from 0 to 1")
 
@@ -302,11 +395,42 @@ def check_sizes(sizes: Sequence[int] | None) -> None:
             raise LeukoError(f"--imgsz {size}: give at least 64 pixels")
 
 
-def _check_fusion(iou: float, score: float) -> None:
-    if not 0 < iou < 1:
-        raise LeukoError(f"--fusion-iou {iou}: give a number between 0 and 1")
-    if not 0 <= score < 1:
-        raise LeukoError(f"--fusion-score {score}: give a score from 0 to below 1")
+@dataclass
+class DownloadOptions:
+    """Download weights that others trained, checked by SHA-256. Without a name: list what there is."""
+
+    EXAMPLES: ClassVar[str] = """
+    leuko download                                        # what there is
+    leuko download faster_rcnn_coco
+    leuko train --model faster_rcnn --weights faster_rcnn_coco --data datasets/smears
+    leuko download faster_rcnn_coco --mirror http://mirror.lab/weights
+    leuko download faster_rcnn_coco --from-file /media/stick/faster_rcnn_r50_fpn_1x_coco_20200130-047c8118.pth
+    """
+
+    names: list[str] = field(default_factory=list, metadata=POSITIONAL)
+    """Names of the registry."""
+    to: str = "weights"
+    """Folder in which files are put."""
+    mirror: str = ""
+    """URL under which the files lie by their names; without it, LEUKO_MIRROR of the environment."""
+    from_file: str = ""
+    """A file that was carried in by hand."""
+
+
+@dataclass
+class ReportOptions:
+    """Make the page of a run or a validation again, or put several on one page."""
+
+    EXAMPLES: ClassVar[str] = """
+    leuko report runs/val/fcos                            # runs/val/fcos/report.html again
+    leuko report runs/val/fcos runs/val/cascade_rcnn      # side by side: runs/report/comparison.html
+    leuko report runs/val/* --out comparison.html
+    """
+
+    runs: list[str] = field(default_factory=list, metadata=POSITIONAL)
+    """Folders of runs or of validations."""
+    out: str = ""
+    """The page; RUN/report.html, or runs/report/comparison.html, if empty."""
 
 
 def preset(name: str) -> dict[str, object]:

@@ -1,5 +1,6 @@
 """The Python face of leuko: a detector that can be loaded, trained, validated and used on images.
 
+from .detections import Detections
 from leuko import Detector
 
 detector = Detector.train("datasets/smears", model="fcos", preset="small", epochs=16)
@@ -23,7 +24,7 @@ from . import train as train_command
 from .data import source
 from .data.images import read_image
 from .engine import checkpoint
-from .engine.inference import Member, choose_device, detect, predict
+from .engine.evaluate import EnsembleMember, choose_device, detect, predict
 from .errors import LeukoError, nearest
 from .metrics import coco
 
@@ -115,7 +116,7 @@ class Detector:
         sizes = (imgsz,) if isinstance(imgsz, int) else tuple(imgsz)
         config.check_sizes(sizes)
         self.device = choose_device(device)
-        self._member = Member.load(weights, self.device, sizes)
+        self._member = EnsembleMember.load(weights, self.device, sizes)
         self.types = tuple(self._member.weights.types)
         self.path = checkpoint.find_weights(weights)
 
@@ -157,4 +158,4 @@ class Detector:
                 f"image of {image.dtype} and shape {list(image.shape)}: give uint8 RGB, [H, W, 3] or [3, H, W]"
             )
         found = detect(self._member.model, [image], self.device)[0]
-        return Detections(found["boxes"], found["scores"], found["labels"], self.types).above(threshold)
+        return Detections(found.boxes, found.scores, found.labels, self.types).above(threshold)

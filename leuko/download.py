@@ -6,14 +6,17 @@ is the one that the registry states; until then it is ``.NAME.part``, from which
 
 from __future__ import annotations
 
-import argparse
+if __name__ == "__main__":  # understood before all else is imported, so that --help and a slip are answered at once
+    from leuko.cli import run_module
+
+    run_module("download")
+
 import hashlib
 import os
 import shutil
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -21,10 +24,9 @@ from pathlib import Path
 import yaml
 from tqdm import tqdm
 
-from .commandline import Parser
-from .commandline import run as run_command
+from .config import DownloadOptions
 from .errors import LeukoError, nearest
-from .report.run import explained
+from .io import io_errors_as
 
 FOLDER = Path("weights")
 REGISTRIES = (
@@ -34,13 +36,6 @@ REGISTRIES = (
 ATTEMPTS = 5  # in a row that bring nothing, before a broken connection is given up
 TIMEOUT = 30.0  # seconds without a byte
 CHUNK = 1 << 18
-
-EXAMPLES = """examples:
-  leuko download                                        # what there is
-  leuko download faster_rcnn_coco
-  leuko train --model faster_rcnn --weights faster_rcnn_coco --data datasets/smears
-  leuko download faster_rcnn_coco --mirror http://mirror.lab/weights
-  leuko download faster_rcnn_coco --from /media/stick/faster_rcnn_r50_fpn_1x_coco_20200130-047c8118.pth"""
 
 
 @dataclass(frozen=True)
@@ -96,7 +91,7 @@ def download(entry: Entry, folder: Path = FOLDER, mirror: str = "", carried: str
     if mirror and not mirror.startswith(("http://", "https://")):
         raise LeukoError(f"--mirror {mirror}: is no URL; begin it with http:// or https://")
     path, part = folder / entry.file, folder / f".{entry.file}.part"
-    with explained(path):
+    with io_errors_as("written", path):
         if path.is_file():
             check(path, entry, remedy="remove it and download it again")
             print(f"{path} is there and whole")
@@ -143,14 +138,18 @@ def fetch(url: str, part: Path, name: str) -> None:
                 if e.code == 416 and before:  # there is no more of it: the hash tells whether it is whole
                     return
                 if e.code < 500:
-                    raise LeukoError(f"{url}: {e.code} {e.reason}; give a --mirror, or the file with --from") from e
+                    raise LeukoError(
+                        f"{url}: {e.code} {e.reason}; give a --mirror, or the file with --from-file"
+                    ) from e
                 problem = f"{e.code} {e.reason}"
             except (OSError, HTTPException) as e:
                 problem = str(getattr(e, "reason", e)) or type(e).__name__
             failures = 0 if size_of(part) > before else failures + 1
             if failures >= ATTEMPTS:
                 kept = f"{size_of(part) / 1e6:.1f} MB are kept, and the same command goes on from there"
-                raise LeukoError(f"{url}: cannot be reached ({problem}); {kept}; or give a --mirror, or --from FILE")
+                raise LeukoError(
+                    f"{url}: cannot be reached ({problem}); {kept}; or give a --mirror, or --from-file FILE"
+                )
 
 
 def _go_on(url: str, part: Path, bar: tqdm) -> bool:
@@ -167,7 +166,7 @@ def _go_on(url: str, part: Path, bar: tqdm) -> bool:
         bar.total, bar.n = total, start
         with open(part, "ab" if start else "wb", buffering=0) as file:
             while chunk := response.read(CHUNK):
-                with explained(part):  # a full disk is no broken connection
+                with io_errors_as("written", part):  # a full disk is no broken connection
                     file.write(chunk)
                 bar.update(len(chunk))
     return total is None or size_of(part) >= total
@@ -190,33 +189,13 @@ def listing(folder: Path) -> str:
     return "\n".join(lines)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command."""
-    parser = Parser(
-        prog="leuko download",
-        description="Download weights that others trained, checked by SHA-256. Without a name: list what there is.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("names", nargs="*", metavar="NAME", help="names of the registry")
-    parser.add_argument("--to", type=Path, default=FOLDER, metavar="FOLDER", help="where files go [weights]")
-    parser.add_argument(
-        "--mirror",
-        default=os.environ.get("LEUKO_MIRROR", ""),
-        metavar="URL",
-        help="URL under which the files lie by their names [LEUKO_MIRROR]",
-    )
-    parser.add_argument("--from", dest="carried", default="", metavar="FILE", help="a file that was carried in by hand")
-    options = parser.parse_args(argv)
+def run(options: DownloadOptions) -> None:
+    """The command: list the registry, or bring the files of some of its names."""
     entries = [find(name) for name in options.names]
-    if options.carried and len(entries) != 1:
-        raise LeukoError("--from FILE: give the one name whose file it is")
+    if options.from_file and len(entries) != 1:
+        raise LeukoError("--from-file FILE: give the one name whose file it is")
+    folder, mirror = Path(options.to), options.mirror or os.environ.get("LEUKO_MIRROR", "")
     for entry in entries:
-        download(entry, options.to, options.mirror, options.carried)
+        download(entry, folder, mirror, options.from_file)
     if not entries:
-        print(listing(options.to))
-
-
-if __name__ == "__main__":
-    run_command(main)
+        print(listing(folder))

@@ -1,4 +1,4 @@
-"""The one kind of error that a user can cause and mend."""
+"""The one kind of error that a user can cause and fix."""
 
 from __future__ import annotations
 
@@ -16,5 +16,5 @@ class LeukoError(ValueError):
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return ``'; did you mean "KNOWN"?'`` for the known word closest to ``word``, or ``""``."""
     by_lower = {k.lower(): k for k in known}
-    match = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.5)
+    match = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.6)
     return f'; did you mean "{by_lower[match[0]]}"?' if match else ""

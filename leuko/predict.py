@@ -2,38 +2,32 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # understood before all else is imported, so that --help and a slip are answered at once
+    from leuko.cli import run_module
+
+    run_module("predict")
+
 import glob
 import itertools
 import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from .commandline import as_dict, parse
-from .commandline import run as run_command
 from .config import PredictOptions
+from .data.formats.sidecar import original_of
 from .data.images import image_size, is_image, list_images, read_image
-from .data.side import original_of
 from .engine.ensemble import Fusion, finished_runs, load_members
-from .engine.inference import Member, choose_device, detect
+from .engine.evaluate import EnsembleMember, choose_device, detect
 from .errors import LeukoError
+from .io import write_csv, write_json, write_yaml
 from .metrics import differential
 from .report import plots, run, table
-
-EXAMPLES = """
-# a folder of images
-leuko predict --weights runs/train/fcos --source slides/patient7
-# a pattern (in quotes), cells with a score of at least 0.7
-leuko predict --weights runs/train/fcos --source "slides/*/field*.jpg" --threshold 0.7
-# cells of another size in pixels than in training: look at each image in several sizes
-leuko predict --weights runs/train/fcos --source slides/patient7 --imgsz 480 600 750 900
-# several models, fused
-leuko predict --ensemble runs/train/fcos runs/train/cascade_rcnn --source slides/patient7
-"""
 
 
 def predict(options: PredictOptions) -> Path:
@@ -57,7 +51,7 @@ def predict(options: PredictOptions) -> Path:
     originals = {path: original(path) for path in paths} if options.originals else {}
     name = "ensemble" if len(members) > 1 else members[0].name
     folder = run.new_run(options.save, options.name or name, "images")
-    run.write_yaml(folder / "args.yaml", as_dict(options))
+    write_yaml(folder / "args.yaml", asdict(options))
     cells, unreadable, kept = [], [], {}
     for path, picture in tqdm(named_pictures(paths), total=len(paths), desc="predicting", unit="image"):
         try:
@@ -75,7 +69,7 @@ def predict(options: PredictOptions) -> Path:
                 continue
         kept[path] = found
         cells += listed(path, found, types)
-        drawn = plots.draw_cells(image, found["boxes"], found["labels"], types, found["scores"])
+        drawn = plots.draw_cells(image, found.boxes, found.labels, types, found.scores)
         plots.write_image(folder / "images" / picture, drawn)
     if not kept:
         shutil.rmtree(folder)
@@ -115,7 +109,7 @@ def named_pictures(paths: Sequence[Path]) -> list[tuple[Path, str]]:
 
 
 def find_cells(
-    members: Sequence[Member],
+    members: Sequence[EnsembleMember],
     image: np.ndarray,
     types: Sequence[str],
     device: torch.device,
@@ -149,12 +143,12 @@ def on_original(
     """The original of a resized image: its path, its pixels, and the detections on it."""
     whole = read_image(path)
     scale = np.array([whole.shape[1] / image.shape[1], whole.shape[0] / image.shape[0]] * 2, dtype=np.float32)
-    return path, whole, {**found, "boxes": found["boxes"] * scale}
+    return path, whole, {**found, "boxes": found.boxes * scale}
 
 
 def above(found: dict[str, np.ndarray], threshold: float) -> dict[str, np.ndarray]:
     """The detections with at least this score."""
-    good = found["scores"] >= threshold
+    good = found.scores >= threshold
     return {key: values[good] for key, values in found.items()}
 
 
@@ -167,7 +161,7 @@ def listed(path: Path, found: dict[str, np.ndarray], types: Sequence[str]) -> li
             "score": round(float(score), 4),
             **dict(zip(("x0", "y0", "x1", "y1"), (round(float(v), 2) for v in box), strict=True)),
         }
-        for box, label, score in zip(found["boxes"], found["labels"], found["scores"], strict=True)
+        for box, label, score in zip(found.boxes, found.labels, found.scores, strict=True)
     ]
 
 
@@ -191,11 +185,11 @@ def write(
         for s in differential.count_all(found, types, options.threshold)
     ]
     not_read = {"unreadable": unreadable, "skipped": skipped}
-    run.write_json(
+    write_json(
         folder / "cells.json", {"threshold": options.threshold, "types": list(types), "cells": cells, **not_read}
     )
-    run.write_csv(folder / "cells.csv", cells, columns=("image", "type", "score", "x0", "y0", "x1", "y1"))
-    run.write_csv(folder / "differential.csv", counts)
+    write_csv(folder / "cells.csv", cells, columns=("image", "type", "score", "x0", "y0", "x1", "y1"))
+    write_csv(folder / "differential.csv", counts)
     total = differential.count_all(list(kept.values()), types, options.threshold)
     plots.differential_chart(total, folder / "differential.png")
     print(f"{len(kept)} images, {len(cells)} cells\n\n{table.differential(total, options.threshold)}")
@@ -209,13 +203,3 @@ def write(
 def share(s: differential.Share) -> dict:
     """One row of the differential count: percent, and its 95 % Wilson interval."""
     return {"type": s.type, "cells": s.cells, "percent": s.percent, "low95": s.low, "high95": s.high}
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command."""
-    options, _ = parse(PredictOptions, argv, "leuko predict", EXAMPLES)
-    predict(options)
-
-
-if __name__ == "__main__":
-    run_command(main)

@@ -2,51 +2,34 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # understood before all else is imported, so that --help and a slip are answered at once
+    from leuko.cli import run_module
+
+    run_module("train")
+
 import sys
 from collections.abc import Collection, Sequence
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import torch
 
-from .commandline import as_dict, parse, stored
-from .commandline import run as run_command
+from .cli import stored
 from .config import TrainOptions
-from .data import augment, balance, source
-from .data.loading import TrainingItems
-from .data.sample import Dataset
-from .data.split import check_groups
+from .data import balance, source
+from .data.dataset import Dataset
+from .data.loader import TrainingItems
+from .data.tools.split import check_groups
+from .data.transforms import compose
 from .download import FOLDER, downloaded, registry
 from .engine import checkpoint, yolo
-from .engine.inference import choose_device
+from .engine.evaluate import choose_device
 from .engine.trainer import Trainer
 from .engine.training import Training
 from .errors import LeukoError
+from .io import remove_unfinished, write_json, write_yaml
 from .models import DetectionModel, create, is_yolo, plain_name
 from .report import pictures, plots, run, table
-
-EXAMPLES = """
-# the paper's recipe: ResNet-50, 600 px, 16 epochs
-leuko train --data datasets/smears --model cascade_rcnn
-# a machine without a GPU
-leuko train --data datasets/smears --model fcos --preset small
-# go on after an interruption; train a finished run for longer
-leuko train --resume runs/train/fcos
-leuko train --resume runs/train/fcos --epochs 24
-# start from trained weights, on data with other types
-leuko train --data datasets/other --model fcos --weights runs/train/fcos
-# all of the paper's six, or some, one after the other, with a table in the end; go on with them
-leuko train --data datasets/smears --model all --name six
-leuko train --data datasets/smears --model fcos,faster_rcnn,cascade_rcnn
-leuko train --resume runs/train/six
-# one of Ultralytics' models beside them: from COCO's weights (leuko download yolo11n), or from scratch
-leuko train --data datasets/smears --model yolo11n
-leuko train --data datasets/smears --model yolo11n --no-pretrained
-# what augmentation does, without training
-leuko train --data datasets/smears --augment smear --show-augment
-# options from a file; a flag overrides the file
-leuko train --config recipe.yaml --lr 0.005
-"""
 
 
 def train(options: TrainOptions, given: Collection[str] = ()) -> Path:
@@ -60,7 +43,7 @@ def train(options: TrainOptions, given: Collection[str] = ()) -> Path:
         options = resumed_options(options, given)
     options.check()
     choose_device(options.device)
-    augment.read_steps(augment.chosen(options.augment, 0))  # so that a slip in it is told before data are read
+    compose.read_steps(compose.chosen(options.augment, 0))  # so that a slip in it is told before data are read
     train_set, val_set = load_data(options)
     steps = augmentation(options, train_set)
     state = checkpoint.load_resume(folder / "resume.pt") if resumed else None
@@ -68,7 +51,9 @@ def train(options: TrainOptions, given: Collection[str] = ()) -> Path:
         return show_augmentation(replace(options, augment=steps), train_set)
     weights = balance.loss_weights(train_set) if options.type_weights == "balanced" else ()
     model = build(options, train_set.types, state, weights)
-    options = replace(options, lr=options.lr or model.own_lr, clip=options.clip or model.own_clip, augment=steps)
+    options = replace(
+        options, lr=options.lr or model.default_lr, clip=options.clip or model.default_clip, augment=steps
+    )
     if is_yolo(options.model) and (unused := [n for n in yolo.UNUSED if n in given and (n != "augment" or steps)]):
         print(f"{options.model} takes no notice of {flags(unused)}")
     if not resumed:
@@ -76,11 +61,11 @@ def train(options: TrainOptions, given: Collection[str] = ()) -> Path:
     trainer = (yolo.YOLOTraining if is_yolo(options.model) else Trainer)(options, folder, model, train_set, val_set)
     if resumed:
         trainer.load_state(state)
-        run.remove_unfinished(folder)
+        remove_unfinished(folder)
     elif not options.weights:
         trainer.begin()
-    run.write_yaml(folder / "args.yaml", as_dict(options))
-    run.write_json(folder / "environment.json", run.environment())
+    write_yaml(folder / "args.yaml", asdict(options))
+    write_json(folder / "environment.json", run.environment())
     trainer.save_state()  # so that a run killed in its first minutes can be resumed, too
     try:
         describe(folder, trainer, train_set, val_set)
@@ -123,7 +108,7 @@ def flags(names: Sequence[str]) -> str:
 
 
 def load_data(options: TrainOptions) -> tuple[Dataset, Dataset]:
-    """The training and the validation split, flaws told; validation falls back on ``test``, saying so."""
+    """The training and the validation split, warnings told; validation falls back on ``test``, saying so."""
     there = source.splits(options.data)
     val_split = options.val_split
     if val_split == "val" and "val" not in there and "test" in there:
@@ -134,7 +119,7 @@ def load_data(options: TrainOptions) -> tuple[Dataset, Dataset]:
     if not options.allow_leaks and val_split != options.train_split:
         check_groups({options.train_split: train_set.groups(), val_split: val_set.groups()}, options.data)
     for name, dataset in ((options.train_split, train_set), (val_split, val_set)):
-        if told := table.flaws(name, dataset):
+        if told := table.warnings(name, dataset):
             print(told)
     if not train_set.counts().sum():
         raise LeukoError(f"{options.data}: split {options.train_split} has no cell to learn from; label some")
@@ -168,7 +153,7 @@ def build(
         pretrained=pretrained,
         norm=norm,
         freeze=options.freeze and not scratch,
-        unit_maps=options.unit_maps,
+        normalize_features=options.normalize_features,
         image_size=options.imgsz,
         class_weights=class_weights,
         **{f: getattr(options, f) for f in ("channels", "fc_channels", "proposals", "rois", "vote")},
@@ -236,15 +221,15 @@ def weights_file(source: str) -> Path:
 def augmentation(options: TrainOptions, train_set: Dataset) -> list[dict]:
     """The augmentation as a list, which the run's args.yaml then holds; told where ``auto`` chose it."""
     shown = options.epochs * len(train_set)
-    name = augment.chosen(options.augment, shown)
+    name = compose.chosen(options.augment, shown)
     if name != options.augment and not is_yolo(options.model):
-        print(f"augmentation: {name}, since {shown:,} images will be shown ({augment.ENOUGH:,} are enough for smear)")
-    return augment.listed(augment.read_steps(name))
+        print(f"augmentation: {name}, since {shown:,} images will be shown ({compose.ENOUGH:,} are enough for smear)")
+    return compose.listed(compose.read_steps(name))
 
 
 def show_augmentation(options: TrainOptions, train_set: Dataset) -> Path:
     """Draw what augmentation makes of a training image, and return the folder."""
-    steps = augment.read_steps(options.augment)
+    steps = compose.read_steps(options.augment)
     items = TrainingItems(train_set, options.imgsz, steps, options.seed)
     folder = run.new_run(options.project, options.name or "augment")
     plots.write_image(folder / "augment.jpg", pictures.augmentation(items, train_set.types))
@@ -253,8 +238,8 @@ def show_augmentation(options: TrainOptions, train_set: Dataset) -> Path:
 
 
 def describe(folder: Path, trainer: Training, train_set: Dataset, val_set: Dataset) -> None:
-    """Write what a run is about to learn from: the flaws, the labels' statistics, the first batches as pictures."""
-    run.write_flaws(folder, train_set, val_set)
+    """Write what a run is about to learn from: the warnings, the labels' statistics, the first batches as pictures."""
+    run.write_warnings(folder, train_set, val_set)
     plots.label_statistics(train_set, folder / "labels.png")
     trainer.draw_first_batches()
     cells = ", ".join(f"{t} {n}" for t, n in zip(train_set.types, train_set.counts(), strict=True))
@@ -277,15 +262,3 @@ def describe_balance(options: TrainOptions, train_set: Dataset) -> dict[str, dic
         changed["type_weights"] = dict(zip(train_set.types, balance.loss_weights(train_set), strict=True))
         print("type weights: " + ", ".join(f"{t} {w:.2f}" for t, w in changed["type_weights"].items()))
     return changed
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command."""
-    from .comparison import compare, is_comparison  # which is made of this and of leuko.val
-
-    options, given = parse(TrainOptions, argv, "leuko train", EXAMPLES)
-    (compare if is_comparison(options, given) else train)(options, given)
-
-
-if __name__ == "__main__":
-    run_command(main)

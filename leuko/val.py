@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # understood before all else is imported, so that --help and a slip are answered at once
+    from leuko.cli import run_module
+
+    run_module("val")
+
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from itertools import product
@@ -11,44 +16,24 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from .commandline import as_dict, parse
-from .commandline import run as run_command
 from .config import ValOptions
 from .data import source
-from .data.factors import chosen, marked
+from .data.dataset import Dataset
 from .data.images import read_image
-from .data.sample import Dataset
-from .data.split import check_groups
+from .data.tools.factors import chosen, marked
+from .data.tools.split import check_groups
+from .engine import cost
 from .engine.checkpoint import check_calibrates, load_weights, save_calibration
 from .engine.ensemble import Fusion, best_members, finished_runs, load_members, predict_members, tune
-from .engine.inference import Member, Predictions, choose_device, detect
+from .engine.evaluate import EnsembleMember, Predictions, choose_device, detect
 from .engine.sizes import resized
 from .errors import LeukoError
-from .metrics import calibration, coco, matching, speed
-from .report import figures, page, pictures, plots, run, table
-from .report.results import Measured
+from .io import write_csv, write_json, write_text, write_yaml
+from .metrics import calibration, coco, matching
+from .report import figures, pages, pictures, plots, run, table
+from .report.results import ModelResult
 from .report.results import write as results_of
 from .report.table import Row
-
-EXAMPLES = """
-# one model on the test split
-leuko val --weights runs/train/fcos --data datasets/smears
-# another split, a weights file
-leuko val --weights fcos.safetensors --data datasets/smears --split val
-# three models and their fusion in one table
-leuko val --ensemble runs/train/fcos runs/train/faster_rcnn runs/train/cascade_rcnn --data datasets/smears
-# all finished runs of runs/train that fit the data
-leuko val --ensemble --data datasets/smears
-# which interference factor breaks it first?
-leuko val --weights runs/train/fcos --data datasets/smears --factors all --severity 1..5
-# fit the scores on the val split, and use the fit from then on
-leuko val --weights runs/train/fcos --data datasets/smears --calibrate
-leuko val --weights runs/train/fcos --data datasets/smears --calibrated
-# smears whose cells have another size in pixels: look at each image in several sizes about the trained one
-leuko val --weights runs/train/fcos --data datasets/elsewhere --imgsz 480 600 750 900
-# fuse only the three best, by options of the fusion that do best on the val split
-leuko val --ensemble --members best:3 --tune --data datasets/smears
-"""
 
 
 def val(options: ValOptions) -> Path:
@@ -63,7 +48,7 @@ def val(options: ValOptions) -> Path:
     dataset = source.load(options.data, split_of(options))
     if not options.allow_leaks:
         refuse_leaks(options, dataset)
-    if told := table.flaws(split_of(options), dataset):
+    if told := table.warnings(split_of(options), dataset):
         print(told)
     if options.ensemble is None:
         sources: Sequence[str | Path] = [options.weights]
@@ -95,7 +80,7 @@ def val(options: ValOptions) -> Path:
 def measure(
     folder: Path,
     options: ValOptions,
-    members: Sequence[Member],
+    members: Sequence[EnsembleMember],
     fused: Sequence[int],
     fusion: Fusion,
     dataset: Dataset,
@@ -124,16 +109,16 @@ def measure(
         models.sort(key=lambda m: m.evaluation.mAP)
         of_fused = [costs[i] for i in fused]
         cost = {key: round(sum(c[key] for c in of_fused), 1) for key in ("parameters", "GFLOPs", "file_MB")}
-        models.append(Measured(rows[-1].name, found, rows[-1].evaluation, cost | {"fps": round(rows[-1].fps, 2)}))
+        models.append(ModelResult(rows[-1].name, found, rows[-1].evaluation, cost | {"fps": round(rows[-1].fps, 2)}))
     write(folder, options, dataset, found, rows, fusion)
-    run.write_flaws(folder, dataset, *([other] if other else []))
+    run.write_warnings(folder, dataset, *([other] if other else []))
     told = results_of(folder, dataset, models, options.draws)
     if options.factors:
         wanted = product(chosen(options.factors), options.severities)
         sweep(folder, members[0], dataset, plain, wanted, device)
-    run.write_text(folder / "report.html", page.build(folder))
+    write_text(folder / "report.html", pages.build(folder))
     if tried:
-        run.write_csv(folder / "tuning.csv", tried)
+        write_csv(folder / "tuning.csv", tried)
         print(f"tuned on {options.tune_split}: {fusion}; all that was tried is in tuning.csv")
     print(f"{options.data}, {split_of(options)}: {len(dataset)} images; types over their number of cells\n")
     print(table.aligned(table.table2(rows, dataset.types), head=2))
@@ -143,7 +128,7 @@ def measure(
 
 
 def predicted(
-    members: Sequence[Member], dataset: Dataset, options: ValOptions, device: torch.device
+    members: Sequence[EnsembleMember], dataset: Dataset, options: ValOptions, device: torch.device
 ) -> list[Predictions]:
     """Each member's predictions, their scores calibrated where that is asked for."""
     results = predict_members(members, dataset, device, batch=options.batch, workers=options.workers)
@@ -154,24 +139,24 @@ def predicted(
 
 
 def measured(
-    member: Member, result: Predictions, dataset: Dataset, options: ValOptions, device: torch.device
-) -> Measured:
+    member: EnsembleMember, result: Predictions, dataset: Dataset, options: ValOptions, device: torch.device
+) -> ModelResult:
     """A member's detections and measures, and what it costs on this machine."""
     plain = member.weights.build().to(device)  # as it was trained
-    operations = sum(speed.gflops(resized(plain, size), size, device) for size in member.sizes)
+    operations = sum(cost.gflops(resized(plain, size), size, device) for size in member.sizes)
     shown = " ".join(map(str, member.sizes)) if len(member.sizes) > 1 else member.sizes[0]
     cost = {"parameters": member.parameters, "GFLOPs": round(operations, 1), "image_size": shown}
     cost |= {"file_MB": round(member.weights.path.stat().st_size / 1e6, 1), "fps": round(result.fps, 2)}
-    cost |= speed.percentiles(result.seconds) if options.batch == 1 else {}
+    cost |= cost.percentiles(result.seconds) if options.batch == 1 else {}
     about = run.environment()
-    cost |= {"peak_memory_MiB": round(speed.peak_memory(device)), "on": about["gpu"] or about["cpu"]}
+    cost |= {"peak_memory_MiB": round(cost.peak_memory(device)), "on": about["gpu"] or about["cpu"]}
     cost["threads"] = about["threads"]
     scaling = None if options.calibrated else member.scaling
-    return Measured(member.name, result.found, coco.evaluate(dataset, result.found), cost, scaling)
+    return ModelResult(member.name, result.found, coco.evaluate(dataset, result.found), cost, scaling)
 
 
 def tuning_data(options: ValOptions, dataset: Dataset) -> Dataset:
-    """The split to tune and to calibrate on, flaws told; LeukoError if it has no cell, or an image that is reported."""
+    """The split to tune and to calibrate on, warnings told; LeukoError if it has no cell, or an image that is reported."""
     if source.split_name(options.data, options.tune_split) == split_of(options):
         raise LeukoError(f"--tune-split {options.tune_split}: is the split that is reported; name another one")
     other = source.load(options.data, options.tune_split)
@@ -182,12 +167,12 @@ def tuning_data(options: ValOptions, dataset: Dataset) -> Dataset:
         )
     if not other.counts().sum():
         raise LeukoError(f"--tune-split {options.tune_split}: has no cell to tune or calibrate by; name another one")
-    if told := table.flaws(options.tune_split, other):
+    if told := table.warnings(options.tune_split, other):
         print(told)
     return other
 
 
-def calibrate(members: Sequence[Member], dataset: Dataset, options: ValOptions, device: torch.device) -> None:
+def calibrate(members: Sequence[EnsembleMember], dataset: Dataset, options: ValOptions, device: torch.device) -> None:
     """Fit each member's scores on the split to tune on, and keep the fit in its weights file."""
     results = predicted(members, dataset, options, device)
     fits = [calibration.fit(*calibration.outcomes(matching.match(dataset, r.found))) for r in results]
@@ -204,7 +189,7 @@ def calibrate(members: Sequence[Member], dataset: Dataset, options: ValOptions, 
 
 def sweep(
     folder: Path,
-    member: Member,
+    member: EnsembleMember,
     dataset: Dataset,
     without: float,
     wanted: Iterable[tuple[str, int]],
@@ -221,12 +206,12 @@ def sweep(
             samples.append(replace(changed, width=image.shape[1], height=image.shape[0]))
         mAP = coco.evaluate(replace(dataset, samples=samples), found).mAP
         rows.append({"model": member.name, "factor": name, "severity": severity, "mAP": mAP})
-    run.write_csv(folder / "severity.csv", rows)
+    write_csv(folder / "severity.csv", rows)
     figures.severity(rows, member.name, folder / "severity.png")
 
 
 def tuned(
-    members: Sequence[Member], dataset: Dataset, options: ValOptions, device: torch.device
+    members: Sequence[EnsembleMember], dataset: Dataset, options: ValOptions, device: torch.device
 ) -> tuple[Fusion, list[dict]]:
     """The fusion that does best on the split to tune on, and all that were tried."""
     results = predicted(members, dataset, options, device)
@@ -247,7 +232,7 @@ def refuse_leaks(options: ValOptions, dataset: Dataset) -> None:
         check_groups({"train": source.groups(options.data, "train"), split: dataset.groups()}, options.data)
 
 
-def row(member: Member, result: Predictions, dataset: Dataset) -> Row:
+def row(member: EnsembleMember, result: Predictions, dataset: Dataset) -> Row:
     """A member's line of the table."""
     return Row(member.name, coco.evaluate(dataset, result.found), member.parameters, result.fps)
 
@@ -263,29 +248,19 @@ def write(
 ) -> None:
     """The files of a validation: of the fusion if there are several models, with each model's line beside it."""
     last = rows[-1]
-    run.write_yaml(folder / "args.yaml", as_dict(options))
-    run.write_json(folder / "environment.json", run.environment())
+    write_yaml(folder / "args.yaml", asdict(options))
+    write_json(folder / "environment.json", run.environment())
     about = {"model": last.name, "data": options.data, "parameters": last.parameters, "fps": last.fps}
     if len(rows) > 1:
         about |= {"fusion": asdict(fusion), "members": [table.record(r) for r in rows[:-1]]}
     run.write_evaluation(folder, last.evaluation, coco.to_coco_results(dataset, found), **about)
     lines = table.table2(rows, dataset.types)
-    run.write_text(folder / "table.txt", table.aligned(lines, head=2) + "\n")
-    run.write_text(folder / "table.md", table.markdown(lines) + "\n")
+    write_text(folder / "table.txt", table.aligned(lines, head=2) + "\n")
+    write_text(folder / "table.md", table.markdown(lines) + "\n")
     records = [table.record(r) for r in rows]
-    run.write_csv(folder / "table.csv", records)
+    write_csv(folder / "table.csv", records)
     cells = dict(zip(dataset.types, dataset.counts().tolist(), strict=True))
-    run.write_json(
+    write_json(
         folder / "table.json", {"data": options.data, "split": split_of(options), "cells": cells, "rows": records}
     )
     plots.write_image(folder / "predictions.jpg", pictures.truth_and_found(dataset, found))
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command."""
-    options, _ = parse(ValOptions, argv, "leuko val", EXAMPLES)
-    val(options)
-
-
-if __name__ == "__main__":
-    run_command(main)

@@ -19,10 +19,10 @@ import pytest
 import torch
 from PIL import Image
 
-from leuko import commandline
-from leuko.__main__ import main
-from leuko.data.sample import Dataset, Sample
-from leuko.data.synth import synth
+from leuko import cli
+from leuko.cli import main
+from leuko.data.dataset import Dataset, Sample
+from leuko.data.tools.synth import synth
 from leuko.engine import checkpoint
 from leuko.models import create
 from leuko.report import plots
@@ -108,7 +108,7 @@ def leuko(capsys, one_thread) -> Callable[..., Result]:
     def run(*words: str | Path) -> Result:
         capsys.readouterr()
         with pytest.raises(SystemExit) as left:
-            commandline.run(main, [str(word) for word in words])
+            cli.leave(lambda: main([str(word) for word in words]))
         captured = capsys.readouterr()
         return Result(left.value.code, captured.out, captured.err)
 

@@ -10,17 +10,18 @@ import pytest
 import yaml
 from conftest import TYPES, table
 
-from leuko.data import augment, loading, source
-from leuko.data.augment import PRESETS, TRANSFORMS, listed, read_steps
-from leuko.data.field import Field
+from leuko.data import loader, source
+from leuko.data.transforms import compose
+from leuko.data.transforms.compose import PRESETS, TRANSFORMS, listed, read_steps
+from leuko.data.transforms.sample import AugmentedSample
 from leuko.errors import LeukoError
-from leuko.smear import stain
-from leuko.smear.factors import FACTORS, put
+from leuko.synth import stain
+from leuko.synth.factors import FACTORS, put
 
 MARK, GROUND = (20, 40, 200), (230, 220, 210)
 
 
-def marked(height: int = 150, width: int = 200, cells: int = 1, seed: int = 0) -> Field:
+def marked(height: int = 150, width: int = 200, cells: int = 1, seed: int = 0) -> AugmentedSample:
     """A field with blue ellipses, each in a box that fits it to the pixel."""
     rng = np.random.default_rng(seed)
     image = np.full((height, width, 3), GROUND, dtype=np.uint8)
@@ -32,7 +33,7 @@ def marked(height: int = 150, width: int = 200, cells: int = 1, seed: int = 0) -
         image[mask > 0] = MARK
         x, y, w, h = cv2.boundingRect(mask)
         boxes.append((x, y, x + w, y + h))
-    return Field(image, np.array(boxes, dtype=np.float32), np.arange(cells))
+    return AugmentedSample(image, np.array(boxes, dtype=np.float32), np.arange(cells))
 
 
 def seen(image: np.ndarray) -> np.ndarray:
@@ -58,7 +59,7 @@ def seen(image: np.ndarray) -> np.ndarray:
 def test_a_box_goes_where_its_cell_goes(step):
     steps, there = read_steps([step]), 0
     for seed in range(40):
-        field = augment.augment(marked(seed=seed), steps, np.random.default_rng(seed), None)
+        field = compose.augment(marked(seed=seed), steps, np.random.default_rng(seed), None)
         if len(field.boxes):
             np.testing.assert_allclose(field.boxes[0], seen(field.image), atol=2)
             there += 1
@@ -70,12 +71,14 @@ def test_a_box_goes_where_its_cell_goes(step):
 @pytest.mark.parametrize("step", ["mosaic", "mixup"])
 def test_cells_of_other_fields_bring_their_boxes(step):
     steps = read_steps([{step: 1}])
-    blank = Field(np.full((150, 200, 3), GROUND, dtype=np.uint8), np.zeros((0, 4), np.float32), np.zeros(0, int))
+    blank = AugmentedSample(
+        np.full((150, 200, 3), GROUND, dtype=np.uint8), np.zeros((0, 4), np.float32), np.zeros(0, int)
+    )
     shown = 0
     for seed in range(60):
         rng = np.random.default_rng(seed)
         turn = iter([marked(seed=seed + 99), blank, blank])
-        field = augment.augment(blank, steps, rng, lambda rng, rare, turn=turn: next(turn))
+        field = compose.augment(blank, steps, rng, lambda rng, rare, turn=turn: next(turn))
         if len(field.boxes):
             box = seen(field.image)
             np.testing.assert_allclose(field.boxes[0], box, atol=2)
@@ -87,7 +90,7 @@ def test_photometric_transforms_leave_boxes_alone_and_follow_the_seed():
     field = marked()
     for name in ("colour_jitter", "stain_jitter", "gamma", "blur", "defocus", "noise", "jpeg", "erase"):
         steps = read_steps([{name: 1}])
-        one, same, other = (augment.augment(field, steps, np.random.default_rng(seed), None) for seed in (1, 1, 2))
+        one, same, other = (compose.augment(field, steps, np.random.default_rng(seed), None) for seed in (1, 1, 2))
         assert one.image.dtype == np.uint8 and one.image.shape == field.image.shape
         assert (one.image == same.image).all() and (one.image != other.image).any(), name
         np.testing.assert_array_equal(one.boxes, field.boxes)
@@ -109,7 +112,7 @@ def test_restaining_changes_each_dye_alone():
 def test_copy_paste_brings_the_rare_type(data):
     dataset = source.load(data, "train")
     rare = int(np.flatnonzero(dataset.counts() == dataset.counts()[dataset.counts() > 0].min())[0])
-    items = loading.TrainingItems(dataset, 160, [], seed=0)
+    items = loader.TrainingItems(dataset, 160, [], seed=0)
     drawn = [items.another(np.random.default_rng(i), rare=True).labels for i in range(200)]
     evenly = [items.another(np.random.default_rng(i), rare=False).labels for i in range(200)]
     assert sum(rare in labels for labels in drawn) > 1.3 * sum(rare in labels for labels in evenly)
@@ -120,7 +123,7 @@ def test_erasing_leaves_most_of_each_cell():
     step = read_steps([{"erase": {"p": 1, "patches": 60}}])
     for seed in range(20):
         field = marked(300, 400, cells=3)
-        erased = augment.augment(field, step, np.random.default_rng(seed), None).image
+        erased = compose.augment(field, step, np.random.default_rng(seed), None).image
         for (x0, y0, x1, y1), before in ((box.astype(int), field.image) for box in field.boxes):
             gone = (erased[y0:y1, x0:x1] != before[y0:y1, x0:x1]).any(2).mean()
             assert gone <= 0.4
@@ -151,7 +154,7 @@ def test_a_list_is_read_back_as_it_is_stated(preset, tmp_path):
 
 
 def test_every_transform_has_a_default_and_runs(data):
-    items = loading.TrainingItems(source.load(data, "train"), 96, read_steps([{n: 1} for n in TRANSFORMS]), seed=1)
+    items = loader.TrainingItems(source.load(data, "train"), 96, read_steps([{n: 1} for n in TRANSFORMS]), seed=1)
     for index in range(len(items.samples)):
         item = items[0, index, 0]
         height, width = item["image"].shape[1:]

@@ -11,10 +11,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leuko.data import balance, cache, loading, source
-from leuko.data.augment import read_steps
-from leuko.data.sample import Dataset, Sample
-from leuko.models import create, losses
+from leuko.data import balance, cache, loader, source
+from leuko.data.dataset import Dataset, Sample
+from leuko.data.transforms.compose import read_steps
+from leuko.models import create, criterion
 
 
 def dataset(labels: list[list[int]]) -> Dataset:
@@ -50,8 +50,8 @@ def test_an_epoch_shows_each_image_by_its_factor():
 
 
 def test_repeated_images_are_augmented_differently(data):
-    items = loading.TrainingItems(source.load(data, "train"), 64, read_steps("standard"), 0, repeat_factor=1.0)
-    batches = [item for batch in loading.training_batches(items, 0, 4) for item in batch]
+    items = loader.TrainingItems(source.load(data, "train"), 64, read_steps("standard"), 0, repeat_factor=1.0)
+    batches = [item for batch in loader.training_batches(items, 0, 4) for item in batch]
     assert len(batches) == len(items) > len(items.samples)
     by_index: dict[int, list] = {}
     for item in batches:
@@ -63,7 +63,7 @@ def test_repeated_images_are_augmented_differently(data):
 @given(st.integers(1, 400), st.integers(1, 20))
 def test_batches_are_few_and_alike(images: int, batch: int):
     """A last batch of one image would move the weights as far as a whole one."""
-    bounds = loading.batch_bounds(images, batch)
+    bounds = loader.batch_bounds(images, batch)
     sizes = [end - first for first, end in pairwise(bounds)]
     assert bounds[0] == 0 and bounds[-1] == images and len(sizes) == -(-images // batch)
     assert max(sizes) <= batch and max(sizes) - min(sizes) <= 1
@@ -94,7 +94,7 @@ def test_weights_of_1_change_nothing_and_others_do(name):
 
 def test_a_focal_loss_is_weighed_where_the_class_is():
     targets = torch.tensor([[1.0, 0], [0, 1], [0, 0]])
-    assert losses.by_class(targets, (2.0, 5.0)).tolist() == [[2, 1], [1, 5], [1, 1]]
+    assert criterion.by_class(targets, (2.0, 5.0)).tolist() == [[2, 1], [1, 5], [1, 1]]
 
 
 @pytest.mark.parametrize("kind", cache.CACHES)

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from leuko.data import duplicates, yolo
-from leuko.data.check import check
-from leuko.data.sample import Dataset, Sample
-from leuko.data.synth import synth
+from leuko.data.dataset import Dataset, Sample
+from leuko.data.formats import yolo
+from leuko.data.tools import duplicates
+from leuko.data.tools.check import check
+from leuko.data.tools.synth import synth
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from leuko.engine.checkpoint import transfer_foreign
 from leuko.errors import LeukoError
 from leuko.models import DetectionModel, create
 from leuko.models.checkpoints import from_foreign
-from leuko.models.roi import SIDE, pool
+from leuko.models.roi_heads import SIDE, pool
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CLASSES = 6
@@ -114,10 +114,10 @@ def test_foreign_weights_start_all_but_the_class_layers(tmp_path):
     torch.save({"meta": {"epoch": 12}, "state_dict": torchvision_model("faster_rcnn").state_dict()}, tmp_path / "a.pth")
     model = create("faster_rcnn", 3, "resnet50")
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    assert transfer_foreign(tmp_path / "a.pth", model) == ["head.class_logits", "head.deltas"]
+    assert transfer_foreign(tmp_path / "a.pth", model) == ["head.cls_logits", "head.deltas"]
     changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
     assert {k for k in before if "num_batches" not in k} - changed == {
-        f"head.{layer}.{kind}" for layer in ("class_logits", "deltas") for kind in ("weight", "bias")
+        f"head.{layer}.{kind}" for layer in ("cls_logits", "deltas") for kind in ("weight", "bias")
     }
     with pytest.raises(LeukoError, match=r"a\.pth: does not fit fcos_improved on resnet50: fpn\.lateral"):
         transfer_foreign(tmp_path / "a.pth", create("fcos_improved", 3, "resnet50"))

@@ -19,8 +19,8 @@ from conftest import FCOS, TINY, Bomb, Result, table, untrained
 from safetensors import safe_open
 
 from leuko import predict
-from leuko.data import coco
-from leuko.data.sample import Dataset, Sample
+from leuko.data.dataset import Dataset, Sample
+from leuko.data.formats import coco
 from leuko.data.source import load
 from leuko.predict import named_pictures
 

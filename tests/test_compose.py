@@ -11,14 +11,15 @@ import pytest
 from conftest import untrained
 
 from leuko.cells import TYPES
-from leuko.data import coco, source
+from leuko.data import source
+from leuko.data.dataset import Dataset, Sample
+from leuko.data.formats import coco
+from leuko.data.formats.sidecar import original_of
 from leuko.data.images import read_image
-from leuko.data.resize import resize
-from leuko.data.sample import Dataset, Sample
-from leuko.data.side import original_of
-from leuko.smear import compose
-from leuko.smear.cutout import box_of, cell_mask
-from leuko.smear.render import Look, render
+from leuko.data.tools.resize import resize
+from leuko.synth import compose
+from leuko.synth.cutout import box_of, cell_mask
+from leuko.synth.render import Look, render
 
 CODES = [t.code for t in TYPES]
 
@@ -148,7 +149,7 @@ def test_what_is_made_anew_loses_no_label_in_silence(tmp_path, leuko):
     for split, dataset in (("train", whole), ("val", part)):
         coco.write(dataset, tmp_path / "data", split)
     result = leuko("data", "resize", tmp_path / "data", tmp_path / "mini", "--size", 64)
-    assert result.code == 0 and "1 flaws mended" in result.out
+    assert result.code == 0 and "1 warnings mended" in result.out
     train, val = (source.load(tmp_path / "mini", split).samples[0] for split in ("train", "val"))
     assert train.labels.tolist() == [0, 2] and train.crowd.tolist() == [False, True] and val.labels.tolist() == [4]
     assert leuko("data", "factors", tmp_path / "data", tmp_path / "f", "--factor", "overlap").code == 0

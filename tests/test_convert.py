@@ -9,11 +9,11 @@ from conftest import HEIGHT, TYPES, WIDTH
 from PIL import Image
 from test_data import everything
 
-from leuko.data import coco, yolo
-from leuko.data.convert import convert
+from leuko.data.dataset import Dataset, Sample
+from leuko.data.formats import coco, yolo
 from leuko.data.images import list_images
-from leuko.data.sample import Dataset, Sample
 from leuko.data.source import load, splits
+from leuko.data.tools.convert import convert
 
 
 def test_convert_keeps_splits_types_and_the_source(tmp_path, plain, leuko):

@@ -13,11 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from leuko.data import coco, voc, yolo
-from leuko.data.convert import convert
+from leuko.data.dataset import Dataset, Sample
+from leuko.data.formats import coco, voc, yolo
 from leuko.data.images import image_size, list_images, read_image
-from leuko.data.sample import Dataset, Sample
 from leuko.data.source import load, split_name, splits
+from leuko.data.tools.convert import convert
 from leuko.errors import LeukoError
 
 REAL = Path(__file__).parents[2] / "shared" / "data"
@@ -94,7 +94,7 @@ def everything(data: Dataset) -> tuple:
         cells = zip(s.boxes.tolist(), s.labels, s.crowd, s.cell_factors, s.attributes, strict=True)
         cells = sorted(repr((b, int(n), bool(c), f, sorted(a.items()))) for b, n, c, f, a in cells)
         samples.append((read_image(s.image).tobytes(), s.width, s.height, s.id, s.group, s.factors, cells))
-    return data.types, data.category_ids, data.flaws, data.ignored, sorted(samples)
+    return data.types, data.category_ids, data.warnings, data.ignored, sorted(samples)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -119,8 +119,8 @@ def test_side_file_that_does_not_fit_is_told(tmp_path, plain):
     yolo.write(plain, tmp_path, "train")
     label = next(p for p in (tmp_path / "labels/train").iterdir() if len(p.read_text().splitlines()) == 2)
     label.write_text(label.read_text().splitlines()[0] + "\n")
-    (flaw,) = load(tmp_path, "train").flaws
-    assert "tells of 2 cells, the label file of 1" in str(flaw)
+    (warning,) = load(tmp_path, "train").warnings
+    assert "tells of 2 cells, the label file of 1" in str(warning)
     for broken in (
         "{",
         "[]",
@@ -335,7 +335,7 @@ def test_pbc5():
     folder = real("pbc5")
     assert splits(folder) == ["train", "test"]
     train, test = load(folder, "train"), load(folder, "test", types=TYPES)
-    assert (len(train), len(test), train.types, train.flaws) == (385, 94, TYPES, [])
+    assert (len(train), len(test), train.types, train.warnings) == (385, 94, TYPES, [])
     assert train.counts().tolist() == [76, 80, 76, 77, 76] and test.counts().tolist() == [18, 19, 19, 19, 19]
 
 
@@ -345,8 +345,8 @@ def test_bccd(tmp_path):
     parts = [load(folder, split) for split in ("train", "val", "test")]
     assert sum(len(part) for part in parts) == 364
     assert sum(part.counts() for part in parts).tolist() == [361, 4153, 372]  # Platelets, RBC, WBC
-    flaws = [(f.file.stem[-3:], f.object, f.action) for part in parts for f in part.flaws]
-    assert flaws == [("343", "object 4 (RBC)", "dropped"), ("338", "object 13 (RBC)", "dropped")]
+    warnings = [(f.file.stem[-3:], f.object, f.action) for part in parts for f in part.warnings]
+    assert warnings == [("343", "object 4 (RBC)", "dropped"), ("338", "object 13 (RBC)", "dropped")]
     (tmp_path / "b.yaml").write_text(f"path: {folder}\nval: ImageSets/Main/val.txt\nignore: [RBC, Platelets]\n")
     cells = load(tmp_path / "b.yaml", "val", types=["WBC"])
     assert cells.ignored == {"RBC": 968, "Platelets": 83} and cells.counts().tolist() == [87]

@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from leuko.data import coco, voc, yolo
 from leuko.data.cache import OnDisk
-from leuko.data.sample import Dataset, Sample
-from leuko.data.side import original_of
+from leuko.data.dataset import Dataset, Sample
+from leuko.data.formats import coco, voc, yolo
+from leuko.data.formats.sidecar import original_of
 from leuko.data.source import load
 from leuko.errors import LeukoError
 
@@ -297,14 +297,14 @@ def test_flaws_are_mended_and_listed(tmp_path, plain):
     edit(file, "</annotation>", f"<object>{again}</object><object>{point}</object></annotation>")
     Image.new("RGB", (9, 9)).save(tmp_path / "voc" / "JPEGImages" / "new.png")
     mended = load(tmp_path / "voc", "all")
-    assert [flaw.action.partition(" (")[0] for flaw in mended.flaws] == [
+    assert [warning.action.partition(" (")[0] for warning in mended.warnings] == [
         "left out",
         "the image's own is taken",
         "clipped",
         "dropped",
         "dropped",
     ]
-    assert [flaw.object for flaw in mended.flaws][2:] == ["object 2 (M)", "object 3 (NG)", "object 4 (NG)"]
+    assert [warning.object for warning in mended.warnings][2:] == ["object 2 (M)", "object 3 (NG)", "object 4 (NG)"]
     sample = next(s for s in mended.samples if s.image.name == "1.jpg")
     assert (sample.width, sample.boxes.tolist()) == (97, [[10, 10, 30, 30], [40, 20, 60, 61]])
 
@@ -313,7 +313,7 @@ def test_flaws_are_mended_and_listed(tmp_path, plain):
     label.write_text("0 .1 .1 .3 .1 .3 .4 .1 .4\n")
     label.with_name("1-2.txt").unlink()
     mended = load(tmp_path / "yolo", "train")
-    assert Counter(flaw.problem for flaw in mended.flaws) == {"a polygon, not a box": 1, "missing": 1}
+    assert Counter(warning.problem for warning in mended.warnings) == {"a polygon, not a box": 1, "missing": 1}
     assert np.allclose(mended.samples[1].boxes, np.array([[0.1, 0.1, 0.3, 0.4]]) * [97, 61, 97, 61])
 
 

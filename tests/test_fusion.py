@@ -10,6 +10,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from leuko.detections import Detections
 from leuko.engine.ensemble import Fusion
 from leuko.engine.fusion import fuse
 from leuko.errors import LeukoError
@@ -20,11 +21,11 @@ CELLS = np.array([[10, 10, 70, 60], [40, 30, 110, 95], [150, 20, 230, 110], [120
 
 def prediction(boxes, scores, labels) -> dict:
     order = np.argsort(-np.asarray(scores, np.float32), kind="stable")
-    return {
-        "boxes": np.asarray(boxes, np.float32).reshape(-1, 4)[order],
-        "scores": np.asarray(scores, np.float32)[order],
-        "labels": np.asarray(labels, np.int64)[order],
-    }
+    return Detections(
+        np.asarray(boxes, np.float32).reshape(-1, 4)[order],
+        np.asarray(scores, np.float32)[order],
+        np.asarray(labels, np.int64)[order],
+    )
 
 
 NOTHING = prediction([], [], [])
@@ -57,7 +58,7 @@ def by_the_formulas(models: list[dict], weights: list[float], threshold: float) 
     votes = []  # (weighted score, label, box)
     for model, weight in zip(models, weights, strict=True):
         mine: list[tuple] = []
-        for box, score, label in zip(model["boxes"], model["scores"], model["labels"], strict=True):
+        for box, score, label in zip(model.boxes, model.scores, model.labels, strict=True):
             box = np.clip(box.astype(float), 0, [*SIZE, *SIZE])
             if not any(label == other[1] and iou(box, other[2]) > threshold for other in mine):
                 mine.append((weight * float(score), label, box))
@@ -85,7 +86,7 @@ def fused_box(cluster: list[tuple]) -> np.ndarray:
 
 
 def rows(fused: dict) -> np.ndarray:
-    return np.array(sorted(zip(fused["labels"], fused["scores"], *fused["boxes"].T, strict=True))).reshape(-1, 6)
+    return np.array(sorted(zip(fused.labels, fused.scores, *fused.boxes.T, strict=True))).reshape(-1, 6)
 
 
 @settings(max_examples=300, deadline=None)
@@ -95,8 +96,8 @@ def test_fusion_is_the_formulas(ensemble, threshold, random):
     expected = np.array(by_the_formulas(models, weights, threshold)).reshape(-1, 6)
     [fused] = fuse([[m] for m in models], [SIZE], threshold, weights=weights)
     np.testing.assert_allclose(rows(fused), expected, rtol=1e-5, atol=1e-3)
-    assert (fused["scores"] <= 1).all() and (np.diff(fused["scores"]) <= 0).all()
-    assert (fused["boxes"].dtype, fused["scores"].dtype, fused["labels"].dtype) == (np.float32, np.float32, np.int64)
+    assert (fused.scores <= 1).all() and (np.diff(fused.scores) <= 0).all()
+    assert (fused.boxes.dtype, fused.scores.dtype, fused.labels.dtype) == (np.float32, np.float32, np.int64)
 
     order = random.sample(range(len(models)), len(models))
     [shuffled] = fuse([[models[m]] for m in order], [SIZE], threshold, weights=[weights[m] for m in order])
@@ -107,10 +108,10 @@ def test_fusion_is_the_formulas(ensemble, threshold, random):
 @given(ensembles())
 def test_scores_never_exceed_one(ensemble):
     models, weights = ensemble
-    certain = [{**m, "scores": np.ones_like(m["scores"])} for m in models]
+    certain = [{**m, "scores": np.ones_like(m.scores)} for m in models]
     for threshold in (0.05, 0.3, 0.55):
         [fused] = fuse([[m] for m in certain], [SIZE], threshold, weights=weights)
-        assert (fused["scores"] <= 1).all() and np.isfinite(fused["boxes"]).all()
+        assert (fused.scores <= 1).all() and np.isfinite(fused.boxes).all()
 
 
 def test_one_member_is_left_as_it_is():
@@ -121,7 +122,7 @@ def test_one_member_is_left_as_it_is():
     fused, empty = fuse([[alone, NOTHING]], [big, SIZE])
     for key in alone:
         np.testing.assert_allclose(fused[key], alone[key], rtol=1e-6)
-    assert all(len(empty[key]) == 0 for key in alone) and empty["boxes"].shape == (0, 4)
+    assert all(len(empty[key]) == 0 for key in alone) and empty.boxes.shape == (0, 4)
 
 
 def test_a_silent_model_lowers_the_score():
@@ -141,7 +142,7 @@ def test_limits_and_boxes_without_a_vote(recwarn):
         [[-9, -9, 50, 50], [5, 5, 5, 60], [400, 10, 450, 60], [150, 20, 230, 110]], [0.9, 0.8, 0.7, 0], [0] * 4
     )
     [fused] = fuse([[odd]], [SIZE])
-    assert fused["boxes"].tolist() == [[0, 0, 50, 50]]
+    assert fused.boxes.tolist() == [[0, 0, 50, 50]]
     many = prediction(CELLS, [0.9, 0.6, 0.3, 0.1], [0, 1, 2, 3])
     assert len(fuse([[many]], [SIZE], max_detections=3)[0]["scores"]) == 3
     assert fuse([[many]], [SIZE], score_threshold=0.3)[0]["labels"].tolist() == [0, 1, 2]
@@ -170,8 +171,8 @@ def test_two_boxes_of_a_model_in_one_cluster():
         one, other = prediction([left, right], [scores[0], scores[2]], [0, 0]), prediction([middle], [scores[1]], [0])
         [fused] = fuse([[one], [other]], [SIZE], iou_threshold=0.4)
         x = (scores[1] * 22 + scores[2] * 45) / sum(scores)
-        np.testing.assert_allclose(fused["boxes"], [[x, 0, x + 100, 100]], rtol=1e-5)
-        assert fused["scores"].tolist() == [pytest.approx(expected)]
+        np.testing.assert_allclose(fused.boxes, [[x, 0, x + 100, 100]], rtol=1e-5)
+        assert fused.scores.tolist() == [pytest.approx(expected)]
 
 
 @pytest.mark.parametrize(("weights", "share"), [("equal", 0.5), ("map", 0.9 / 1.7), ("error", 100 / 125)])
@@ -179,9 +180,8 @@ def test_votes_weigh_as_asked(weights, share):
     """Two members of mAP .9 and .8 find one cell with the same score; the better has this share of the box."""
     members = [SimpleNamespace(weights=SimpleNamespace(path="", about={"val": {"mAP": mAP}})) for mAP in (0.9, 0.8)]
     found = [
-        [{"boxes": np.array([[x, 10, x + 20, 30]], np.float32), "scores": np.array([0.5]), "labels": np.array([2])}]
-        for x in (10, 14)
+        [Detections(np.array([[x, 10, x + 20, 30]], np.float32), np.array([0.5]), np.array([2]))] for x in (10, 14)
     ]
     (fused,) = Fusion(weights=weights)(members, found, [(100, 80)])
-    assert fused["boxes"][0] == pytest.approx([14 - 4 * share, 10, 34 - 4 * share, 30], abs=1e-3)
-    assert fused["scores"][0] == pytest.approx(0.5) and fused["labels"].tolist() == [2]
+    assert fused.boxes[0] == pytest.approx([14 - 4 * share, 10, 34 - 4 * share, 30], abs=1e-3)
+    assert fused.scores[0] == pytest.approx(0.5) and fused.labels.tolist() == [2]

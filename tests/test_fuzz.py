@@ -14,11 +14,12 @@ import pytest
 from conftest import TYPES
 from PIL import Image
 
-from leuko.data import coco, source, voc, yolo
+from leuko.data import source
+from leuko.data.dataset import Dataset, Sample
+from leuko.data.formats import coco, voc, yolo
 from leuko.data.images import image_size, is_turned, read_image
-from leuko.data.sample import Dataset, Sample
 from leuko.errors import LeukoError
-from leuko.smear.render import render_field
+from leuko.synth.render import render_field
 
 CASES = 1200
 WORDS = [b"", b"-", b"1e999", b"nan", b"-1", b"0", b"99999999999", b"null", b"true", b'"', b"<", b">", b"&", b"[", b"{"]
@@ -103,7 +104,7 @@ def test_label_files(name, tmp_path):
         read += 1
         if objects:  # what a label file holds is a cell, or is listed as dropped
             kept = sum(len(s.boxes) for s in dataset.samples)
-            dropped = sum(flaw.action == "dropped" for flaw in dataset.flaws)
+            dropped = sum(warning.action == "dropped" for warning in dataset.warnings)
             assert kept + dropped == objects(folder), data
         for sample in dataset.samples:
             assert np.isfinite(sample.boxes).all() and (sample.boxes[:, 2:] > sample.boxes[:, :2]).all(), data

@@ -16,11 +16,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 from leuko.models import DETECTORS, ModelOptions
-from leuko.models.boxes import clip
 from leuko.models.checkpoints import from_mmdetection, mmdetection_names
 from leuko.models.dense import STRIDES, OneStage
 from leuko.models.grid_rcnn import GridRCNN
 from leuko.models.preprocess import Preprocess
+from leuko.ops.boxes import clip
 
 GOLDEN = Path(os.environ.get("LEUKO_GOLDEN", Path(__file__).parent / "golden"))
 NAMES = sorted(p.stem for p in GOLDEN.glob("*.json") if p.stem in DETECTORS)

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from leuko.data.sample import Dataset, Sample
+from leuko.data.dataset import Dataset, Sample
+from leuko.detections import Detections
+from leuko.engine import cost
 from leuko.errors import LeukoError
-from leuko.metrics import coco, differential, speed
+from leuko.metrics import coco, differential
 
 TYPES = ["NG", "BG", "EG", "L", "M"]
 
@@ -45,11 +47,9 @@ def random_case(seed: int) -> tuple[Dataset, list[dict]]:
 
 
 def prediction(boxes, scores, labels) -> dict:
-    return {
-        "boxes": np.asarray(boxes, np.float32).reshape(-1, 4),
-        "scores": np.asarray(scores, np.float32),
-        "labels": np.asarray(labels, np.int64),
-    }
+    return Detections(
+        np.asarray(boxes, np.float32).reshape(-1, 4), np.asarray(scores, np.float32), np.asarray(labels, np.int64)
+    )
 
 
 def numbers(evaluation: coco.Evaluation) -> list[float]:
@@ -147,7 +147,7 @@ def test_wilson_interval_solves_its_definition(successes, total):
 
 def test_differential_count():
     found = [prediction(np.zeros((3, 4)), [0.9, 0.5, 0.49], [0, 3, 1]), prediction(np.zeros((1, 4)), [0.6], [0])]
-    one = differential.count(found[0]["labels"], found[0]["scores"], TYPES)
+    one = differential.count(found[0].labels, found[0].scores, TYPES)
     assert [s.cells for s in one] == [1, 0, 0, 1, 0] and one[0].percent == 50
     both = differential.count_all(found, TYPES)
     assert [(s.type, s.cells) for s in both] == [("NG", 2), ("BG", 0), ("EG", 0), ("L", 1), ("M", 0)]
@@ -160,12 +160,12 @@ def test_differential_count():
 def test_a_score_at_the_threshold_is_counted_as_it_is_listed(threshold):
     """The float32 nearest to .7 is below .7, and is a score of .7 all the same."""
     found = prediction(np.zeros((1, 4)), [threshold], [0])
-    listed = int((found["scores"] >= threshold).sum())
+    listed = int((found.scores >= threshold).sum())
     assert [s.cells for s in differential.count_all([found], ["NG"], threshold)] == [listed] == [1]
 
 
 def test_speed_and_parameters():
-    assert speed.parameters(torch.nn.Linear(3, 2)) == 8
+    assert cost.parameters(torch.nn.Linear(3, 2)) == 8
     calls = []
-    fps = speed.frames_per_second(lambda image: (calls.append(image), time.sleep(0.004)), list("abcde"), warmup=2)
+    fps = cost.frames_per_second(lambda image: (calls.append(image), time.sleep(0.004)), list("abcde"), warmup=2)
     assert calls == list("ab" + "abcde") and 20 < fps <= 250

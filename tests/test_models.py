@@ -10,10 +10,11 @@ import torch
 from conftest import Bomb, tensor
 from torch import nn
 
-from leuko.engine.inference import prepared
-from leuko.engine.trainer import by_rate
+from leuko.engine.evaluate import prepared
+from leuko.engine.trainer import param_groups_of
 from leuko.errors import LeukoError
-from leuko.models import DETECTORS, Backbone, ModelOptions, boxes, create, folding, winograd
+from leuko.models import DETECTORS, Backbone, ModelOptions, create, folding, winograd
+from leuko.ops import boxes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -212,12 +213,12 @@ def test_prepared_model_finds_what_the_model_finds(name):
 def test_double_head_skips_only_what_cannot_be_found():
     model = build("double_head_rcnn", score_threshold=None).eval()
     randomise_norm(model)
-    nn.init.normal_(model.head.class_logits.weight, std=1.0)
+    nn.init.normal_(model.head.cls_logits.weight, std=1.0)
     pyramid = model.fpn(model.backbone(model.preprocess(images := batch()[0])[0]))
     sizes = model.preprocess(images)[1]
     proposals = model.rpn.propose(*model.rpn(pyramid), model.rpn.anchors(pyramid), sizes)
     logits = model.head(pyramid, proposals)
-    model.head.class_logits.bias[-1] += 4 - (logits[:, -1] - logits[:, :-1].amax(1)).median()  # half are background
+    model.head.cls_logits.bias[-1] += 4 - (logits[:, -1] - logits[:, :-1].amax(1)).median()  # half are background
     seen: list[int] = []
     model.box_head.register_forward_pre_hook(lambda _, inputs: seen.append(sum(map(len, inputs[1]))))
     found = model(images)
@@ -258,7 +259,9 @@ def test_fcos_moves_its_boxes_as_far_in_a_step_as_its_improved_form():
     plain.head.distances.weight.data = improved.head.distances.weight.data / 6
     feature, moved = torch.randn(2, 64, 8, 8), []
     for model in (plain, improved):
-        optimiser = torch.optim.SGD([{"params": p, "lr": 1e-3 * factor} for factor, p in by_rate(model).items()])
+        optimiser = torch.optim.SGD(
+            [{"params": p, "lr": 1e-3 * factor} for factor, p in param_groups_of(model).items()]
+        )
         before = model.head.regress(feature, feature, 0)[0].log()
         before.mean().backward()
         optimiser.step()
@@ -268,17 +271,19 @@ def test_fcos_moves_its_boxes_as_far_in_a_step_as_its_improved_form():
 
 def test_unit_maps_deviate_by_one_and_the_deviation_is_kept():
     torch.manual_seed(0)
-    backbone, batch = Backbone("resnet18", unit_maps=True).eval(), torch.randn(2, 3, 96, 96)
-    backbone.calibrate(batch)
+    backbone, batch = Backbone("resnet18", normalize_features=True).eval(), torch.randn(2, 3, 96, 96)
+    backbone.init_scale(batch)
     with torch.no_grad():
         assert [m.std().item() for m in backbone(batch)] == pytest.approx([1.0] * 4, rel=1e-4)
-    follows = Backbone("resnet18", norm="train", freeze=False, unit_maps=True).eval()  # as a run from scratch begins
+    follows = Backbone(
+        "resnet18", norm="train", freeze=False, normalize_features=True
+    ).eval()  # as a run from scratch begins
     before = copy.deepcopy(follows.state_dict())
-    follows.calibrate(batch)
+    follows.init_scale(batch)
     assert {k for k, v in follows.state_dict().items() if not torch.equal(v, before[k])} == {"deviation"}
     with torch.no_grad():
         assert [m.std().item() for m in follows.train()(batch)] == pytest.approx([1.0] * 4, rel=1e-4)
-    other = Backbone("resnet18", unit_maps=True)
+    other = Backbone("resnet18", normalize_features=True)
     other.load_state_dict(backbone.state_dict())
     assert torch.equal(other.deviation, backbone.deviation)
 

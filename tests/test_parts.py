@@ -17,11 +17,12 @@ from torchvision.ops import box_iou, generalized_box_iou
 from torchvision.ops import roi_align as torchvision_roi_align
 
 from leuko.errors import LeukoError
-from leuko.models import anchors, boxes, fsaf, grid_rcnn, winograd
-from leuko.models.assign import IGNORED, NEGATIVE, IoUAssigner, assign_cores, assign_points
+from leuko.models import anchors, fsaf, grid_rcnn, winograd
+from leuko.models.matcher import IGNORED, NEGATIVE, IoUAssigner, assign_cores, assign_points
 from leuko.models.preprocess import Preprocess
-from leuko.models.roi_align import roi_align
 from leuko.models.rpn import RPN
+from leuko.ops import boxes
+from leuko.ops.cpu.roi_align import roi_align
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 quick = settings(max_examples=60, deadline=None)

@@ -16,10 +16,12 @@ import numpy as np
 import pytest
 import yaml
 
-from leuko import commandline
+from leuko import cli
 from leuko.config import TrainOptions
-from leuko.data.sample import Dataset, Sample
+from leuko.data.dataset import Dataset, Sample
+from leuko.detections import Detections
 from leuko.errors import LeukoError
+from leuko.io import replacing, write_csv, write_json, write_text, write_yaml
 from leuko.metrics.coco import Evaluation, TypeResult, evaluate
 from leuko.metrics.differential import count
 from leuko.report import plots, run, table
@@ -44,20 +46,20 @@ def test_new_runs_never_share_a_folder(tmp_path):
 )
 def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch, code, words):
     path = tmp_path / "metrics.json"
-    run.write_json(path, {"mAP": 0.5})
+    write_json(path, {"mAP": 0.5})
 
     def refuse(_):
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(os, "fsync", refuse)
     with pytest.raises(LeukoError, match=words) as caught:
-        run.write_json(path, {"mAP": 0.6})
+        write_json(path, {"mAP": 0.6})
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
     with pytest.raises(LeukoError, match="nowhere"):
-        run.write_text(tmp_path / "nowhere" / "a.txt", "")
+        write_text(tmp_path / "nowhere" / "a.txt", "")
     with pytest.raises(LeukoError, match="cannot be written"):
-        run.write_text(path / "a.txt", "")
-    with pytest.raises(KeyboardInterrupt), run.replacing(path) as temporary:
+        write_text(path / "a.txt", "")
+    with pytest.raises(KeyboardInterrupt), replacing(path) as temporary:
         temporary.write_text("half a fi")
         raise KeyboardInterrupt
     assert json.loads(path.read_text()) == {"mAP": 0.5}
@@ -68,13 +70,13 @@ def test_what_is_written_can_be_read(tmp_path):
     value = {"a": np.float32(0.5), "b": nan, "c": np.array([1, 2]), "d": Path("x"), "e": (True, None, np.inf), "f": "µ"}
     plain = {"a": 0.5, "b": None, "c": [1, 2], "d": "x", "e": [True, None, None], "f": "µ"}
     whole = {**plain, "b": pytest.approx(nan, nan_ok=True), "e": [True, None, np.inf]}
-    run.write_json(tmp_path / "a.json", value)
-    run.write_yaml(tmp_path / "a.yaml", value)
+    write_json(tmp_path / "a.json", value)
+    write_yaml(tmp_path / "a.yaml", value)
     assert json.loads((tmp_path / "a.json").read_text("utf-8"), parse_constant=pytest.fail) == plain
     assert yaml.safe_load((tmp_path / "a.yaml").read_text("utf-8")) == whole
-    run.write_yaml(tmp_path / "args.yaml", TrainOptions(clip=np.inf))
-    assert commandline.stored(TrainOptions, tmp_path / "args.yaml").clip == np.inf
-    run.write_csv(tmp_path / "a.csv", [{"epoch": 1, "val/mAP": nan}, {"epoch": 2, "val/mAP": 0.5, "note": "a, b"}])
+    write_yaml(tmp_path / "args.yaml", TrainOptions(clip=np.inf))
+    assert cli.stored(TrainOptions, tmp_path / "args.yaml").clip == np.inf
+    write_csv(tmp_path / "a.csv", [{"epoch": 1, "val/mAP": nan}, {"epoch": 2, "val/mAP": 0.5, "note": "a, b"}])
     with open(tmp_path / "a.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert rows == [{"epoch": "1", "val/mAP": "", "note": ""}, {"epoch": "2", "val/mAP": "0.5", "note": "a, b"}]
@@ -85,17 +87,17 @@ def test_what_is_written_can_be_read(tmp_path):
     run.log(tmp_path, "resume", epoch=3)
     first, _, last = (tmp_path / "log.jsonl").read_text().splitlines()
     assert json.loads(first)["lr"] is None and (json.loads(last)["event"], json.loads(last)["epoch"]) == ("resume", 3)
-    run.write_json(tmp_path / "environment.json", run.environment())
+    write_json(tmp_path / "environment.json", run.environment())
     environment = json.loads((tmp_path / "environment.json").read_text())
     assert environment["torch"] and environment["cpu"] and environment["threads"] >= 1
 
 
 def test_file_names_that_are_no_text_are_written_as_escapes(tmp_path):
     name = os.fsdecode(b"bad\xff.jpg")
-    run.write_json(tmp_path / "a.json", {"image": name})
-    run.write_yaml(tmp_path / "a.yaml", {"image": name})
+    write_json(tmp_path / "a.json", {"image": name})
+    write_yaml(tmp_path / "a.yaml", {"image": name})
     run.log(tmp_path, "start", image=name)
-    run.write_csv(tmp_path / "a.csv", [{"image": name}])
+    write_csv(tmp_path / "a.csv", [{"image": name}])
     assert json.loads((tmp_path / "a.json").read_text("utf-8")) == {"image": name}
     assert yaml.safe_load((tmp_path / "a.yaml").read_text("utf-8")) == {"image": name}
     assert json.loads((tmp_path / "log.jsonl").read_text("utf-8"))["image"] == name
@@ -104,7 +106,7 @@ def test_file_names_that_are_no_text_are_written_as_escapes(tmp_path):
 
 def test_an_evaluation_without_detections_or_truth(tmp_path):
     data = Dataset(["NG", "BG"], [Sample(tmp_path / "a.jpg", 60, 60, [[0, 0, 9, 9]], [0], id=1)])
-    nothing = {"boxes": np.zeros((0, 4), np.float32), "scores": np.zeros(0, np.float32), "labels": np.zeros(0, int)}
+    nothing = Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, int))
     e = evaluate(data, [nothing])
     run.write_evaluation(tmp_path, e, [], parameters=12, fps=nan)
     metrics = json.loads((tmp_path / "metrics.json").read_text())

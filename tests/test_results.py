@@ -12,8 +12,9 @@ import pytest
 from conftest import TYPES
 
 from leuko.data import source
-from leuko.data.convert import WRITERS
-from leuko.data.sample import Dataset, Sample
+from leuko.data.dataset import Dataset, Sample
+from leuko.data.tools.convert import WRITERS
+from leuko.detections import Detections
 from leuko.metrics import agreement, bootstrap, calibration, coco, confusion, consensus, curves, factors, matching
 from leuko.report import results, run
 
@@ -33,7 +34,7 @@ def drawn(rng: np.random.Generator, images: int, types: int, most: int = 12) -> 
         near = near + rng.normal(0, 2, (d, 4))
         near[:, 2:] = np.maximum(near[:, 2:], near[:, :2] + 1)
         score = np.sort(rng.choice(np.linspace(0.05, 1, 9), d))[::-1].astype(np.float32)
-        predictions.append({"boxes": near.astype(np.float32), "scores": score, "labels": rng.integers(0, types, d)})
+        predictions.append(Detections(near.astype(np.float32), score, rng.integers(0, types, d)))
     return Dataset([f"t{k}" for k in range(types)], samples), predictions
 
 
@@ -70,7 +71,7 @@ def test_a_draw_counts_images_as_often_as_it_says():
     for seed in range(25):
         dataset, found = drawn(rng, 7, 3)
         for f in found:  # no ties, whose order among copies would be another
-            f["scores"] = np.sort(rng.random(len(f["scores"])))[::-1].astype(np.float32)
+            f.scores = np.sort(rng.random(len(f.scores)))[::-1].astype(np.float32)
         times = bootstrap.draws(dataset, 4, seed)
         measured = bootstrap.measured(matching.match(dataset, found), times)
         for row, (mAP, mAR) in zip(times, measured, strict=True):
@@ -109,13 +110,13 @@ def test_confusion_agrees_with_recall_and_counts_all():
         for s, f, p in zip(dataset.samples, found, pairings, strict=True):
             pairs = [(c, d) for c, d in enumerate(p.of_cell) if d >= 0]
             assert len({d for _, d in pairs}) == len(pairs) and all(p.of_detection[d] == c for c, d in pairs)
-            assert all(matching.iou(f["boxes"][d][None], s.boxes[c][None])[0, 0] >= 0.5 for c, d in pairs)
+            assert all(matching.iou(f.boxes[d][None], s.boxes[c][None])[0, 0] >= 0.5 for c, d in pairs)
 
 
 def test_another_type_is_a_confusion_and_not_a_miss():
     cells = Sample(Path("a.png"), 100, 100, [[10, 10, 40, 40], [50, 50, 90, 90]], [0, 1], 1)
     boxes = np.float32([[11, 10, 41, 40], [10, 11, 40, 41], [60, 5, 80, 25]])
-    found = {"boxes": boxes, "scores": np.float32([0.9, 0.6, 0.7]), "labels": np.array([1, 0, 1])}
+    found = Detections(boxes, np.float32([0.9, 0.6, 0.7]), np.array([1, 0, 1]))
     dataset = Dataset(["NG", "BG"], [cells])
     pairings = confusion.pair_all(dataset, [found])
     # The surer detection says BG, but the other one is right: correct, and one too many.
@@ -152,7 +153,7 @@ def test_factors_with_the_papers_counts():
 def _hit(right: bool, extra: bool = False) -> dict:
     boxes = [[10, 10, 40, 40]] * right + [[60, 60, 80, 80]] * extra
     n = len(boxes)
-    return {"boxes": np.float32(boxes).reshape(-1, 4), "scores": np.full(n, 0.9), "labels": np.zeros(n, int)}
+    return Detections(np.float32(boxes).reshape(-1, 4), np.full(n, 0.9), np.zeros(n, int))
 
 
 def _rates(samples: list[Sample], found: list[dict]) -> dict:
@@ -202,10 +203,10 @@ def planted() -> tuple[Dataset, list[list[dict]]]:
     """Three models who agree with each other and not with three labels: a wrong type, a missing label, an empty one."""
     boxes = [[10, 10, 40, 40], [50, 10, 80, 40]]
     samples = [Sample(Path(f"{i}.png"), 100, 100, boxes, [0, 1], i + 1) for i in range(3)]
-    good = {"boxes": np.float32(boxes), "scores": np.float32([0.9, 0.8]), "labels": np.array([0, 1])}
+    good = Detections(np.float32(boxes), np.float32([0.9, 0.8]), np.array([0, 1]))
     wrong_type = {**good, "labels": np.array([1, 1])}
     extra = {key: np.concatenate([v, v[:1]]) for key, v in good.items()}
-    extra["boxes"] = np.float32([*boxes, [60, 60, 95, 95]])
+    extra.boxes = np.float32([*boxes, [60, 60, 95, 95]])
     missed = {key: v[:1] for key, v in good.items()}
     return Dataset(["NG", "BG"], samples), [
         [wrong_type, extra, missed],
@@ -221,13 +222,13 @@ def test_images_are_referred_by_score_and_by_members():
 
     def found(*cells: tuple[float, int]) -> dict:
         scores, labels = np.array([c[0] for c in cells]), np.array([c[1] for c in cells], dtype=int)
-        return {"boxes": np.tile([10.0, 10, 40, 40], (len(cells), 1)), "scores": scores, "labels": labels}
+        return Detections(np.tile([10.0, 10, 40, 40], (len(cells), 1)), scores, labels)
 
     fused = [found((0.9, 0)), found((0.55, 0)), found((0.8, 1))]
     shy, bold = [found((0.4, 0)), found((0.4, 0)), found((0.4, 0))], [found((0.9, 0), (0.4, 1))] * 3
-    rows = agreement.to_refer(dataset, fused, [shy, bold], [0.3, 0.6])
+    rows = agreement.review_queue(dataset, fused, [shy, bold], [0.3, 0.6])
     assert [(r["image"], r["why"]) for r in rows] == [("1.png", "a score of 0.55")] and rows[0]["doubt"] == 0.5
-    rows = agreement.to_refer(dataset, fused, [shy, bold], [0.3, 0.3])
+    rows = agreement.review_queue(dataset, fused, [shy, bold], [0.3, 0.3])
     assert [r["image"] for r in rows] == ["0.png", "1.png", "2.png"]
     assert "members differ by 1 cell" in rows[1]["why"] and rows[0]["why"] == "members differ by 1 cell"
 
@@ -254,7 +255,7 @@ def predictions_of(dataset: Dataset, rng: np.random.Generator, miss: float = 0.1
         n = int(kept.sum())
         boxes = (s.boxes[kept] + rng.normal(0, 1, (n, 4))).astype(np.float32)
         scores = np.sort(rng.uniform(0.3, 1, n))[::-1].astype(np.float32)
-        found.append({"boxes": boxes, "scores": scores, "labels": s.labels[kept]})
+        found.append(Detections(boxes, scores, s.labels[kept]))
     return found
 
 
@@ -266,7 +267,7 @@ def test_all_results_are_written_and_reported(data, tmp_path, leuko, no_plots, m
     models = []
     for name in ("a", "b <i>", "ensemble"):
         found = predictions_of(dataset, rng)
-        models.append(results.Measured(name, found, coco.evaluate(dataset, found), {"parameters": 5}))
+        models.append(results.ModelResult(name, found, coco.evaluate(dataset, found), {"parameters": 5}))
     told = results.write(tmp_path, dataset, models, draws=50)
     assert any("95 %" in line for line in told) and any("kappa" in line for line in told)
     with open(tmp_path / "confusion.csv", newline="") as file:
@@ -307,18 +308,18 @@ def test_all_results_are_written_and_reported(data, tmp_path, leuko, no_plots, m
 def test_results_of_nothing(data, tmp_path, no_plots):
     """No detections at all, no truth at all, a hundred thousand detections on one image: numbers or nan, no error."""
     dataset = source.load(data, "test")
-    none = [{"boxes": np.zeros((0, 4), np.float32), "scores": np.zeros(0), "labels": np.zeros(0, int)}] * len(dataset)
-    results.write(tmp_path, dataset, [results.Measured("none", none, coco.evaluate(dataset, none))], draws=20)
+    none = [Detections(np.zeros((0, 4), np.float32), np.zeros(0), np.zeros(0, int))] * len(dataset)
+    results.write(tmp_path, dataset, [results.ModelResult("none", none, coco.evaluate(dataset, none))], draws=20)
     rng = np.random.default_rng(8)
     corner = rng.uniform(0, 60, (100_000, 2))
     boxes = np.hstack([corner, corner + rng.uniform(2, 20, (100_000, 2))]).astype(np.float32)
-    many = {"boxes": boxes, "scores": rng.random(100_000), "labels": rng.integers(0, 5, 100_000)}
+    many = Detections(boxes, rng.random(100_000), rng.integers(0, 5, 100_000))
     found = [many, *none[1:]]
     pairings = confusion.pair_all(dataset, found, score=0.99)
     assert (confusion.matrix(dataset, found, pairings)[:-1].sum(1) == dataset.counts()).all()
     assert len(matching.match(dataset, found)[0].score) == 100
     empty = Dataset(dataset.types, [Sample(s.image, s.width, s.height, [], [], s.id) for s in dataset.samples])
-    models = [results.Measured(name, none, coco.evaluate(empty, none)) for name in ("none", "nought")]
+    models = [results.ModelResult(name, none, coco.evaluate(empty, none)) for name in ("none", "nought")]
     told = results.write(tmp_path, empty, models, draws=20)
     assert "nan" not in (tmp_path / "intervals.csv").read_text() and "nothing to compare" in told[-1]
     assert not [line for line in told if "difference" in line or "interval" in line]
@@ -378,7 +379,7 @@ def test_a_review_finds_its_cells_in_every_split(pictures, tmp_path, leuko):
     assert result.code == 0 and "1 labels changed" in result.out, result.err
     for split, labels in (("val", [0, 1]), ("test", [1, 0]), ("train", [0])):
         assert source.load(dst, split).samples[0].labels.tolist() == labels
-    assert "suspect 1 of the review: its cell is not in split train" in (dst / "flaws.txt").read_text()
+    assert "suspect 1 of the review: its cell is not in split train" in (dst / "warnings.txt").read_text()
     (tmp_path / "out.yaml").write_text(f"splits: {{../evil: {src}/val.json}}\n")
     review = tmp_path / "consensus.json"
     leuko("data", "apply-review", tmp_path / "out.yaml", review, tmp_path / "new/x").refused("evil")
@@ -390,7 +391,7 @@ def test_a_flood_of_detections_on_one_image():
     rng = np.random.default_rng(3)
     corner = rng.uniform(0, 90, (30000, 2))
     boxes = np.hstack([corner, corner + rng.uniform(3, 10, (30000, 2))])
-    flood = {"boxes": boxes, "scores": np.linspace(1, 0.3, 30000), "labels": rng.integers(0, 2, 30000)}
+    flood = Detections(boxes, np.linspace(1, 0.3, 30000), rng.integers(0, 2, 30000))
     dataset = Dataset(["NG", "BG"], [Sample(Path("a.png"), 100, 100, [[10, 10, 40, 40]], [0], 1)])
     found = consensus.suspects(dataset, [[flood], [flood]], ["a", "b"])
     assert {"unlabelled"} <= {s.kind for s in found} and len(found) <= 2 * consensus.MOST_VOTES

@@ -13,7 +13,7 @@ from leuko import Detector
 from leuko.data.images import read_image
 from leuko.data.source import load
 from leuko.engine import checkpoint, fusion
-from leuko.engine.inference import detect, prepared
+from leuko.engine.evaluate import detect, prepared
 from leuko.errors import LeukoError
 from leuko.models import create
 
@@ -35,16 +35,16 @@ def test_a_size_is_the_model_built_for_it_and_several_are_fused(project, data):
     own = weights.recipe["image_size"]
     sizes = [own, own + 32, own + 45]
     alone = [detect(built(weights, size), [image], CPU) for size in sizes]
-    assert not np.array_equal(alone[0][0]["boxes"], alone[1][0]["boxes"])  # else this test compares nothing
+    assert not np.array_equal(alone[0][0].boxes, alone[1][0].boxes)  # else this test compares nothing
     for size, expected in zip(sizes, alone, strict=True):
         found = Detector(project / "faster", imgsz=size).predict(image, threshold=0)
-        np.testing.assert_allclose(found.boxes, expected[0]["boxes"], rtol=1e-5, atol=1e-3)
-        np.testing.assert_array_equal(found.labels, expected[0]["labels"])
+        np.testing.assert_allclose(found.boxes, expected[0].boxes, rtol=1e-5, atol=1e-3)
+        np.testing.assert_array_equal(found.labels, expected[0].labels)
     fused = fusion.fuse(alone, [(sample.width, sample.height)])[0]
     found = Detector(project / "faster", imgsz=sizes).predict(image, threshold=0)
-    np.testing.assert_allclose(found.boxes, fused["boxes"], rtol=1e-5, atol=1e-2)
-    np.testing.assert_allclose(found.scores, fused["scores"], rtol=1e-4)
-    np.testing.assert_array_equal(found.labels, fused["labels"])
+    np.testing.assert_allclose(found.boxes, fused.boxes, rtol=1e-5, atol=1e-2)
+    np.testing.assert_allclose(found.scores, fused.scores, rtol=1e-4)
+    np.testing.assert_array_equal(found.labels, fused.labels)
 
 
 def test_val_and_predict_take_sizes(project, data, tmp_path, leuko):

@@ -13,11 +13,11 @@ import pytest
 
 from leuko.cells import TYPES
 from leuko.data.source import load
-from leuko.data.synth import synth
+from leuko.data.tools.synth import synth
 from leuko.errors import LeukoError
-from leuko.smear import stain
-from leuko.smear.leukocytes import DRAW
-from leuko.smear.render import render, render_field
+from leuko.synth import stain
+from leuko.synth.leukocytes import DRAW
+from leuko.synth.render import render, render_field
 
 CODES = [t.code for t in TYPES]
 
@@ -115,7 +115,7 @@ def test_the_three_formats_hold_the_same(tmp_path):
         assert [len(made[s]) for s in ("train", "val", "test")] == [4, 3, 2]
         for split, dataset in made.items():
             read = load(tmp_path / form, split)
-            assert read.types == CODES and not read.flaws
+            assert read.types == CODES and not read.warnings
             for a, b in zip(dataset.samples, read.samples, strict=True):
                 assert a.image == b.image.absolute() and (a.width, a.height) == (b.width, b.height)
                 np.testing.assert_array_equal(a.boxes, b.boxes)

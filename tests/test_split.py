@@ -13,9 +13,10 @@ from conftest import FCOS, TINY, untrained
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from leuko.data import coco, source, yolo
-from leuko.data.sample import Dataset, Sample
-from leuko.data.split import cost, divide, joined, split
+from leuko.data import source
+from leuko.data.dataset import Dataset, Sample
+from leuko.data.formats import coco, yolo
+from leuko.data.tools.split import cost, divide, joined, split
 
 TYPES = ["NG", "BG", "EG", "L", "M"]
 
@@ -133,8 +134,8 @@ def test_what_is_mended_is_told_and_a_link_leads_to_the_folder(smears, tmp_path,
     (tmp_path / "link").symlink_to(tmp_path / "real")
     for force in ([], ["--force"]):
         result = leuko("data", "split", smears, tmp_path / "link", *force)
-        assert result.code == 0 and "1 flaws mended" in result.out, result.err
-    assert (tmp_path / "link").is_symlink() and "clipped" in (tmp_path / "real/flaws.txt").read_text()
+        assert result.code == 0 and "1 warnings mended" in result.out, result.err
+    assert (tmp_path / "link").is_symlink() and "clipped" in (tmp_path / "real/warnings.txt").read_text()
     assert sorted(p.name for p in tmp_path.iterdir() if p.suffix != ".png") == ["data", "link", "real"]
 
 

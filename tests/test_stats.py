@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from conftest import table
 
-from leuko.data import coco, stats
-from leuko.data.sample import Dataset, Sample
+from leuko.data.dataset import Dataset, Sample
+from leuko.data.formats import coco
+from leuko.data.tools import stats
 
 TYPES = ["NG", "BG", "EG"]
 

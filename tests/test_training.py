@@ -21,9 +21,9 @@ from conftest import FASTER, FCOS, TINY
 from safetensors.torch import load_file
 
 from leuko.config import TrainOptions
-from leuko.data import loading, source
-from leuko.data.augment import listed, read_steps
-from leuko.data.sample import Dataset, Sample
+from leuko.data import loader, source
+from leuko.data.dataset import Dataset, Sample
+from leuko.data.transforms.compose import listed, read_steps
 from leuko.engine import checkpoint, schedule
 from leuko.engine.trainer import Trainer
 from leuko.engine.training import Training
@@ -202,8 +202,8 @@ def test_new_run_starts_from_weights(data, project, tmp_path, leuko, no_plots):
 
 OPTIONS = {
     # 192 px: torch 2.14.1 leaves NaN in the bf16 gradient of a 3x3 convolution of a map of one cell, P6 at 64 px
-    "fcos": "--model fcos --channels 64 --imgsz 192 --amp bf16 --channels-last --unit-maps --cache ram",
-    "cascade_rcnn": "--model cascade_rcnn --norm gn --augment none --unit-maps --batch 4",
+    "fcos": "--model fcos --channels 64 --imgsz 192 --amp bf16 --channels-last --normalize-features --cache ram",
+    "cascade_rcnn": "--model cascade_rcnn --norm gn --augment none --normalize-features --batch 4",
     "pretrained": "--model fcos_improved --channels 64 --pretrained --clip inf --workers 1",
 }
 
@@ -245,9 +245,9 @@ def test_run_folder_holds_what_was_promised(project, data):
 
 
 def test_batches_are_the_same_on_any_number_of_processes(data):
-    items = loading.TrainingItems(source.load(data, "train"), 64, read_steps("smear"), seed=5)
-    alone, together = (list(loading.training_batches(items, 2, 4, workers=workers)) for workers in (0, 2))
-    resumed = list(loading.training_batches(items, 2, 4, start=1))
+    items = loader.TrainingItems(source.load(data, "train"), 64, read_steps("smear"), seed=5)
+    alone, together = (list(loader.training_batches(items, 2, 4, workers=workers)) for workers in (0, 2))
+    resumed = list(loader.training_batches(items, 2, 4, start=1))
     assert [len(batch) for batch in alone] == [3, 3, 3]
     for ours, theirs in zip([*alone, *alone[1:]], [*together, *resumed], strict=True):
         for one, other in zip(ours, theirs, strict=True):
@@ -294,7 +294,7 @@ def test_truncated_image_stops_the_run_in_one_line(workers, data, tmp_path, leuk
     leuko("train", "--data", broken, "--project", tmp_path, *words).refused(str(image), "the JPEG is truncated")
     image.unlink()  # as it might be in the middle of a run
     with pytest.raises(LeukoError, match=f"{image}: cannot be read"):
-        list(loading.plain_batches(Dataset(["NG"], [Sample(image, 80, 80, [], [], 1)]), 1, int(workers)))
+        list(loader.plain_batches(Dataset(["NG"], [Sample(image, 80, 80, [], [], 1)]), 1, int(workers)))
 
 
 def test_full_disk_leaves_the_old_files_whole(faster, leuko, no_plots):
@@ -352,8 +352,8 @@ def test_comparison_augments_all_its_models_alike(data, tmp_path, leuko, monkeyp
         taken.append(options.augment)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("leuko.comparison.train", interrupted)
-    monkeypatch.setattr("leuko.data.augment.ENOUGH", 10)
+    monkeypatch.setattr("leuko.compare.train", interrupted)
+    monkeypatch.setattr("leuko.data.transforms.compose.ENOUGH", 10)
     words = ["train", "--data", data, "--project", tmp_path, *TINY, "--epochs", "1", "--model", "fcos,fsaf"]
     assert leuko(*words, "--name", "two").code == 130
     assert leuko("train", "--resume", tmp_path / "two", "--epochs", "2").code == 130

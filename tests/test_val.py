@@ -16,10 +16,11 @@ import yaml
 from conftest import table, untrained
 
 from leuko import Detector, predict, val
-from leuko.data.sample import Dataset, Sample
+from leuko.data.dataset import Dataset, Sample
 from leuko.data.source import load
+from leuko.detections import Detections
 from leuko.engine import checkpoint, ensemble
-from leuko.engine.inference import Member
+from leuko.engine.evaluate import EnsembleMember
 from leuko.metrics import coco
 from leuko.models import create
 from leuko.report import results
@@ -134,12 +135,12 @@ def test_val_tunes_on_the_scores_that_it_fuses(project, data, faster, tmp_path, 
 
     monkeypatch.setattr(val, "tune", tune)
     assert leuko(*words, "--ensemble", faster, other, "--tune", "--calibrated").code == 0
-    member = Member.load(faster, torch.device("cpu"))
+    member = EnsembleMember.load(faster, torch.device("cpu"))
     plain = ensemble.predict_members([member], load(data, "val"), torch.device("cpu"), batch=1, workers=0)[0].found
-    assert len(seen) == 2 and sum(len(f["scores"]) for f in plain)
+    assert len(seen) == 2 and sum(len(f.scores) for f in plain)
     for found in seen:
         for ours, image in zip(found, plain, strict=True):
-            np.testing.assert_allclose(ours["scores"], member.scaling(image["scores"]), rtol=1e-5)
+            np.testing.assert_allclose(ours.scores, member.scaling(image.scores), rtol=1e-5)
 
 
 def test_a_result_is_named_before_anything_runs(project, data, faster, tmp_path, leuko, monkeypatch):
@@ -189,8 +190,8 @@ def test_flaws_of_the_split_to_tune_on_are_told(data, faster, tmp_path, leuko):
     (flawed / "val.json").write_text(json.dumps(content))
     words = ["val", "--data", flawed, "--save", tmp_path / "val", "--workers", "0", "--weights", faster, "--calibrate"]
     result = leuko(*words)
-    assert result.code == 0 and "val: 1 flaws mended" in result.out, result.err
-    assert "val.json" in (tmp_path / "val/faster/flaws.txt").read_text()
+    assert result.code == 0 and "val: 1 warnings mended" in result.out, result.err
+    assert "val.json" in (tmp_path / "val/faster/warnings.txt").read_text()
 
 
 def test_val_calibrates_and_predict_uses_it(project, data, faster, tmp_path, leuko):
@@ -244,8 +245,8 @@ def test_a_calibration_holds_for_the_image_sizes_of_its_fit(data, faster, tmp_pa
     del weights.about["calibration"]["sizes"]  # as fits were stored once
     checkpoint.save_calibration(weights, weights.about["calibration"])
     cpu = torch.device("cpu")
-    assert Member.load(faster, cpu).scaling and Member.load(faster, cpu, (64,)).scaling
-    assert Member.load(faster, cpu, (96,)).scaling is None
+    assert EnsembleMember.load(faster, cpu).scaling and EnsembleMember.load(faster, cpu, (64,)).scaling
+    assert EnsembleMember.load(faster, cpu, (96,)).scaling is None
 
 
 def test_val_never_writes_into_a_foreign_file(data, faster, tmp_path, leuko, monkeypatch):
@@ -308,7 +309,7 @@ def found_all(dataset: Dataset, least: int = 0) -> list[dict]:
     found = []
     for i, s in enumerate(dataset.samples):
         n = len(s.boxes) if i >= least else 0
-        found.append({"boxes": s.boxes[:n], "scores": np.full(n, 0.9, np.float32), "labels": s.labels[:n]})
+        found.append(Detections(s.boxes[:n], np.full(n, 0.9, np.float32), s.labels[:n]))
     return found
 
 
@@ -319,7 +320,7 @@ def test_one_group_gives_no_interval_and_no_verdict(groups, data, tmp_path, no_p
     for i, s in enumerate(dataset.samples):
         s.group = f"smear {i % groups}"
     found = [found_all(dataset, least) for least in (4, 0)]
-    models = [results.Measured(str(i), f, coco.evaluate(dataset, f)) for i, f in enumerate(found)]
+    models = [results.ModelResult(str(i), f, coco.evaluate(dataset, f)) for i, f in enumerate(found)]
     *_, span, gap = results.write(tmp_path, dataset, models, draws=20)
     rows = [row for name in ("intervals", "differences") for row in table(tmp_path / f"{name}.csv")]
     assert len(rows) == 5 and all((row["low"] == row["high"] == "") == (groups == 1) for row in rows)
@@ -330,7 +331,7 @@ def test_one_group_gives_no_interval_and_no_verdict(groups, data, tmp_path, no_p
 def test_kappa_of_one_type_is_a_dash(pictures, tmp_path, no_plots):
     dataset = Dataset(["NG"], [Sample(p, 97, 61, [[10, 10, 40, 40]], [0], i) for i, p in enumerate(pictures, 1)])
     found = found_all(dataset)
-    told = results.write(tmp_path, dataset, [results.Measured("a", found, coco.evaluate(dataset, found))], draws=0)
+    told = results.write(tmp_path, dataset, [results.ModelResult("a", found, coco.evaluate(dataset, found))], draws=0)
     assert "kappa of the types of found cells -;" in told[-1]
 
 

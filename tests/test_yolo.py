@@ -18,7 +18,7 @@ from PIL import ExifTags, Image
 from leuko.__main__ import main
 from leuko.data.images import read_image
 from leuko.engine import checkpoint
-from leuko.engine.inference import prepared
+from leuko.engine.evaluate import prepared
 from leuko.engine.yolo import write_dataset
 from leuko.errors import LeukoError
 from leuko.models import create

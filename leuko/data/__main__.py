@@ -9,17 +9,18 @@ from pathlib import Path
 
 import numpy as np
 
-from leuko.commandline import Parser
-from leuko.commandline import run as run_command
-from leuko.data import stats
-from leuko.data.check import check, counted
-from leuko.data.convert import WRITERS, convert, load_all
-from leuko.data.making import MAKING, Command, counts
-from leuko.data.review import apply_review
-from leuko.data.sample import Dataset
-from leuko.data.split import merge, split
-from leuko.errors import LeukoError, nearest
-from leuko.report import html, plots, run, table
+from ..cli import Parser
+from ..cli import run as run_command
+from ..errors import LeukoError, nearest
+from ..io import write_csv, write_json, write_text
+from ..report import html, plots, run, table
+from .dataset import Dataset
+from .making import MAKING, Command, counts
+from .tools import stats
+from .tools.check import check, counted
+from .tools.convert import WRITERS, convert, load_all
+from .tools.review import apply_review
+from .tools.split import merge, split
 
 
 def _convert_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +41,7 @@ def _convert_arguments(parser: argparse.ArgumentParser) -> None:
 def _convert(args: argparse.Namespace) -> None:
     datasets = convert(**vars(args), progress=True)
     for name, dataset in datasets.items():
-        if told := table.flaws(name, dataset):
+        if told := table.warnings(name, dataset):
             print(told)
     print(f"{args.dst}: {args.to}")
     print(counts(datasets))
@@ -59,16 +60,16 @@ def _stats(args: argparse.Namespace) -> None:
     tints = stats.colours(whole, split_of, progress=True)
     noted = stats.factors(datasets)
     folder = run.new_run(args.save, args.name or args.src.resolve().stem)
-    run.write_csv(folder / "counts.csv", stats.counts(datasets))
-    run.write_csv(folder / "sizes.csv", stats.sizes(whole))
-    run.write_csv(folder / "cells_per_image.csv", stats.cells_per_image(datasets))
-    run.write_csv(folder / "colours.csv", [c.row() for c in tints])
+    write_csv(folder / "counts.csv", stats.counts(datasets))
+    write_csv(folder / "sizes.csv", stats.sizes(whole))
+    write_csv(folder / "cells_per_image.csv", stats.cells_per_image(datasets))
+    write_csv(folder / "colours.csv", [c.row() for c in tints])
     if noted:
-        run.write_csv(folder / "factors.csv", noted)
-    run.write_flaws(folder, *datasets.values())
+        write_csv(folder / "factors.csv", noted)
+    run.write_warnings(folder, *datasets.values())
     plots.data_statistics(whole, tints, stats.factors({"all": whole}), folder / "stats.png")
     for name, dataset in datasets.items():
-        if told := table.flaws(name, dataset):
+        if told := table.warnings(name, dataset):
             print(told)
     print(f"{args.src}: cells and, in brackets, the images that they are on")
     print(table.aligned(table.table1(datasets), head=1))
@@ -110,8 +111,8 @@ def _split(args: argparse.Namespace) -> None:
     names = [name.strip() for name in options.pop("names").split(",") if name.strip()]
     parts = split(**options, ratios=ratios, names=names)
     shares = [1.0] * len(parts) if args.folds else ratios
-    if (mended := args.dst / "flaws.txt").is_file():
-        print(f"{len(mended.read_text().splitlines())} flaws mended, listed in {mended}")
+    if (mended := args.dst / "warnings.txt").is_file():
+        print(f"{len(mended.read_text().splitlines())} warnings mended, listed in {mended}")
     for name, number in next(iter(parts.values())).ignored.items():
         print(f"{number} cells of the class {name} left out, as the data YAML says")
     print(f"{args.dst}: cells and, in brackets, the images that they are on")
@@ -144,8 +145,8 @@ def _check(args: argparse.Namespace) -> int:
     datasets, findings = check(args.src, not args.labels_only, progress=True)
     folder = run.new_run(args.save, args.name or args.src.resolve().stem)
     lines = table.table1(datasets) if datasets and len({tuple(d.types) for d in datasets.values()}) == 1 else []
-    run.write_json(folder / "report.json", {"source": str(args.src), "findings": findings})
-    run.write_text(folder / "report.html", html.check_report(args.src, datasets, findings, lines))
+    write_json(folder / "report.json", {"source": str(args.src), "findings": findings})
+    write_text(folder / "report.html", html.check_report(args.src, datasets, findings, lines))
     for level, kind, number, first in counted(findings):
         print(f"{level:<7} {kind} ({number}), such as\n        {first.text}")
     to_decide = sum(f.level == "decide" for f in findings)
@@ -167,7 +168,7 @@ def _review(args: argparse.Namespace) -> None:
     for row in rows:
         print(f"{row['image']}: {row['before'] or 'no cell'} is now {row['after'] or 'no cell'}")
     print(f"{args.dst}: {len(rows)} labels changed, listed in reviewed.csv")
-    if (left := args.dst / "flaws.txt").is_file():
+    if (left := args.dst / "warnings.txt").is_file():
         print(f"what was mended in the data, and verdicts on cells that a split lacks: {left}")
 
 

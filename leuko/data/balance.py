@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from leuko.data.sample import Dataset
+from .dataset import Dataset
 
 
 def repeat_factors(dataset: Dataset, threshold: float) -> np.ndarray:

@@ -14,9 +14,9 @@ from typing import Literal, Protocol
 import numpy as np
 from tqdm import tqdm
 
-from leuko.data.images import fit, read_image
-from leuko.data.sample import Dataset
-from leuko.errors import LeukoError
+from ..errors import LeukoError
+from .dataset import Dataset
+from .images import fit, read_image
 
 Cache = Literal["none", "ram", "disk"]
 

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from leuko.errors import LeukoError
+from ..errors import LeukoError
 
 T = TypeVar("T")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")

@@ -7,18 +7,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from leuko.data import stats
-from leuko.data.compose import compose
-from leuko.data.convert import load_all
-from leuko.data.factors import put_on
-from leuko.data.made import FORMATS
-from leuko.data.resize import resize
-from leuko.data.sample import Dataset
-from leuko.data.synth import synth
-from leuko.errors import LeukoError
-from leuko.report import table
-from leuko.smear.factors import FACTORS
-from leuko.smear.sheet import types_sheet
+from ..errors import LeukoError
+from ..report import table
+from ..synth.factors import FACTORS
+from ..synth.sheet import types_sheet
+from .dataset import Dataset
+from .tools import stats
+from .tools.builder import FORMATS
+from .tools.compose import compose
+from .tools.convert import load_all
+from .tools.factors import put_on
+from .tools.resize import resize
+from .tools.synth import synth
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ def _synth(args: argparse.Namespace) -> None:
 
 def told(dst: Path, before: dict[str, Dataset]) -> None:
     """Tell what of a source did not come into the data set that was made of it."""
-    if (mended := dst / "flaws.txt").is_file():
-        print(f"{len(mended.read_text(encoding='utf-8').splitlines())} flaws mended, listed in {mended}")
+    if (mended := dst / "warnings.txt").is_file():
+        print(f"{len(mended.read_text(encoding='utf-8').splitlines())} warnings mended, listed in {mended}")
     for name, number in next(iter(before.values())).ignored.items():
         print(f"{number} cells of the class {name} left out, as the data YAML says")
 

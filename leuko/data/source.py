@@ -21,14 +21,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from leuko.data import coco, voc, yolo
-from leuko.data.assemble import assemble
-from leuko.data.files import read_list, read_yaml, refusals_told
-from leuko.data.images import is_image, list_images
-from leuko.data.names import by_index
-from leuko.data.records import Labels, Problems
-from leuko.data.sample import Dataset
-from leuko.errors import LeukoError, nearest
+from ..errors import LeukoError, nearest
+from ..io import io_errors_as, read_list, read_yaml
+from .dataset import Dataset
+from .formats import coco, voc, yolo
+from .formats.names import by_index
+from .formats.records import Labels, Problems
+from .images import is_image, list_images
+from .validate import validate
 
 FORMATS = {"voc": voc, "coco": coco, "yolo": yolo}
 _ORDER = ("train", "val", "test")
@@ -67,12 +67,12 @@ def split_name(data: str | Path, split: str) -> str:
     return find(data).own_name(split)
 
 
-@refusals_told()
+@io_errors_as("read")
 def load(data: str | Path, split: str, types: Sequence[str] | None = None, problems: Problems | None = None) -> Dataset:
     """Read and check one split of a data set.
 
     ``data`` is a folder, a COCO file or a data YAML. With ``types`` the classes are matched to these by name, and a
-    class without counterpart is an error. What was mended is listed in ``Dataset.flaws``. Raises LeukoError; with
+    class without counterpart is an error. What was mended is listed in ``Dataset.warnings``. Raises LeukoError; with
     ``problems`` that collect, only where nothing can be read.
     """
     source = find(data)
@@ -91,10 +91,10 @@ def load(data: str | Path, split: str, types: Sequence[str] | None = None, probl
         found = coco.class_names(every)
     wanted = {"names": list(names.values()), "types": types, "ignore": source.ignore, "found": found}
     named = parts[0] if source.file.is_dir() and len(parts) == 1 else source.file
-    return assemble(named, labels, problems, **wanted)
+    return validate(named, labels, problems, **wanted)
 
 
-@refusals_told()
+@io_errors_as("read")
 def groups(data: str | Path, split: str) -> set[str]:
     """Return the groups (smears, patients) that a split's label files name; its images need not be there."""
     source = find(data)
@@ -112,7 +112,7 @@ def _parse(source: Source, part: Path, names: dict[int, str], problems: Problems
     return coco.parse(part, problems)
 
 
-@refusals_told()
+@io_errors_as("read")
 def find(data: str | Path) -> Source:
     """Find out what a folder, COCO file or data YAML holds; raises LeukoError."""
     path = Path(data)

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from .. import __version__
 from ..errors import LeukoError, nearest
+from ..io import plain, replacing, write_bytes
 from ..models import DetectionModel, create
 from ..models.backbone import read_state
 from ..models.checkpoints import from_foreign
 from ..models.yolo import read_checkpoint
-from ..report import run
 
 FOREIGN = ".pt"  # suffix of Ultralytics' weights, which are read and never written
 
@@ -51,19 +51,19 @@ def save_weights(
     path: Path, model: DetectionModel, state: dict[str, Tensor], types: list[str], **about: object
 ) -> None:
     """Write weights under a temporary name and rename; no code is needed, or run, to read them."""
-    document = {"recipe": model.recipe, "types": types, "about": {"leuko": __version__, **run.plain(about)}}
+    document = {"recipe": model.recipe, "types": types, "about": {"leuko": __version__, **plain(about)}}
     state = {k: v.detach().cpu().contiguous() for k, v in state.items()}
-    run.write_bytes(path, safetensors.torch.save(state, {"leuko": json.dumps(document)}))
+    write_bytes(path, safetensors.torch.save(state, {"leuko": json.dumps(document)}))
 
 
 def save_calibration(weights: Weights, calibration: dict) -> None:
     """Write a weights file again with a calibration of its scores in its metadata (see ``metrics.calibration``), and
     the image sizes that it holds for; LeukoError as :func:`check_calibrates` says."""
     check_calibrates(weights)
-    about = {**weights.about, "calibration": run.plain(calibration)}
+    about = {**weights.about, "calibration": plain(calibration)}
     document = {"recipe": weights.recipe, "types": weights.types, "about": about}
     state = {key: value.contiguous() for key, value in weights.state.items()}
-    run.write_bytes(weights.path, safetensors.torch.save(state, {"leuko": json.dumps(document)}))
+    write_bytes(weights.path, safetensors.torch.save(state, {"leuko": json.dumps(document)}))
 
 
 def check_calibrates(weights: Weights) -> None:
@@ -118,10 +118,16 @@ def transfer(weights: Weights, model: DetectionModel, types: list[str]) -> list[
     Returns the types that the weights know; the others keep their fresh initialisation. LeukoError if the weights are
     another detector's or another backbone's.
     """
-    for key in ("name", "backbone", "norm", "unit_maps", "channels", "fc_channels"):
+    for key in ("name", "backbone", "norm", "normalize_features", "channels", "fc_channels"):
         if (stored := weights.recipe.get(key)) != model.recipe.get(key):
             flag = {"name": "model"}.get(key, key).replace("_", "-")
-            remedy = f"--{flag} {stored}" if key != "unit_maps" else "--unit-maps" if stored else "--no-unit-maps"
+            remedy = (
+                f"--{flag} {stored}"
+                if key != "normalize_features"
+                else "--normalize-features"
+                if stored
+                else "--no-normalize-features"
+            )
             raise LeukoError(f"{weights.path}: its {flag} is {stored}, not {model.recipe[key]}; give {remedy}")
     known = [t for t in types if t in weights.types]
     state, own = weights.build().state_dict(), model.state_dict()
@@ -168,7 +174,7 @@ def transfer_foreign(path: Path, model: DetectionModel) -> list[str]:
 
 def save_resume(path: Path, state: dict) -> None:
     """Write the state of a run: tensors, numbers, strings, lists and dicts, under a temporary name, then renamed."""
-    with run.replacing(path) as temporary, open(temporary, "wb") as file:
+    with replacing(path) as temporary, open(temporary, "wb") as file:
         try:
             torch.save(state, file)
         except RuntimeError as e:

@@ -13,20 +13,22 @@ import torch
 from tqdm import tqdm
 
 from ..config import TrainOptions
-from ..data.files import read_yaml
-from ..data.sample import Dataset
+from ..data.dataset import Dataset
 from ..errors import LeukoError
+from ..io import read_yaml
 from ..metrics import coco
 from . import fusion
 from .checkpoint import load_resume, load_weights
-from .inference import Member, Predictions, predict
+from .evaluate import EnsembleMember, Predictions, predict
 
 LAST = Path("weights/last.safetensors")
 
 
-def load_members(sources: Sequence[str | Path], device: torch.device, sizes: Sequence[int] = ()) -> list[Member]:
+def load_members(
+    sources: Sequence[str | Path], device: torch.device, sizes: Sequence[int] = ()
+) -> list[EnsembleMember]:
     """The models of run folders or weights files; two of one name get a number behind it."""
-    members = [Member.load(source, device, sizes) for source in sources]
+    members = [EnsembleMember.load(source, device, sizes) for source in sources]
     for member in members:
         if member.name.startswith("ensemble"):  # which is what the fusion is called
             member.name += " (model)"
@@ -77,7 +79,7 @@ def finished_runs(project: str | Path, types: Sequence[str] | None = None) -> li
 
 
 def predict_members(
-    members: Sequence[Member], dataset: Dataset, device: torch.device, *, batch: int, workers: int
+    members: Sequence[EnsembleMember], dataset: Dataset, device: torch.device, *, batch: int, workers: int
 ) -> list[Predictions]:
     """Each member's predictions with labels in the data set's order. Types are compared before anything runs."""
     for member in members:
@@ -90,12 +92,12 @@ def predict_members(
     return results
 
 
-def stated_mAP(member: Member) -> float | None:
+def stated_mAP(member: EnsembleMember) -> float | None:
     """The mAP at which the member's weights were chosen, on its run's validation split; None if not known."""
     return (member.weights.about.get("val") or {}).get("mAP")
 
 
-def validation_mAP(member: Member) -> float:
+def validation_mAP(member: EnsembleMember) -> float:
     """What :func:`stated_mAP` gives; LeukoError if not known."""
     measured = stated_mAP(member)
     if measured is None:
@@ -106,7 +108,7 @@ def validation_mAP(member: Member) -> float:
     return float(measured)
 
 
-def best_members(members: Sequence[Member], number: int) -> list[int]:
+def best_members(members: Sequence[EnsembleMember], number: int) -> list[int]:
     """Indices of the ``number`` members of the highest validation mAP, in the order given."""
     order = sorted(range(len(members)), key=lambda i: -validation_mAP(members[i]))
     return sorted(order[:number])
@@ -123,12 +125,12 @@ class Fusion:
     weights: Literal["equal", "map", "error"] = "equal"
 
     def __call__(
-        self, members: Sequence[Member], found: Sequence[Sequence[dict]], sizes: Sequence[tuple[int, int]]
+        self, members: Sequence[EnsembleMember], found: Sequence[Sequence[dict]], sizes: Sequence[tuple[int, int]]
     ) -> list[dict[str, np.ndarray]]:
         """Fuse ``found[m][n]`` of member m on image n, whose (width, height) is ``sizes[n]``."""
         return fusion.fuse(found, sizes, self.iou, self.score, self.votes(members))
 
-    def votes(self, members: Sequence[Member]) -> list[float] | None:
+    def votes(self, members: Sequence[EnsembleMember]) -> list[float] | None:
         """Each member's weight, None where all are the same; LeukoError if one's validation mAP is wanted and not
         known."""
         if self.weights == "equal":
@@ -144,7 +146,7 @@ WEIGHTS = ("equal", "map", "error")
 
 
 def tune(
-    members: Sequence[Member], found: Sequence[Sequence[dict]], dataset: Dataset
+    members: Sequence[EnsembleMember], found: Sequence[Sequence[dict]], dataset: Dataset
 ) -> tuple[Fusion, list[dict[str, object]]]:
     """The fusion of the highest mAP on a data set, and what each that was tried reached: fusion, mAP, mAP50, mAR.
 

@@ -22,7 +22,8 @@ import numpy as np
 import torch
 from torchvision.ops import batched_nms
 
-from leuko.errors import LeukoError
+from ..detections import Detections
+from ..errors import LeukoError
 
 
 def fuse(
@@ -51,7 +52,7 @@ def fuse(
                 f"ensemble member {m + 1}: {len(predictions)} predictions for {len(sizes)} images; predict each once"
             )
         for n, prediction in enumerate(predictions):
-            if not np.isfinite(prediction["scores"]).all():
+            if not np.isfinite(prediction.scores).all():
                 raise LeukoError(
                     f"ensemble member {m + 1}: image {n}: a score is not a number; leave out this diverged model"
                 )
@@ -69,14 +70,14 @@ def fuse(
 
 def _votes(prediction: dict, size: tuple[int, int], iou_threshold: float, score_threshold: float) -> dict:
     """Return one member's prediction with one vote a cell: float64 boxes within the image, overlaps suppressed."""
-    boxes = torch.as_tensor(prediction["boxes"]).double().reshape(-1, 4)
+    boxes = torch.as_tensor(prediction.boxes).double().reshape(-1, 4)
     boxes = torch.minimum(boxes.clamp(min=0), boxes.new_tensor([*size, *size]))
-    scores = torch.as_tensor(prediction["scores"]).double()
-    labels = torch.as_tensor(prediction["labels"])
+    scores = torch.as_tensor(prediction.scores).double()
+    labels = torch.as_tensor(prediction.labels)
     voting = (scores >= score_threshold) & (scores > 0) & (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
     boxes, scores, labels = boxes[voting], scores[voting], labels[voting]
     kept = batched_nms(boxes, scores, labels, iou_threshold)
-    return {"boxes": boxes[kept].numpy(), "scores": scores[kept].numpy(), "labels": labels[kept].numpy()}
+    return Detections(boxes[kept].numpy(), scores[kept].numpy(), labels[kept].numpy())
 
 
 def _fuse_image(
@@ -86,17 +87,17 @@ def _fuse_image(
 
     scale = np.array([*size, *size], dtype=np.float64)
     boxes, scores, labels = weighted_boxes_fusion(
-        [v["boxes"] / scale for v in votes],
-        [v["scores"] for v in votes],
-        [v["labels"] for v in votes],
+        [v.boxes / scale for v in votes],
+        [v.scores for v in votes],
+        [v.labels for v in votes],
         weights=weights,
         iou_thr=iou_threshold,
         conf_type="avg",
         allows_overflow=True,  # else the sum is divided by the number of boxes where they are more than the models
     )
     order = np.argsort(-scores, kind="stable")[:max_detections]
-    return {
-        "boxes": np.minimum(boxes[order] * scale, scale).astype(np.float32),
-        "scores": np.minimum(scores[order], 1).astype(np.float32),
-        "labels": labels[order].astype(np.int64),
-    }
+    return Detections(
+        np.minimum(boxes[order] * scale, scale).astype(np.float32),
+        np.minimum(scores[order], 1).astype(np.float32),
+        labels[order].astype(np.int64),
+    )

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..config import TrainOptions
-from ..data import loading
-from ..data.augment import read_steps
-from ..data.sample import Dataset
+from ..data import loader
+from ..data.dataset import Dataset
+from ..data.transforms.compose import read_steps
 from ..models import DetectionModel
-from . import inference
+from . import evaluate
 from .schedule import learning_rate
 from .training import Training
 
@@ -49,12 +49,12 @@ def interruptible() -> Iterator[list[bool]]:
         signal.signal(signal.SIGINT, before)
 
 
-def by_rate(model: DetectionModel) -> dict[float, list[nn.Parameter]]:
-    """The trainable parameters by the factor on their learning rate (``model.slower``), those of factor 1 first."""
+def param_groups_of(model: DetectionModel) -> dict[float, list[nn.Parameter]]:
+    """The trainable parameters by the factor on their learning rate (``model.lr_multipliers``), those of factor 1 first."""
     result: dict[float, list[nn.Parameter]] = {1.0: []}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            factor = next((f for start, f in model.slower.items() if name.startswith(start)), 1.0)
+            factor = next((f for start, f in model.lr_multipliers.items() if name.startswith(start)), 1.0)
             result.setdefault(factor, []).append(parameter)
     return result
 
@@ -71,13 +71,13 @@ class Trainer(Training):
             in_layout = model.backbone if self.device.type == "cpu" else model
             in_layout.to(memory_format=torch.channels_last)
         steps = read_steps(options.augment)
-        self.items = loading.TrainingItems(
+        self.items = loader.TrainingItems(
             train_set, options.imgsz, steps, options.seed, options.cache, options.repeat_factor
         )
-        self.bounds = loading.batch_bounds(len(self.items), options.batch)
+        self.bounds = loader.batch_bounds(len(self.items), options.batch)
         self.batches = len(self.bounds) - 1
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.factors, groups = zip(*by_rate(model).items(), strict=True)
+        self.factors, groups = zip(*param_groups_of(model).items(), strict=True)
         self.optimiser = torch.optim.SGD(
             [{"params": parameters} for parameters in groups],
             lr=options.lr,
@@ -88,15 +88,15 @@ class Trainer(Training):
         self.ema = {k: v.clone() for k, v in model.state_dict().items()} if options.ema else {}
 
     def begin(self) -> None:
-        if self.model.wants_unit_maps:
-            items = next(iter(loading.training_batches(self.items, 0, self.options.batch)))
-            batch, _ = self.model.preprocess([inference.to_unit(item["image"], self.device) for item in items])
-            self.model.backbone.calibrate(batch)
+        if self.model.wants_normalized_features:
+            items = next(iter(loader.training_batches(self.items, 0, self.options.batch)))
+            batch, _ = self.model.preprocess([evaluate.to_unit(item["image"], self.device) for item in items])
+            self.model.backbone.init_scale(batch)
         if self.ema:
             self.ema = {k: v.clone() for k, v in self.model.state_dict().items()}
 
     def draw_first_batches(self) -> None:
-        batches = loading.training_batches(self.items, 0, min(self.options.batch, 16))
+        batches = loader.training_batches(self.items, 0, min(self.options.batch, 16))
         for i, items in enumerate(islice(batches, 2)):
             self.draw_batch(i, items)
 
@@ -118,7 +118,7 @@ class Trainer(Training):
         """
         options, progress = self.options, self.progress
         title = f"epoch {progress.epoch + 1}/{options.epochs}"
-        batches = loading.training_batches(
+        batches = loader.training_batches(
             self.items, progress.epoch, options.batch, start=progress.batch, workers=self.workers
         )
         saved = started = time.perf_counter()
@@ -141,7 +141,7 @@ class Trainer(Training):
                     saved = now
         return {name: total / self.batches for name, total in progress.sums.items()}
 
-    def step(self, items: list[loading.Item]) -> dict[str, float]:
+    def step(self, items: list[loader.Item]) -> dict[str, float]:
         """One batch: losses, gradients, and the optimiser's step when enough batches are summed; loss terms by name."""
         options, progress = self.options, self.progress
         at = progress.epoch * self.batches + progress.batch
@@ -149,7 +149,7 @@ class Trainer(Training):
         rate = learning_rate(options.lr, at, self.batches, options.epochs, options.warmup)
         for factor, group in zip(self.factors, self.optimiser.param_groups, strict=True):
             group["lr"] = rate * factor
-        images = [inference.to_unit(item["image"], self.device) for item in items]
+        images = [evaluate.to_unit(item["image"], self.device) for item in items]
         targets = [{k: item[k].to(self.device) for k in ("boxes", "labels")} for item in items]
         precision = {"none": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[options.amp]
         with torch.autocast(self.device.type, dtype=precision, enabled=options.amp != "none"):
@@ -183,10 +183,10 @@ class Trainer(Training):
 
     def prepared(self) -> DetectionModel:
         if not self.ema:
-            return inference.prepared(self.model, self.device)
+            return evaluate.prepared(self.model, self.device)
         own = {k: v.clone() for k, v in self.model.state_dict().items()}
         self.model.load_state_dict(self.ema)
-        mean = inference.prepared(self.model, self.device)
+        mean = evaluate.prepared(self.model, self.device)
         self.model.load_state_dict(own)
         return mean
 

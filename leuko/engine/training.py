@@ -10,13 +10,14 @@ from pathlib import Path
 from torch import Tensor
 
 from ..config import TrainOptions
-from ..data.loading import default_workers
-from ..data.sample import Dataset
+from ..data.dataset import Dataset
+from ..data.loader import default_workers
 from ..errors import LeukoError
+from ..io import write_csv
 from ..metrics import coco
 from ..models import DetectionModel
 from ..report import pictures, plots, run
-from . import checkpoint, inference
+from . import checkpoint, evaluate
 
 MEASURES = ("mAP", "mAP50", "mAP75", "mAR")
 
@@ -40,7 +41,7 @@ class Training(ABC):
         self, options: TrainOptions, folder: Path, model: DetectionModel, train_set: Dataset, val_set: Dataset
     ):
         self.options, self.folder, self.train_set, self.val_set = options, folder, train_set, val_set
-        self.device = inference.choose_device(options.device)
+        self.device = evaluate.choose_device(options.device)
         self.model = model.to(device=self.device)
         self.workers = default_workers() if options.workers < 0 else options.workers
         self.progress = Progress()
@@ -88,7 +89,7 @@ class Training(ABC):
         ``terms`` are the means of the loss terms over the epoch.
         """
         progress = self.progress
-        predictions = inference.predict(
+        predictions = evaluate.predict(
             self.prepared(), self.val_set, self.device, workers=self.workers, title="validating"
         ).found
         evaluation = coco.evaluate(self.val_set, predictions)
@@ -118,11 +119,11 @@ class Training(ABC):
 
     def write_results(self) -> None:
         """results.csv and its picture, from the rows that the state holds."""
-        run.write_csv(self.folder / "results.csv", self.progress.rows)
+        write_csv(self.folder / "results.csv", self.progress.rows)
         plots.training_curves(self.progress.rows, self.folder / "results.png")
 
     def draw_batch(self, number: int, items: list[dict]) -> None:
-        """Write ``train_batchN.jpg`` of training items (see ``leuko.data.loading``)."""
+        """Write ``train_batchN.jpg`` of training items (see ``leuko.data.loader``)."""
         plots.write_image(self.folder / f"train_batch{number}.jpg", pictures.batch(items, self.train_set.types))
 
     def stop_diverged(self, at: int, images: list[str], terms: dict[str, float]) -> None:

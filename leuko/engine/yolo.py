@@ -25,17 +25,27 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..config import TrainOptions
-from ..data import yolo as yolo_format
+from ..data.dataset import Dataset
+from ..data.formats import yolo as yolo_format
 from ..data.images import list_images, read_image
-from ..data.sample import Dataset
 from ..errors import LeukoError
 from ..models.yolo import YOLO
 from ..report import plots
-from . import inference
+from . import evaluate
 from .training import Training
 
 # Options of leuko's own loop and models that mean nothing here.
-UNUSED = ("backbone", "backbone_weights", "norm", "freeze", "unit_maps", "channels", "fc_channels", "proposals", "rois")
+UNUSED = (
+    "backbone",
+    "backbone_weights",
+    "norm",
+    "freeze",
+    "normalize_features",
+    "channels",
+    "fc_channels",
+    "proposals",
+    "rois",
+)
 UNUSED += ("ema", "clip", "accumulate", "channels_last", "save_minutes", "augment")  # augment none is heeded
 UNUSED += ("vote", "repeat_factor", "type_weights")
 LOOP_STATE = ("optimiser", "scaler", "ema", "updates", "iterations")  # in resume.pt from the first epoch's end on
@@ -98,7 +108,7 @@ class YOLOTraining(Training):
 
     def prepared(self) -> YOLO:
         own, self.model.network = self.model.network, self.loop.ema.ema
-        mean = inference.prepared(self.model, self.device)
+        mean = evaluate.prepared(self.model, self.device)
         self.model.network = own
         return mean
 
@@ -283,7 +293,7 @@ def loop_class() -> type:
 
 
 def items_of(batch: dict) -> list[dict]:
-    """Ultralytics' batch as leuko's training items (see ``leuko.data.loading``)."""
+    """Ultralytics' batch as leuko's training items (see ``leuko.data.loader``)."""
     items = []
     for i, image in enumerate(batch["img"]):
         own = batch["batch_idx"] == i

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from leuko.data.sample import Dataset
+from ..data.dataset import Dataset
 
 NEAR = 0.1  # a score this close to the threshold is doubtful
 
@@ -44,10 +44,10 @@ def group_counts(
     k = len(dataset.types)
     counts: dict[str, list] = {}
     for sample, found, key in zip(dataset.samples, predictions, keys, strict=True):
-        good = found["scores"] >= score
+        good = found.scores >= score
         truth = np.bincount(sample.labels[~sample.crowd], minlength=k)
-        mine = np.bincount(found["labels"][good].astype(int), minlength=k)
-        lowest = float(found["scores"][good].min()) if good.any() else np.inf
+        mine = np.bincount(found.labels[good].astype(int), minlength=k)
+        lowest = float(found.scores[good].min()) if good.any() else np.inf
         old = counts.setdefault(key, [0, np.zeros(k, int), np.zeros(k, int), np.inf])
         counts[key] = [old[0] + 1, old[1] + truth, old[2] + mine, min(old[3], lowest)]
     return [
@@ -85,7 +85,7 @@ def kappa(confusion: np.ndarray) -> float:
     return float((agreed - chance) / (1 - chance)) if chance < 1 else float("nan")
 
 
-def to_refer(
+def review_queue(
     dataset: Dataset,
     predictions: Sequence[dict],
     members: Sequence[Sequence[dict]],
@@ -100,10 +100,10 @@ def to_refer(
     rows = []
     k = len(dataset.types)
     for i, (sample, found) in enumerate(zip(dataset.samples, predictions, strict=True)):
-        near = np.abs(found["scores"] - score) < NEAR
-        by_score = float(1 - np.abs(found["scores"][near] - score).min() / NEAR) if near.any() else 0.0
+        near = np.abs(found.scores - score) < NEAR
+        by_score = float(1 - np.abs(found.scores[near] - score).min() / NEAR) if near.any() else 0.0
         votes = [
-            np.bincount(m[i]["labels"][m[i]["scores"] >= t].astype(int), minlength=k)
+            np.bincount(m[i].labels[m[i].scores >= t].astype(int), minlength=k)
             for m, t in zip(members, thresholds, strict=True)
         ]
         spread = int(np.ptp(votes, axis=0).sum()) if len(votes) > 1 else 0

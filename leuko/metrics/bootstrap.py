@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from leuko.data.sample import Dataset
-from leuko.metrics.matching import IOUS, RECALLS, Matches, trimmed
+from ..data.dataset import Dataset
+from .matching import IOUS, RECALLS, Matches, trimmed
 
 DRAWS = 1000
 LEVELS = (2.5, 97.5)

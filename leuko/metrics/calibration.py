@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from leuko.metrics.matching import Matches
+from .matching import Matches
 
 BINS = 10
 LEAST_SCORE = 0.05  # detections below it are not worth calibrating

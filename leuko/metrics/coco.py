@@ -18,8 +18,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from leuko.data.sample import Dataset
-from leuko.errors import LeukoError
+from ..data.dataset import Dataset
+from ..errors import LeukoError
 
 MAX_DETECTIONS = 100  # an image and type, as in COCO's AP and AR@100
 AP50, AP75 = 0, 5  # places of .50 and .75 among COCO's ten IoU thresholds
@@ -128,7 +128,7 @@ def to_coco_results(dataset: Dataset, predictions: Sequence[dict]) -> list[dict]
             "score": round(score, 8),
         }
         for sample, p in zip(dataset.samples, predictions, strict=True)
-        for box, score, label in zip(_xywh(p["boxes"]), p["scores"].tolist(), p["labels"].tolist(), strict=True)
+        for box, score, label in zip(_xywh(p.boxes), p.scores.tolist(), p.labels.tolist(), strict=True)
     ]
 
 
@@ -186,7 +186,7 @@ def _detections(COCO: type, dataset: Dataset, predictions: Sequence[dict]):
         [
             {"id": next(ids), "image_id": i, "category_id": label, "bbox": box, "area": box[2] * box[3], "score": score}
             for i, p in enumerate(predictions)
-            for box, score, label in zip(_xywh(p["boxes"]), p["scores"].tolist(), p["labels"].tolist(), strict=True)
+            for box, score, label in zip(_xywh(p.boxes), p.scores.tolist(), p.labels.tolist(), strict=True)
         ],
     )
 

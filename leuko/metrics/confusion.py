@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from leuko.data.sample import Dataset
-from leuko.metrics.matching import iou
+from ..data.dataset import Dataset
+from .matching import iou
 
 
 @dataclass(frozen=True)
@@ -29,19 +29,19 @@ def pair(
     recall); then what is left, across types: a cell that is found but called another type is a confusion, not a miss
     and an extra.
     """
-    good = np.flatnonzero(found["scores"] >= score)
-    good = good[np.argsort(-found["scores"][good], kind="mergesort")]
+    good = np.flatnonzero(found.scores >= score)
+    good = good[np.argsort(-found.scores[good], kind="mergesort")]
     of_cell = np.full(len(boxes), -1)
-    of_detection = np.full(len(found["scores"]), -2)
+    of_detection = np.full(len(found.scores), -2)
     of_detection[good] = -1
-    overlap = iou(found["boxes"], boxes, crowd) if len(boxes) else np.zeros((len(found["scores"]), 0))
+    overlap = iou(found.boxes, boxes, crowd) if len(boxes) else np.zeros((len(found.scores), 0))
     for same_type in (True, False):
         for d in good:
             if of_detection[d] != -1:
                 continue
             free = (of_cell == -1) & ~crowd & (overlap[d] >= min_iou)
             if same_type:
-                free &= labels == found["labels"][d]
+                free &= labels == found.labels[d]
             if free.any():
                 cell = int(np.where(free, overlap[d], -1).argmax())
                 of_cell[cell], of_detection[d] = d, cell
@@ -66,8 +66,8 @@ def matrix(dataset: Dataset, predictions: Sequence[dict], pairings: Sequence[Pai
     for sample, found, pairing in zip(dataset.samples, predictions, pairings, strict=True):
         for cell in np.flatnonzero(~sample.crowd):
             by = pairing.of_cell[cell]
-            counts[sample.labels[cell], found["labels"][by] if by >= 0 else k] += 1
-        for label in found["labels"][pairing.of_detection == -1]:
+            counts[sample.labels[cell], found.labels[by] if by >= 0 else k] += 1
+        for label in found.labels[pairing.of_detection == -1]:
             counts[k, label] += 1
     return counts
 
@@ -77,6 +77,6 @@ def correct_cells(dataset: Dataset, predictions: Sequence[dict], pairings: Seque
     result = []
     for sample, found, pairing in zip(dataset.samples, predictions, pairings, strict=True):
         by = pairing.of_cell
-        called = found["labels"][by] if len(found["labels"]) else np.full(len(by), -1)
+        called = found.labels[by] if len(found.labels) else np.full(len(by), -1)
         result.append((by >= 0) & (called == sample.labels))
     return result

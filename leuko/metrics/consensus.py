@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from leuko.data.sample import Dataset
-from leuko.metrics.matching import iou
+from ..data.dataset import Dataset
+from .matching import iou
 
 AGREE_IOU = 0.5  # of the votes with each other, and with the label
 LEAST_SCORE = 0.3  # of a vote
@@ -66,8 +66,8 @@ def suspects(
 
 def _votes(found: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A model's boxes, labels and scores above ``LEAST_SCORE``, by falling score; of those on one place the best."""
-    order = np.argsort(-found["scores"], kind="mergesort")
-    order = order[found["scores"][order] >= LEAST_SCORE][:MOST_VOTES]
+    order = np.argsort(-found.scores, kind="mergesort")
+    order = order[found.scores[order] >= LEAST_SCORE][:MOST_VOTES]
     boxes, labels, scores = (found[key][order] for key in ("boxes", "labels", "scores"))
     overlap = iou(boxes, boxes)
     kept: list[int] = []
@@ -94,7 +94,7 @@ def _of_labels(
                 said.append(Vote(name, types[labels[best]], float(scores[best]), _tuple(boxes[best])))
         called = [v.type for v in said if v.type]
         if not called:
-            there = [f["scores"][iou(f["boxes"], box[None])[:, 0] >= AGREE_IOU] for f in found]
+            there = [f.scores[iou(f.boxes, box[None])[:, 0] >= AGREE_IOU] for f in found]
             sure = 1 - float(max((s.max() for s in there if len(s)), default=0.0))
             result.append(Suspect(i, "missed", int(cell), types[label], "", _tuple(box), sure, tuple(said)))
             continue

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from leuko.metrics.matching import IOUS, RECALLS, Matches, precision_recall
+from .matching import IOUS, RECALLS, Matches, precision_recall
 
 SHOWN_IOUS = (0.5, 0.75, 0.8, 0.85, 0.9, 0.95)  # of the paper's Figure 3
 SCORES = np.linspace(0, 1, 101)

@@ -37,8 +37,8 @@ def count(labels: np.ndarray, scores: np.ndarray, types: Sequence[str], threshol
 
 def count_all(predictions: Sequence[dict], types: Sequence[str], threshold: float = 0.5) -> list[Share]:
     """Count the cells of many images together: those of a folder, a smear or a patient."""
-    labels = np.concatenate([np.zeros(0, int), *(p["labels"] for p in predictions)])
-    scores = np.concatenate([np.zeros(0, np.float32), *(p["scores"] for p in predictions)])
+    labels = np.concatenate([np.zeros(0, int), *(p.labels for p in predictions)])
+    scores = np.concatenate([np.zeros(0, np.float32), *(p.scores for p in predictions)])
     return count(labels, scores, types, threshold)
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from leuko.data.sample import Dataset
-from leuko.metrics.confusion import Pairing, correct_cells
-from leuko.metrics.differential import wilson
-from leuko.smear.factors import CELL_FACTORS, FACTORS
+from ..data.dataset import Dataset
+from ..synth.factors import CELL_FACTORS, FACTORS
+from .confusion import Pairing, correct_cells
+from .differential import wilson
 
 IMPURITIES = ("dye_residue", "cell_debris", "dust")
 

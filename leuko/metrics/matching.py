@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from leuko.data.sample import Dataset
-from leuko.metrics.coco import MAX_DETECTIONS
+from ..data.dataset import Dataset
+from .coco import MAX_DETECTIONS
 
 IOUS = np.linspace(0.5, 0.95, 10)
 RECALLS = np.linspace(0, 1, 101)
@@ -50,11 +50,11 @@ def match(dataset: Dataset, predictions: Sequence[dict]) -> list[Matches]:
     parts: list[list[tuple]] = [[] for _ in dataset.types]
     truth = np.zeros((len(dataset.types), len(dataset)), dtype=int)
     for i, (sample, found) in enumerate(zip(dataset.samples, predictions, strict=True)):
-        for k in np.unique(np.concatenate([found["labels"], sample.labels])).astype(int):
-            mine, cells = found["labels"] == k, sample.labels == k
+        for k in np.unique(np.concatenate([found.labels, sample.labels])).astype(int):
+            mine, cells = found.labels == k, sample.labels == k
             truth[k, i] = (cells & ~sample.crowd).sum()
-            order = np.argsort(-found["scores"][mine], kind="mergesort")[:MAX_DETECTIONS]
-            score, boxes = found["scores"][mine][order], found["boxes"][mine][order]
+            order = np.argsort(-found.scores[mine], kind="mergesort")[:MAX_DETECTIONS]
+            score, boxes = found.scores[mine][order], found.boxes[mine][order]
             parts[k].append((np.full(len(score), i), score, *_greedy(boxes, sample.boxes[cells], sample.crowd[cells])))
     result = []
     for k, of_type in enumerate(parts):

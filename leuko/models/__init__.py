@@ -39,7 +39,7 @@ def create(
     pretrained: bool | str | Path = False,
     norm: Norm = "frozen",
     freeze: bool = True,
-    unit_maps: bool = False,
+    normalize_features: bool = False,
     **options: object,
 ) -> DetectionModel:
     """Build a detector: ``create("fcos", 5)``.
@@ -47,7 +47,7 @@ def create(
     ``name`` is a key of :data:`DETECTORS`, or a YOLO model of Ultralytics (:func:`create_yolo`, which takes none of
     what follows but ``options``); ``backbone`` any timm network with maps at strides 4 to 32; ``pretrained``
     loads ImageNet weights (or the backbone's weights from a file, if it is a path); ``norm``, ``freeze`` and
-    ``unit_maps`` are those of :class:`~leuko.models.backbone.Backbone`; ``options`` the fields of
+    ``normalize_features`` are those of :class:`~leuko.models.backbone.Backbone`; ``options`` the fields of
     :class:`~leuko.models.base.ModelOptions`. The model keeps all of it in ``model.recipe``, from which
     ``create(**recipe)`` builds its like. Raises LeukoError for an unknown name, backbone or option.
     """
@@ -61,7 +61,7 @@ def create(
             "its like of Ultralytics)"
         )
     chosen = checked_options(options)
-    body = Backbone(backbone, norm=norm, freeze=freeze, unit_maps=unit_maps)
+    body = Backbone(backbone, norm=norm, freeze=freeze, normalize_features=normalize_features)
     preprocess = Preprocess(chosen.image_size, body.mean, body.std)
     model = DETECTORS[name](preprocess=preprocess, backbone=body, num_classes=num_classes, options=chosen)
     model.recipe = {
@@ -70,7 +70,7 @@ def create(
         "backbone": backbone,
         "norm": norm,
         "freeze": freeze,
-        "unit_maps": unit_maps,
+        "normalize_features": normalize_features,
         **asdict(chosen),
     }
     model.pretrained_from = ""

@@ -33,12 +33,12 @@ class Backbone(nn.Module):
     ``"train"`` lets them follow the batches; ``"gn"`` puts GroupNorm in its place. With ``freeze``, everything up to C2
     (the stem and the first stage) stays as it is, statistics too; with GroupNorm nothing is frozen, since its
     statistics are new.
-    With ``unit_maps``, each map is divided by its deviation, which :meth:`calibrate` measures once. The maps of
+    With ``normalize_features``, each map is divided by its deviation, which :meth:`calibrate` measures once. The maps of
     networks that end their blocks without activation (EfficientNet) deviate by about 9, a ResNet's by less than 1; an
     FPN and heads without norm layers on the former diverge at learning rates that suit the latter.
     """
 
-    def __init__(self, name: str, *, norm: Norm = "frozen", freeze: bool = True, unit_maps: bool = False):
+    def __init__(self, name: str, *, norm: Norm = "frozen", freeze: bool = True, normalize_features: bool = False):
         super().__init__()
         if not timm.is_model(name):
             raise LeukoError(f'backbone "{name}" is unknown to timm{nearest(name, timm.list_models())}')
@@ -63,8 +63,8 @@ class Backbone(nn.Module):
             self._freeze()
         if norm == "frozen":
             fold(self.body)
-        self.unit_maps = unit_maps
-        if unit_maps:
+        self.normalize_features = normalize_features
+        if normalize_features:
             self.register_buffer("deviation", torch.ones(len(STRIDES)))
 
     @torch.no_grad()
@@ -120,15 +120,15 @@ class Backbone(nn.Module):
         maps = [maps[i] for i in self.taken]
         if maps[0].shape[1] != self.channels[0]:  # some transformers of timm put the channels last
             maps = [m.permute(0, 3, 1, 2) for m in maps]
-        return [m / d for m, d in zip(maps, self.deviation, strict=True)] if self.unit_maps else maps
+        return [m / d for m, d in zip(maps, self.deviation, strict=True)] if self.normalize_features else maps
 
     @torch.no_grad()
-    def calibrate(self, batch: Tensor) -> None:
+    def init_scale(self, batch: Tensor) -> None:
         """Measure the deviation of the maps of a normalised batch [N, 3, H, W], if they are to be of unit deviation.
 
         They are those of training, where BatchNorm may follow the batch; a copy's statistics are what that moves.
         """
-        if self.unit_maps:
+        if self.normalize_features:
             self.deviation.fill_(1)
             maps = copy.deepcopy(self).train()(batch)
             self.deviation.copy_(torch.stack([m.std() for m in maps]).clamp(min=1e-3))

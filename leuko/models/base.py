@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import LeukoError
-from . import boxes as box_ops
+from ..ops import boxes as box_ops
 from . import folding
 from .folding import IMAGE
 from .preprocess import Preprocess, Size
@@ -58,11 +58,11 @@ class DetectionModel(nn.Module):
     """
 
     options: ModelOptions
-    own_score_threshold = 0.05
-    own_lr = 0.01  # SGD's learning rate for batches of 8, as in Li et al. 2022
-    own_clip = 35.0  # largest norm of the gradients, as in MMDetection
-    wants_unit_maps = True  # whether a backbone made for maps of unit deviation is calibrated
-    slower: Mapping[str, float] = {}  # factor on the learning rate of parameters, by how their names begin
+    default_score_threshold = 0.05
+    default_lr = 0.01  # SGD's learning rate for batches of 8, as in Li et al. 2022
+    default_clip = 35.0  # largest norm of the gradients, as in MMDetection
+    wants_normalized_features = True  # whether a backbone made for maps of unit deviation is calibrated
+    lr_multipliers: Mapping[str, float] = {}  # factor on the learning rate of parameters, by how their names begin
 
     def __init__(self, *, preprocess: Preprocess, backbone: nn.Module, fpn: nn.Module):
         super().__init__()
@@ -82,7 +82,7 @@ class DetectionModel(nn.Module):
     def score_threshold(self) -> float:
         """Score above which a detection counts."""
         chosen = self.options.score_threshold
-        return self.own_score_threshold if chosen is None else chosen
+        return self.default_score_threshold if chosen is None else chosen
 
     def losses(self, pyramid: list[Tensor], sizes: list[Size], targets: list[Target]) -> dict[str, Tensor]:
         """Scalar losses by name; targets in pixels of the resized images."""

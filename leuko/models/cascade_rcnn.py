@@ -6,10 +6,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..ops.boxes import clip
 from .base import Detection, ModelOptions, Target
-from .boxes import clip
 from .preprocess import Preprocess, Size
-from .roi import RoIStage, Sampled, TwoFCHead, TwoStage
+from .roi_heads import RoIStage, SampledRoIs, TwoFCHead, TwoStage
 
 IOUS = (0.5, 0.6, 0.7)
 STDS = ((0.1, 0.1, 0.2, 0.2), (0.05, 0.05, 0.1, 0.1), (0.033, 0.033, 0.067, 0.067))
@@ -46,7 +46,7 @@ class CascadeRCNN(TwoStage):
         return result
 
     @torch.no_grad()
-    def _refine(self, stage: RoIStage, drawn: list[Sampled], deltas: Tensor, sizes: list[Size]) -> list[Tensor]:
+    def _refine(self, stage: RoIStage, drawn: list[SampledRoIs], deltas: Tensor, sizes: list[Size]) -> list[Tensor]:
         """The next stage's proposals: this stage's RoIs, moved, without the ground truth that was added to them."""
         moved = deltas.split([len(d.boxes) for d in drawn])
         return [

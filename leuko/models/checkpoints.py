@@ -14,7 +14,7 @@ MMDETECTION = (
     (r"rpn_head\.rpn_conv\.(.*)", r"rpn.conv.\1"),
     (r"rpn_head\.rpn_cls\.(.*)", r"rpn.objectness.\1"),
     (r"rpn_head\.rpn_reg\.(.*)", r"rpn.deltas.\1"),
-    (r"bbox_head\.(?:conv|retina)_cls\.(.*)", r"head.class_logits.\1"),
+    (r"bbox_head\.(?:conv|retina)_cls\.(.*)", r"head.cls_logits.\1"),
     (r"bbox_head\.(?:conv|retina)_reg\.(.*)", r"head.distances.\1"),
     (r"bbox_head\.conv_centerness\.(.*)", r"head.centerness.\1"),
     (r"bbox_head\.scales\.(\d+)\.scale", r"head.scales.\1"),
@@ -28,8 +28,8 @@ MMDETECTION = (
     (r"roi_head\.grid_head\.(deconv\d\..*)", r"grid_head.\1"),
     (r"backbone\.(.*)", r"backbone.body.\1"),
 )
-ROI_LAYERS = {"fcs.0": "fc1", "fcs.1": "fc2", "fc_cls": "class_logits", "fc_reg": "deltas"}
-TOWERS = {"cls_convs": "class_tower", "reg_convs": "box_tower"}
+ROI_LAYERS = {"fcs.0": "fc1", "fcs.1": "fc2", "fc_cls": "cls_logits", "fc_reg": "deltas"}
+TOWERS = {"cls_convs": "cls_tower", "reg_convs": "box_tower"}
 
 
 # torchvision 0.21 and later; (?:\.0)? is in names that its older files lack.
@@ -38,8 +38,8 @@ TORCHVISION = (
     (r"backbone\.fpn\.layer_blocks\.(\d+)(?:\.0)?\.(weight|bias)", r"fpn.output.\1.\2"),
     (r"backbone\.fpn\.extra_blocks\.p6\.(.*)", r"fpn.extra_convs.0.\1"),
     (r"backbone\.fpn\.extra_blocks\.p7\.(.*)", r"fpn.extra_convs.1.\1"),
-    (r"head\.classification_head\.conv\.(.*)", r"head.class_tower.\1"),
-    (r"head\.classification_head\.cls_logits\.(.*)", r"head.class_logits.\1"),
+    (r"head\.classification_head\.conv\.(.*)", r"head.cls_tower.\1"),
+    (r"head\.classification_head\.cls_logits\.(.*)", r"head.cls_logits.\1"),
     (r"head\.regression_head\.conv\.(.*)", r"head.box_tower.\1"),
     (r"head\.regression_head\.bbox_reg\.(.*)", r"head.distances.\1"),
     (r"head\.regression_head\.bbox_ctrness\.(.*)", r"head.centerness.\1"),
@@ -48,7 +48,7 @@ TORCHVISION = (
     (r"rpn\.head\.bbox_pred\.(.*)", r"rpn.deltas.\1"),
     (r"roi_heads\.box_head\.fc6\.(.*)", r"head.fc1.\1"),
     (r"roi_heads\.box_head\.fc7\.(.*)", r"head.fc2.\1"),
-    (r"roi_heads\.box_predictor\.cls_score\.(.*)", r"head.class_logits.\1"),
+    (r"roi_heads\.box_predictor\.cls_score\.(.*)", r"head.cls_logits.\1"),
     (r"roi_heads\.box_predictor\.bbox_pred\.(.*)", r"head.deltas.\1"),
     (r"backbone\.body\.(.*)", r"backbone.body.\1"),
 )
@@ -71,8 +71,8 @@ def from_torchvision(state: dict[str, Tensor]) -> dict[str, Tensor]:
         renamed["head.scales"] = torch.ones(5)  # it has no scale a level
         return renamed
     for kind in ("weight", "bias"):
-        logits, deltas = renamed[f"head.class_logits.{kind}"], renamed[f"head.deltas.{kind}"]
-        renamed[f"head.class_logits.{kind}"] = torch.cat([logits[1:], logits[:1]])
+        logits, deltas = renamed[f"head.cls_logits.{kind}"], renamed[f"head.deltas.{kind}"]
+        renamed[f"head.cls_logits.{kind}"] = torch.cat([logits[1:], logits[:1]])
         renamed[f"head.deltas.{kind}"] = deltas[4:]
     return renamed
 

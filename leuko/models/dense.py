@@ -9,8 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from ..ops import boxes as box_ops
 from . import anchors
-from . import boxes as box_ops
 from .base import Detection, DetectionModel, ModelOptions
 from .fpn import FPN
 from .preprocess import Preprocess, Size
@@ -29,11 +29,11 @@ class DenseHead(nn.Module):
 
     def __init__(self, channels: int, num_classes: int, groups: int, bias: bool = True):
         super().__init__()
-        self.per_class = {"class_logits": 1}  # rows a class in the layers that belong to classes
+        self.per_class = {"cls_logits": 1}  # rows a class in the layers that belong to classes
         self.normed = groups > 0
-        self.class_tower = tower(channels, groups, bias)
+        self.cls_tower = tower(channels, groups, bias)
         self.box_tower = tower(channels, groups, bias)
-        self.class_logits = nn.Conv2d(channels, num_classes, 3, padding=1)
+        self.cls_logits = nn.Conv2d(channels, num_classes, 3, padding=1)
         self.distances = nn.Conv2d(channels, 4, 3, padding=1)
 
     def initialise(self) -> None:
@@ -47,15 +47,15 @@ class DenseHead(nn.Module):
                 nn.init.normal_(module.weight, std=0.01)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        for module in [*self.class_tower, *self.box_tower]:
+        for module in [*self.cls_tower, *self.box_tower]:
             if isinstance(module, nn.Conv2d) and not self.normed:
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-        nn.init.constant_(self.class_logits.bias, math.log(PRIOR / (1 - PRIOR)))
+        nn.init.constant_(self.cls_logits.bias, math.log(PRIOR / (1 - PRIOR)))
 
     def classify(self, feature: Tensor) -> tuple[Tensor, Tensor]:
         """Class logits and the class tower's last map."""
-        classes = self.class_tower(feature)
-        return self.class_logits(classes), classes
+        classes = self.cls_tower(feature)
+        return self.cls_logits(classes), classes
 
     def regress(self, feature: Tensor, classes: Tensor, level: int) -> tuple[Tensor, ...]:
         """Distances [N, 4, H, W] to left, top, right and bottom, and centerness logits [N, 1, H, W] if the detector has
@@ -90,7 +90,7 @@ class OneStage(DetectionModel):
     """A dense head on P3 to P7; a subclass builds the head. ``offset`` is where a cell's point lies, in strides."""
 
     head: DenseHead
-    own_lr = (
+    default_lr = (
         0.005  # half the R-CNNs', as in MMDetection; at .01 the heads swing, and can fail to learn the types at all
     )
     offset = 0.5

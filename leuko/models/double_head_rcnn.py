@@ -8,13 +8,13 @@ from torchvision.models.resnet import Bottleneck
 
 from .base import Detection, ModelOptions, Target
 from .preprocess import Preprocess, Size
-from .roi import SIDE, ClassHead, RoIStage, TwoStage, output_layer, pool
+from .roi_heads import SIDE, ClassHead, RoIStage, TwoStage, output_layer, pool
 
 BOX_SCALE = 1.3  # of the RoI that the convolutions see, about its centre
 BOTTLENECKS = 4
 
 
-class Widening(nn.Module):
+class ResidualBlock(nn.Module):
     """The residual block that takes RoIs [R, C, 7, 7] to [R, D, 7, 7] (section 4.2, figure 5a)."""
 
     def __init__(self, channels: int, width: int):
@@ -36,7 +36,7 @@ class BoxConvs(nn.Sequential):
 
     def __init__(self, channels: int, width: int):
         blocks = [Bottleneck(width, width // Bottleneck.expansion) for _ in range(BOTTLENECKS)]
-        super().__init__(Widening(channels, width), *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        super().__init__(ResidualBlock(channels, width), *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten())
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -69,7 +69,9 @@ class DoubleHeadRCNN(TwoStage):
     score above the threshold, which changes nothing.
     """
 
-    own_lr = 0.005  # losses that count twice take steps twice as long; at .01 the small preset does not learn the types
+    default_lr = (
+        0.005  # losses that count twice take steps twice as long; at .01 the small preset does not learn the types
+    )
 
     def __init__(
         self,
@@ -98,9 +100,9 @@ class DoubleHeadRCNN(TwoStage):
 
     def roi_detect(self, pyramid: list[Tensor], proposals: list[Tensor], sizes: list[Size]) -> list[Detection]:
         probabilities = self.head(pyramid, proposals).softmax(1).split([len(p) for p in proposals])
-        hopeful = [(p[:, :-1] > self.score_threshold).any(1) for p in probabilities]
-        probabilities = [p[h] for p, h in zip(probabilities, hopeful, strict=True)]
-        boxes = [b[h] for b, h in zip(proposals, hopeful, strict=True)]
+        above_threshold = [(p[:, :-1] > self.score_threshold).any(1) for p in probabilities]
+        probabilities = [p[h] for p, h in zip(probabilities, above_threshold, strict=True)]
+        boxes = [b[h] for b, h in zip(proposals, above_threshold, strict=True)]
         deltas = self.box_head(pyramid, boxes).split([len(b) for b in boxes])
         return [
             self.select(p, self.stage.coder.decode(b, d), size)

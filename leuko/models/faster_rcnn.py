@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from .base import Detection, ModelOptions, Target
 from .preprocess import Preprocess, Size
-from .roi import RoIStage, TwoFCHead, TwoStage
+from .roi_heads import RoIStage, TwoFCHead, TwoStage
 
 
 class FasterRCNN(TwoStage):

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import assign, losses
-from . import boxes as box_ops
+from ..ops import boxes as box_ops
+from . import criterion, matcher
 from .base import ModelOptions, Target
 from .dense import STRIDES, DenseHead, OneStage, rows
 from .preprocess import Preprocess, Size
@@ -59,7 +59,7 @@ def centerness_of(distances: Tensor) -> Tensor:
 class FCOS(OneStage):
     """FCOS on P3 to P7."""
 
-    wants_unit_maps = False  # norm layers see to the heads, and boxes are tighter from maps as they are
+    wants_normalized_features = False  # norm layers see to the heads, and boxes are tighter from maps as they are
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class FCOS(OneStage):
         else:
             # .1 more in ln d moves a side by 10 %, in d / stride, which is START at first, by 1.7 %. So ln d has START
             # times the gradient and the effect, and at the improved form's rate the boxes swing.
-            self.slower = {"head.distances": START**-2, "head.scales": math.log(START * STRIDES[0]) ** -2}
+            self.lr_multipliers = {"head.distances": START**-2, "head.scales": math.log(START * STRIDES[0]) ** -2}
 
     def losses(self, pyramid: list[Tensor], sizes: list[Size], targets: list[Target]) -> dict[str, Tensor]:
         outputs = self.head(pyramid)
@@ -96,7 +96,7 @@ class FCOS(OneStage):
         image_index, point_index, truth = [], [], []
         for i, target in enumerate(targets):
             radius = stride * CENTRE_RADIUS if self.improved else None
-            match = assign.assign_points(points, ranges, target["boxes"], radius)
+            match = matcher.assign_points(points, ranges, target["boxes"], radius)
             positive = torch.nonzero(match >= 0).flatten()
             class_target[i, positive, target["labels"][match[positive]]] = 1.0
             image_index.append(torch.full_like(positive, i))
@@ -105,14 +105,14 @@ class FCOS(OneStage):
         image_index, point_index, truth = torch.cat(image_index), torch.cat(point_index), torch.cat(truth)
 
         positives = max(len(point_index), 1)
-        class_loss = losses.focal(logits.float(), class_target)
-        class_loss = class_loss * losses.by_class(class_target, self.options.class_weights)
+        class_loss = criterion.focal(logits.float(), class_target)
+        class_loss = class_loss * criterion.by_class(class_target, self.options.class_weights)
         result = {"class": class_loss.sum() / positives}
         at, unit = points[point_index], stride[point_index, None] if self.improved else 1.0
         wanted = box_ops.box_to_distances(at, truth)
         weight = centerness_of(wanted)
         predicted = box_ops.distances_to_box(at / unit, distances[image_index, point_index])
-        overlap = losses.giou if self.improved else losses.log_iou
+        overlap = criterion.giou if self.improved else criterion.log_iou
         result["box"] = (overlap(predicted, truth / unit) * weight).sum() / weight.sum().clamp(min=1e-6)
         result["centerness"] = (
             F.binary_cross_entropy_with_logits(centerness[image_index, point_index, 0].float(), weight, reduction="sum")

@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from . import assign, losses
-from . import boxes as box_ops
+from ..ops import boxes as box_ops
+from . import criterion, matcher
 from .base import ModelOptions, Target
 from .dense import STRIDES, DenseHead, OneStage, rows
 from .preprocess import Preprocess, Size
@@ -36,7 +36,7 @@ class FSAFHead(DenseHead):
 class FSAF(OneStage):
     """FSAF on P3 to P7; a point lies in its cell's corner."""
 
-    own_clip = 10.0  # as in MMDetection; nothing else restrains towers without norm
+    default_clip = 10.0  # as in MMDetection; nothing else restrains towers without norm
     offset = 0.0
 
     def __init__(self, *, preprocess: Preprocess, backbone: nn.Module, num_classes: int, options: ModelOptions):
@@ -53,7 +53,7 @@ class FSAF(OneStage):
         image, point, cell, label, truth = [], [], [], [], []
         cells = 0
         for i, target in enumerate(targets):
-            match, others = assign.assign_cores(points, side, target["boxes"])
+            match, others = matcher.assign_cores(points, side, target["boxes"])
             at, other = torch.nonzero(others, as_tuple=True)
             weight[i, at, target["labels"][other]] = 0.0
             positive = torch.nonzero(match >= 0).flatten()
@@ -67,10 +67,10 @@ class FSAF(OneStage):
         image, point, cell, label, truth = (torch.cat(parts) for parts in (image, point, cell, label, truth))  # [P]
         wanted[image, point, label] = weight[image, point, label] = 1.0
 
-        weight = weight * losses.by_class(wanted, self.options.class_weights)
-        class_loss = losses.focal(logits.float(), wanted) * weight  # [N, R, K]
+        weight = weight * criterion.by_class(wanted, self.options.class_weights)
+        class_loss = criterion.focal(logits.float(), wanted) * weight  # [N, R, K]
         predicted = box_ops.distances_to_box(points[point], distances[image, point])
-        box_loss = losses.log_iou(predicted, truth)  # [P]
+        box_loss = criterion.log_iou(predicted, truth)  # [P]
         both = class_loss[image, point].sum(1) + box_loss
         chosen = level[point] == best_levels(both.detach(), level[point], cell, cells)[cell]  # [P]
         # What other levels say of the cell's own type is neither right nor wrong; all other types are wrong there too.

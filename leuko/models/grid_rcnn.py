@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import boxes as box_ops
+from ..ops import boxes as box_ops
 from .base import Detection, ModelOptions, Target
 from .preprocess import Preprocess, Size
-from .roi import ClassHead, RoIStage, TwoStage, pool
+from .roi_heads import ClassHead, RoIStage, TwoStage, pool
 
 GRID = 3  # points along a side
 POINTS = [(i // GRID, i % GRID) for i in range(GRID * GRID)]  # column, row
@@ -138,7 +138,7 @@ class GridRCNN(TwoStage):
     border = 0
     rpn_beta = 1 / 9
     proposals = 2000
-    own_score_threshold = 0.03
+    default_score_threshold = 0.03
     nms_threshold = 0.3
     votes = False  # its boxes come after NMS, from the grid
 

@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import anchors, losses
-from . import boxes as box_ops
-from .assign import IoUAssigner, sample
+from ..ops import boxes as box_ops
+from . import anchors, criterion
 from .base import Target
+from .matcher import IoUAssigner, sample
 from .preprocess import Size
 
 STRIDES = (4, 8, 16, 32, 64)
@@ -95,7 +95,7 @@ class RPN(nn.Module):
         logits, deltas = self.at(pyramid, torch.cat(image), torch.cat(index))
         return {
             "rpn_objectness": F.binary_cross_entropy_with_logits(logits, truth.float(), reduction="sum") / sampled,
-            "rpn_box": losses.smooth_l1(deltas[truth], torch.cat(wanted), self.beta).sum() / sampled,
+            "rpn_box": criterion.smooth_l1(deltas[truth], torch.cat(wanted), self.beta).sum() / sampled,
         }
 
     def at(self, pyramid: list[Tensor], image: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import LeukoError
-from . import boxes as box_ops
+from ..ops import boxes as box_ops
 from .base import Detection, DetectionModel, ModelOptions, Target
 from .preprocess import Preprocess, Size
 
@@ -122,9 +122,9 @@ class YOLO(DetectionModel):
     scores above .001, several labels a box, NMS at IoU .7.
     """
 
-    own_score_threshold = 0.001
-    own_lr = 0.0  # Ultralytics' own choice of optimiser and rate
-    own_clip = 10.0  # what its loop has, whatever is asked for
+    default_score_threshold = 0.001
+    default_lr = 0.0  # Ultralytics' own choice of optimiser and rate
+    default_clip = 10.0  # what its loop has, whatever is asked for
     nms_threshold = 0.7
 
     def __init__(self, described: dict, num_classes: int, options: ModelOptions):

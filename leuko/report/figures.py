@@ -11,17 +11,17 @@ from pathlib import Path
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from leuko.data.images import read_image
-from leuko.data.sample import Dataset
-from leuko.metrics.agreement import BlandAltman, GroupCount
-from leuko.metrics.bootstrap import Interval
-from leuko.metrics.calibration import Reliability
-from leuko.metrics.consensus import Suspect
-from leuko.metrics.curves import SCORES, ScoreCurve
-from leuko.metrics.factors import Rate
-from leuko.report import plots
-from leuko.report.plots import ACCENT, INK, inks, label_axes, new_figure, save
-from leuko.report.table import rate
+from ..data.dataset import Dataset
+from ..data.images import read_image
+from ..metrics.agreement import BlandAltman, GroupCount
+from ..metrics.bootstrap import Interval
+from ..metrics.calibration import Reliability
+from ..metrics.consensus import Suspect
+from ..metrics.curves import SCORES, ScoreCurve
+from ..metrics.factors import Rate
+from . import plots
+from .plots import ACCENT, INK, inks, label_axes, new_figure, save
+from .table import rate
 
 MODELS = ("#222222", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8a6d3b")
 """Colours of models, the one that is reported first; Okabe and Ito's, told apart with a colour-vision deficiency."""

@@ -10,10 +10,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from leuko.data.check import Finding, counted
-from leuko.data.images import read_image
-from leuko.data.sample import Dataset
-from leuko.errors import LeukoError
+from ..data.dataset import Dataset
+from ..data.images import read_image
+from ..data.tools.check import Finding, counted
+from ..errors import LeukoError
 
 THUMBNAIL = 180  # pixels
 SHOWN = 12  # findings of a kind that are shown with their images; all are listed

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..data import augment
+from ..data.dataset import Dataset
 from ..data.images import read_image
-from ..data.loading import TrainingItems
-from ..data.sample import Dataset
+from ..data.loader import TrainingItems
+from ..data.transforms import compose
 from ..metrics.confusion import Pairing, correct_cells
 from . import plots
 
@@ -17,7 +17,7 @@ SHOWN_SCORE = 0.3  # detections below it would only clutter a picture
 
 
 def batch(items: Sequence[dict], types: Sequence[str]) -> np.ndarray:
-    """A contact sheet of training items (see ``leuko.data.loading``) with their labels: [H, W, 3] uint8."""
+    """A contact sheet of training items (see ``leuko.data.loader``) with their labels: [H, W, 3] uint8."""
     drawn = [
         plots.draw_cells(item["image"].permute(1, 2, 0).numpy(), item["boxes"].numpy(), item["labels"].numpy(), types)
         for item in items
@@ -33,11 +33,11 @@ def augmentation(items: TrainingItems, types: Sequence[str], at_most: int = 8) -
     field = items.field(index)
     shown = [("as it is", field)]
     for i, step in enumerate(items.steps):
-        alone = augment.augment(field, [step._replace(p=1.0)], np.random.default_rng([items.seed, i]), items.another)
+        alone = compose.augment(field, [step._replace(p=1.0)], np.random.default_rng([items.seed, i]), items.another)
         shown.append((step.name, alone))
     for i in range(at_most if items.steps else 0):
         rng = np.random.default_rng([items.seed, i, index])
-        shown.append(("all", augment.augment(field, items.steps, rng, items.another)))
+        shown.append(("all", compose.augment(field, items.steps, rng, items.another)))
     drawn = [(title, plots.draw_cells(f.image, f.boxes, f.labels, types)) for title, f in shown]
     return plots.contact_sheet([plots.titled(image, title) for title, image in drawn], columns=6)
 
@@ -63,9 +63,9 @@ def truth_and_found(
     for i in images[:at_most]:
         sample, found = dataset.samples[i], predictions[i]
         image = read_image(sample.image)
-        good = found["scores"] >= SHOWN_SCORE
+        good = found.scores >= SHOWN_SCORE
         pairs += [
             plots.draw_cells(image, sample.boxes, sample.labels, dataset.types),
-            plots.draw_cells(image, found["boxes"][good], found["labels"][good], dataset.types, found["scores"][good]),
+            plots.draw_cells(image, found.boxes[good], found.labels[good], dataset.types, found.scores[good]),
         ]
     return plots.contact_sheet(pairs, columns=4)

@@ -19,11 +19,11 @@ from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont
 
-from leuko.cells import colour
-from leuko.data.sample import Dataset
-from leuko.data.stats import Colour
-from leuko.metrics.differential import Share
-from leuko.report.run import write_bytes
+from ..cells import colour
+from ..data.dataset import Dataset
+from ..data.tools.stats import Colour
+from ..io import write_bytes
+from ..metrics.differential import Share
 
 INK, GRID, ACCENT = "#222222", "#e3e3e3", "#4d4d4d"
 MEASURES = {"mAP": "#222222", "mAP50": "#0072B2", "mAP75": "#009E73", "mAR": "#D55E00"}
@@ -154,7 +154,7 @@ def label_statistics(dataset: Dataset, path: str | Path) -> None:
 
 def data_statistics(dataset: Dataset, colours: Sequence[Colour], factors: Sequence[dict], path: str | Path) -> None:
     """Draw what a data set is like: the four panels of :func:`label_statistics`, the colours of its groups of images,
-    and its interference factors (see ``leuko.data.stats``)."""
+    and its interference factors (see ``leuko.data.tools.stats``)."""
     figure = new_figure(16, 8)
     (cells, sizes, tint), (places, images, noted) = figure.subplots(2, 3)
     _draw_labels(figure, (cells, sizes, places, images), dataset)

@@ -10,19 +10,20 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from leuko.data.sample import Dataset
-from leuko.metrics import agreement, bootstrap, calibration, confusion, consensus, curves, factors, matching
-from leuko.metrics.calibration import Scaling
-from leuko.metrics.coco import Evaluation
-from leuko.metrics.differential import wilson
-from leuko.report import figures, pictures, plots, run, table
+from ..data.dataset import Dataset
+from ..io import write_csv, write_json
+from ..metrics import agreement, bootstrap, calibration, confusion, consensus, curves, factors, matching
+from ..metrics.calibration import Scaling
+from ..metrics.coco import Evaluation
+from ..metrics.differential import wilson
+from . import figures, pictures, plots, table
 
 SCORE, IOU = 0.5, 0.5  # of a detection that counts, where nothing else is said
 REFERRED = 50  # images on the list for a person
 
 
 @dataclass(frozen=True)
-class Measured:
+class ModelResult:
     """One model on the data set: its name, its detections, COCO's measures, and what it costs."""
 
     name: str
@@ -32,7 +33,7 @@ class Measured:
     scaling: Scaling | None = None
 
 
-def write(folder: Path, dataset: Dataset, models: Sequence[Measured], draws: int = bootstrap.DRAWS) -> list[str]:
+def write(folder: Path, dataset: Dataset, models: Sequence[ModelResult], draws: int = bootstrap.DRAWS) -> list[str]:
     """Write all results of ``models`` on one data set; returns lines worth telling on the terminal."""
     reported, members = models[-1], models[:-1]
     first = [reported, *members[::-1]]  # the order of pictures: falling mAP, where the members come by rising mAP
@@ -52,14 +53,14 @@ def write(folder: Path, dataset: Dataset, models: Sequence[Measured], draws: int
     if draws:
         told += _intervals(folder, dataset, first, matches, draws)
     if costs := [{"model": m.name, **m.cost} for m in models if m.cost]:
-        run.write_csv(folder / "cost.csv", costs)
+        write_csv(folder / "cost.csv", costs)
     return told
 
 
 def _curves(folder: Path, dataset: Dataset, matches: dict[str, list], reported: str) -> dict[str, float]:
     """Writes the curves; returns each model's score of the best F1."""
     rows = {name: curves.precision_curves(m, dataset.types) for name, m in matches.items()}
-    run.write_csv(folder / "precision_recall.csv", [{"model": n, **row} for n, of in rows.items() for row in of])
+    write_csv(folder / "precision_recall.csv", [{"model": n, **row} for n, of in rows.items() for row in of])
     figures.precision_recall(rows, folder / "precision_recall.png")
     figures.precision_recall_of_types(rows[reported], dataset.types, reported, folder / "precision_recall_types.png")
     by_score = {name: curves.score_curve(m) for name, m in matches.items()}
@@ -68,33 +69,33 @@ def _curves(folder: Path, dataset: Dataset, matches: dict[str, list], reported: 
         for n, c in by_score.items()
         for s, p, r, f in zip(curves.SCORES.round(2), c.precision, c.recall, c.f1, strict=True)
     ]
-    run.write_csv(folder / "scores.csv", lines)
+    write_csv(folder / "scores.csv", lines)
     figures.scores(by_score, folder / "scores.png")
     return {name: c.best_score for name, c in by_score.items()}
 
 
-def _confusion(folder: Path, dataset: Dataset, reported: Measured, pairings: list) -> None:
+def _confusion(folder: Path, dataset: Dataset, reported: ModelResult, pairings: list) -> None:
     counts = confusion.matrix(dataset, reported.found, pairings)
     names = [*dataset.types, "missed"]
     rows = [
         {"truth": t, **dict(zip(names, line.tolist(), strict=True))}
         for t, line in zip([*dataset.types, "extra"], counts, strict=True)
     ]
-    run.write_csv(folder / "confusion.csv", rows)
+    write_csv(folder / "confusion.csv", rows)
     title = f"{reported.name}: score >= {SCORE}, IoU >= {IOU}; {len(dataset):,} images, {counts[:-1].sum():,} cells"
     figures.confusion(counts, dataset.types, title, folder / "confusion.png")
 
 
-def _factors(folder: Path, dataset: Dataset, models: Sequence[Measured], pairings: dict[str, list]) -> list[str]:
+def _factors(folder: Path, dataset: Dataset, models: Sequence[ModelResult], pairings: dict[str, list]) -> list[str]:
     rates = {m.name: factors.by_factor(dataset, m.found, pairings[m.name]) for m in models}
     if not rates[models[0].name]:
         return ["the data notes no interference factors: no results by factor"]
-    run.write_csv(folder / "factors.csv", [{"model": name, **asdict(r)} for name, of in rates.items() for r in of])
+    write_csv(folder / "factors.csv", [{"model": name, **asdict(r)} for name, of in rates.items() for r in of])
     figures.factors(rates, folder / "factors.png")
     return []
 
 
-def _consensus(folder: Path, dataset: Dataset, members: Sequence[Measured]) -> list[str]:
+def _consensus(folder: Path, dataset: Dataset, members: Sequence[ModelResult]) -> list[str]:
     found = consensus.suspects(dataset, [m.found for m in members], [m.name for m in members])
     entries = [
         {
@@ -105,7 +106,7 @@ def _consensus(folder: Path, dataset: Dataset, members: Sequence[Measured]) -> l
         }
         for s in found
     ]
-    run.write_json(folder / "consensus.json", {"types": dataset.types, "suspects": entries})
+    write_json(folder / "consensus.json", {"types": dataset.types, "suspects": entries})
     if found:
         figures.consensus(dataset, found, folder / "consensus.jpg")
     return [f"{len(found)} labels that the models doubt together: consensus.json (see leuko data apply-review --help)"]
@@ -114,8 +115,8 @@ def _consensus(folder: Path, dataset: Dataset, members: Sequence[Measured]) -> l
 def _agreement(
     folder: Path,
     dataset: Dataset,
-    reported: Measured,
-    members: Sequence[Measured],
+    reported: ModelResult,
+    members: Sequence[ModelResult],
     best: dict[str, float],
     pairings: list,
 ) -> list[str]:
@@ -132,31 +133,31 @@ def _agreement(
             lines.append(
                 {**about, "truth_percent": share[0], "prediction_percent": share[1], "low95": low, "high95": high}
             )
-    run.write_csv(folder / "differential.csv", lines)
-    run.write_json(folder / "agreement.json", {"score": SCORE, "iou": IOU, "kappa": kappa, "bland_altman": rows})
+    write_csv(folder / "differential.csv", lines)
+    write_json(folder / "agreement.json", {"score": SCORE, "iou": IOU, "kappa": kappa, "bland_altman": rows})
     if any(r.groups for r in rows):
         figures.agreement(counts, rows, folder / "agreement.png")
     thresholds = [best[m.name] for m in members]
-    referred = agreement.to_refer(dataset, reported.found, [m.found for m in members], thresholds, SCORE)
-    run.write_csv(folder / "refer.csv", referred, columns=("image", "group", "doubt", "why"))
+    referred = agreement.review_queue(dataset, reported.found, [m.found for m in members], thresholds, SCORE)
+    write_csv(folder / "refer.csv", referred, columns=("image", "group", "doubt", "why"))
     return [
         f"Cohen's kappa of the types of found cells {table.rate(kappa)}; {len(referred)} images to refer to a person: "
         "refer.csv"
     ]
 
 
-def _calibration(folder: Path, matches: dict[str, list], reported: Measured) -> None:
+def _calibration(folder: Path, matches: dict[str, list], reported: ModelResult) -> None:
     score, true = calibration.outcomes(matches[reported.name])
     before = calibration.reliability(score, true)
     after = calibration.reliability(reported.scaling(score), true) if reported.scaling else None
     about = {"before": before, "after": after, "scaling": reported.scaling}
-    run.write_json(folder / "calibration.json", {"iou": IOU, "least_score": calibration.LEAST_SCORE, **about})
+    write_json(folder / "calibration.json", {"iou": IOU, "least_score": calibration.LEAST_SCORE, **about})
     if len(score):
         figures.reliability(before, after, reported.name, folder / "calibration.png")
 
 
 def _intervals(
-    folder: Path, dataset: Dataset, models: Sequence[Measured], matches: dict[str, list], draws: int
+    folder: Path, dataset: Dataset, models: Sequence[ModelResult], matches: dict[str, list], draws: int
 ) -> list[str]:
     times = bootstrap.draws(dataset, draws)
     drawn = {m.name: bootstrap.measured(matches[m.name], times) for m in models}
@@ -166,7 +167,7 @@ def _intervals(
         values = {"mAP": e.mAP, "mAR": e.mAR}
         whole[m.name] = {k: bootstrap.interval(v, drawn[m.name][:, i]) for i, (k, v) in enumerate(values.items())}
         rows += [{"model": m.name, "measure": k, **asdict(v)} for k, v in whole[m.name].items()]
-    run.write_csv(folder / "intervals.csv", rows)
+    write_csv(folder / "intervals.csv", rows)
     figures.intervals(whole, folder / "intervals.png")
     reported, *members = models
     own = whole[reported.name]["mAP"]
@@ -191,7 +192,7 @@ def _intervals(
                     "p": p,
                 }
             )
-        run.write_csv(folder / "differences.csv", compared)
+        write_csv(folder / "differences.csv", compared)
         best = max(members, key=lambda m: m.evaluation.mAP)
         gap = next(row for row in compared if row["against"] == best.name)
         sure = "95 % interval -, p -"

@@ -2,39 +2,23 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import errno
-import io
 import itertools
 import json
-import math
 import os
 import platform
-import secrets
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import cv2
-import numpy as np
 import torch
-import yaml
 
-from leuko.data.sample import Dataset
-from leuko.errors import LeukoError
-from leuko.metrics.coco import Evaluation
-
-REMEDIES = {
-    errno.ENOSPC: "free some disk space",
-    errno.EDQUOT: "free some of your disk quota",
-    errno.EROFS: "choose a folder on a disk that can be written to",
-    errno.EACCES: "choose a folder that you may write to",
-    errno.EPERM: "choose a folder that you may write to",
-}
+from ..data.dataset import Dataset
+from ..errors import LeukoError
+from ..io import io_errors_as, plain, write_csv, write_json, write_text
+from ..metrics.coco import Evaluation
 
 
 def new_run(project: str | Path, name: str, *inside: str) -> Path:
@@ -46,7 +30,7 @@ def new_run(project: str | Path, name: str, *inside: str) -> Path:
     project = Path(project)
     if name in ("", ".", "..") or Path(name).name != name:
         raise LeukoError(f'run name "{name}": not a plain folder name; put the folder above it into the project')
-    with explained(project / name):
+    with io_errors_as("written", project / name):
         project.mkdir(parents=True, exist_ok=True)
         folders = (project / (name if i == 1 else f"{name}-{i}") for i in itertools.count(1))
         folder = next(folder for folder in folders if _made(folder))
@@ -55,68 +39,12 @@ def new_run(project: str | Path, name: str, *inside: str) -> Path:
         return folder
 
 
-@contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary name beside ``path`` to write to; at the end of the block it takes the place of ``path``.
-
-    If the block fails, ``path`` is left as it was and the temporary file is removed. Raises LeukoError where the
-    system refuses to write.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    with explained(path):
-        try:
-            yield temporary
-            with open(temporary, "rb+") as file:
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
-def remove_unfinished(folder: str | Path) -> None:
-    """Remove what a killed process left of the files it was writing (see ``replacing``)."""
-    for leftover in Path(folder).rglob(".*.tmp"):
-        leftover.unlink()
-
-
-def write_bytes(path: str | Path, data: bytes) -> None:
-    """Write a whole file or none (see ``replacing``)."""
-    with replacing(path) as temporary:
-        temporary.write_bytes(data)
-
-
-def write_text(path: str | Path, text: str) -> None:
-    """Write UTF-8 text, whole or not at all; what is no text in a file's name as an escape, ``\\udcff``."""
-    write_bytes(path, text.encode("utf-8", "backslashreplace"))
-
-
-def write_json(path: str | Path, value: Any, indent: int | None = 2) -> None:
-    """Write JSON. Arrays become lists, paths strings, and numbers that JSON does not know (nan, inf) null."""
-    write_text(path, json.dumps(plain(value), indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def write_yaml(path: str | Path, value: Any) -> None:
-    """Write YAML, keys in the order given. Unlike JSON it knows nan and inf."""
-    write_text(path, yaml.safe_dump(plain(value, finite=False), sort_keys=False, allow_unicode=True))
-
-
-def write_csv(path: str | Path, rows: Sequence[dict], columns: Sequence[str] = ()) -> None:
-    """Write rows under ``columns`` and whatever else they have; what is missing, None or nan is left empty."""
-    columns = list(dict.fromkeys([*columns, *(key for row in rows for key in row)]))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(plain(row) for row in rows)
-    write_text(path, text.getvalue())
-
-
 def log(folder: str | Path, event: str, **fields: Any) -> None:
     """Append one line to the folder's ``log.jsonl``: ``{"time": ..., "event": event, **fields}``."""
     path = Path(folder) / "log.jsonl"
     record = {"time": datetime.now(timezone.utc).isoformat(timespec="milliseconds"), "event": event, **fields}
     line = json.dumps(plain(record), ensure_ascii=False, allow_nan=False) + "\n"
-    with explained(path), open(path, "ab+") as file:
+    with io_errors_as("written", path), open(path, "ab+") as file:
         if file.tell():
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":
@@ -139,10 +67,10 @@ def write_evaluation(folder: str | Path, evaluation: Evaluation, results: list[d
     write_json(folder / "predictions.json", results, indent=None)
 
 
-def write_flaws(folder: str | Path, *datasets: Dataset) -> None:
-    """Write ``flaws.txt``, a line for each flaw that was mended in the data; no file where there is none."""
-    if lines := [str(flaw) for dataset in datasets for flaw in dataset.flaws]:
-        write_text(Path(folder) / "flaws.txt", "\n".join(lines) + "\n")
+def write_warnings(folder: str | Path, *datasets: Dataset) -> None:
+    """Write ``warnings.txt``, a line for each warning that was mended in the data; no file where there is none."""
+    if lines := [str(warning) for dataset in datasets for warning in dataset.warnings]:
+        write_text(Path(folder) / "warnings.txt", "\n".join(lines) + "\n")
 
 
 def environment() -> dict[str, Any]:
@@ -158,34 +86,6 @@ def environment() -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
-
-
-def plain(value: Any, finite: bool = True) -> Any:
-    """Return ``value`` made of dicts, lists, strings, numbers, booleans and None only; nan and inf become None where
-    numbers must be ``finite``."""
-    if isinstance(value, dict):
-        return {key if isinstance(key, str) else str(plain(key)): plain(item, finite) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item, finite) for item in value]
-    if isinstance(value, (np.ndarray, np.generic)):
-        return plain(value.tolist(), finite)
-    if isinstance(value, float):
-        return value if math.isfinite(value) or not finite else None
-    if isinstance(value, Path):
-        return str(value)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return plain(dataclasses.asdict(value), finite)
-    return value
-
-
-@contextmanager
-def explained(path: Path) -> Iterator[None]:
-    """Turn the system's refusal to write ``path`` into one line that names the file and the remedy."""
-    try:
-        yield
-    except OSError as error:
-        remedy = REMEDIES.get(error.errno or 0, "check the folder, or choose another one")
-        raise LeukoError(f"{path}: cannot be written ({error.strerror or error}); {remedy}") from error
 
 
 def _made(folder: Path) -> bool:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isnan, nan
 
-from leuko.data.sample import Dataset
-from leuko.metrics.coco import Evaluation
-from leuko.metrics.differential import Share
+from ..data.dataset import Dataset
+from ..metrics.coco import Evaluation
+from ..metrics.differential import Share
 
 
 @dataclass(frozen=True)
@@ -78,14 +78,14 @@ def table1(datasets: dict[str, Dataset]) -> list[list[str]]:
     return lines
 
 
-def flaws(split: str, dataset: Dataset, at_most: int = 3) -> str:
-    """Return how much of a split was mended or left out, with the first few flaws; "" where nothing was."""
+def warnings(split: str, dataset: Dataset, at_most: int = 3) -> str:
+    """Return how much of a split was mended or left out, with the first few warnings; "" where nothing was."""
     lines = [
         f"{split}: {n} cells of the class {name} left out, as the data YAML says" for name, n in dataset.ignored.items()
     ]
-    if dataset.flaws:
-        lines += [f"{split}: {len(dataset.flaws)} flaws mended, listed in flaws.txt, such as:"]
-        lines += [f"  {flaw}" for flaw in dataset.flaws[:at_most]]
+    if dataset.warnings:
+        lines += [f"{split}: {len(dataset.warnings)} warnings mended, listed in warnings.txt, such as:"]
+        lines += [f"  {warning}" for warning in dataset.warnings[:at_most]]
     return "\n".join(lines)
 
 

@@ -1,0 +1,219 @@
+"""Options of the commands of ``leuko data``, one dataclass per command (see ``cli``)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from ..config import POSITIONAL
+
+
+def _by_place() -> str:
+    return field(default="", metadata=POSITIONAL)
+
+
+@dataclass
+class _Written:
+    """What every command that writes a data set takes."""
+
+    force: bool = False
+    """Replace the data set that DST holds."""
+
+
+@dataclass
+class _Drawn(_Written):
+    """What every command that draws a data set takes."""
+
+    format: Literal["coco", "voc", "yolo"] = "coco"
+    """Format of the data set."""
+    seed: int = 0
+    """All choices, pixels and boxes follow from it."""
+    val: float = 0.15
+    """Share of the images for validation."""
+    test: float = 0.15
+    """Share of the images for testing."""
+    workers: int = 0
+    """Threads; 0: one per core."""
+
+
+@dataclass
+class ReviewOptions(_Written):
+    """Put the verdicts on labels that models doubt into a new data set."""
+
+    EXAMPLES: ClassVar[str] = """
+    leuko val --ensemble a b c --data slides          # writes runs/val/ensemble/consensus.json and its gallery
+    (fill in each "verdict": keep, accept, or a type)
+    leuko data apply-review slides runs/val/ensemble/consensus.json datasets/reviewed
+    """
+
+    src: str = _by_place()
+    """The data set that was validated."""
+    review: str = _by_place()
+    """consensus.json of a validation, verdicts filled in."""
+    dst: str = _by_place()
+    """Folder to make, in the same format."""
+
+
+@dataclass
+class CheckOptions:
+    """Find what is wrong with a data set. Exits with status 1 where a person must decide."""
+
+    EXAMPLES: ClassVar[str] = """
+    leuko data check slides
+    leuko data check slides.yaml --labels-only
+    """
+
+    src: str = _by_place()
+    """Data set: a folder, a COCO file or a data YAML."""
+    labels_only: bool = False
+    """Do not decode the images, and do not look for duplicates."""
+    save: str = "runs/check"
+    """Folder of results."""
+    name: str = ""
+    """The result's folder in --save, the data's name if empty."""
+
+
+@dataclass
+class ConvertOptions(_Written):
+    """Write a data set in another format, keeping all but COCO's masks."""
+
+    EXAMPLES: ClassVar[str] = """
+    leuko data convert slides datasets/slides --to coco
+    leuko data convert slides.yaml datasets/slides --to yolo --force
+    leuko data convert train.json datasets/official --to voc --voc-origin 1
+    """
+
+    src: str = _by_place()
+    """Data set: a folder, a COCO file or a data YAML."""
+    dst: str = _by_place()
+    """Folder to make."""
+    to: str = ""
+    """Format to write: voc, coco or yolo."""
+    voc_origin: Literal[0, 1] = 0
+    """0: VOC as LabelImg writes it; 1: the official convention."""
+
+
+@dataclass
+class SplitOptions(_Written):
+    """Divide a data set anew, stratified by type, groups of images together."""
+
+    EXAMPLES: ClassVar[str] = """
+    leuko data split slides datasets/slides --ratios 4:1
+    leuko data split slides datasets/slides --ratios 7:1:2 --group-by "smear(\\d+)"
+    leuko data split slides datasets/folds --folds 5 --group-by smears.csv
+    """
+
+    src: str = _by_place()
+    """Data set; all its splits are taken together."""
+    dst: str = _by_place()
+    """Folder to make, in the same format."""
+    ratios: str = "4:1"
+    """Wanted shares, two or more."""
+    names: str = ""
+    """The splits' names, separated by commas: train,test or train,val,test if empty."""
+    folds: int = 0
+    """K equal parts, and fold1.yaml ... foldK.yaml, for cross-validation."""
+    group_by: str = ""
+    """Images that stay together: a CSV file with the columns image and group, or a regular expression that is searched
+    in the image's path and whose first bracket (or all of it) is the group."""
+    seed: int = 0
+    """Which of equally good divisions is taken."""
+
+
+@dataclass
+class StatsOptions:
+    """Count cells, images and factors, and measure sizes and colours."""
+
+    EXAMPLES: ClassVar[str] = """
+    leuko data stats slides
+    leuko data stats slides.yaml --name slides
+    """
+
+    src: str = _by_place()
+    """Data set: a folder, a COCO file or a data YAML."""
+    save: str = "runs/stats"
+    """Folder of results."""
+    name: str = ""
+    """The result's folder in --save, the data's name if empty."""
+
+
+@dataclass
+class ResizeOptions(_Written):
+    """Scale all images and boxes, linked to the originals."""
+
+    EXAMPLES: ClassVar[str] = """
+    leuko data resize slides datasets/mini --size 600
+    leuko predict --weights runs/train/fcos --source datasets/mini --originals
+    """
+
+    src: str = _by_place()
+    """Data set: a folder, a COCO file or a data YAML."""
+    dst: str = _by_place()
+    """Folder to make, in the same format."""
+    size: int = 600
+    """Longer side in pixels."""
+
+
+@dataclass
+class FactorOptions(_Written):
+    """Put an interference factor on every image, tagged."""
+
+    EXAMPLES: ClassVar[str] = """
+    leuko data factors slides datasets/blurred --factor defocus --severity 4
+    leuko data factors slides datasets/each --factor all
+    """
+
+    src: str = _by_place()
+    """Data set: a folder, a COCO file or a data YAML."""
+    dst: str = _by_place()
+    """Folder to make, in the same format."""
+    factor: str = ""
+    """Name of a factor, several separated by commas, or all; of several, each image gets one in turn."""
+    severity: int = 3
+    """How strong, 1 to 5."""
+    seed: int = 0
+    """All choices follow from it."""
+
+
+@dataclass
+class ComposeOptions(_Drawn):
+    """Compose fields with several leukocytes from crops of single ones."""
+
+    EXAMPLES: ClassVar[str] = """
+    leuko data compose datasets/composed --donors crops
+    leuko data compose datasets/composed --donors crops --images 1000 --cells 2-8 --format yolo
+    """
+
+    dst: str = _by_place()
+    """Folder to make."""
+    donors: str = ""
+    """A folder with one folder of crops per class."""
+    images: int = 200
+    """Fields in all."""
+    size: int = 600
+    """Side of a field in pixels."""
+    cells: str = "1-6"
+    """Leukocytes per field, least and most."""
+
+
+@dataclass
+class SynthOptions(_Drawn):
+    """Render a data set of stained fields with the five leukocyte types."""
+
+    EXAMPLES: ClassVar[str] = """
+    leuko data synth datasets/demo
+    leuko data synth datasets/demo --images 1000 --size 600 --format voc --seed 7
+    leuko data synth datasets/paper --preset paper --size 600
+    leuko data synth datasets/demo --force --val 0.2 --test 0
+    """
+
+    dst: str = _by_place()
+    """Folder to make."""
+    preset: Literal["demo", "paper"] = "demo"
+    """paper: images and cells per type and split as in Li et al. 2022, factors tagged."""
+    images: int = 0
+    """Images in all; 0: 200, or the paper's 6273."""
+    size: int = 320
+    """Side of an image in pixels."""
+    sheet: str = ""
+    """Also draw the five types side by side into this file."""

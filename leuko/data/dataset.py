@@ -1,0 +1,86 @@
+"""What a data set is once it is read: samples, the list of types, and what was wrong with the files.
+
+Boxes are float32 ``xyxy`` in pixels of the image they belong to, continuous, ``0 <= x0 < x1 <= width``.
+Labels are 0-based indices into ``Dataset.types``; there is no background index.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class LabelWarning:
+    """Something wrong in a data set that was mended: where, what, and what was done about it."""
+
+    file: Path
+    object: str
+    problem: str
+    action: str
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.object}: {self.problem}; {self.action}"
+
+
+@dataclass
+class Sample:
+    """One image and its cells.
+
+    ``boxes`` [N, 4] float32, ``labels`` [N] int64, ``crowd`` [N] bool (COCO's ``iscrowd``: a region that evaluation
+    ignores and training leaves out). ``cell_factors`` has one tuple of interference factors a cell, ``attributes`` one
+    dict a cell (VOC's ``difficult``, ``truncated``, ...); both may be left empty, which means none. ``id`` is the
+    image id in COCO results; ``group`` the smear or patient that the image came from.
+    """
+
+    image: Path
+    width: int
+    height: int
+    boxes: np.ndarray
+    labels: np.ndarray
+    id: int
+    crowd: np.ndarray = field(default=None)  # type: ignore[assignment]
+    cell_factors: list[tuple[str, ...]] = field(default_factory=list)
+    attributes: list[dict] = field(default_factory=list)
+    factors: tuple[str, ...] = ()
+    group: str = ""
+
+    def __post_init__(self) -> None:
+        self.boxes = np.asarray(self.boxes, dtype=np.float32).reshape(-1, 4)
+        self.labels = np.asarray(self.labels, dtype=np.int64).reshape(-1)
+        n = len(self.boxes)
+        self.crowd = np.zeros(n, dtype=bool) if self.crowd is None else np.asarray(self.crowd, dtype=bool)
+        self.cell_factors = self.cell_factors or [()] * n
+        self.attributes = self.attributes or [{} for _ in range(n)]
+
+
+@dataclass
+class Dataset:
+    """One split of a data set, read and checked.
+
+    ``types`` are the class names in label order; ``category_ids`` their ids in COCO files (1-based unless the source
+    says otherwise); ``ignored`` counts the objects of classes that the data YAML told leuko to leave out.
+    """
+
+    types: list[str]
+    samples: list[Sample]
+    category_ids: list[int] = field(default_factory=list)
+    warnings: list[LabelWarning] = field(default_factory=list)
+    ignored: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.category_ids = self.category_ids or list(range(1, len(self.types) + 1))
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def groups(self) -> set[str]:
+        """The groups that images belong to."""
+        return {s.group for s in self.samples if s.group}
+
+    def counts(self) -> np.ndarray:
+        """Cells a type, [len(types)] int64, crowds left out."""
+        labels = [s.labels[~s.crowd] for s in self.samples]
+        return np.bincount(np.concatenate(labels or [np.zeros(0, int)]), minlength=len(self.types))

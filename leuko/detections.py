@@ -1,0 +1,100 @@
+"""What a detector found on one image: the one type for it, from the evaluation to the report and to Python."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .errors import LeukoError, nearest
+
+if TYPE_CHECKING:
+    import supervision
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One detected leukocyte: type, score in 0..1, and box (x0, y0, x1, y1) in pixels."""
+
+    type: str
+    score: float
+    box: tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Detections:
+    """The cells found on one image, in descending order of score.
+
+    boxes [N, 4] float32 xyxy in pixels of the image as it is stored; scores [N] float32 in 0..1; labels [N] int64,
+    0-based indices into ``types``, which may be left empty where a data set gives the types. Iterating gives
+    :class:`Cell` objects; indexing by a mask or by indices [M] gives the Detections of those.
+    """
+
+    boxes: np.ndarray
+    scores: np.ndarray
+    labels: np.ndarray
+    types: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "boxes", np.asarray(self.boxes, dtype=np.float32).reshape(-1, 4))
+        object.__setattr__(self, "scores", np.asarray(self.scores, dtype=np.float32).reshape(-1))
+        object.__setattr__(self, "labels", np.asarray(self.labels, dtype=np.int64).reshape(-1))
+
+    @classmethod
+    def from_tensors(cls, found: Mapping, scale: Sequence[float] = (1, 1), types: Sequence[str] = ()) -> Detections:
+        """From a model's ``{"boxes", "scores", "labels"}``; boxes are multiplied by ``scale`` (x, y)."""
+        boxes, scores, labels = (found[key].detach().float().cpu().numpy() for key in ("boxes", "scores", "labels"))
+        return cls(boxes * np.tile(np.float32(scale), 2), scores, labels, tuple(types))
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def __iter__(self) -> Iterator[Cell]:
+        for box, score, label in zip(self.boxes, self.scores, self.labels, strict=True):
+            yield Cell(self.types[label], float(score), tuple(float(v) for v in box))
+
+    def __getitem__(self, chosen: np.ndarray | slice) -> Detections:
+        return replace(self, boxes=self.boxes[chosen], scores=self.scores[chosen], labels=self.labels[chosen])
+
+    def above(self, threshold: float) -> Detections:
+        """Those with at least this score."""
+        return self[self.scores >= threshold]
+
+    def to_supervision(self) -> supervision.Detections:
+        """As ``supervision.Detections`` (that package must be installed); type names go to ``data["class_name"]``."""
+        try:
+            import supervision
+        except ImportError as e:
+            raise LeukoError("supervision is not installed; pip install supervision") from e
+        return supervision.Detections(
+            xyxy=self.boxes.copy(),
+            confidence=self.scores.copy(),
+            class_id=self.labels.astype(int),
+            data={"class_name": np.array([self.types[label] for label in self.labels], dtype=str)},
+        )
+
+    @classmethod
+    def from_supervision(cls, detections: supervision.Detections, types: Sequence[str] | None = None) -> Detections:
+        """From ``supervision.Detections``. Type names come from its ``data["class_name"]`` (matched to ``types`` by
+        name) or, without that, from its class ids as indices into ``types``. Scores that are missing are 1."""
+        count = len(detections.xyxy)
+        names = detections.data.get("class_name")
+        if names is not None:
+            types = list(dict.fromkeys(str(n) for n in names)) if types is None else list(types)
+            for name in names:
+                if name not in types:
+                    raise LeukoError(
+                        f'detections hold the class "{name}", which is not a type{nearest(str(name), types)}'
+                    )
+            labels = np.array([types.index(str(name)) for name in names], dtype=np.int64)
+        elif types is None:
+            raise LeukoError('detections without data["class_name"]: pass the types that class ids index')
+        else:
+            labels = np.asarray(detections.class_id if detections.class_id is not None else [], dtype=np.int64)
+        if len(labels) != count or (count and not 0 <= labels.min() <= labels.max() < len(types)):
+            raise LeukoError(f"detections: class ids do not index the {len(types)} types")
+        scores = np.ones(count) if detections.confidence is None else detections.confidence
+        found = cls(detections.xyxy, scores, labels, tuple(types))
+        return found[np.argsort(-found.scores, kind="stable")]
