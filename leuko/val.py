@@ -16,11 +16,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from .cells import factor_names
 from .config import ValOptions
 from .data import source
 from .data.dataset import Dataset
 from .data.images import read_image
-from .data.tools.factors import chosen, marked
+from .data.tools.draw import with_factor
 from .data.tools.split import check_groups
 from .engine import cost
 from .engine.checkpoint import check_calibrates, load_weights, save_calibration
@@ -43,7 +44,7 @@ def val(options: ValOptions) -> Path:
     """
     options.check()
     if options.factors:
-        chosen(options.factors)  # so that a slip in it is told before anything runs
+        factor_names(options.factors)  # so that a slip in it is told before anything runs
     device = choose_device(options.device)
     dataset = source.load(options.data, split_of(options))
     if not options.allow_leaks:
@@ -114,7 +115,7 @@ def measure(
     run.write_warnings(folder, dataset, *([other] if other else []))
     told = results_of(folder, dataset, models, options.draws)
     if options.factors:
-        wanted = product(chosen(options.factors), options.severities)
+        wanted = product(factor_names(options.factors), options.severities)
         sweep(folder, members[0], dataset, plain, wanted, device)
     write_text(folder / "report.html", pages.build(folder))
     if tried:
@@ -200,7 +201,7 @@ def sweep(
     for name, severity in wanted:
         samples, found = [], []
         for i, sample in enumerate(tqdm(dataset.samples, f"{name} {severity}", unit="image", leave=False)):
-            image, changed = marked(sample, read_image(sample.image), name, severity, np.random.default_rng(i))
+            image, changed = with_factor(sample, read_image(sample.image), name, severity, np.random.default_rng(i))
             pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
             found += member.relabel(detect(member.model, [pixels], device), dataset.types)
             samples.append(replace(changed, width=image.shape[1], height=image.shape[0]))

@@ -22,7 +22,7 @@ from PIL import Image
 from leuko import cli
 from leuko.cli import main
 from leuko.data.dataset import Dataset, Sample
-from leuko.data.tools.synth import synth
+from leuko.data.tools.draw import synth
 from leuko.engine import checkpoint
 from leuko.models import create
 from leuko.report import plots

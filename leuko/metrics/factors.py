@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..data.dataset import Dataset
-from ..synth.factors import CELL_FACTORS, FACTORS
+from ..cells import CELL_FACTORS, FACTORS
 from .confusion import Pairing, correct_cells
 from .differential import wilson
 
