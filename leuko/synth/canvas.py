@@ -135,24 +135,26 @@ class Canvas:
         return DrawnCell(amounts, cover, nucleus, x - self.half, y - self.half)
 
 
-def lay(slide: np.ndarray, cell: DrawnCell, x: float, y: float, hide: float) -> tuple[slice, slice, np.ndarray] | None:
+def crossing(slide: np.ndarray, patch: np.ndarray, x: int, y: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+    """Where a patch [h, w, ...] with its corner at (x, y) lies on a slide [H, W, ...]: slices of the slide, and of the
+    patch; empty if it lies outside."""
+    h, w = patch.shape[:2]
+    top, left = max(y, 0), max(x, 0)
+    bottom, right = max(min(y + h, slide.shape[0]), top), max(min(x + w, slide.shape[1]), left)
+    return (slice(top, bottom), slice(left, right)), (slice(top - y, bottom - y), slice(left - x, right - x))
+
+
+def lay(slide: np.ndarray, cell: DrawnCell, x: float, y: float, hide: float) -> tuple[tuple[slice, slice], np.ndarray]:
     """Add a cell with its centre at (x, y) to the slide [H, W] or [H, W, absorber], in place.
 
-    ``hide`` is the share (0..1) of what lies below the cell that it hides. Returns the rows, the columns and the cell's
-    cover there; None if the cell lies outside the field.
+    ``hide`` is the share (0..1) of what lies below the cell that it hides. Returns where on the slide the cell lies, as
+    slices, and its cover there.
     """
-    x0, y0 = round(x) + cell.x, round(y) + cell.y
-    h, w = cell.cover.shape
-    top, left = max(0, -y0), max(0, -x0)
-    bottom, right = min(h, slide.shape[0] - y0), min(w, slide.shape[1] - x0)
-    if top >= bottom or left >= right:
-        return None
-    rows, columns = slice(y0 + top, y0 + bottom), slice(x0 + left, x0 + right)
-    cover = cell.cover[top:bottom, left:right]
-    below = slide[rows, columns]
+    view, part = crossing(slide, cell.cover, round(x) + cell.x, round(y) + cell.y)
+    cover, below = cell.cover[part], slide[view]
     below *= 1 - hide * (cover if slide.ndim == 2 else cover[:, :, None])
-    below += cell.amounts[top:bottom, left:right]
-    return rows, columns, cover
+    below += cell.amounts[part]
+    return view, cover
 
 
 # ---------------------------------------------------------------- values and colours

@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 
 from . import stain
+from .canvas import crossing
 from .cutout import box_of, cell_mask
 
 HIDE = 0.9  # share of what lies below a leukocyte that it hides
@@ -145,9 +146,9 @@ def compose(
         if corner is None:
             continue
         placed.append((cutout, *corner))
-        view, cover = _overlap(occupied, cutout, *corner)
+        view, part = crossing(occupied, cutout.cover, *corner)
         shown = np.zeros_like(occupied)
-        shown[view] = cover > MIN_COVER
+        shown[view] = cutout.cover[part] > MIN_COVER
         occupied |= shown
         if i < len(cells) and shown.any():
             boxes.append(box_of(shown))
@@ -179,8 +180,8 @@ def _lay_red_cells(
         cutout = others[rng.choice(len(others), p=weight)].at_random(rng)
         h, w = cutout.cover.shape
         x, y = (int(v) for v in rng.integers([-w // 2, -h // 2], [side - w // 2, side - h // 2]))
-        view, cover = _overlap(covered, cutout, x, y)
-        inside = cover > 127
+        view, part = crossing(covered, cutout.cover, x, y)
+        inside = cutout.cover[part] > 127
         overlapping = (covered[view] & inside).sum() / max(inside.sum(), 1)
         if overlapping > (0.3 if rng.random() < 0.05 else 0.02) or (occupied[view] & inside).any():
             continue
@@ -200,17 +201,10 @@ def _free_corner(
     low, high = np.array([w, h]) * margin, np.array([side - w * (1 + margin), side - h * (1 + margin)])
     for _ in range(ATTEMPTS):
         x, y = (int(v) for v in rng.uniform(np.minimum(low, high), np.maximum(low, high)))
-        view, cover = _overlap(occupied, cutout, x, y)
-        if not (occupied[view] & (cover > MIN_COVER)).any():
+        view, part = crossing(occupied, cutout.cover, x, y)
+        if not (occupied[view] & (cutout.cover[part] > MIN_COVER)).any():
             return x, y
     return None
-
-
-def _overlap(slide: np.ndarray, cutout: Cutout, x: int, y: int) -> tuple[tuple[slice, slice], np.ndarray]:
-    """The part of a slide under a cutout with its corner at (x, y), as slices, and the cutout's cover there."""
-    h, w = cutout.cover.shape
-    top, left, bottom, right = max(y, 0), max(x, 0), min(y + h, slide.shape[0]), min(x + w, slide.shape[1])
-    return (slice(top, bottom), slice(left, right)), cutout.cover[top - y : bottom - y, left - x : right - x]
 
 
 def _lay(light: np.ndarray, cutout: Cutout, x: int, y: int, hide: float) -> None:
@@ -218,10 +212,9 @@ def _lay(light: np.ndarray, cutout: Cutout, x: int, y: int, hide: float) -> None
 
     ``hide`` is the share (0..1) of what lies below the cutout that it hides.
     """
-    view, cover = _overlap(light, cutout, x, y)
-    cover = cover[:, :, None].astype(np.float32) / 255
-    rows, columns = view
-    transmission = cutout.transmission[rows.start - y : rows.stop - y, columns.start - x : columns.stop - x] / 255
+    view, part = crossing(light, cutout.cover, x, y)
+    cover = cutout.cover[part][:, :, None].astype(np.float32) / 255
+    transmission = cutout.transmission[part] / 255
     below = light[view]
     light[view] = below * (1 - cover) + cover * transmission * (hide + (1 - hide) * below)
 

@@ -47,7 +47,7 @@ def box_of(mask: np.ndarray) -> np.ndarray:
 
 
 def _nucleus(image: np.ndarray) -> np.ndarray | None:
-    """The lobes of the nucleus, [H, W] bool: dark in red, large, near the middle of the crop; None if there are none."""
+    """The lobes of the nucleus, [H, W] bool: dark in red, large, near the crop's middle; None if there are none."""
     height, width = image.shape[:2]
     red = stain.to_density(image[:, :, 0], stain.bare_slide(image)[0])
     level = np.clip(red / 1.5 * 255, 0, 255).astype(np.uint8)

@@ -202,23 +202,15 @@ def incomplete(
     hidden = 1 - VISIBLE[severity - 1]
     right, down = round(x0 + hidden * (x1 - x0)), round(y0 + hidden * (y1 - y0))
     left, up = round(x1 - hidden * (x1 - x0)), round(y1 - hidden * (y1 - y0))
-    windows = [(right, 0, width, height), (0, 0, left, height), (0, down, width, height), (0, 0, width, up)]
-    area = (boxes[:, 2:] - boxes[:, :2]).prod(1)
-
-    def visible(window: tuple[int, ...]) -> np.ndarray:
-        sides = np.minimum(boxes[:, 2:], window[2:]) - np.maximum(boxes[:, :2], window[:2])
-        return sides.clip(0).prod(1) / area
-
-    def slivers_and_loss(window: tuple[int, ...]) -> tuple[int, float]:
-        share = visible(window)[is_cell]
-        slivers = (share > 0) & (share < VISIBLE[-1] - 0.05)
-        return int(slivers.sum()), -float((window[2] - window[0]) * (window[3] - window[1]))
-
-    window = min(windows, key=slivers_and_loss)
-    share = visible(window)
+    windows = np.array([(right, 0, width, height), (0, 0, left, height), (0, down, width, height), (0, 0, width, up)])
+    inside = np.minimum(boxes[:, None, 2:], windows[:, 2:]) - np.maximum(boxes[:, None, :2], windows[:, :2])
+    visible = inside.clip(0).prod(2) / (boxes[:, 2:] - boxes[:, :2]).prod(1)[:, None]  # [N, 4]
+    slivers = ((visible > 0) & (visible < VISIBLE[-1] - 0.05))[is_cell].sum(0)
+    best = np.lexsort([-(windows[:, 2:] - windows[:, :2]).prod(1), slivers])[0]
+    window, share = windows[best], visible[:, best]
     kept = np.flatnonzero(share >= MIN_VISIBLE)
-    corner = np.tile(window[:2], 2).astype(np.float32)
-    clipped = np.clip(boxes[kept], corner, np.tile(window[2:], 2).astype(np.float32)) - corner
+    low, high = (np.tile(corner, 2).astype(np.float32) for corner in (window[:2], window[2:]))
+    clipped = np.clip(boxes[kept], low, high) - low
     image = np.ascontiguousarray(image[window[1] : window[3], window[0] : window[2]])
     return FactorResult(image, clipped, kept, (share[kept] < 0.99) & is_cell[kept])
 

@@ -98,7 +98,7 @@ def platelet(rng: np.random.Generator, radius: float) -> DrawnCell:
 def _place(
     rng: np.random.Generator, width: int, height: int, radius: float, others: np.ndarray
 ) -> tuple[float, float] | None:
-    """A random centre (x, y) at which a leukocyte overlaps ``others`` [n, 3] (x, y, radius) at most slightly; or None."""
+    """A random centre (x, y) at which a leukocyte hardly overlaps ``others`` [n, 3] (x, y, radius), or None."""
     margin = radius * (rng.uniform(-0.35, 0.6) if rng.uniform() < 0.15 else 1.1)
     margin = min(margin, 0.45 * min(width, height))
     for _ in range(60):
@@ -198,12 +198,11 @@ def render(
 
     boxes, labels, masks = [], [], []
     for code, x, y, radius in leukocytes:
-        placed = lay(slide, DRAW[code](rng, radius), x, y, hide=0.85)
-        if placed is None or not (placed[2] >= 0.5).any():
-            continue
-        rows, columns, cover = placed
+        view, cover = lay(slide, DRAW[code](rng, radius), x, y, hide=0.85)
         mask = np.zeros((height, width), dtype=bool)
-        mask[rows, columns] = cover >= 0.5
+        mask[view] = cover >= 0.5
+        if not mask.any():
+            continue
         bx, by, bw, bh = cv2.boundingRect(mask.view(np.uint8))
         boxes.append((bx, by, bx + bw, by + bh))
         labels.append(INDEX[code])

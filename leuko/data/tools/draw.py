@@ -42,27 +42,14 @@ def synth(
     progress: bool = False,
     preset: str = "demo",
 ) -> dict[str, Dataset]:
-    """Render a data set of Wright-stained fields with the five leukocyte types.
+    """Render a data set of Wright-stained fields with the five leukocyte types into the folder ``dst``.
 
-    Args:
-        dst: the folder to make. It appears only when it is complete.
-        images: images in all; 0: 200, or with the preset ``paper`` 6,273, whose table is scaled for other numbers.
-        size: width and height in pixels, 64 to 8192.
-        format: ``coco``, ``voc`` or ``yolo``.
-        seed: with ``size``, it determines every image.
-        val, test: shares of the images; the rest, at least one image, is for training. A share of 0 makes no split.
-        force: replace the data set in ``dst``.
-        workers: threads; 0: one per core.
-        progress: show a progress bar.
-        preset: ``demo``: every field has its own stain and light, and 1 to 5 cells of any types (fewer if one found no
-            room). ``paper``: images and cells per type and split as in Li et al. 2022, in smears (groups) of three
-            centres, with every interference factor tagged; ``val`` and ``test`` are ignored.
+    The arguments are the options of ``leuko data synth`` (see ``SynthOptions``); ``progress`` shows a progress bar. The
+    image of a number depends on nothing but ``seed`` and ``size``. With the preset ``paper`` the images form smears
+    (groups) of three centres, and ``val`` and ``test`` are ignored.
 
-    Returns:
-        The splits by name.
-
-    Raises:
-        LeukoError: an argument is out of range, ``dst`` exists, or it cannot be written.
+    Returns the splits by name. Raises LeukoError if an argument is out of range, or if ``dst`` exists or cannot
+    be written; ``dst`` appears only when it is complete.
     """
     if preset not in ("demo", "paper"):
         raise LeukoError(f'preset "{preset}" is unknown{nearest(preset, ("demo", "paper"))}; use demo or paper')
@@ -97,24 +84,14 @@ def compose(
 ) -> tuple[dict[str, Dataset], list[Path]]:
     """Compose a data set of fields with several leukocytes from crops of single ones.
 
-    All types are equally frequent. The cells of a donor appear in one split only. A field is composed of donors of
-    about the same stain.
+    The arguments are the options of ``leuko data compose`` (see ``ComposeOptions``), with ``least`` to ``most``
+    leukocytes per field; fewer if one finds no room. ``donors`` holds one folder of crops per class: the five types'
+    codes are labelled, the cells of all other classes (platelets, erythroblasts, ...) are laid among them without a
+    label. All types are equally frequent. The cells of a donor appear in one split only, and a field is composed of
+    donors of a similar stain.
 
-    Args:
-        donors: a folder with one folder of crops per class. The five types' codes are labelled; the cells of all other
-            classes (platelets, erythroblasts, ...) are laid among them without a label.
-        images: fields in all, at least 1.
-        least, most: leukocytes per field; fewer if one finds no room.
-        seed: with ``size`` and the donors, it determines every image.
-        val, test: shares of the images, and of the donors.
-
-    The other arguments are those of :func:`synth`.
-
-    Returns:
-        The splits by name, and the donors whose cell was not used because its outline is uncertain.
-
-    Raises:
-        LeukoError: an argument is out of range, there are too few donors, ``dst`` exists, or it cannot be written.
+    Returns the splits by name, and the donors whose cell was not used because its outline is uncertain. Raises
+    LeukoError as :func:`synth`, or if there are too few donors.
     """
     builder.check(images, size, format, seed, val, test, workers)
     if not 1 <= least <= most <= 50:
@@ -161,21 +138,12 @@ def put_factor(
 ) -> dict[str, Dataset]:
     """Write a data set with an interference factor applied to every image and tagged, in its own format.
 
-    Args:
-        src: the data set, with all its splits.
-        dst: the folder to make. It appears only when it is complete.
-        factor: one of the nine, several separated by commas, or ``all``; of several, each image gets one in turn.
-        severity: 1 to 5.
-        seed: all choices follow from it.
-        force: replace the data set in ``dst``.
-        progress: show a progress bar.
+    The arguments are the options of ``leuko data factors`` (see ``FactorOptions``). A factor of the cell is tagged on
+    the cells that it concerns, a factor of the image on the image. A cell of which ``incomplete`` leaves less than a
+    tenth is dropped.
 
-    Returns:
-        The splits as they are read back. A factor of the cell is tagged on the cells that it concerns, a factor of the
-        image on the image. A cell of which ``incomplete`` leaves less than a tenth is dropped.
-
-    Raises:
-        LeukoError: an argument is out of range, the data set cannot be read, or ``dst`` cannot be written.
+    Returns the splits as they are read back. Raises LeukoError if an argument is out of range, the data set cannot be
+    read, or ``dst`` exists or cannot be written.
     """
     names = factor_names(factor)
     if severity not in SEVERITIES:
