@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 import random
 import resource
 import shutil
 import signal
 import subprocess
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import cv2
@@ -25,6 +27,8 @@ from leuko.data import loader, source
 from leuko.data.dataset import Dataset, Sample
 from leuko.data.transforms.compose import listed, read_steps
 from leuko.engine import checkpoint, schedule
+from leuko.engine.ema import ModelEMA
+from leuko.engine.train import Stop
 from leuko.errors import LeukoError
 from leuko.models import DETECTORS, create
 
@@ -93,6 +97,68 @@ def test_killed_and_interrupted_run_ends_in_the_same_bits(data, project, tmp_pat
         assert (run / name).read_bytes() == (whole / name).read_bytes()
     assert rows(run) == rows(whole) and len(rows(run)) == 3
     assert not list(run.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_sigterm_is_taken_for_ctrl_c(workers, data, tmp_path, start, leuko, no_plots):
+    """As Slurm and Docker send it, to all processes of the job."""
+    run = tmp_path / "faster"
+    words = ["--data", data, "--project", tmp_path, "--name", "faster", *TINY, *FASTER, "--workers", workers]
+    process = start("leuko.train", *words)
+    wait_for_states(run, 3, process)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    for pid in [*map(int, children.read_text().split())] if children.exists() else []:
+        os.kill(pid, signal.SIGTERM)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 130 and f"go on with: leuko train --resume {run}" in err and "Traceback" not in err
+    assert leuko("train", "--resume", run).code == 0 and len(rows(run)) == 3
+
+
+def test_signals_wait_for_what_must_not_be_cut_in_two():
+    done = []
+    with pytest.raises(KeyboardInterrupt), Stop() as stop, stop.held():
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.requested
+        with stop.held(at_all_costs=True):
+            os.kill(os.getpid(), signal.SIGINT)  # the second, while a file is written
+            done.append("written")
+        done.append("never reached")
+    assert done == ["written"]
+    with pytest.raises(KeyboardInterrupt), Stop():
+        os.kill(os.getpid(), signal.SIGINT)  # in validation, say, which nothing depends on
+        done.append("never reached")
+    assert done == ["written"]
+
+
+def test_ctrl_c_while_the_state_is_written_ends_in_one_line(data, tmp_path, leuko, no_plots, monkeypatch):
+    save = torch.save
+
+    def interrupted(*arguments: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        save(*arguments)
+
+    monkeypatch.setattr(torch, "save", interrupted)
+    result = leuko("train", "--data", data, "--project", tmp_path, *TINY, *FCOS)
+    assert result.code == 130 and "Traceback" not in result.err and "leuko train --resume" in result.err
+    monkeypatch.setattr(torch, "save", save)
+    assert leuko("train", "--resume", tmp_path / "fcos").code == 0
+
+
+def test_run_killed_before_its_first_state_begins_anew(data, project, tmp_path, leuko, no_plots, monkeypatch):
+    """In a comparison, and alone."""
+
+    def killed(*_: object) -> None:
+        raise SystemExit(9)
+
+    words = ["train", "--data", data, "--project", tmp_path, *TINY, *FCOS]
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_resume", killed)
+        assert leuko(*words).code == 9
+    assert not (tmp_path / "fcos/resume.pt").exists()
+    result = leuko("train", "--resume", tmp_path / "fcos")
+    assert result.code == 0 and "nothing was trained yet" in result.out
+    assert same_weights(tmp_path / "fcos/weights/last.safetensors", project / "fcos/weights/last.safetensors")
 
 
 def test_run_that_was_killed_at_once_can_be_resumed(data, tmp_path, leuko, no_plots, monkeypatch):
@@ -268,6 +334,51 @@ def test_layers_learn_at_their_own_rates(run, factors, project):
     state, last = checkpoint.load_resume(project / run / "resume.pt"), float(rows(project / run)[-1]["lr"])
     rates = sorted(group["lr"] for group in state["optimizer"]["param_groups"])
     assert rates == pytest.approx(sorted(last * factor for factor in factors))
+
+
+def test_ema_forgets_the_first_weights_and_keeps_the_last():
+    """At a decay of .999, 770 updates would leave 46 % of the first weights without a ramp."""
+    model = torch.nn.BatchNorm1d(1)
+    ema = ModelEMA(model, 0.999)
+    torch.nn.init.constant_(model.weight, 0.0)
+    model.num_batches_tracked += 7
+    ema.update_parameters(model)
+    torch.nn.init.constant_(model.weight, 1.0)
+    for _ in range(770):
+        ema.update_parameters(model)
+    assert 1 - ema.module.weight.item() < 0.01 and ema.module.num_batches_tracked == 7
+    settled = ModelEMA(model, 0.9)
+    for _ in range(200):
+        settled.update_parameters(model)
+    torch.nn.init.constant_(model.weight, 2.0)
+    settled.update_parameters(model)
+    assert settled.module.weight.item() == pytest.approx(1.1)
+
+
+def test_a_run_stops_when_it_gets_no_better(data, tmp_path, leuko, no_plots):
+    words = ["train", "--data", data, "--project", tmp_path, *TINY, *FCOS, "--lr", "1e-12", "--epochs", "9"]
+    result = leuko(*words, "--patience", "2", "--best-by", "mAR")
+    assert result.code == 0 and "mAR has not improved for 2 epochs" in result.out
+    assert len(rows(tmp_path / "fcos")) == 3
+    state = checkpoint.load_resume(tmp_path / "fcos/resume.pt")["progress"]
+    assert (
+        state["stopped"] and state["best_epoch"] == 1 and state["best"] == float(rows(tmp_path / "fcos")[0]["val/mAR"])
+    )
+    assert f"leuko val --weights {tmp_path / 'fcos'}" in result.out
+
+
+def test_tensorboard_gets_what_results_csv_gets(data, tmp_path, leuko, no_plots):
+    words = ["train", "--data", data, "--project", tmp_path, *TINY, *FCOS, "--tensorboard"]
+    if find_spec("tensorboard") is None:
+        leuko(*words).refused("--tensorboard", "leuko[loggers]")
+        pytest.skip("needs the extra loggers")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert leuko(*words).code == 0
+    events = EventAccumulator(str(tmp_path / "fcos/tensorboard")).Reload()
+    (row,) = rows(tmp_path / "fcos")
+    for name in ("loss/box", "val/mAR", "lr"):
+        assert events.Scalars(name)[0].value == pytest.approx(float(row[name]), rel=1e-5)
 
 
 # ---------------------------------------------------------------------- what stops a run
