@@ -107,18 +107,18 @@ def test_each_epoch_ends_with_the_mean_of_the_weights(data, tmp_path):
         fused.fuse()
         assert len(fused([torch.rand(3, 80, 80)])) == 1
         ended.append((copy.deepcopy(ema_model.state_dict()), copy.deepcopy(model.state_dict())))
-        return len(ended) == 2
+        return len(ended) == 8  # Ultralytics sums 32 batches of 2 for its first step at a rate above 0
 
     torch.set_num_threads(2)
     cv2.setNumThreads(2)
     before = dict(os.environ)
     try:
-        train(tmp_path, data, end, model, epochs=9, augment=[])
+        train(tmp_path, data, end, model, epochs=20, augment=[])
         assert torch.get_num_threads() == 2 and cv2.getNumThreads() == 2
         assert not torch.are_deterministic_algorithms_enabled() and dict(os.environ) == before
     finally:
         torch.set_num_threads(1)
-    assert len(ended) == 2
+    assert len(ended) == 8
     key = "network.model.0.conv.weight"
     states = [first, *ended[-1]]
     assert all(state.keys() == first.keys() for state in states)
