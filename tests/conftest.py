@@ -78,7 +78,7 @@ def table(path: Path) -> list[dict]:
 def untrained(path: Path, types: list[str]) -> Path:
     """A weights file of a model that has learned nothing."""
     model = create("faster_rcnn", len(types), "mobilenetv3_small_050", image_size=64, channels=32, fc_channels=32)
-    checkpoint.save_weights(path, model, model.state_dict(), types, epoch=1)
+    checkpoint.save_weights(path, model.recipe, model.state_dict(), types, epoch=1)
     return path
 
 

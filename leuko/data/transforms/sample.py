@@ -1,22 +1,15 @@
-"""What a transform takes and returns: an image and its cells."""
+"""What transforms have in common: how an option is declared, and which cells stay."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any
 
 import numpy as np
 
+from ..dataset import AugmentedSample
+
 FILL = (124, 116, 104)  # ImageNet's mean colour: about zero once normalised
-
-
-@dataclass(frozen=True)
-class AugmentedSample:
-    """An image [H, W, 3] uint8 RGB, its boxes [N, 4] xyxy in pixels and their labels [N]."""
-
-    image: np.ndarray
-    boxes: np.ndarray
-    labels: np.ndarray
 
 
 def option(default: float | tuple | str, low: float = 0, high: float = float("inf")) -> Any:
