@@ -100,7 +100,7 @@ def test_voc_keeps_images_of_any_name(tmp_path, leuko):
     (tmp_path / "latin/images" / byte).write_bytes((tmp_path / names[0]).read_bytes())
     (tmp_path / "latin/labels" / os.fsdecode(b"caf\xe9.txt")).write_text("0 0.5 0.5 0.2 0.2\n")
     for to in ("coco", "voc"):
-        leuko("data", "convert", tmp_path / "latin", tmp_path / "bad", "--to", to).refused("no UTF-8; rename the file")
+        leuko("data", "convert", tmp_path / "latin", tmp_path / "bad", "--to", to).refused("not UTF-8; rename the file")
     assert not (tmp_path / "bad").exists()
 
 

@@ -199,7 +199,7 @@ BAD = {  # what is wrong: (format, how to do it, what the message must say)
     ),
     "yaml broken": ("yolo", lambda d: (d / "data.yaml").write_text("a: b\n- c\n"), ("data.yaml: line 2: broken YAML",)),
     "yaml bomb": ("yolo", lambda d: (d / "data.yaml").write_text("a: &a [b]\nc: [*a, *a]\n"), ("line 2", "aliases")),
-    "yaml list": ("yolo", lambda d: (d / "data.yaml").write_text("- c\n"), ("data.yaml: not a mapping",)),
+    "yaml list": ("yolo", lambda d: (d / "data.yaml").write_text("- c\n"), ("data.yaml: is not a mapping",)),
     "yaml nc": ("yolo", lambda d: (d / "data.yaml").write_text(YAML + "nc: 4\n"), ("data.yaml: nc: 4", "5 names")),
     "yaml path": ("yolo", lambda d: edit(d / "data.yaml", "images/", "imges/"), ("data.yaml: train", "imges/train")),
     "yaml name NO": ("yolo", lambda d: edit(d / "data.yaml", "NG", "NO"), ("data.yaml: names: 0: False", "quotes")),

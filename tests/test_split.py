@@ -134,7 +134,7 @@ def test_what_is_mended_is_told_and_a_link_leads_to_the_folder(smears, tmp_path,
     (tmp_path / "link").symlink_to(tmp_path / "real")
     for force in ([], ["--force"]):
         result = leuko("data", "split", smears, tmp_path / "link", *force)
-        assert result.code == 0 and "1 warnings mended" in result.out, result.err
+        assert result.code == 0 and "1 warnings, listed" in result.out, result.err
     assert (tmp_path / "link").is_symlink() and "clipped" in (tmp_path / "real/warnings.txt").read_text()
     assert sorted(p.name for p in tmp_path.iterdir() if p.suffix != ".png") == ["data", "link", "real"]
 
