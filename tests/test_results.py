@@ -13,7 +13,7 @@ from conftest import TYPES
 
 from leuko.data import source
 from leuko.data.dataset import Dataset, Sample
-from leuko.data.tools.convert import WRITERS
+from leuko.data.formats import coco as coco_format
 from leuko.detections import Detections
 from leuko.metrics import agreement, bootstrap, calibration, coco, confusion, consensus, curves, factors, matching
 from leuko.report import results, run

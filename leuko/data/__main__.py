@@ -20,7 +20,7 @@ from ..errors import LeukoError
 from ..io import write_csv, write_json, write_text
 from ..report import html, plots, run, table
 from ..synth.sheet import types_sheet
-from . import config
+from . import config, source
 from .dataset import Dataset
 from .tools import compose as composer
 from .tools import convert as converter
@@ -51,7 +51,7 @@ def check(options: config.CheckOptions) -> int:
 
 def stats(options: config.StatsOptions) -> None:
     """Print and write how many cells there are of each type, how large, and of which colours."""
-    datasets = converter.load_all(options.src)
+    datasets = source.load_all(options.src)
     whole = splitter.merge(datasets)
     split_of = {str(s.image): name for name, dataset in reversed(datasets.items()) for s in dataset.samples}
     colours = statistics.colours(whole, split_of, progress=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchvision.ops import batched_nms
@@ -133,3 +134,18 @@ def vote(kept: Tensor, groups: Tensor, boxes: Tensor, scores: Tensor, box_groups
     total = weights.sum(1)[:, None]
     mean = (weights[:, :, None] * boxes).sum(1) / total  # no matrix product: autocast would round it to half precision
     return torch.where(total > 0, mean, kept)  # a box of next to no area does not even overlap itself
+
+
+def box_iou(a: np.ndarray, b: np.ndarray, crowd: np.ndarray | None = None) -> np.ndarray:
+    """IoU of every box of ``a`` [N, 4] with every box of ``b`` [M, 4], as numpy arrays: [N, M] float64 in 0..1.
+
+    Where ``crowd`` [M] bool is set, it is the share of the box of ``a`` that lies inside, as in COCO's evaluation.
+    """
+    a, b = np.asarray(a, dtype=np.float64)[:, None], np.asarray(b, dtype=np.float64)[None]
+    sides = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
+    common = sides.clip(0).prod(-1)
+    area_a, area_b = ((box[..., 2:] - box[..., :2]).prod(-1) for box in (a, b))
+    union = area_a + area_b - common
+    if crowd is not None:
+        union = np.where(crowd, area_a, union)
+    return common / np.maximum(union, np.finfo(np.float64).tiny)
