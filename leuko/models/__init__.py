@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 
 from ..errors import LeukoError, nearest
-from . import yolo
 from .backbone import Backbone, Norm
 from .base import DetectionModel, ModelOptions
 from .cascade_rcnn import CascadeRCNN
@@ -17,7 +16,6 @@ from .fcos import FCOS
 from .fsaf import FSAF
 from .grid_rcnn import GridRCNN
 from .preprocess import Preprocess
-from .yolo import is_yolo, plain_name
 
 DETECTORS = {
     "fcos": FCOS,
@@ -29,7 +27,7 @@ DETECTORS = {
     "cascade_rcnn": CascadeRCNN,
 }
 
-__all__ = ["DETECTORS", "Backbone", "DetectionModel", "ModelOptions", "create", "is_yolo", "plain_name"]
+__all__ = ["DETECTORS", "Backbone", "DetectionModel", "ModelOptions", "create"]
 
 
 def create(
@@ -44,8 +42,7 @@ def create(
 ) -> DetectionModel:
     """Build a detector: ``create("fcos", 5)``.
 
-    ``name`` is a key of :data:`DETECTORS`, or a YOLO model of Ultralytics (:func:`create_yolo`, which takes none of
-    what follows but ``options``); ``backbone`` any timm network with maps at strides 4 to 32; ``pretrained``
+    ``name`` is a key of :data:`DETECTORS`; ``backbone`` any timm network with maps at strides 4 to 32; ``pretrained``
     loads ImageNet weights (or the backbone's weights from a file, if it is a path); ``norm``, ``freeze`` and
     ``normalize_features`` are those of :class:`~leuko.models.backbone.Backbone`; ``options`` the fields of
     :class:`~leuko.models.base.ModelOptions`. The model keeps all of it in ``model.recipe``, from which
@@ -53,8 +50,6 @@ def create(
     """
     if num_classes < 1:
         raise LeukoError(f"a detector needs at least one class, not {num_classes}")
-    if is_yolo(name):
-        return create_yolo(name, num_classes, **options)
     if name not in DETECTORS:
         raise LeukoError(
             f'model "{name}" is unknown{nearest(name, DETECTORS)} (there are: {", ".join(DETECTORS)}, and yolo11n and '
@@ -76,25 +71,6 @@ def create(
     model.pretrained_from = ""
     if pretrained:
         model.pretrained_from = body.load_pretrained(None if pretrained is True else pretrained)
-    return model
-
-
-def create_yolo(name: str, num_classes: int, architecture: dict | None = None, **options: object) -> DetectionModel:
-    """Build a YOLO model of Ultralytics with fresh weights, by its name there or a YAML file that describes it.
-
-    ``architecture`` is the description itself, as the recipe of a stored model holds it.
-    """
-    chosen = checked_options(options)
-    described = architecture or {**yolo.architecture(name), "nc": num_classes}
-    model = yolo.YOLO(described, num_classes, chosen)
-    used = {key: getattr(chosen, key) for key in ("image_size", "score_threshold", "max_detections")}
-    model.recipe = {
-        "name": plain_name(name),
-        "num_classes": num_classes,
-        "architecture": described,
-        **used,
-    }
-    model.pretrained_from = ""
     return model
 
 
