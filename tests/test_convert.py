@@ -53,7 +53,7 @@ def test_convert_keeps_splits_types_and_the_source(tmp_path, plain, leuko):
 
 
 def test_labels_of_one_image_in_two_splits_both_survive(tmp_path, pictures):
-    """VOC has one file an image: two readers' labels need two images; the same labels do not."""
+    """VOC has one file per image: two readers' labels need two images; the same labels do not."""
     first = [Sample(pictures[0], WIDTH, HEIGHT, [[1, 1, 30, 30]], [0], 1)]
     other = [Sample(pictures[0], WIDTH, HEIGHT, [[2, 2, 40, 40], [5, 5, 60, 60]], [3, 1], 1)]
     both = [Sample(pictures[2], WIDTH, HEIGHT, [], [], 1), Sample(pictures[0], WIDTH, HEIGHT, [[1, 1, 30, 30]], [0], 2)]

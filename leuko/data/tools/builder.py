@@ -26,9 +26,7 @@ MIN_SIZE, MAX_SIZE = 64, 8192  # of an image's side in pixels
 QUALITY = 95  # of the JPEGs
 
 
-def in_threads(
-    function: Callable[[T], R], items: Iterable[T], title: str, progress: bool, workers: int = 0
-) -> list[R]:
+def in_threads(function: Callable[[T], R], items: Iterable[T], title: str, progress: bool, workers: int = 0) -> list[R]:
     """``function`` of each item in order, with a bar on the terminal; 0 workers: one per core."""
     items = list(items)
     pool = ThreadPoolExecutor(workers or os.cpu_count() or 1)

@@ -1,4 +1,4 @@
-"""The folder that a data set is written to: it appears when all is done, or not at all, and replaces only a data set."""
+"""The folder of a new data set: it appears when all is done, or not at all, and replaces only a data set."""
 
 from __future__ import annotations
 
