@@ -18,18 +18,16 @@ import numpy as np
 from ..cli import flag
 from ..errors import LeukoError
 from ..io import write_csv, write_json, write_text
-from ..report import html, plots, run, table
-from ..synth.sheet import types_sheet
+from ..report import pages, plots, run, tables
+from ..synth.dataset import types_sheet
 from . import config, source
 from .dataset import Dataset
-from .tools import compose as composer
 from .tools import convert as converter
-from .tools import factors as factor_tool
+from .tools import draw
 from .tools import resize as resizer
 from .tools import review as reviewer
 from .tools import split as splitter
 from .tools import stats as statistics
-from .tools import synth as renderer
 from .tools.check import check as find_problems
 from .tools.check import counted
 
@@ -39,9 +37,9 @@ def check(options: config.CheckOptions) -> int:
     datasets, findings = find_problems(options.src, not options.labels_only, progress=True)
     folder = run.new_run(options.save, options.name or Path(options.src).resolve().stem)
     same_types = len({tuple(d.types) for d in datasets.values()}) == 1
-    counts = table.table1(datasets) if same_types else []
+    counts = tables.table1(datasets) if same_types else []
     write_json(folder / "report.json", {"source": options.src, "findings": findings})
-    write_text(folder / "report.html", html.check_report(Path(options.src), datasets, findings, counts))
+    write_text(folder / "report.html", pages.check_page(Path(options.src), datasets, findings, counts))
     for level, kind, number, first in counted(findings):
         print(f"{level:<7} {kind} ({number}), such as\n        {first.text}")
     to_decide = sum(f.level == "decide" for f in findings)
@@ -66,11 +64,11 @@ def stats(options: config.StatsOptions) -> None:
     run.write_warnings(folder, *datasets.values())
     plots.data_statistics(whole, colours, statistics.factors({"all": whole}), folder / "stats.png")
     for name, dataset in datasets.items():
-        if warnings := table.warnings(name, dataset):
+        if warnings := tables.warnings(name, dataset):
             print(warnings)
     print(f"{options.src}: cells and, in brackets, the images that they are on")
-    print(table.aligned(table.table1(datasets), head=1))
-    print(f"\n{table.aligned(_sizes(sizes), head=1)}\n\nresults: {folder}")
+    print(tables.aligned(tables.table1(datasets), head=1))
+    print(f"\n{tables.aligned(_sizes(sizes), head=1)}\n\nresults: {folder}")
 
 
 def convert(options: config.ConvertOptions) -> None:
@@ -114,7 +112,7 @@ def apply_review(options: config.ReviewOptions) -> None:
 def factors(options: config.FactorOptions) -> None:
     """Write a data set with an interference factor on every image."""
     _require(options, "factor", "the name of a factor, several separated by commas, or all")
-    datasets = factor_tool.put_on(**_values(options), progress=True)
+    datasets = draw.put_factor(**_values(options), progress=True)
     print(f"{options.dst}: {options.factor}, severity {options.severity}")
     _print_written(options.dst, datasets)
 
@@ -126,7 +124,7 @@ def compose(options: config.ComposeOptions) -> None:
     least, _, most = values.pop("cells").partition("-")
     if not (least.isdecimal() and (most or least).isdecimal()):
         raise LeukoError(f"--cells {options.cells}: give the least and the most leukocytes per field, such as 1-6")
-    datasets, uncertain = composer.compose(**values, least=int(least), most=int(most or least), progress=True)
+    datasets, uncertain = draw.compose(**values, least=int(least), most=int(most or least), progress=True)
     print(f"{options.dst}: {options.format}, {options.size}x{options.size} pixels, seed {options.seed}")
     if uncertain:
         print(f"{len(uncertain)} crops gave no cell, since its outline is uncertain, such as {uncertain[0]}")
@@ -137,7 +135,7 @@ def synth(options: config.SynthOptions) -> None:
     """Render a data set."""
     values = _values(options)
     sheet = values.pop("sheet")
-    datasets = renderer.synth(**values | {"images": options.images or None}, progress=True)
+    datasets = draw.synth(**values, progress=True)
     print(f"{options.dst}: {options.format}, {options.size}x{options.size} pixels, seed {options.seed}")
     _print_written(options.dst, datasets)
     if sheet:
@@ -170,13 +168,13 @@ def _print_written(dst: str, datasets: dict[str, Dataset]) -> None:
         print(f"{split}: {number} cells of the class {name} are left out, as the data YAML says")
     if datasets:
         print("cells and, in brackets, the images that they are on")
-        print(table.aligned(table.table1(datasets), head=1))
+        print(tables.aligned(tables.table1(datasets), head=1))
     if rows := statistics.factors(datasets):
-        print("\n" + table.aligned([list(rows[0]), *([str(v) for v in row.values()] for row in rows)], head=1))
+        print("\n" + tables.aligned([list(rows[0]), *([str(v) for v in row.values()] for row in rows)], head=1))
 
 
 def _sizes(rows: Sequence[dict]) -> list[list[str]]:
-    """The cells' sizes as lines of a table."""
+    """The cells' sizes as lines of a tables."""
     lines = [["size (5 %, median, 95 %)", "cells", "pixels", "% of the shorter side"]]
     for row in rows:
         spans = [" ".join(f"{row[f'{key}_p{p}']:.0f}" for p in statistics.PERCENTILES) for key in ("px", "percent")]

@@ -137,15 +137,16 @@ def vote(kept: Tensor, groups: Tensor, boxes: Tensor, scores: Tensor, box_groups
 
 
 def box_iou(a: np.ndarray, b: np.ndarray, crowd: np.ndarray | None = None) -> np.ndarray:
-    """IoU of every box of ``a`` [N, 4] with every box of ``b`` [M, 4], as numpy arrays: [N, M] float64 in 0..1.
+    """IoU of every box of ``a`` [N, 4] with every box of ``b`` [M, 4], numpy arrays: [N, M] float64 in 0..1.
 
-    Where ``crowd`` [M] bool is set, it is the share of the box of ``a`` that lies inside, as in COCO's evaluation.
+    Where ``crowd`` [M] bool is true, the share of ``a`` inside ``b`` instead (COCO's rule for crowds).
     """
-    a, b = np.asarray(a, dtype=np.float64)[:, None], np.asarray(b, dtype=np.float64)[None]
-    sides = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
-    common = sides.clip(0).prod(-1)
-    area_a, area_b = ((box[..., 2:] - box[..., :2]).prod(-1) for box in (a, b))
-    union = area_a + area_b - common
+    a, b = (np.asarray(boxes, dtype=np.float64).reshape(-1, 4) for boxes in (a, b))
+    corner0 = np.maximum(a[:, None, :2], b[None, :, :2])
+    corner1 = np.minimum(a[:, None, 2:], b[None, :, 2:])
+    common = (corner1 - corner0).clip(0).prod(-1)
+    area_a, area_b = ((boxes[:, 2:] - boxes[:, :2]).prod(1) for boxes in (a, b))
+    whole = area_a[:, None] + area_b - common
     if crowd is not None:
-        union = np.where(crowd, area_a, union)
-    return common / np.maximum(union, np.finfo(np.float64).tiny)
+        whole = np.where(crowd, area_a[:, None], whole)
+    return common / np.maximum(whole, EPS)

@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,6 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ...errors import LeukoError, nearest
+from ...synth.dataset import Picture
 from .. import source
 from ..dataset import Dataset, LabelWarning, Sample
 from ..formats import FORMATS, sidecar
@@ -50,18 +51,6 @@ def with_cells(sample: Sample, kept: Sequence[int]) -> Sample:
 
 
 # ---------------------------------------------------------------- drawn images
-
-
-@dataclass(frozen=True)
-class Picture:
-    """An image that was drawn, [H, W, 3] uint8 RGB, and what is known about it (see ``Sample``)."""
-
-    image: np.ndarray
-    boxes: np.ndarray
-    labels: np.ndarray
-    cell_factors: list[tuple[str, ...]] = field(default_factory=list)
-    factors: tuple[str, ...] = ()
-    group: str = ""
 
 
 Draw = Callable[[str, int], Picture]
