@@ -182,7 +182,7 @@ def write(
     counts = [
         {"of": of, "images": len(found), **share(s)}
         for of, found in sorted(groups.items())
-        for s in differential.count_all(found, types, options.threshold)
+        for s in differential.count(found, types, options.threshold)
     ]
     not_read = {"unreadable": unreadable, "skipped": skipped}
     write_json(
@@ -190,7 +190,7 @@ def write(
     )
     write_csv(folder / "cells.csv", cells, columns=("image", "type", "score", "x0", "y0", "x1", "y1"))
     write_csv(folder / "differential.csv", counts)
-    total = differential.count_all(list(kept.values()), types, options.threshold)
+    total = differential.count(list(kept.values()), types, options.threshold)
     plots.differential_chart(total, folder / "differential.png")
     print(f"{len(kept)} images, {len(cells)} cells\n\n{table.differential(total, options.threshold)}")
     for line in unreadable:

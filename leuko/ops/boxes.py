@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchvision.ops import batched_nms
@@ -133,3 +134,16 @@ def vote(kept: Tensor, groups: Tensor, boxes: Tensor, scores: Tensor, box_groups
     total = weights.sum(1)[:, None]
     mean = (weights[:, :, None] * boxes).sum(1) / total  # no matrix product: autocast would round it to half precision
     return torch.where(total > 0, mean, kept)  # a box of next to no area does not even overlap itself
+
+
+def box_iou(a: np.ndarray, b: np.ndarray, crowd: np.ndarray | None = None) -> np.ndarray:
+    """IoU of every numpy box of ``a`` [N, 4] with every one of ``b`` [M, 4]: [N, M] float64 in 0..1. With a box of
+    ``b`` that is a ``crowd`` ([M] bool) it is the share of ``a`` inside the crowd, as COCO's evaluation has it."""
+    a, b = (np.asarray(boxes, dtype=np.float64).reshape(-1, 4) for boxes in (a, b))
+    sides = np.minimum(a[:, None, 2:], b[None, :, 2:]) - np.maximum(a[:, None, :2], b[None, :, :2])
+    common = sides.clip(0).prod(-1)
+    area_a, area_b = ((boxes[:, 2:] - boxes[:, :2]).prod(1) for boxes in (a, b))
+    union = area_a[:, None] + area_b - common
+    if crowd is not None:
+        union = np.where(crowd, area_a[:, None], union)
+    return np.divide(common, union, out=np.zeros_like(common), where=union > 0)
