@@ -54,7 +54,7 @@ def make(folder: Path, side: int, images: int) -> Path:
 
 def leukos(data: Path, workers: int) -> Loader:
     """leuko's own, with its standard augmentation."""
-    items = loader.TrainingItems(source.load(data, "train"), SIDE, read_steps("standard"), 0)
+    items = loader.TrainingImages(source.load(data, "train"), SIDE, read_steps("standard"), 0)
     return lambda seed: sum(len(batch) for batch in loader.training_batches(items, seed, BATCH, workers=workers))
 
 

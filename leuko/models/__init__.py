@@ -49,7 +49,10 @@ def create(
     value that does not fit.
     """
     if name not in DETECTORS:
-        raise LeukoError(f'model "{name}" is unknown{nearest(name, DETECTORS)} (there are: {", ".join(DETECTORS)})')
+        raise LeukoError(
+            f'model "{name}" is unknown{nearest(name, DETECTORS)} (there are: {", ".join(DETECTORS)}, and yolo11n and '
+            "other models of Ultralytics)"
+        )
     chosen = checked_options(name, num_classes, options)
     body = Backbone(backbone, norm=norm, freeze=freeze, normalize_features=normalize_features)
     preprocess = Preprocess(chosen.image_size, body.image_mean, body.image_std)

@@ -12,7 +12,6 @@ from typing import Literal
 from urllib.parse import urlparse
 from urllib.request import getproxies
 
-import safetensors.torch
 import timm
 import torch
 from huggingface_hub import try_to_load_from_cache
@@ -20,6 +19,7 @@ from timm.layers import GroupNormAct
 from torch import Tensor, nn
 
 from ..errors import LeukoError, nearest
+from .checkpoints import read_state
 from .conv_bn import fuse_conv_bn
 
 STRIDES = (4, 8, 16, 32)
@@ -195,20 +195,3 @@ def _check_hub() -> None:
     """Fail at once if the hub's name does not resolve; its own client retries for a minute."""
     if not getproxies():
         socket.getaddrinfo(urlparse(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname, 443)
-
-
-def read_state(path: Path) -> dict[str, Tensor]:
-    """Read a file of weights without running any code in it; LeukoError if it cannot be read."""
-    if not path.is_file():
-        raise LeukoError(f"{path}: no such file of weights; check the path")
-    try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as e:  # torch and safetensors raise errors of many kinds on a broken or hostile file
-        reason = str(e).splitlines()[0][:120]
-        raise LeukoError(f"{path}: not a readable file of weights ({type(e).__name__}: {reason}); get it again") from e
-    state = state.get("state_dict", state.get("model", state)) if isinstance(state, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise LeukoError(f"{path}: holds no weights by name; name a file of a timm network's weights")
-    return state

@@ -3,7 +3,6 @@ previous one has moved."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from ..ops.boxes import clip

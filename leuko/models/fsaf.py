@@ -37,9 +37,7 @@ class FSAF(OneStage):
     def __init__(self, *, num_classes: int, options: ModelOptions, **parts: nn.Module):
         super().__init__(num_classes=num_classes, options=options, extra="input", relu=False, **parts)
         self.head = FSAFHead(options.channels, num_classes)
-        self.criterion = FSAFCriterion(
-            matcher=CoreMatcher(), levels=len(STRIDES), class_weights=options.class_weights
-        )
+        self.criterion = FSAFCriterion(matcher=CoreMatcher(), levels=len(STRIDES), class_weights=options.class_weights)
 
     def losses(self, pyramid: list[Tensor], sizes: list[Size], targets: list[Target]) -> dict[str, Tensor]:
         outputs, points, level = self.dense_outputs(pyramid)

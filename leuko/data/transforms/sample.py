@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
+from ..dataset import AugmentedSample
+
 FILL = (124, 116, 104)  # ImageNet's mean colour: near zero once normalised
-
-
-@dataclass(frozen=True)
-class AugmentedSample:
-    """An image [H, W, 3] uint8 RGB, its boxes [N, 4] xyxy in pixels and their labels [N]."""
-
-    image: np.ndarray
-    boxes: np.ndarray
-    labels: np.ndarray
 
 
 def keep_visible(field: AugmentedSample, visible: float) -> AugmentedSample:

@@ -1,43 +1,54 @@
-"""The Ultralytics baseline, through the same commands as leuko's own models. Skipped where that package is missing."""
+"""The Ultralytics baseline, also through the same commands as leuko's own models. Skipped without that package."""
 
 from __future__ import annotations
 
+import copy
+import itertools
 import json
+import math
 import os
-import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from conftest import HEIGHT, ROOT, TINY, TYPES, WIDTH, Bomb, dataset, table, untrained
 from PIL import ExifTags, Image
 
-from leuko.__main__ import main
+from leuko.baselines.ultralytics import (
+    IGNORED_OPTIONS,
+    create_yolo,
+    is_yolo,
+    plain_name,
+    read_checkpoint,
+    tasks,
+    train_ultralytics,
+    write_dataset,
+)
+from leuko.config import TrainOptions
+from leuko.data import source
 from leuko.data.images import read_image
 from leuko.engine import checkpoint
-from leuko.engine.evaluate import prepared
-from leuko.engine.yolo import write_dataset
 from leuko.errors import LeukoError
-from leuko.models import create
-from leuko.models.yolo import tasks
 
-pytest.importorskip("ultralytics", reason="the extra `ultralytics` is not installed")
+if not find_spec("ultralytics"):  # an import by pytest would come before leuko's protections
+    pytest.skip("the extra `ultralytics` is not installed", allow_module_level=True)
 pytestmark = pytest.mark.usefixtures("one_thread")
 YOLO = ["--model", "yolo11n", "--no-pretrained", "--imgsz", "64", "--batch", "2", "--workers", "0"]
 CPU = torch.device("cpu")
 
-# Run in a process of its own: a network or a file in the home folder ends it.
+# Run in a process of its own: a use of the network or a file in the home folder ends it.
 GUARDED = """
 import os, socket, sys
 def refuse(*_, **__):
     raise AssertionError("the network was asked for")
 socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
-from leuko.__main__ import main
-from leuko import commandline
-commandline.run(main, sys.argv[1:])
+from leuko import cli
+cli.leave(lambda: cli.main(sys.argv[1:]))
 """
 
 
@@ -55,14 +66,14 @@ def trained(data, tmp_path_factory) -> tuple[Path, Path]:
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    assert "takes no notice of --rois" in done.stdout and "from scratch" in done.stdout
+    assert "yolo11n ignores --rois\n" in done.stdout and "from scratch" in done.stdout
     return folder / "yolo11n", home
 
 
 def test_run_folder_is_every_runs(trained, project):
     run, home = trained
     own = {p.name for p in (project / "faster").iterdir()}
-    assert {p.name for p in run.iterdir()} == own | {"ultralytics"}
+    assert {p.name for p in run.iterdir()} - {"resume.pt"} == own - {"resume.pt"} | {"ultralytics"}
     assert not list(home.iterdir())
     theirs, ours = (list(table(folder / "results.csv")[0]) for folder in (run, project / "faster"))
     assert [c for c in theirs if "loss/" not in c] == [c for c in ours if "loss/" not in c]
@@ -70,77 +81,71 @@ def test_run_folder_is_every_runs(trained, project):
     assert len(list((run / "ultralytics/labels/train").glob("*.txt"))) == 9
 
 
-def test_run_goes_on_and_its_mean_weights_are_what_is_saved(trained, tmp_path, leuko, no_plots):
+def test_resuming_is_refused_with_the_remedy(trained, leuko):
     run, _ = trained
-    before = checkpoint.load_resume(run / "resume.pt")
-    assert leuko("train", "--resume", run, "--epochs", "2").code == 0
-    after = checkpoint.load_resume(run / "resume.pt")
-    assert after["updates"] > before["updates"] and after["optimiser"]["state"]
-    assert [row["epoch"] for row in table(run / "results.csv")] == ["1", "2"]
-    saved = checkpoint.load_weights(run / "weights/last.safetensors").state
-    key = "network.model.0.conv.weight"
-    assert saved[key].equal(after["ema"][key.removeprefix("network.")]) and not saved[key].equal(after["model"][key])
+    leuko("train", "--resume", run, "--epochs", "2").refused("cannot be resumed", f"--weights {run}")
 
 
-def test_state_survives_being_resumed_again_and_again(trained, data, tmp_path, leuko, no_plots, monkeypatch):
-    """Also when nothing is trained in between, and when the run is stopped before the resumed epoch ends."""
-    run = shutil.copytree(trained[0], tmp_path / "run")
-    before = checkpoint.load_resume(run / "resume.pt")
-    done = before["progress"]["epoch"]
-    assert leuko("train", "--resume", run).code == 0  # there is nothing left to do
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr("leuko.engine.yolo.write_dataset", stop)
-        assert leuko("train", "--resume", run, "--epochs", done + 1).code == 130
-    again = checkpoint.load_resume(run / "resume.pt")
-    for key in ("ema", "model"):
-        assert again[key].keys() == before[key].keys() and all(v.equal(before[key][k]) for k, v in again[key].items())
-    assert again["updates"] == before["updates"] and again["iterations"] == before["iterations"]
-    assert leuko("train", "--resume", run).code == 0
-    after = checkpoint.load_resume(run / "resume.pt")
-    assert [row["epoch"] for row in table(run / "results.csv")] == [str(i) for i in range(1, done + 2)]
-    assert after["updates"] > before["updates"]
-
-    del after["ema"]
-    checkpoint.save_resume(run / "resume.pt", after)
-    leuko("train", "--resume", run, "--epochs", done + 2).refused("resume.pt", "ema")
+def train(folder: Path, data: Path, on_epoch_end=lambda *_: False, model=None, **options: object) -> None:
+    train_set, val_set = source.load(data, "train"), source.load(data, "val")
+    model = model or create_yolo("yolo11n", len(train_set.types), image_size=64)
+    chosen = TrainOptions(imgsz=64, batch=2, workers=0, **options)
+    train_ultralytics(model, chosen, folder, train_set, val_set, CPU, on_epoch_end)
 
 
-def test_longer_run_keeps_the_optimiser_it_began_with(trained, tmp_path, leuko, no_plots):
-    """Ultralytics' own choice is another one above 10,000 iterations."""
-    run = shutil.copytree(trained[0], tmp_path / "run")
-    began = checkpoint.load_resume(run / "resume.pt")["iterations"]
-    chosen = []
+def test_each_epoch_ends_with_the_mean_of_the_weights(data, tmp_path):
+    """... until leuko wants to stop; and the process is left as it was."""
+    ended = []
+    model = create_yolo("yolo11n", 5, image_size=64)
+    first = copy.deepcopy(model.state_dict())
 
-    class Stop(Exception):
-        pass
-
-    def build(self: object, model: object, name: str = "auto", **more: float) -> None:
-        chosen.append((name, more["iterations"]))
-        raise Stop
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ultralytics.engine.trainer.BaseTrainer.build_optimizer", build)
-        with pytest.raises(Stop):
-            main(["train", "--resume", str(run), "--epochs", "20000"])
-    assert chosen == [("auto", began)] and began < 10_000
-
-
-def test_process_is_left_as_it_was(data, tmp_path, leuko, no_plots):
-    import cv2
+    def end(ema_model: object, losses: dict, learning_rate: float, seconds: float) -> bool:
+        assert not ema_model.training and ema_model.recipe == model.recipe
+        assert losses.keys() == {"box_loss", "cls_loss", "dfl_loss"} and all(map(math.isfinite, losses.values()))
+        assert learning_rate > 0 and seconds > 0
+        fused = copy.deepcopy(ema_model)
+        fused.fuse()
+        assert len(fused([torch.rand(3, 80, 80)])) == 1
+        ended.append((copy.deepcopy(ema_model.state_dict()), copy.deepcopy(model.state_dict())))
+        return len(ended) == 8  # Ultralytics sums 32 batches of 2 for its first step at a rate above 0
 
     torch.set_num_threads(2)
     cv2.setNumThreads(2)
     before = dict(os.environ)
     try:
-        assert leuko("train", "--data", data, "--project", tmp_path, *YOLO, "--epochs", "1").code == 0
+        train(tmp_path, data, end, model, epochs=20, augment=[])
         assert torch.get_num_threads() == 2 and cv2.getNumThreads() == 2
         assert not torch.are_deterministic_algorithms_enabled() and dict(os.environ) == before
     finally:
         torch.set_num_threads(1)
+    assert len(ended) == 8
+    key = "network.model.0.conv.weight"
+    states = [first, *ended[-1]]
+    assert all(state.keys() == first.keys() for state in states)
+    assert not any(a[key].equal(b[key]) for a, b in itertools.combinations(states, 2))
+    assert {p.name for p in tmp_path.iterdir()} == {"ultralytics", "train_batch0.jpg", "train_batch1.jpg"}
+
+
+def test_loss_that_is_not_finite_ends_the_run(data, tmp_path):
+    model = create_yolo("yolo11n", 5, image_size=64)
+    model.network.model[0].conv.weight.data.fill_(math.nan)
+    with pytest.raises(
+        LeukoError, match=r"not finite at step 0 \(epoch 1\): .*cls_loss nan.*; images .*000.*lower --lr"
+    ):
+        train(tmp_path, data, model=model, epochs=1)
+    assert json.loads((tmp_path / "log.jsonl").read_text())["event"] == "diverged"
+
+
+def test_image_that_ultralytics_refuses_is_not_dropped_in_silence(tmp_path):
+    files = [tmp_path / "large.png", tmp_path / "small.png"]
+    for file, side in zip(files, (32, 9), strict=True):
+        Image.new("RGB", (side, side)).save(file)
+    both = dataset(files, [[[0, 0, 8, 8]]] * 2, [[1]] * 2)
+    for sample, side in zip(both.samples, (32, 9), strict=True):
+        sample.width = sample.height = side
+    model, options = create_yolo("yolo11n", 5, image_size=64), TrainOptions(imgsz=64, workers=0)
+    with pytest.raises(LeukoError, match="leaves out 1 of 2 images"):
+        train_ultralytics(model, options, tmp_path / "run", both, both, CPU, lambda *_: False)
 
 
 def test_it_is_measured_fused_and_used_like_any_other(trained, project, data, tmp_path, leuko):
@@ -149,31 +154,44 @@ def test_it_is_measured_fused_and_used_like_any_other(trained, project, data, tm
     rows = json.loads((tmp_path / "val/ensemble/table.json").read_text())["rows"]
     assert {row["model"] for row in rows} == {"yolo11n", "fcos", "ensemble"}
     image = next((data / "images").iterdir())
-    words = ["--weights", run, "--source", image, "--save", tmp_path / "found", "--threshold", "0"]
+    words = ["--weights", run, "--source", image, "--save", tmp_path / "predictions", "--threshold", "0"]
     assert leuko("predict", *words).code == 0
+
+
+def test_names():
+    assert all(map(is_yolo, ("yolo11n", "yolov8s.yaml", "weights/yolo11n.pt", "best.pt")))
+    assert not any(map(is_yolo, ("fcos", "runs/train/fcos")))
+    assert [plain_name(n) for n in ("yolo11n", "a/yolov8s.yaml", "weights/yolo11n.pt")] == [
+        "yolo11n",
+        "yolov8s",
+        "yolo11n",
+    ]
+    assert all(hasattr(TrainOptions(), name) for name in IGNORED_OPTIONS)
 
 
 @pytest.mark.parametrize("name", ["yolo11n", "yolov8n", "yolo26n", "yolov10n"])
 def test_detections_are_ultralytics_own(name):
-    """The same boxes and scores as its own suppression gives, and the same after folding."""
+    """The same boxes and scores as its own NMS gives, and the same after fusing."""
     from ultralytics.utils.nms import non_max_suppression
 
     torch.manual_seed(0)
-    model = create(name, 3, image_size=96).eval()
+    model = create_yolo(name, 3, image_size=96).eval()
     head = model.network.model[-1]
     for branch in [*head.cv2, *head.cv3, *(getattr(head, "one2one_cv3", None) or ())]:  # far from all alike
         branch[-1].weight.data.normal_(0, 2)
     image = torch.rand(3, 64, 96)
     with torch.inference_mode():
         ours = model([image])[0]
-        folded = prepared(model, CPU)([image])[0]
+        fused_model = copy.deepcopy(model)
+        fused_model.fuse()
+        fused = fused_model([image])[0]
         raw = model.network(image[None])[0]
         theirs = non_max_suppression(raw, 0.001, 0.7, multi_label=True, max_det=100, nc=3, max_time_img=60)[0]
     assert len(ours["boxes"]) == len(theirs) > 20
     assert torch.allclose(ours["scores"], theirs[:, 4], atol=1e-6)
     clipped = theirs[:, :4].clamp(min=0).minimum(torch.tensor([96.0, 64, 96, 64]))
     assert torch.allclose(ours["boxes"], clipped, atol=1e-3) and ours["labels"].equal(theirs[:, 5].long())
-    assert torch.allclose(ours["scores"], folded["scores"], atol=1e-4)
+    assert torch.allclose(ours["scores"], fused["scores"], atol=1e-4)
 
 
 def ultralytics_file(path: Path, types: list[str]) -> Path:
@@ -186,7 +204,7 @@ def ultralytics_file(path: Path, types: list[str]) -> Path:
 
 
 def test_ultralytics_files_are_read_without_code(data, tmp_path, leuko, no_plots):
-    """Its own ``.pt`` starts a run, types matched by name and all else taken over; and it can be measured as it is."""
+    """Its own ``.pt`` starts a run, types matched by name, all other weights kept; and it can be measured as it is."""
     file = ultralytics_file(tmp_path / "yolo11n.pt", ["M", "cat", "NG"] + [f"other {i}" for i in range(97)])
     words = ["train", "--data", data, "--project", tmp_path / "runs", *YOLO, "--epochs", "1", "--lr", "1e-9"]
     result = leuko(*words[:5], "--model", file, *words[7:], "--pretrained")
@@ -200,30 +218,35 @@ def test_ultralytics_files_are_read_without_code(data, tmp_path, leuko, no_plots
         assert not torch.allclose(ours[key][1], theirs[key][1], atol=1e-3)
     weights = {k for k in ours if k.endswith("weight")} - set(classes)
     assert all(torch.allclose(ours[k], theirs[k], atol=1e-3) for k in weights)
-    resumed = leuko("train", "--resume", tmp_path / "runs/yolo11n", "--epochs", "2")
-    assert resumed.code == 0, resumed.err
 
     own = ultralytics_file(tmp_path / "own.pt", ["NG", "BG", "EG", "L", "M"])
     assert leuko("val", "--weights", own, "--data", data, "--save", tmp_path / "val").code == 0
 
-    touched = tmp_path / "touched"
+
+def test_hostile_and_broken_files_are_refused(tmp_path):
+    file, touched = ultralytics_file(tmp_path / "own.pt", TYPES), tmp_path / "touched"
     torch.save({"model": Bomb(touched)}, tmp_path / "bomb.pt")
     (tmp_path / "cut.pt").write_bytes(file.read_bytes()[:10_000])
     torch.save({"weight": torch.zeros(2)}, tmp_path / "other.pt")
     for name in ("bomb.pt", "cut.pt", "other.pt"):
-        leuko("val", "--weights", tmp_path / name, "--data", data).refused(name, "not a detector of Ultralytics")
+        with pytest.raises(LeukoError, match=f"{name}: not a detector of Ultralytics") as refusal:
+            read_checkpoint(tmp_path / name)
+        assert "\n" not in str(refusal.value)
     assert not touched.exists()
+    recipe, types, state = read_checkpoint(file)
+    assert types == TYPES and recipe["image_size"] == 96
+    create_yolo(**recipe).load_state_dict(state)
 
 
 def test_description_runs_no_code(tmp_path):
     """A network's description names its layers and its activation; only layers may be meant."""
-    description = {**create("yolo11n", 2).recipe["architecture"]}
+    description = {**create_yolo("yolo11n", 2).recipe["architecture"]}
     touched = tmp_path / "touched"
     evil = f"__import__('pathlib').Path({str(touched)!r}).touch() or __import__('torch').nn.SiLU()"
     layer = [[-1, 1, "torch_safe_load", [str(touched)]], *description["backbone"][1:]]
     for change in ({"activation": evil}, {"backbone": layer}):
         with pytest.raises(LeukoError, match="does not describe a network"):
-            create("yolo11n", 2, architecture=description | change)
+            create_yolo("yolo11n", 2, architecture=description | change)
     assert not touched.exists()
 
 
@@ -246,7 +269,7 @@ def test_what_cannot_be_trained_is_refused(model, words, said, data, tmp_path, l
 
 
 def test_images_are_trained_as_they_are_stored(tmp_path):
-    """Ultralytics heeds an EXIF orientation, boxes the stored pixels; the data's own files stay as they are."""
+    """Ultralytics turns images by their EXIF orientation, leuko's boxes do not. The data's files are unchanged."""
     tasks()  # keeps the package out of the home folder
     from ultralytics.data.dataset import YOLODataset
 
@@ -259,8 +282,8 @@ def test_images_are_trained_as_they_are_stored(tmp_path):
         Image.fromarray(pixels).save(file, exif=exif)
     before = [file.read_bytes() for file in files]
     whole = dataset(files, [[[0, 0, 20, 10]]] * 3, [[1]] * 3)
-    for _ in range(2):  # the second time as a run that goes on
-        folder = write_dataset(tmp_path / "ultralytics", whole, whole)
+    folder = tmp_path / "ultralytics"
+    write_dataset(folder, whole, whole)
     read = YOLODataset(img_path=str(folder / "images/train"), imgsz=WIDTH, augment=False, data={"names": TYPES})
     assert [Path(file).name for file in read.im_files] == ["turned too.png", "turned.png", "upright.jpg"]
     for i, file in enumerate((files[1], files[0], files[2])):
