@@ -152,13 +152,13 @@ def review_queue(
     ensemble disagree. A member's detections count above a threshold of its own, since members' scores differ in scale.
     """
     rows = []
-    for i, (sample, found) in enumerate(zip(dataset.samples, predictions, strict=True)):
-        distances = np.append(np.abs(found.scores - score), NEAR)
+    for i, (sample, detections) in enumerate(zip(dataset.samples, predictions, strict=True)):
+        distances = np.append(np.abs(detections.scores - score), NEAR)
         nearest = int(distances.argmin())
         by_score = round(float(1 - distances[nearest] / NEAR), 3)
         cells = [_cells([m[i].above(t).labels], len(dataset.types)) for m, t in zip(members, thresholds, strict=True)]
         spread = int(np.ptp(cells, axis=0).sum()) if cells else 0
-        why = [f"a score of {found.scores[nearest]:.2f}"] if by_score > 0 else []
+        why = [f"a score of {detections.scores[nearest]:.2f}"] if by_score > 0 else []
         why += [f"members differ by {spread} cell{'s' * (spread > 1)}"] if spread else []
         if why:
             doubt = max(by_score, round(spread / (spread + 1), 3))

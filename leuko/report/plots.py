@@ -26,6 +26,7 @@ from ..data.images import fit
 from ..data.tools.stats import Colour
 from ..io import write_bytes
 from ..metrics.differential import Share
+from ..metrics.factors import Rate
 
 INK, ACCENT = "#222222", "#4d4d4d"
 MEASURES = {"mAP": "#222222", "mAP50": "#0072B2", "mAP75": "#009E73", "mAR": "#D55E00"}
@@ -155,6 +156,12 @@ def type_colours(types: Sequence[str]) -> list[tuple[float, ...]]:
     return [tuple(v / 255 for v in colour(name, i)) for i, name in enumerate(types)]
 
 
+def error_bars(rates: Sequence[Share] | Sequence[Rate]) -> tuple[np.ndarray, np.ndarray]:
+    """Percent [N] and the lengths of its interval below and above [2, N]; 0 where there is none."""
+    percent, low, high = np.array([(r.percent, r.low, r.high) for r in rates]).reshape(-1, 3).T
+    return np.nan_to_num(percent), np.nan_to_num([percent - low, high - percent]).clip(0)
+
+
 def training_curves(rows: Sequence[dict], path: str | Path) -> None:
     """Draw the rows of ``results.csv`` (numbers or their text): losses, validation measures and learning rate.
 
@@ -210,8 +217,7 @@ def data_statistics(dataset: Dataset, colours: Sequence[Colour], factors: Sequen
 def differential_chart(shares: Sequence[Share], path: str | Path) -> None:
     """Draw a differential count: percent of the cells per type, with 95 % Wilson intervals."""
     types = [s.type for s in shares]
-    percent = np.nan_to_num([s.percent for s in shares])
-    error = np.nan_to_num([[s.percent - s.low for s in shares], [s.high - s.percent for s in shares]])
+    percent, error = error_bars(shares)
     with panels(path, 7, 0.5 * len(shares) + 1.4) as (axes,):
         axes.barh(types, percent, color=type_colours(types), height=0.7)
         axes.errorbar(percent, types, xerr=error, fmt="none", ecolor=INK, elinewidth=1.2, capsize=3)
