@@ -32,12 +32,13 @@ def count(predictions: Iterable[Detections], types: Sequence[str], threshold: fl
     """Count the detections with score >= ``threshold`` of many images together (a folder, a smear, a patient): one
     Share per type, in the order of ``types``."""
     cells = _cells([p.above(threshold).labels for p in predictions], len(types)).tolist()
-    total = sum(cells)
-    shares = []
-    for name, n in zip(types, cells, strict=True):
-        low, high = wilson(n, total)
-        shares.append(Share(name, n, 100 * n / total if total else nan, 100 * low, 100 * high))
-    return shares
+    return [Share(name, n, *percent_of(n, sum(cells))) for name, n in zip(types, cells, strict=True)]
+
+
+def percent_of(n: int, total: int) -> tuple[float, float, float]:
+    """``n`` of ``total`` in percent, and its 95 % Wilson interval; nan if ``total`` is 0."""
+    low, high = wilson(n, total)
+    return 100 * n / total if total else nan, 100 * low, 100 * high
 
 
 def wilson(successes: int, total: int, z: float = 1.959963984540054) -> tuple[float, float]:

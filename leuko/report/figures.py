@@ -18,7 +18,7 @@ from ..metrics.curves import PANELS, SCORES, ScoreCurve
 from ..metrics.differential import BlandAltman, GroupCount, shares
 from ..metrics.factors import Rate
 from ..metrics.matching import RECALLS
-from .plots import ACCENT, INK, error_bars, panels, type_colours
+from .style import ACCENT, INK, error_bars, panels, type_colours
 from .tables import rate
 
 MODELS = ("#222222", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8a6d3b")
