@@ -67,10 +67,10 @@ def gt_and_predictions(
         images = np.linspace(0, len(dataset) - 1, min(max_images, len(dataset))).round().astype(int)
     pairs = []
     for i in images[:max_images]:
-        sample, found = dataset.samples[i], predictions[i].above(SHOWN_SCORE)
+        sample, detections = dataset.samples[i], predictions[i].above(SHOWN_SCORE)
         image = read_image(sample.image)
         pairs.append(plots.draw_cells(image, sample.boxes, sample.labels, dataset.types))
-        pairs.append(plots.draw_cells(image, found.boxes, found.labels, dataset.types, found.scores))
+        pairs.append(plots.draw_cells(image, detections.boxes, detections.labels, dataset.types, detections.scores))
     return plots.contact_sheet(pairs, columns=4)
 
 
