@@ -14,8 +14,12 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+from leuko import __version__
+
 pytest.importorskip("hatchling", reason="the extra `test` is not installed")
-SCRIPT = "from leuko import download; print(download.__file__, 'yolo11n' in download.registry())"
+SCRIPT = (
+    "from leuko import __version__, download; print(__version__, download.__file__, 'yolo11n' in download.registry())"
+)
 OFFLINE = ["--quiet", "--disable-pip-version-check", "--no-index", "--no-deps", "--no-build-isolation"]
 
 
@@ -51,7 +55,7 @@ def test_wheel_holds_the_package_and_all_that_it_reads(clone, tmp_path):
     files = {str(path.relative_to(clone)) for path in (clone / "leuko").rglob("*") if path.is_file()}
     assert held == files | {"leuko/registry.yaml"} and "leuko/report/templates/test.html.j2" in held
     installed = tmp_path / "installed"
-    assert run(sys.executable, "-c", SCRIPT, cwd=installed) == f"{installed / 'leuko/download.py'} True"
+    assert run(sys.executable, "-c", SCRIPT, cwd=installed) == f"{__version__} {installed / 'leuko/download.py'} True"
 
 
 def test_script_beside_an_editable_clone_imports_leuko(clone, tmp_path):
@@ -62,4 +66,4 @@ def test_script_beside_an_editable_clone_imports_leuko(clone, tmp_path):
     python = Path(sysconfig.get_path("scripts", "venv", scheme)) / "python"
     run(sys.executable, "-m", "pip", "--python", python, "install", *OFFLINE, "--editable", clone, cwd=tmp_path)
     (tmp_path / "script.py").write_text(SCRIPT)
-    assert run(python, tmp_path / "script.py", cwd=tmp_path) == f"{clone / 'leuko/download.py'} True"
+    assert run(python, tmp_path / "script.py", cwd=tmp_path) == f"{__version__} {clone / 'leuko/download.py'} True"
