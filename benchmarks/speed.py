@@ -1,4 +1,4 @@
-"""leuko against torchvision, ResNet-50 at 600 x 600: seconds a training step and an image, and peak memory.
+"""leuko against torchvision, ResNet-50 at 600 x 600: seconds per training step and per image, and peak memory.
 
     python benchmarks/speed.py --repeats 7 --threads 2
 
@@ -25,7 +25,7 @@ from torchvision.models.detection import FCOS, FasterRCNN
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from leuko.engine.evaluate import prepared
+from leuko.engine.evaluate import prepare
 from leuko.models import Backbone, DetectionModel, create
 
 TYPES = 5
@@ -166,7 +166,7 @@ def work(case: Case, library: str, size: int) -> Callable[[], object]:
     model = leuko_model(case, size) if library == "leuko" else torchvision_model(case, size)
     images, targets = example(case, size)
     if not case.training:
-        model = prepared(model, torch.device("cpu")) if library == "leuko" else model.eval()
+        model = prepare(model, torch.device("cpu")) if library == "leuko" else model.eval()
         return torch.inference_mode()(lambda: model(images))
 
     model.train()
@@ -229,7 +229,7 @@ def disagreement(case: Case, size: int) -> tuple[float, int, int]:
     torch.manual_seed(0)
     plain = leuko_model(case, size).eval()
     images, _ = example(case, size)
-    a, b = plain(images)[0], prepared(plain, torch.device("cpu"))(images)[0]
+    a, b = plain(images)[0], prepare(plain, torch.device("cpu"))(images)[0]
     limit = plain.options.max_detections
     apart = torch.cat([distance_to_nearest(a, b, limit), distance_to_nearest(b, a, limit)])
     good = apart <= TOLERANCE

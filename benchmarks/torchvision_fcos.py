@@ -13,6 +13,7 @@ import math
 import time
 from collections import OrderedDict
 from pathlib import Path
+from types import SimpleNamespace
 
 import safetensors.torch
 import torch
@@ -26,11 +27,11 @@ from leuko.data import loader, source
 from leuko.data.dataset import Dataset
 from leuko.data.transforms.compose import read_steps
 from leuko.engine.evaluate import Predictions, predict
-from leuko.engine.schedule import learning_rate
+from leuko.engine.schedule import step_schedule
 from leuko.metrics import coco
 from leuko.models import Backbone
 from leuko.models.dense import OneStage
-from leuko.report import run, table
+from leuko.report import run, tables
 
 RECIPE = TrainOptions(**PRESETS["small"], lr=OneStage.default_lr, clip=OneStage.default_clip)
 CPU = torch.device("cpu")
@@ -59,16 +60,17 @@ def build(num_classes: int) -> FCOS:
         num_classes,
         min_size=RECIPE.imgsz,
         max_size=RECIPE.imgsz,
-        image_mean=list(body.mean),
-        image_std=list(body.std),
+        image_mean=list(body.image_mean),
+        image_std=list(body.image_std),
     )
+    model.preprocess = SimpleNamespace(image_size=RECIPE.imgsz)  # at which images are loaded
     return model.to(memory_format=torch.channels_last)
 
 
 def train_one_epoch(
     model: FCOS,
     optimiser: torch.optim.Optimizer,
-    items: loader.TrainingItems,
+    items: loader.TrainingImages,
     options: argparse.Namespace,
     epoch: int,
 ) -> float:
@@ -77,12 +79,12 @@ def train_one_epoch(
     batches = math.ceil(len(items.samples) / options.batch)
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
     total = 0.0
+    schedule = step_schedule(options.lr, batches, options.epochs, RECIPE.warmup)
     for i, batch in enumerate(loader.training_batches(items, epoch, options.batch)):
-        rate = learning_rate(options.lr, epoch * batches + i, batches, options.epochs, RECIPE.warmup)
         for group in optimiser.param_groups:
-            group["lr"] = rate
-        images = [item["image"].float() / 255 for item in batch]
-        targets = [{"boxes": item["boxes"], "labels": item["labels"]} for item in batch]
+            group["lr"] = schedule(epoch * batches + i)
+        images = [image.float() / 255 for image, _, _ in batch]
+        targets = [target for _, target, _ in batch]
         loss = sum(model(images, targets).values())
         optimiser.zero_grad()
         loss.backward()
@@ -96,8 +98,8 @@ def evaluate(model: FCOS, dataset: Dataset, threshold: float) -> tuple[coco.Eval
     """COCO's measures, with detections scored at ``threshold`` or above."""
     model.eval()
     model.score_thresh = threshold
-    predictions = predict(model, dataset, CPU, workers=0)
-    return coco.evaluate(dataset, predictions.found), predictions
+    result = predict(model, dataset, CPU, workers=0)
+    return coco.evaluate(dataset, result.predictions), result
 
 
 def main() -> None:
@@ -105,7 +107,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="data set with the splits train and test")
     parser.add_argument("--epochs", type=int, default=RECIPE.epochs)
-    parser.add_argument("--batch", type=int, default=RECIPE.batch, help="images a step, at most (%(default)s)")
+    parser.add_argument("--batch", type=int, default=RECIPE.batch, help="images per step, at most (%(default)s)")
     parser.add_argument("--lr", type=float, default=RECIPE.lr, help="learning rate (%(default)s, leuko's for FCOS)")
     parser.add_argument("--out", type=Path, default=Path("runs/torchvision_fcos"), help="folder of results")
     parser.add_argument("--seed", type=int, default=0)
@@ -116,7 +118,7 @@ def main() -> None:
     test_set = source.load(options.data, "test", types=train_set.types)
     torch.manual_seed(options.seed)
     model = build(len(train_set.types))
-    items = loader.TrainingItems(train_set, RECIPE.imgsz, read_steps("standard"), options.seed, cache="ram")
+    items = loader.TrainingImages(train_set, RECIPE.imgsz, read_steps("standard"), options.seed, cache="ram")
     optimiser = torch.optim.SGD(
         [p for p in model.parameters() if p.requires_grad],
         lr=options.lr,
@@ -132,7 +134,7 @@ def main() -> None:
         if (epoch + 1) % 4 == 0 and epoch + 1 < options.epochs:
             evaluation, _ = evaluate(model, test_set, OWN_THRESHOLD)
             rows[-1] |= {"mAP": evaluation.mAP, "mAP50": evaluation.mAP50, "mAR": evaluation.mAR}
-            print(table.per_class(evaluation), flush=True)
+            print(tables.per_class(evaluation), flush=True)
 
     safetensors.torch.save_file(
         {key: value.contiguous() for key, value in model.state_dict().items()}, options.out / "last.safetensors"
@@ -141,11 +143,11 @@ def main() -> None:
     evaluation, predictions = evaluate(model, test_set, OWN_THRESHOLD)
     parameters = sum(p.numel() for p in model.parameters())
     shown = [
-        table.Row(f"torchvision FCOS, scores >= {threshold}", measured, parameters, predictions.fps)
+        tables.Row(f"torchvision FCOS, scores >= {threshold}", measured, parameters, predictions.fps)
         for threshold, measured in ((OWN_THRESHOLD, evaluation), (LOW_THRESHOLD, low))
     ]
-    print(table.aligned(table.table2(shown, test_set.types), head=2), flush=True)
-    results = coco.to_coco_results(test_set, predictions.found)
+    print(tables.aligned(tables.table2(shown, test_set.types), head=2), flush=True)
+    results = coco.to_coco_results(test_set, predictions.predictions)
     run.write_evaluation(
         options.out,
         evaluation,

@@ -3,8 +3,8 @@
     python benchmarks/validation.py
 
 The command itself runs, from the labels on disk to predictions.json, but with a stub in the network's place, which
-gives 100 detections an image at once. The network's time is then added: the seconds an image that ResNet-50 FCOS takes
-here, measured on three images or given. Two things make the share too high rather than too low: loader processes decode
+gives 100 detections per image at once. The network's time is then added: the seconds per image that ResNet-50 FCOS takes
+here, measured on three or given. Two things make the share too high rather than too low: loader processes decode
 while a real network runs, and the network measured is untrained, which spares it the box tower.
 """
 
@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import cv2
@@ -30,8 +31,9 @@ from leuko import cells
 from leuko import val as command
 from leuko.config import ValOptions
 from leuko.engine.checkpoint import load_weights, save_weights
-from leuko.engine.cost import parameters, seconds_per_image
-from leuko.engine.evaluate import EnsembleMember, prepared
+from leuko.engine.cost import parameters
+from leuko.engine.ensemble import EnsembleMember
+from leuko.engine.evaluate import prepare
 from leuko.models import create
 
 SIDE = 600  # pixels
@@ -40,16 +42,21 @@ TYPES = [t.code for t in cells.TYPES]
 
 
 class Stub:
-    """A detector that knows its answers: the truth of each image in turn, moved by a few pixels, with random scores."""
+    """A detector that knows its answers: the cells of each image in turn, moved by a few pixels, with random scores."""
+
+    preprocess = SimpleNamespace(image_size=SIDE)
 
     def __init__(self, boxes: np.ndarray, labels: np.ndarray, rng: np.random.Generator):
         moved = np.clip(boxes + rng.normal(0, 4, boxes.shape), 0, SIDE).astype(np.float32)
         moved[..., 2:] = np.maximum(moved[..., 2:], moved[..., :2] + 1)
         scores = -np.sort(-rng.uniform(0.05, 1, labels.shape).astype(np.float32))
-        self.answers = iter(zip(*(torch.from_numpy(a) for a in (moved, labels, scores)), strict=True))
+        self.answers = list(zip(*(torch.from_numpy(a) for a in (moved, labels, scores)), strict=True))
+        self.calls = -1  # the first call is a warm-up
 
     def __call__(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
-        return [dict(zip(("boxes", "labels", "scores"), next(self.answers), strict=True)) for _ in images]
+        answer = self.answers[max(self.calls, 0)]
+        self.calls += 1
+        return [dict(zip(("boxes", "labels", "scores"), answer, strict=True)) for _ in images]
 
 
 def write_data(folder: Path, images: int, cells_each: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -79,11 +86,15 @@ def write_data(folder: Path, images: int, cells_each: int, rng: np.random.Genera
 
 
 def network_seconds_here() -> float:
-    """Median seconds an image of ResNet-50 FCOS at 600 px, as ``leuko val`` runs it."""
-    model = prepared(create("fcos", len(TYPES), "resnet50", image_size=SIDE), torch.device("cpu"))
-    images = [torch.rand(3, SIDE, SIDE) for _ in range(3)]
+    """Median seconds per image of ResNet-50 FCOS at 600 px, as ``leuko val`` runs it."""
+    model = prepare(create("fcos", len(TYPES), "resnet50", image_size=SIDE), torch.device("cpu"))
+    seconds = []
     with torch.inference_mode():
-        return float(np.median(seconds_per_image(lambda image: model([image]), images, warmup=1)))
+        for _ in range(4):
+            start = time.perf_counter()
+            model([torch.rand(3, SIDE, SIDE)])
+            seconds.append(time.perf_counter() - start)
+    return float(np.median(seconds[1:]))
 
 
 @contextlib.contextmanager
@@ -104,17 +115,17 @@ def timing(seconds: dict[str, float], part: str, place: object, function: str) -
 def validate(folder: Path, stub: Stub) -> dict[str, float]:
     """Run ``leuko val`` with the stub; seconds of each of its parts and of the whole."""
     model = create("fcos", len(TYPES), "resnet50", image_size=SIDE)
-    save_weights(folder / "fcos.safetensors", model, model.state_dict(), TYPES)
+    save_weights(folder / "fcos.safetensors", model.recipe, model.state_dict(), TYPES)
     member = EnsembleMember("stub", load_weights(folder / "fcos.safetensors"), stub, parameters(model), (SIDE,))
     options = ValOptions(data=str(folder), weights="stub", save=str(folder / "runs"), device="cpu")
     seconds: dict[str, float] = {}
     parts = {
         "read the labels": (command.source, "load"),
-        "decode the images": (command, "predict_members"),
+        "decode the images": (EnsembleMember, "predict"),
         "evaluate": (command.coco, "evaluate"),
         "write the results": (command, "write"),
-        "curves, intervals, pictures": (command, "results_of"),
-        "the page": (command.page, "build"),
+        "curves, intervals, pictures": (command, "write_results"),
+        "the page": (command.pages, "build"),
     }
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.object(command, "load_members", lambda *_: [member]))
@@ -132,7 +143,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--cells", type=int, default=100, help="cells, and detections, an image")
-    parser.add_argument("--network-seconds", type=float, help="seconds an image of the network; measured if not given")
+    parser.add_argument("--network-seconds", type=float, help="seconds per image of the network; measured if not given")
     options = parser.parse_args()
     rng = np.random.default_rng(0)
     each = options.network_seconds or network_seconds_here()
@@ -143,7 +154,7 @@ def main() -> None:
     network = each * options.images
     for part, value in {**seconds, "the rest": whole - sum(seconds.values()), "outside the network": whole}.items():
         print(f"{part:<20} {value:8.2f} s")
-    print(f"{'network':<20} {network:8.2f} s  ({each:.3f} s an image)")
+    print(f"{'network':<20} {network:8.2f} s  ({each:.3f} s per image)")
     print(f"share outside the network: {whole / (whole + network):.1%}")
 
 

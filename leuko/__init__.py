@@ -9,16 +9,21 @@ __version__ = "0.1.0"
 __all__ = ["Detections", "Detector", "__version__", "create"]
 
 if TYPE_CHECKING:
-    from .detector import Detections, Detector
+    from .detections import Detections
+    from .detector import Detector
     from .models import create
 
 
 def __getattr__(name: str) -> object:
     """Import on first use, so that ``leuko --help`` need not wait for torch."""
-    if name in ("Detections", "Detector"):
-        from . import detector
+    if name == "Detections":
+        from .detections import Detections
 
-        return getattr(detector, name)
+        return Detections
+    if name == "Detector":
+        from .detector import Detector
+
+        return Detector
     if name == "create":
         from .models import create
 

@@ -1,12 +1,12 @@
-"""Several detectors trained one after the other and measured side by side: ``leuko train --model all``.
+"""``leuko compare``: train several detectors one after the other and measure them side by side.
 
-A comparison is a folder in the project with a run a model, ``NAME/fcos``, ``NAME/fsaf`` ..., and in the end
+A comparison is a folder in the project with one run per model, ``NAME/fcos``, ``NAME/fsaf`` ..., and in the end
 ``NAME/table`` with the paper's Table 2 for this data.
 """
 
 from __future__ import annotations
 
-if __name__ == "__main__":  # understood before all else is imported, so that --help and a slip are answered at once
+if __name__ == "__main__":  # read before all else is imported, so that --help and a mistyped flag are answered at once
     from leuko.cli import run_module
 
     run_module("compare")
@@ -17,26 +17,56 @@ from collections.abc import Collection
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from .config import TrainOptions, ValOptions
+from .baselines.ultralytics import is_yolo, plain_name
+from .config import TrainOptions, ValOptions, model_names
 from .data import source
-from .data.tools.split import check_groups
 from .engine.ensemble import epochs_of, is_finished
 from .errors import LeukoError, nearest
 from .io import write_yaml
-from .models import DETECTORS, is_yolo, plain_name
+from .models import DETECTORS
 from .report import run
 from .train import augmentation, resumed_options, train
 from .val import val
 
-SIX = ("fsaf", "fcos", "faster_rcnn", "grid_rcnn", "double_head_rcnn", "cascade_rcnn")  # in the order of the paper
+
+def compare(options: TrainOptions, given: Collection[str] = ()) -> Path:
+    """Train each model that is not trained yet, going on with what was interrupted, and write the table; returns the
+    comparison's folder. ``--show-augment`` draws for the first model alone, without any of that. Raises LeukoError for
+    what the user can fix, and KeyboardInterrupt at Ctrl-C."""
+    resumed = options.resume
+    options = resumed_options(options, given) if resumed else TrainOptions(**asdict(options))
+    names = checked_names(options.model)
+    if options.show_augment:
+        return train(replace(options, model=names[0]), given)
+    options.check()
+    split = "test" if "test" in source.splits(options.data) else options.val_split
+    if not options.allow_leaks and split != options.train_split:
+        groups = {name: source.groups(options.data, name) for name in (options.train_split, split)}
+        source.check_groups(groups, options.data)
+    if options.augment == "auto":  # chosen once, so that it is the same for all models if epochs are added later
+        options = replace(options, augment=augmentation(options, source.load(options.data, options.train_split)))
+    folder = Path(resumed) if resumed else run.new_run(options.project, options.name or "comparison")
+    write_yaml(folder / "args.yaml", asdict(options))
+    try:
+        for i, name in enumerate(names, 1):
+            train_one(folder / plain_name(name), name, f"{i} of {len(names)}", options, given)
+    except LeukoError:
+        if not resumed and not any(p.is_dir() for p in folder.iterdir()):
+            shutil.rmtree(folder)  # nothing was begun
+        raise
+    except KeyboardInterrupt:
+        print(f"all of the comparison: leuko compare --resume {folder}", file=sys.stderr)
+        raise
+    runs = [str(folder / plain_name(name)) for name in names]
+    about = {name: getattr(options, name) for name in ("data", "device", "workers", "allow_leaks")}
+    if len(runs) > 1:
+        val(ValOptions(ensemble=runs, split=split, save=str(folder), name="table", **about))
+    return folder
 
 
-def models_of(options: TrainOptions) -> list[str]:
-    """The models of ``--model``: a comma stands between several, and ``all`` among them is the paper's six. LeukoError
-    on a name that is none, or stands there twice."""
-    names: list[str] = []
-    for name in options.model.split(","):
-        names += SIX if name.strip() == "all" else [name.strip()]
+def checked_names(model: str) -> list[str]:
+    """The models of ``--model``; LeukoError on a name that is unknown, or stands there twice."""
+    names = model_names(model)
     for name in names:
         if name not in DETECTORS and not is_yolo(name):
             raise LeukoError(
@@ -46,65 +76,22 @@ def models_of(options: TrainOptions) -> list[str]:
     folders = [plain_name(name) for name in names]
     for folder in folders:
         if folders.count(folder) > 1:
-            raise LeukoError(f"--model {options.model}: {folder} stands there twice; name each model once")
+            raise LeukoError(f"--model {model}: {folder} stands there twice; name each model once")
     return names
 
 
-def is_comparison(options: TrainOptions, given: Collection[str]) -> bool:
-    """Whether these options mean several models, or go on with a comparison."""
-    if options.resume:
-        path = Path(options.resume) / "args.yaml"
-        return path.is_file() and len(models_of(resumed_options(options, given))) > 1
-    return len(models_of(options)) > 1
-
-
-def compare(options: TrainOptions, given: Collection[str] = ()) -> Path:
-    """Train each model that is not trained yet, going on with what was interrupted, and write the table; returns the
-    comparison's folder. ``--show-augment`` is of the first model alone, without any of that. Raises LeukoError for what
-    the user can mend, and KeyboardInterrupt at Ctrl-C."""
-    resumed = options.resume
-    if resumed:
-        options = resumed_options(options, given)
-    names = models_of(options)
-    if options.show_augment:
-        return train(replace(options, model=names[0]), given)
-    options.check()
-    split = "test" if "test" in source.splits(options.data) else options.val_split
-    if not options.allow_leaks and split != options.train_split:
-        check_groups({name: source.groups(options.data, name) for name in (options.train_split, split)}, options.data)
-    if options.augment == "auto":  # chosen once, so that it is the same for all models if epochs are added later
-        options = replace(options, augment=augmentation(options, source.load(options.data, options.train_split)))
-    folder = Path(resumed) if resumed else run.new_run(options.project, options.name or "comparison")
-    write_yaml(folder / "args.yaml", asdict(options))
-    for i, name in enumerate(names, 1):
-        child = folder / plain_name(name)
-        if is_finished(child, options.epochs):
-            print(f"{name} is trained ({i} of {len(names)})")
-            continue
-        print(f"\n{name} ({i} of {len(names)})")
-        try:
-            if (child / "resume.pt").is_file():
-                epochs = max(options.epochs, epochs_of(child))  # it may have been extended by itself
-                train(replace(options, resume=str(child), epochs=epochs), given={"resume", "epochs", "allow_leaks"})
-            else:
-                remove_unbegun(child)
-                train(replace(options, model=name, project=str(folder), name=plain_name(name), resume=""), given)
-        except LeukoError:
-            if not resumed and not any(p.is_dir() for p in folder.iterdir()):
-                shutil.rmtree(folder)  # nothing was begun
-            raise
-        except KeyboardInterrupt:
-            print(f"all of the comparison: leuko train --resume {folder}", file=sys.stderr)
-            raise
-    runs = [str(folder / plain_name(name)) for name in names]
-    about = {name: getattr(options, name) for name in ("data", "device", "workers", "allow_leaks")}
-    val(ValOptions(ensemble=runs, split=split, save=str(folder), name="table", **about))
-    return folder
-
-
-def remove_unbegun(child: Path) -> None:
-    """Remove what a run left that was killed before its first state; LeukoError if it holds weights, which stay."""
-    if any(child.glob("weights/*.safetensors")):
-        raise LeukoError(f"{child}: has weights but no resume.pt to go on from; restore it, or move the folder away")
-    if child.exists():
-        shutil.rmtree(child)
+def train_one(folder: Path, name: str, place: str, options: TrainOptions, given: Collection[str]) -> None:
+    """Train one of the models in its folder, from where it is."""
+    if is_finished(folder, options.epochs):
+        print(f"{name} is trained ({place})")
+        return
+    print(f"\n{name} ({place})")
+    if (folder / "resume.pt").is_file() and not is_yolo(name):
+        epochs = max(options.epochs, epochs_of(folder))  # it may have been extended by itself
+        train(replace(options, resume=str(folder), epochs=epochs), given={"resume", "epochs", "allow_leaks"})
+        return
+    if any(folder.glob("weights/*.safetensors")) and not is_yolo(name):
+        raise LeukoError(f"{folder}: has weights but no resume.pt to go on from; restore it, or move the folder away")
+    if folder.exists():
+        shutil.rmtree(folder)  # killed before its first state, or one of Ultralytics', which begins again
+    train(replace(options, model=name, project=str(folder.parent), name=plain_name(name), resume=""), given)

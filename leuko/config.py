@@ -145,7 +145,7 @@ class TrainOptions:
     device: str = "auto"
     """cpu, cuda, cuda:1 ...; auto takes a GPU if there is one."""
     workers: int = -1
-    """Loader processes; -1: one a core but one, at most 8."""
+    """Loader processes; -1: one per core but one, at most 8."""
     cache: Literal["none", "ram", "disk"] = "none"
     """Keep the decoded, scaled images in memory, or in a temporary file (in TMPDIR) of 1 MB an image at 600 px."""
     save_minutes: float = 10.0
@@ -215,8 +215,8 @@ class CompareOptions(TrainOptions):
 
 
 @dataclass
-class FusionOptions:
-    """How several models, or one model at several image sizes, are fused."""
+class DetectOptions:
+    """How trained models are run: image sizes, device, and the fusion of several."""
 
     fusion_iou: float = 0.55
     """Boxes of different members that overlap this much are taken for the same cell."""
@@ -230,6 +230,8 @@ class FusionOptions:
     model looks at each image in all of them, and its detections are fused, one vote per size."""
     device: str = "auto"
     """cpu, cuda, cuda:1 or 1 ...; auto takes a GPU if there is one."""
+    workers: int = -1
+    """Loader processes; -1: one per core but one, at most 8."""
 
     def check_fusion(self) -> None:
         """Raise LeukoError naming the flag whose value cannot be used."""
@@ -241,7 +243,7 @@ class FusionOptions:
 
 
 @dataclass
-class ValOptions(FusionOptions):
+class ValOptions(DetectOptions):
     """Measure a trained detector on a split of a data set, or several detectors and their fusion."""
 
     EXAMPLES: ClassVar[str] = """
@@ -299,8 +301,6 @@ class ValOptions(FusionOptions):
     """Validate even if a group of images (a smear, a patient) stands in the training split, too."""
     tune_split: str = "val"
     """Split for --tune."""
-    workers: int = -1
-    """Loader processes; -1: one a core but one, at most 8."""
 
     def check(self) -> None:
         """Raise LeukoError naming the flag whose value cannot be used."""
@@ -338,7 +338,7 @@ class ValOptions(FusionOptions):
 
 
 @dataclass
-class PredictOptions(FusionOptions):
+class PredictOptions(DetectOptions):
     """Find the leukocytes on new images, and count them by type."""
 
     EXAMPLES: ClassVar[str] = """

@@ -1,8 +1,8 @@
-"""`python -m leuko.train`: train a detector."""
+"""``leuko train``: train a detector."""
 
 from __future__ import annotations
 
-if __name__ == "__main__":  # understood before all else is imported, so that --help and a slip are answered at once
+if __name__ == "__main__":  # read before all else is imported, so that --help and a mistyped flag are answered at once
     from leuko.cli import run_module
 
     run_module("train")
@@ -10,88 +10,109 @@ if __name__ == "__main__":  # understood before all else is imported, so that --
 import sys
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, fields, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
-from .cli import stored
+from .baselines import ultralytics
+from .cli import flag, stored
 from .config import TrainOptions
-from .data import balance, source
+from .data import loader, source
 from .data.dataset import Dataset
-from .data.loader import TrainingItems
-from .data.tools.split import check_groups
 from .data.transforms import compose
 from .download import FOLDER, downloaded, registry
-from .engine import checkpoint, yolo
+from .engine import checkpoint
+from .engine import train as loop
 from .engine.evaluate import choose_device
-from .engine.trainer import Trainer
-from .engine.training import Training
+from .engine.run import Progress, Run, read_progress
 from .errors import LeukoError
 from .io import remove_unfinished, write_json, write_yaml
-from .models import DetectionModel, create, is_yolo, plain_name
-from .report import pictures, plots, run, table
+from .models import DetectionModel, create
+from .report import pictures, plots, run, tables
 
 
 def train(options: TrainOptions, given: Collection[str] = ()) -> Path:
     """Train by these options and return the run folder; ``given`` names those that the user chose (for ``resume``).
 
-    Raises LeukoError for what the user can mend, and KeyboardInterrupt at Ctrl-C after the state is saved.
+    Raises LeukoError for what the user can fix, and KeyboardInterrupt at Ctrl-C after the state is saved.
     """
-    resumed = bool(options.resume)
-    folder = Path(options.resume)
-    if resumed:
+    folder = Path(options.resume) if options.resume else None
+    if folder:
         options = resumed_options(options, given)
     options.check()
-    choose_device(options.device)
-    compose.read_steps(compose.chosen(options.augment, 0))  # so that a slip in it is told before data are read
+    device = checked_device(options)
+    compose.read_steps(compose.chosen(options.augment, 0))  # a mistake in it is reported before the data is read
+    state = begun_state(folder) if folder else None
+    if state and is_finished(state, options):
+        print(f"{folder}: finished; --epochs N extends it")
+        return folder
     train_set, val_set = load_data(options)
     steps = augmentation(options, train_set)
-    state = checkpoint.load_resume(folder / "resume.pt") if resumed else None
     if options.show_augment:
         return show_augmentation(replace(options, augment=steps), train_set)
-    weights = balance.loss_weights(train_set) if options.type_weights == "balanced" else ()
-    model = build(options, train_set.types, state, weights)
+    class_weights = loader.loss_weights(train_set) if options.type_weights == "balanced" else ()
+    model = build(options, train_set.types, state, class_weights)
     options = replace(
         options, lr=options.lr or model.default_lr, clip=options.clip or model.default_clip, augment=steps
     )
-    if is_yolo(options.model) and (unused := [n for n in yolo.UNUSED if n in given and (n != "augment" or steps)]):
-        print(f"{options.model} takes no notice of {flags(unused)}")
-    if not resumed:
-        folder = run.new_run(options.project, options.name or plain_name(options.model), "weights")
-    trainer = (yolo.YOLOTraining if is_yolo(options.model) else Trainer)(options, folder, model, train_set, val_set)
-    if resumed:
-        trainer.load_state(state)
-        remove_unfinished(folder)
-    elif not options.weights:
-        trainer.begin()
+    is_yolo = ultralytics.is_yolo(options.model)
+    progress, parts = Progress(), None
+    if not is_yolo:
+        parts = loop.set_up(options, model, train_set, device, fresh=state is None and not options.weights)
+    if state is not None:
+        progress = read_progress(state, folder / "resume.pt", train_set)
+        parts.load_state_dict(state, folder / "resume.pt")
+    folder = folder or run.new_run(options.project, options.name or ultralytics.plain_name(options.model), "weights")
     write_yaml(folder / "args.yaml", asdict(options))
-    write_json(folder / "environment.json", run.environment())
-    trainer.save_state()  # so that a run killed in its first minutes can be resumed, too
+    write_json(folder / "environment.json", run.environment(device))
+    remove_unfinished(folder)
+    training = Run(folder, options, train_set, val_set, device, progress)
     try:
-        describe(folder, trainer, train_set, val_set)
-        trainer.train()
+        describe(training)
+        train_yolo(training, model) if is_yolo else loop.fit(training, parts)
     except KeyboardInterrupt:
-        print(f"\nstopped; go on with: leuko train --resume {folder}", file=sys.stderr)
+        remedy = "start it again" if is_yolo else f"go on with: leuko train --resume {folder}"
+        print(f"\nstopped; {remedy}", file=sys.stderr)
         raise
-    trainer.write_results()
-    if trainer.best_evaluation:
-        print(f"\nbest epoch, on {len(val_set)} images:\n{table.per_class(trainer.best_evaluation)}")
+    if training.best_evaluation:
+        print(f"\nbest epoch, on {len(val_set)} images:\n{tables.per_class(training.best_evaluation)}")
     print(f"\nresults: {folder}")
+    print(f"next: leuko val --weights {folder} --data {options.data}")
+    print(f"      leuko predict --weights {folder} --source IMAGES")
     return folder
 
 
+# ---------------------------------------------------------------- options
+
+
+def checked_device(options: TrainOptions) -> torch.device:
+    """The device, if it can do what the options ask of it."""
+    device = choose_device(options.device)
+    if options.amp == "fp16" and device.type != "cuda":
+        raise LeukoError("--amp fp16: needs a GPU; give bf16 or none")
+    if options.amp == "fp16" and ultralytics.is_yolo(options.model):
+        raise LeukoError("--amp fp16: is for leuko's own models; give bf16 or none")
+    if options.tensorboard and not find_spec("tensorboard"):
+        raise LeukoError("--tensorboard: needs its package; pip install 'leuko[loggers]'")
+    return device
+
+
 def resumed_options(options: TrainOptions, given: Collection[str]) -> TrainOptions:
-    """The options that a run was started with; of the given ones only a larger number of epochs counts, and leave to
-    go on with groups that leak."""
+    """The options that a run was started with; of the given ones only a larger number of epochs counts, and the
+    permission to go on with groups that leak."""
     if extra := set(given) - {"resume", "epochs", "allow_leaks"}:
-        names = [f.name for f in fields(options) if f.name in extra]
-        raise LeukoError(
-            f"{flags(names)}: a resumed run keeps its own options; only --epochs may be given with --resume"
-        )
+        names = ", ".join(flag(f.name) for f in fields(options) if f.name in extra)
+        raise LeukoError(f"{names}: a resumed run keeps its own options; only --epochs may be given with --resume")
     path = Path(options.resume) / "args.yaml"
     if not path.is_file():
         raise LeukoError(f"{path}: no such file; --resume takes the folder of a run, such as runs/train/fcos")
     before = stored(TrainOptions, path)
+    if ultralytics.is_yolo(before.model):
+        raise LeukoError(
+            f"{options.resume}: a run of Ultralytics' {before.model} cannot be resumed; start a new one with --weights "
+            f"{options.resume}"
+        )
     before.allow_leaks |= options.allow_leaks
     if "epochs" in given:
         if options.epochs < before.epochs:
@@ -102,13 +123,26 @@ def resumed_options(options: TrainOptions, given: Collection[str]) -> TrainOptio
     return before
 
 
-def flags(names: Sequence[str]) -> str:
-    """Options as they are written on the command line."""
-    return ", ".join("--" + name.replace("_", "-") for name in names)
+def begun_state(folder: Path) -> dict | None:
+    """The state that a run resumes from; None where it was killed before its first one, so that it begins anew."""
+    if not (folder / "resume.pt").is_file() and not any(folder.glob("weights/*.safetensors")):
+        print(f"{folder}: nothing was trained yet; it begins at the first epoch")
+        (folder / "weights").mkdir(exist_ok=True)
+        return None
+    return checkpoint.load_resume(folder / "resume.pt")
+
+
+def is_finished(state: dict, options: TrainOptions) -> bool:
+    """Whether a run has all its epochs, or was stopped early and is not extended."""
+    progress, epochs = state["progress"], options.epochs
+    return isinstance(progress, dict) and progress.get("epoch", 0) >= epochs
+
+
+# ---------------------------------------------------------------- data
 
 
 def load_data(options: TrainOptions) -> tuple[Dataset, Dataset]:
-    """The training and the validation split, warnings told; validation falls back on ``test``, saying so."""
+    """The training and the validation split, warnings printed; validation falls back on ``test``, saying so."""
     there = source.splits(options.data)
     val_split = options.val_split
     if val_split == "val" and "val" not in there and "test" in there:
@@ -117,18 +151,39 @@ def load_data(options: TrainOptions) -> tuple[Dataset, Dataset]:
     train_set = source.load(options.data, options.train_split)
     val_set = source.load(options.data, val_split, types=train_set.types)
     if not options.allow_leaks and val_split != options.train_split:
-        check_groups({options.train_split: train_set.groups(), val_split: val_set.groups()}, options.data)
+        source.check_groups({options.train_split: train_set.groups(), val_split: val_set.groups()}, options.data)
     for name, dataset in ((options.train_split, train_set), (val_split, val_set)):
-        if told := table.warnings(name, dataset):
-            print(told)
+        if lines := tables.warnings(name, dataset):
+            print(lines)
     if not train_set.counts().sum():
         raise LeukoError(f"{options.data}: split {options.train_split} has no cell to learn from; label some")
     if not val_set.counts().sum():
         raise LeukoError(
             f"{options.data}: split {val_split} has no cell to measure an epoch by; label some, or name another split "
-            "by --val-split"
+            "with --val-split"
         )
     return train_set, val_set
+
+
+def augmentation(options: TrainOptions, train_set: Dataset) -> list[dict]:
+    """The augmentation as a list, which the run's args.yaml then holds; printed where ``auto`` chose it."""
+    shown = options.epochs * len(train_set)
+    name = compose.chosen(options.augment, shown)
+    if name != options.augment and not ultralytics.is_yolo(options.model):
+        print(f"augmentation: {name}, since {shown:,} images will be shown ({compose.ENOUGH:,} are enough for smear)")
+    return compose.listed(compose.read_steps(name))
+
+
+def show_augmentation(options: TrainOptions, train_set: Dataset) -> Path:
+    """Draw what augmentation makes of a training image, and return the folder."""
+    images = loader.TrainingImages(train_set, options.imgsz, compose.read_steps(options.augment), options.seed)
+    folder = run.new_run(options.project, options.name or "augment")
+    plots.write_image(folder / "augment.jpg", pictures.augmentation(images, train_set.types))
+    print(f"augmentation: {folder / 'augment.jpg'}")
+    return folder
+
+
+# ---------------------------------------------------------------- the model and the weights it starts from
 
 
 def build(
@@ -136,8 +191,8 @@ def build(
 ) -> DetectionModel:
     """The model to train, with the weights it starts from; or without, if the state of a run will bring them."""
     torch.manual_seed(options.seed)
-    if is_yolo(options.model):
-        return build_yolo(options, types, state)
+    if ultralytics.is_yolo(options.model):
+        return build_yolo(options, types)
     fresh = state is None and not options.weights
     pretrained: bool | Path = options.pretrained and fresh
     if pretrained and options.backbone_weights:
@@ -159,27 +214,22 @@ def build(
         **{f: getattr(options, f) for f in ("channels", "fc_channels", "proposals", "rois", "vote")},
     )
     if options.weights and state is None:
-        begin_from(weights_file(options.weights), model, types)
+        start_from(weights_file(options.weights), model, types)
     elif model.pretrained_from:
         print(f"backbone weights: {model.pretrained_from}")
     return model
 
 
-def build_yolo(options: TrainOptions, types: list[str], state: dict | None) -> DetectionModel:
+def build_yolo(options: TrainOptions, types: list[str]) -> DetectionModel:
     """One of Ultralytics' models, as :func:`build` does it."""
-    if options.amp == "fp16":
-        raise LeukoError("--amp fp16: is for leuko's own models; give bf16 or none")
-    size = {"image_size": options.imgsz}
-    if state is not None:
-        return create(options.model, len(types), architecture=state.get("architecture"), **size)
     path = yolo_weights(options)
     if path is None:
         print("from scratch")
-        return create(options.model, len(types), **size)
+        return ultralytics.create_yolo(options.model, len(types), image_size=options.imgsz)
     weights = checkpoint.load_weights(path)
     name = weights.recipe["name"] if options.model.endswith(".pt") else options.model
-    model = create(name, len(types), architecture=weights.recipe.get("architecture"), **size)
-    tell_known(weights, checkpoint.transfer(weights, model, types), types)
+    model = ultralytics.create_yolo(name, len(types), weights.recipe.get("architecture"), image_size=options.imgsz)
+    print_known(weights, checkpoint.transfer(weights, model, types), types)
     return model
 
 
@@ -189,7 +239,7 @@ def yolo_weights(options: TrainOptions) -> Path | None:
         return weights_file(options.weights)
     if options.model.endswith((".yaml", ".yml")) or not options.pretrained:
         return None
-    name = plain_name(options.model)
+    name = ultralytics.plain_name(options.model)
     for file in (Path(options.model), FOLDER / f"{name}.pt"):
         if file.is_file():
             return file
@@ -197,18 +247,18 @@ def yolo_weights(options: TrainOptions) -> Path | None:
     raise LeukoError(f"{FOLDER / name}.pt: no such file; {remedy}, or train from scratch with --no-pretrained")
 
 
-def begin_from(path: Path, model: DetectionModel, types: list[str]) -> None:
-    """Start a model from trained weights, leuko's own or another library's, and say what they know."""
+def start_from(path: Path, model: DetectionModel, types: list[str]) -> None:
+    """Start a model from trained weights, leuko's own or another library's, and print what they know."""
     if path.suffix in (".pth", ".pt"):
         classes = checkpoint.transfer_foreign(path, model)
-        print(f"from {path}: all but the layers of its classes ({', '.join(classes)}), which begin afresh")
+        print(f"from {path}: all but the layers of its classes ({', '.join(classes)}), which start afresh")
         return
     weights = checkpoint.load_weights(path)
-    tell_known(weights, checkpoint.transfer(weights, model, types), types)
+    print_known(weights, checkpoint.transfer(weights, model, types), types)
 
 
-def tell_known(weights: checkpoint.Weights, known: list[str], types: list[str]) -> None:
-    """Say which types the weights know, and which begin afresh."""
+def print_known(weights: checkpoint.Weights, known: Sequence[str], types: Sequence[str]) -> None:
+    """Print which types the weights know, and which start afresh."""
     new = [t for t in types if t not in known]
     print(f"from {weights.path}: types known {', '.join(known) or 'none'}; new {', '.join(new) or 'none'}")
 
@@ -218,47 +268,42 @@ def weights_file(source: str) -> Path:
     return downloaded(source) if not Path(source).exists() and source in registry() else Path(source)
 
 
-def augmentation(options: TrainOptions, train_set: Dataset) -> list[dict]:
-    """The augmentation as a list, which the run's args.yaml then holds; told where ``auto`` chose it."""
-    shown = options.epochs * len(train_set)
-    name = compose.chosen(options.augment, shown)
-    if name != options.augment and not is_yolo(options.model):
-        print(f"augmentation: {name}, since {shown:,} images will be shown ({compose.ENOUGH:,} are enough for smear)")
-    return compose.listed(compose.read_steps(name))
+def train_yolo(training: Run, model: ultralytics.YOLO) -> None:
+    """Train one of Ultralytics' models by its own loop; each epoch ends as all others do."""
+    options = training.options
+    if ignored := [n for n in ultralytics.IGNORED_OPTIONS if getattr(options, n) != getattr(TrainOptions(), n)]:
+        print(f"{options.model} ignores {', '.join(map(flag, ignored))}")
+
+    def end_epoch(averaged: DetectionModel, losses: dict, learning_rate: float, seconds: float) -> bool:
+        training.progress.seconds = seconds
+        state = {"model": averaged.state_dict()}
+        prepared = loop.prepare(averaged, training.device)
+        training.end_epoch(prepared, model.recipe, averaged.state_dict(), losses, learning_rate, state)
+        return training.progress.stopped
+
+    arguments = (model, options, training.folder, training.train_set, training.val_set, training.device)
+    ultralytics.train_ultralytics(*arguments, on_epoch_end=end_epoch)
 
 
-def show_augmentation(options: TrainOptions, train_set: Dataset) -> Path:
-    """Draw what augmentation makes of a training image, and return the folder."""
-    steps = compose.read_steps(options.augment)
-    items = TrainingItems(train_set, options.imgsz, steps, options.seed)
-    folder = run.new_run(options.project, options.name or "augment")
-    plots.write_image(folder / "augment.jpg", pictures.augmentation(items, train_set.types))
-    print(f"augmentation: {folder / 'augment.jpg'}")
-    return folder
+# ---------------------------------------------------------------- what a run is about to learn from
 
 
-def describe(folder: Path, trainer: Training, train_set: Dataset, val_set: Dataset) -> None:
-    """Write what a run is about to learn from: the warnings, the labels' statistics, the first batches as pictures."""
+def describe(training: Run) -> None:
+    """Write and print what a run is about to learn from: the data's warnings, the labels' statistics, its balance."""
+    folder, options, train_set, val_set = training.folder, training.options, training.train_set, training.val_set
     run.write_warnings(folder, train_set, val_set)
     plots.label_statistics(train_set, folder / "labels.png")
-    trainer.draw_first_batches()
     cells = ", ".join(f"{t} {n}" for t, n in zip(train_set.types, train_set.counts(), strict=True))
     print(f"training on {len(train_set)} images ({cells}), validating on {len(val_set)}; results go to {folder}")
-    balanced = describe_balance(trainer.options, train_set)
-    place = {"epoch": trainer.progress.epoch, "batch": trainer.progress.batch}
-    run.log(folder, "start", **place, images=len(train_set), **balanced)
-
-
-def describe_balance(options: TrainOptions, train_set: Dataset) -> dict[str, dict]:
-    """Print what --repeat-factor and --type-weights change, and return it for the run's log."""
     changed: dict[str, dict] = {}
     if options.repeat_factor:
-        factors = balance.repeat_factors(train_set, options.repeat_factor)
-        cells = [round(n) for n in balance.shown(train_set, factors)]
-        changed["cells_an_epoch"] = dict(zip(train_set.types, cells, strict=True))
-        listed = ", ".join(f"{t} {n}" for t, n in changed["cells_an_epoch"].items())
-        print(f"repeat factor: {factors.sum():.0f} images an epoch instead of {len(factors)} ({listed})")
+        factors = loader.repeat_factors(train_set, options.repeat_factor)
+        shown = [round(n) for n in loader.cells_per_epoch(train_set, factors)]
+        changed["cells_per_epoch"] = dict(zip(train_set.types, shown, strict=True))
+        listed = ", ".join(f"{t} {n}" for t, n in changed["cells_per_epoch"].items())
+        print(f"repeat factor: {factors.sum():.0f} images per epoch instead of {len(factors)} ({listed})")
     if options.type_weights != "none":
-        changed["type_weights"] = dict(zip(train_set.types, balance.loss_weights(train_set), strict=True))
+        changed["type_weights"] = dict(zip(train_set.types, loader.loss_weights(train_set), strict=True))
         print("type weights: " + ", ".join(f"{t} {w:.2f}" for t, w in changed["type_weights"].items()))
-    return changed
+    place = {"epoch": training.progress.epoch, "batch": training.progress.batch}
+    run.log(folder, "start", **place, images=len(train_set), **changed)

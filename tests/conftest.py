@@ -22,7 +22,7 @@ from PIL import Image
 from leuko import cli
 from leuko.cli import main
 from leuko.data.dataset import Dataset, Sample
-from leuko.data.tools.synth import synth
+from leuko.data.tools.draw import synth
 from leuko.engine import checkpoint
 from leuko.models import create
 from leuko.report import plots
@@ -78,7 +78,7 @@ def table(path: Path) -> list[dict]:
 def untrained(path: Path, types: list[str]) -> Path:
     """A weights file of a model that has learned nothing."""
     model = create("faster_rcnn", len(types), "mobilenetv3_small_050", image_size=64, channels=32, fc_channels=32)
-    checkpoint.save_weights(path, model, model.state_dict(), types, epoch=1)
+    checkpoint.save_weights(path, model.recipe, model.state_dict(), types, epoch=1)
     return path
 
 

@@ -127,6 +127,9 @@ def test_predict_refuses_what_it_cannot_use(project, slides, tmp_path, leuko):
 def test_help_teaches_by_example(leuko):
     for name, flags in {
         "train": "--resume --epochs",
+        "compare": "--resume --model",
+        "download": "--mirror",
+        "report": "--out",
         "val": "--ensemble",
         "predict": "--source",
         "data": "synth",
@@ -150,21 +153,51 @@ def test_help_teaches_by_example(leuko):
         ("augment: 1\n", ("augment", "1 is not text or a list")),
         ("data: 5\n", ("data", "5 is not text")),
         ("norm: batch\n", ("norm", "'batch' is not one of frozen, train, gn")),
-        ("- epochs\n", ("holds no options",)),
-        ("epochs: [\n", ("not valid YAML",)),
-        ("name: 2024-02-30\n", ("not valid YAML", "day is out of range")),
-        ("epochs: !!int abc\n", ("not valid YAML", "'abc'")),
-        ('epochs: !!int ""\n', ("not valid YAML",)),
-        ("augment: !!bool maybe\n", ("not valid YAML", "'maybe'")),
-        ("name: !!timestamp soon\n", ("not valid YAML",)),
-        ("data: &a [b]\naugment: [*a, *a]\n", ("not valid YAML", "aliases")),
-        (b"\xff\xfe\xff", ("not valid YAML",)),
+        ("- epochs\n", ("is not a mapping",)),
+        ("epochs: [\n", ("broken YAML",)),
+        ("name: 2024-02-30\n", ("broken YAML", "day is out of range")),
+        ("epochs: !!int abc\n", ("broken YAML", "'abc'")),
+        ('epochs: !!int ""\n', ("broken YAML",)),
+        ("augment: !!bool maybe\n", ("broken YAML", "'maybe'")),
+        ("name: !!timestamp soon\n", ("broken YAML",)),
+        ("data: &a [b]\naugment: [*a, *a]\n", ("broken YAML", "aliases")),
+        (b"\xff\xfe\xff", ("not UTF-8",)),
     ],
 )
 def test_config_that_is_wrong(text, words, tmp_path, leuko):
     file = tmp_path / "recipe.yaml"
     file.write_bytes(text if isinstance(text, bytes) else text.encode())
     leuko("train", "--config", file).refused(str(file), *words)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("train data=slides epochs=3", ("data=slides", "--data slides")),
+        ("predict --conf 0.4", ("--conf", "--threshold")),
+        ("train --lr0 0.1", ("--lr0", "--lr")),
+        ("train --exist-ok", ("--exist-ok", "NAME-2")),
+        ("train --optimizer AdamW", ("--optimizer", "SGD")),
+        ("train --cos-lr", ("--cos-lr", "tenth")),
+        ("train --pretrain", ("--pretrain", 'did you mean "--pretrained"')),
+        ("train --xyz 3", ("unknown flag --xyz (see leuko train --help)",)),
+        ("train --data x --amp fp16 --device cpu", ("--amp fp16", "GPU")),
+        ("train --patience -1 --data x", ("--patience -1",)),
+        ("data convert a b", ("--to", "voc, coco")),
+        ("data convert", ("required", "src")),
+        ("data cehck", ('did you mean "check"',)),
+        ("compare --model fcos,fcsa --data x", ('"fcsa"', 'did you mean "fcos"')),
+    ],
+)
+def test_habits_of_other_trainers_get_a_hint(words, said, leuko):
+    leuko(*words.split()).refused(*said)
+
+
+def test_a_bare_number_is_a_gpu(leuko, data):
+    if torch.cuda.is_available():
+        pytest.skip("has a GPU, which --device 7 may be")
+    leuko("train", "--data", data, "--device", "7").refused("--device 7", "not on this machine")
+    assert leuko("version").out == leuko("--version").out
 
 
 def test_config_fills_in_and_flags_override(tmp_path, leuko):

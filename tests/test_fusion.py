@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -19,20 +20,16 @@ SIZE = (300, 200)
 CELLS = np.array([[10, 10, 70, 60], [40, 30, 110, 95], [150, 20, 230, 110], [120, 100, 215, 190]])
 
 
-def prediction(boxes, scores, labels) -> dict:
+def prediction(boxes, scores, labels) -> Detections:
     order = np.argsort(-np.asarray(scores, np.float32), kind="stable")
-    return Detections(
-        np.asarray(boxes, np.float32).reshape(-1, 4)[order],
-        np.asarray(scores, np.float32)[order],
-        np.asarray(labels, np.int64)[order],
-    )
+    return Detections(boxes, scores, labels)[order]
 
 
 NOTHING = prediction([], [], [])
 
 
 @st.composite
-def ensembles(draw) -> tuple[list[dict], list[float]]:
+def ensembles(draw) -> tuple[list[Detections], list[float]]:
     """One to four models that see some of four cells, each up to twice, a little displaced; no score twice."""
     members = draw(st.integers(1, 4))
     seen = draw(st.lists(st.tuples(*[st.integers(0, members - 1), st.integers(0, 3), st.integers(0, 1)]), max_size=12))
@@ -53,7 +50,7 @@ def iou(a: np.ndarray, b: np.ndarray) -> float:
     return both / ((a[2:] - a[:2]).prod() + (b[2:] - b[:2]).prod() - both)
 
 
-def by_the_formulas(models: list[dict], weights: list[float], threshold: float) -> list[tuple]:
+def by_the_formulas(models: list[Detections], weights: list[float], threshold: float) -> list[tuple]:
     """Return (label, score, *box) sorted; undecidable cases (an IoU at the threshold, ties) are left to hypothesis."""
     votes = []  # (weighted score, label, box)
     for model, weight in zip(models, weights, strict=True):
@@ -85,7 +82,7 @@ def fused_box(cluster: list[tuple]) -> np.ndarray:
     return sum(score * box for score, _, box in cluster) / sum(score for score, _, _ in cluster)
 
 
-def rows(fused: dict) -> np.ndarray:
+def rows(fused: Detections) -> np.ndarray:
     return np.array(sorted(zip(fused.labels, fused.scores, *fused.boxes.T, strict=True))).reshape(-1, 6)
 
 
@@ -108,7 +105,7 @@ def test_fusion_is_the_formulas(ensemble, threshold, random):
 @given(ensembles())
 def test_scores_never_exceed_one(ensemble):
     models, weights = ensemble
-    certain = [{**m, "scores": np.ones_like(m.scores)} for m in models]
+    certain = [replace(m, scores=np.ones_like(m.scores)) for m in models]
     for threshold in (0.05, 0.3, 0.55):
         [fused] = fuse([[m] for m in certain], [SIZE], threshold, weights=weights)
         assert (fused.scores <= 1).all() and np.isfinite(fused.boxes).all()
@@ -120,21 +117,19 @@ def test_one_member_is_left_as_it_is():
         [[0, 0, 3264, 333.3], [10.1, 500.2, 90.9, 700.4], [2000, 600, 2100, 1000]], [0.2, 0.9, 0.5], [1, 0, 1]
     )
     fused, empty = fuse([[alone, NOTHING]], [big, SIZE])
-    for key in alone:
-        np.testing.assert_allclose(fused[key], alone[key], rtol=1e-6)
-    assert all(len(empty[key]) == 0 for key in alone) and empty.boxes.shape == (0, 4)
+    for key in ("boxes", "scores", "labels"):
+        np.testing.assert_allclose(getattr(fused, key), getattr(alone, key), rtol=1e-6)
+    assert len(empty) == 0 and empty.boxes.shape == (0, 4)
 
 
 def test_a_silent_model_lowers_the_score():
     one, other = prediction([CELLS[0]], [0.9], [0]), prediction([CELLS[0] + 2], [0.6], [0])
-    scores = [
-        fuse(members, [SIZE])[0]["scores"].tolist() for members in ([[one], [other]], [[one], [other], [NOTHING]])
-    ]
+    scores = [fuse(members, [SIZE])[0].scores.tolist() for members in ([[one], [other]], [[one], [other], [NOTHING]])]
     assert scores == [[pytest.approx(0.75)], [pytest.approx(0.5)]]
     twice = prediction([CELLS[0], CELLS[0] + 3], [0.9, 0.8], [0, 0])  # no stand-in for the silent one
-    assert fuse([[twice], [NOTHING]], [SIZE])[0]["scores"].tolist() == [pytest.approx(0.45)]
+    assert fuse([[twice], [NOTHING]], [SIZE])[0].scores.tolist() == [pytest.approx(0.45)]
     another_type = prediction([CELLS[0]], [0.6], [1])
-    assert fuse([[one], [another_type]], [SIZE])[0]["scores"].tolist() == [pytest.approx(0.45), pytest.approx(0.3)]
+    assert fuse([[one], [another_type]], [SIZE])[0].scores.tolist() == [pytest.approx(0.45), pytest.approx(0.3)]
 
 
 def test_limits_and_boxes_without_a_vote(recwarn):
@@ -144,8 +139,8 @@ def test_limits_and_boxes_without_a_vote(recwarn):
     [fused] = fuse([[odd]], [SIZE])
     assert fused.boxes.tolist() == [[0, 0, 50, 50]]
     many = prediction(CELLS, [0.9, 0.6, 0.3, 0.1], [0, 1, 2, 3])
-    assert len(fuse([[many]], [SIZE], max_detections=3)[0]["scores"]) == 3
-    assert fuse([[many]], [SIZE], score_threshold=0.3)[0]["labels"].tolist() == [0, 1, 2]
+    assert len(fuse([[many]], [SIZE], max_detections=3)[0].scores) == 3
+    assert fuse([[many]], [SIZE], score_threshold=0.3)[0].labels.tolist() == [0, 1, 2]
     assert not recwarn.list
 
 
@@ -178,7 +173,7 @@ def test_two_boxes_of_a_model_in_one_cluster():
 @pytest.mark.parametrize(("weights", "share"), [("equal", 0.5), ("map", 0.9 / 1.7), ("error", 100 / 125)])
 def test_votes_weigh_as_asked(weights, share):
     """Two members of mAP .9 and .8 find one cell with the same score; the better has this share of the box."""
-    members = [SimpleNamespace(weights=SimpleNamespace(path="", about={"val": {"mAP": mAP}})) for mAP in (0.9, 0.8)]
+    members = [SimpleNamespace(validation_mAP=mAP) for mAP in (0.9, 0.8)]
     found = [
         [Detections(np.array([[x, 10, x + 20, 30]], np.float32), np.array([0.5]), np.array([2]))] for x in (10, 14)
     ]

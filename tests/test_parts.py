@@ -16,10 +16,11 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_iou, generalized_box_iou
 from torchvision.ops import roi_align as torchvision_roi_align
 
+from leuko.data import images
 from leuko.errors import LeukoError
 from leuko.models import anchors, fsaf, grid_rcnn, winograd
 from leuko.models.matcher import IGNORED, NEGATIVE, IoUAssigner, assign_cores, assign_points
-from leuko.models.preprocess import Preprocess
+from leuko.models.preprocess import Preprocess, resize
 from leuko.models.rpn import RPN
 from leuko.ops import boxes
 from leuko.ops.cpu.roi_align import roi_align
@@ -270,3 +271,98 @@ def test_roi_align_is_torchvisions():
     weight = torch.randn(wanted.shape, generator=generator)
     gradients = [torch.autograd.grad((pooled * weight).sum(), feature)[0] for pooled in (found, wanted)]
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
+
+
+def test_resizing_gives_the_pixels_of_the_loader():
+    """OpenCV's area filter when shrinking, its bilinear one when enlarging, up to the rounding to whole grey values."""
+    image = render_field(np.random.default_rng(0), 190, 150, ["NG"])[0]
+    tensor_image = torch.from_numpy(image).permute(2, 0, 1).float() / 255
+    for size in (64, 95, 111, 189, 190, 240):
+        wanted = images.fit(image, size)
+        resized = resize(tensor_image, Preprocess(size, (0.5,) * 3, (0.25,) * 3).resized((150, 190)))
+        found = 255 * resized.permute(1, 2, 0).numpy()
+        assert found.shape == wanted.shape and np.abs(found - wanted).max() < (0.51 if size < 190 else 1.01)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(resize(tensor_image, (48, 64)), resize(tensor_image, (48, 64)).float())
+
+
+def rois(number: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Boxes about a 208 x 160 image, some of which reach out of it, and the image of each."""
+    generator = torch.Generator().manual_seed(seed)
+    corner = torch.rand(number, 2, generator=generator) * 240 - 30
+    sides = torch.rand(number, 2, generator=generator) * 150
+    return torch.cat([corner, corner + sides], dim=1), torch.randint(0, 2, (number,), generator=generator)
+
+
+@pytest.mark.parametrize("slivers", [False, True])
+def test_roi_align_is_torchvisions(slivers):
+    generator = torch.Generator().manual_seed(1)
+    feature = torch.randn(2, 5, 40, 52, generator=generator, requires_grad=True)
+    boxes_, image = rois(40)
+    if slivers:
+        boxes_[7], boxes_[30] = tensor([(0, 20, 208, 22)])[0], tensor([(90, 0, 92, 160)])[0]
+    large = (boxes_[:, 2:] - boxes_[:, :2]).amax(1) > MAX_BIN * 7 * 4
+    assert large.sum() == (2 if slivers else 0)
+    wanted = torchvision_roi_align(
+        feature, torch.cat([image[:, None].float(), boxes_], dim=1), 7, 1 / 4, 0, aligned=True
+    )
+    weight = torch.randn(wanted.shape, generator=generator)
+    for function in (roi_align, cpu_roi_align.roi_align):
+        found = function(feature, image, boxes_, stride=4, size=7)
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+        gradients = [
+            torch.autograd.grad((pooled * weight).sum(), feature, retain_graph=True)[0] for pooled in (found, wanted)
+        ]
+        torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
+
+
+def test_slivers_do_not_blow_up_roi_align(monkeypatch):
+    """The sums over cells that the CPU implementation allocates grow with the number of RoIs, not with the longest."""
+    sizes = []
+    monkeypatch.setattr(
+        cpu_roi_align.F,
+        "embedding_bag",
+        lambda cells, *args, f=torch.nn.functional.embedding_bag, **kw: (
+            sizes.append(cells.numel()) or f(cells, *args, **kw)
+        ),
+    )
+    feature = torch.randn(1, 4, 256, 256)
+    corner = torch.rand(256, 2, generator=torch.Generator().manual_seed(0)) * 900
+    plain = torch.cat([corner, corner + 100], dim=1)
+    mixed = torch.cat([plain, tensor([(0, 500, 1024, 508), (500, 0, 508, 1024)])])
+    for given_boxes in (plain, mixed):
+        roi_align(feature, torch.zeros(len(given_boxes), dtype=torch.int64), given_boxes, stride=4, size=7)
+    assert sizes[1] == sizes[0] <= 256 * 49 * (MAX_BIN + 2) ** 2
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 7), (12, 9)])
+def test_conv3x3_at_single_cells_is_the_convolution(shape):
+    torch.manual_seed(0)
+    feature, weight, bias = torch.randn(2, 5, *shape), torch.randn(6, 5, 3, 3), torch.randn(6)
+    image, cell = torch.randint(0, 2, (20,)), torch.randint(0, shape[0] * shape[1], (20,))
+    dense = torch.nn.functional.conv2d(feature, weight, bias, padding=1).flatten(2)[image, :, cell]
+    torch.testing.assert_close(conv3x3_at.conv3x3_at(feature, weight, bias, image, cell), dense, rtol=1e-4, atol=1e-4)
+
+
+def test_level_choice_does_not_round_to_half_precision():
+    loss, gt = torch.tensor([1.0, 1.001]), torch.zeros(2, dtype=torch.int64)
+    for order in ([0, 1], [1, 0]):
+        level = torch.tensor(order)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert best_levels(loss, level, gt, 1, levels=2).tolist() == [order[0]]
+
+
+@quick
+@given(some_boxes, some_boxes, st.booleans())
+def test_numpy_iou_is_what_a_loop_finds(a, b, crowd):
+    flags = np.array([crowd and j % 2 == 0 for j in range(len(b))], dtype=bool)
+    found = boxes.box_iou(np.float32(a).reshape(-1, 4), np.float32(b).reshape(-1, 4), flags)
+    assert found.shape == (len(a), len(b)) and found.dtype == np.float64
+    for i, one in enumerate(a):
+        for j, other in enumerate(b):
+            share = overlap(one, other)
+            if flags[j]:
+                area = [(c[2] - c[0]) * (c[3] - c[1]) for c in (one, other)]
+                share = share / (1 + share) * sum(area) / area[0]
+            assert found[i, j] == pytest.approx(share, rel=1e-5)
+    assert not boxes.box_iou(np.zeros((1, 4)), np.zeros((1, 4))).any()

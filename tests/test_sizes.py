@@ -11,9 +11,10 @@ from conftest import table, untrained
 
 from leuko import Detector
 from leuko.data.images import read_image
+from leuko.data.loader import LoadedImage
 from leuko.data.source import load
 from leuko.engine import checkpoint, fusion
-from leuko.engine.evaluate import detect, prepared
+from leuko.engine.evaluate import detect, prepare
 from leuko.errors import LeukoError
 from leuko.models import create
 
@@ -25,16 +26,16 @@ def built(weights: checkpoint.Weights, size: int) -> torch.nn.Module:
     """The detector made anew for another image size, with the same weights."""
     model = create(**{**weights.recipe, "image_size": size})
     model.load_state_dict(weights.state)
-    return prepared(model.eval(), CPU)
+    return prepare(model.eval(), CPU)
 
 
 def test_a_size_is_the_model_built_for_it_and_several_are_fused(project, data):
     weights = checkpoint.load_weights(project / "faster")
     sample = load(data, "test").samples[0]
-    image = torch.from_numpy(np.ascontiguousarray(read_image(sample.image).transpose(2, 0, 1)))
+    image = read_image(sample.image)
     own = weights.recipe["image_size"]
     sizes = [own, own + 32, own + 45]
-    alone = [detect(built(weights, size), [image], CPU) for size in sizes]
+    alone = [detect(built(weights, size), [LoadedImage.of_pixels(image, [size])], CPU) for size in sizes]
     assert not np.array_equal(alone[0][0].boxes, alone[1][0].boxes)  # else this test compares nothing
     for size, expected in zip(sizes, alone, strict=True):
         found = Detector(project / "faster", imgsz=size).predict(image, threshold=0)

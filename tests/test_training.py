@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 import random
 import resource
 import shutil
 import signal
 import subprocess
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import cv2
@@ -25,8 +27,8 @@ from leuko.data import loader, source
 from leuko.data.dataset import Dataset, Sample
 from leuko.data.transforms.compose import listed, read_steps
 from leuko.engine import checkpoint, schedule
-from leuko.engine.trainer import Trainer
-from leuko.engine.training import Training
+from leuko.engine.ema import ModelEMA
+from leuko.engine.train import Stop
 from leuko.errors import LeukoError
 from leuko.models import DETECTORS, create
 
@@ -97,6 +99,68 @@ def test_killed_and_interrupted_run_ends_in_the_same_bits(data, project, tmp_pat
     assert not list(run.rglob("*.tmp"))
 
 
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_sigterm_is_taken_for_ctrl_c(workers, data, tmp_path, start, leuko, no_plots):
+    """As Slurm and Docker send it, to all processes of the job."""
+    run = tmp_path / "faster"
+    words = ["--data", data, "--project", tmp_path, "--name", "faster", *TINY, *FASTER, "--workers", workers]
+    process = start("leuko.train", *words)
+    wait_for_states(run, 3, process)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    for pid in [*map(int, children.read_text().split())] if children.exists() else []:
+        os.kill(pid, signal.SIGTERM)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 130 and f"go on with: leuko train --resume {run}" in err and "Traceback" not in err
+    assert leuko("train", "--resume", run).code == 0 and len(rows(run)) == 3
+
+
+def test_signals_wait_for_what_must_not_be_cut_in_two():
+    done = []
+    with pytest.raises(KeyboardInterrupt), Stop() as stop, stop.held():
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.requested
+        with stop.held(at_all_costs=True):
+            os.kill(os.getpid(), signal.SIGINT)  # the second, while a file is written
+            done.append("written")
+        done.append("never reached")
+    assert done == ["written"]
+    with pytest.raises(KeyboardInterrupt), Stop():
+        os.kill(os.getpid(), signal.SIGINT)  # in validation, say, which nothing depends on
+        done.append("never reached")
+    assert done == ["written"]
+
+
+def test_ctrl_c_while_the_state_is_written_ends_in_one_line(data, tmp_path, leuko, no_plots, monkeypatch):
+    save = torch.save
+
+    def interrupted(*arguments: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        save(*arguments)
+
+    monkeypatch.setattr(torch, "save", interrupted)
+    result = leuko("train", "--data", data, "--project", tmp_path, *TINY, *FCOS)
+    assert result.code == 130 and "Traceback" not in result.err and "leuko train --resume" in result.err
+    monkeypatch.setattr(torch, "save", save)
+    assert leuko("train", "--resume", tmp_path / "fcos").code == 0
+
+
+def test_run_killed_before_its_first_state_begins_anew(data, project, tmp_path, leuko, no_plots, monkeypatch):
+    """In a comparison, and alone."""
+
+    def killed(*_: object) -> None:
+        raise SystemExit(9)
+
+    words = ["train", "--data", data, "--project", tmp_path, *TINY, *FCOS]
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_resume", killed)
+        assert leuko(*words).code == 9
+    assert not (tmp_path / "fcos/resume.pt").exists()
+    result = leuko("train", "--resume", tmp_path / "fcos")
+    assert result.code == 0 and "nothing was trained yet" in result.out
+    assert same_weights(tmp_path / "fcos/weights/last.safetensors", project / "fcos/weights/last.safetensors")
+
+
 def test_run_that_was_killed_at_once_can_be_resumed(data, tmp_path, leuko, no_plots, monkeypatch):
     def killed(*_: object) -> None:
         raise SystemExit(9)
@@ -110,9 +174,10 @@ def test_run_that_was_killed_at_once_can_be_resumed(data, tmp_path, leuko, no_pl
 
 
 def test_finished_run_is_extended_or_left_alone(faster, leuko, no_plots):
-    before, weights = rows(faster), (faster / "weights/last.safetensors").read_bytes()
-    assert leuko("train", "--resume", faster).code == 0
-    assert rows(faster) == before and (faster / "weights/last.safetensors").read_bytes() == weights
+    before, files = rows(faster), {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in faster.rglob("*") if p.is_file()}
+    result = leuko("train", "--resume", faster)
+    assert result.code == 0 and "finished; --epochs N extends it" in result.out
+    assert files == {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in faster.rglob("*") if p.is_file()}
     leuko("train", "--resume", faster, "--epochs", "2").refused("--epochs 2", "3")
     leuko("train", "--resume", faster, "--epochs", "0").refused("--epochs 0", "3")
     leuko("train", "--resume", faster, "--lr", "0.1", "--batch", "4").refused(
@@ -162,7 +227,7 @@ def test_rows_of_weights_go_by_class_name(name, tmp_path):
     old, new = ["NG", "BG", "L"], ["L", "blast", "NG", "BG"]
     trained, model = create(name, 3, **small), create(name, 4, **small)
     fresh = {key: value.clone() for key, value in model.state_dict().items()}
-    checkpoint.save_weights(tmp_path / "a.safetensors", trained, trained.state_dict(), old)
+    checkpoint.save_weights(tmp_path / "a.safetensors", trained.recipe, trained.state_dict(), old)
     assert checkpoint.transfer(checkpoint.load_weights(tmp_path / "a.safetensors"), model, new) == ["L", "NG", "BG"]
     given, state = trained.state_dict(), model.state_dict()
     by_class = 0
@@ -218,7 +283,7 @@ def test_options_train(name, data, tmp_path, leuko, no_plots):
     assert result.code == 0, result.err
     weights = load_file(tmp_path / name / "weights/last.safetensors")
     assert all(torch.isfinite(value).all() for value in weights.values())
-    measured = (weights.get("backbone.deviation", torch.ones(4)) != 1).all()
+    measured = (weights.get("backbone.std", torch.ones(4)) != 1).all()
     assert measured == (name == "cascade_rcnn")  # FCOS has norm layers for that
     (row,) = rows(tmp_path / name)
     assert float(row["val/mAR"]) >= 0 and sum(k.startswith("loss/") for k in row) >= 3
@@ -245,18 +310,19 @@ def test_run_folder_holds_what_was_promised(project, data):
 
 
 def test_batches_are_the_same_on_any_number_of_processes(data):
-    items = loader.TrainingItems(source.load(data, "train"), 64, read_steps("smear"), seed=5)
+    items = loader.TrainingImages(source.load(data, "train"), 64, read_steps("smear"), seed=5)
     alone, together = (list(loader.training_batches(items, 2, 4, workers=workers)) for workers in (0, 2))
     resumed = list(loader.training_batches(items, 2, 4, start=1))
     assert [len(batch) for batch in alone] == [3, 3, 3]
     for ours, theirs in zip([*alone, *alone[1:]], [*together, *resumed], strict=True):
         for one, other in zip(ours, theirs, strict=True):
-            assert one["index"] == other["index"]
-            assert all(torch.equal(one[key], other[key]) for key in ("image", "boxes", "labels"))
+            (image, target, index), (image_too, target_too, index_too) = one, other
+            assert index == index_too and torch.equal(image, image_too)
+            assert all(torch.equal(target[key], target_too[key]) for key in ("boxes", "labels"))
 
 
 def test_learning_rate_warms_up_and_drops_twice():
-    rate = [schedule.learning_rate(0.01, step, 10, 12, 1.0) for step in range(120)]
+    rate = [schedule.step_schedule(0.01, 10, 12, 1.0)(step) for step in range(120)]
     assert rate[0] == pytest.approx(1e-5) and rate[5] == pytest.approx(0.005, rel=0.01) and rate[10] == 0.01
     assert rate[:10] == sorted(rate[:10])
     drops = [step for step in range(11, 120) if rate[step] < rate[step - 1]]
@@ -266,8 +332,53 @@ def test_learning_rate_warms_up_and_drops_twice():
 @pytest.mark.parametrize(("run", "factors"), [("fcos", [1, 6**-2, math.log(48) ** -2]), ("faster", [1])])
 def test_layers_learn_at_their_own_rates(run, factors, project):
     state, last = checkpoint.load_resume(project / run / "resume.pt"), float(rows(project / run)[-1]["lr"])
-    rates = sorted(group["lr"] for group in state["optimiser"]["param_groups"])
+    rates = sorted(group["lr"] for group in state["optimizer"]["param_groups"])
     assert rates == pytest.approx(sorted(last * factor for factor in factors))
+
+
+def test_ema_forgets_the_first_weights_and_keeps_the_last():
+    """At a decay of .999, 770 updates would leave 46 % of the first weights without a ramp."""
+    model = torch.nn.BatchNorm1d(1)
+    ema = ModelEMA(model, 0.999)
+    torch.nn.init.constant_(model.weight, 0.0)
+    model.num_batches_tracked += 7
+    ema.update_parameters(model)
+    torch.nn.init.constant_(model.weight, 1.0)
+    for _ in range(770):
+        ema.update_parameters(model)
+    assert 1 - ema.module.weight.item() < 0.01 and ema.module.num_batches_tracked == 7
+    settled = ModelEMA(model, 0.9)
+    for _ in range(200):
+        settled.update_parameters(model)
+    torch.nn.init.constant_(model.weight, 2.0)
+    settled.update_parameters(model)
+    assert settled.module.weight.item() == pytest.approx(1.1)
+
+
+def test_a_run_stops_when_it_gets_no_better(data, tmp_path, leuko, no_plots):
+    words = ["train", "--data", data, "--project", tmp_path, *TINY, *FCOS, "--lr", "1e-12", "--epochs", "9"]
+    result = leuko(*words, "--patience", "2", "--best-by", "mAR")
+    assert result.code == 0 and "mAR has not improved for 2 epochs" in result.out
+    assert len(rows(tmp_path / "fcos")) == 3
+    state = checkpoint.load_resume(tmp_path / "fcos/resume.pt")["progress"]
+    assert (
+        state["stopped"] and state["best_epoch"] == 1 and state["best"] == float(rows(tmp_path / "fcos")[0]["val/mAR"])
+    )
+    assert f"leuko val --weights {tmp_path / 'fcos'}" in result.out
+
+
+def test_tensorboard_gets_what_results_csv_gets(data, tmp_path, leuko, no_plots):
+    words = ["train", "--data", data, "--project", tmp_path, *TINY, *FCOS, "--tensorboard"]
+    if find_spec("tensorboard") is None:
+        leuko(*words).refused("--tensorboard", "leuko[loggers]")
+        pytest.skip("needs the extra loggers")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert leuko(*words).code == 0
+    events = EventAccumulator(str(tmp_path / "fcos/tensorboard")).Reload()
+    (row,) = rows(tmp_path / "fcos")
+    for name in ("loss/box", "val/mAR", "lr"):
+        assert events.Scalars(name)[0].value == pytest.approx(float(row[name]), rel=1e-5)
 
 
 # ---------------------------------------------------------------------- what stops a run
@@ -294,7 +405,7 @@ def test_truncated_image_stops_the_run_in_one_line(workers, data, tmp_path, leuk
     leuko("train", "--data", broken, "--project", tmp_path, *words).refused(str(image), "the JPEG is truncated")
     image.unlink()  # as it might be in the middle of a run
     with pytest.raises(LeukoError, match=f"{image}: cannot be read"):
-        list(loader.plain_batches(Dataset(["NG"], [Sample(image, 80, 80, [], [], 1)]), 1, int(workers)))
+        list(loader.sample_batches(Dataset(["NG"], [Sample(image, 80, 80, [], [], 1)]), [64], 1, int(workers)))
 
 
 def test_full_disk_leaves_the_old_files_whole(faster, leuko, no_plots):
@@ -364,14 +475,14 @@ def test_comparison_tells_what_is_trained_by_the_state(data, tmp_path, leuko, no
     """A model killed at the very end of its last epoch is not; one that was extended by itself is."""
     words = ["train", "--data", data, "--project", tmp_path, "--name", "two", *TINY, "--epochs", "1"]
 
-    def killed(training: Training, name: str, about: dict) -> None:
-        if name == "best":
+    def killed(path: Path, *more: object, **about: object) -> None:
+        if path.stem == "best":
             raise SystemExit(9)
-        save(training, name, about)
+        save(path, *more, **about)
 
-    save, folder = Training.save_weights, tmp_path / "two"
+    save, folder = checkpoint.save_weights, tmp_path / "two"
     with monkeypatch.context() as patch:
-        patch.setattr(Training, "save_weights", killed)
+        patch.setattr(checkpoint, "save_weights", killed)
         assert leuko(*words, "--model", "fcos,fsaf").code == 9
     assert [path.name for path in (folder / "fcos/weights").iterdir()] == ["last.safetensors"]
     result = leuko("train", "--resume", folder)
@@ -390,7 +501,7 @@ def test_comparison_leaves_a_run_its_own_larger_number_of_epochs(data, tmp_path,
 
     words = ["train", "--data", data, "--project", tmp_path, "--name", "two", *TINY, "--model", "fcos,fsaf"]
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "train", interrupted)
+        patch.setattr("leuko.train.loop.train_one_epoch", interrupted)
         assert leuko(*words, "--epochs", "1").code == 130
         assert leuko("train", "--resume", tmp_path / "two/fcos", "--epochs", "2").code == 130
     assert leuko("train", "--resume", tmp_path / "two").code == 0

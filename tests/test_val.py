@@ -16,6 +16,7 @@ import yaml
 from conftest import table, untrained
 
 from leuko import Detector, predict, val
+from leuko.baselines import ultralytics
 from leuko.data.dataset import Dataset, Sample
 from leuko.data.source import load
 from leuko.detections import Detections
@@ -96,7 +97,7 @@ def test_val_tunes_the_fusion_on_another_split(project, data, tmp_path, leuko, m
     for name in ("best", "last"):
         weights = checkpoint.load_weights(worse / f"weights/{name}.safetensors")
         about = weights.about | {"val": {"mAP": -1.0}}
-        checkpoint.save_weights(weights.path, weights.build(), weights.state, weights.types, **about)
+        checkpoint.save_weights(weights.path, weights.recipe, weights.state, weights.types, **about)
     words = ["val", "--data", data, "--save", tmp_path, "--workers", "0", "--ensemble", worse, project / "faster"]
     words += [project / "fcos", "--members", "best:2", "--tune"]
     found = leuko(*words)
@@ -118,7 +119,7 @@ def test_val_tunes_the_fusion_on_another_split(project, data, tmp_path, leuko, m
     monkeypatch.setattr(ensemble, "IOUS", (0.55, 0.7))
     assert leuko(*words[:-4], stranger, "--tune", "--name", "unstated").code == 0
     assert {t["weights"] for t in table(tmp_path / "unstated/tuning.csv")} == {"equal"}
-    monkeypatch.setattr(val, "predict_members", lambda *_, **__: pytest.fail("ran"))
+    monkeypatch.setattr(EnsembleMember, "predict", lambda *_, **__: pytest.fail("ran"))
     for weights in ("map", "error"):
         leuko(*words[:-4], stranger, "--fusion-weights", weights).refused(str(stranger), "validation mAP")
     assert {p.name for p in tmp_path.iterdir()} == {"worse", "stranger.safetensors", "ensemble", "unstated"}
@@ -136,7 +137,7 @@ def test_val_tunes_on_the_scores_that_it_fuses(project, data, faster, tmp_path, 
     monkeypatch.setattr(val, "tune", tune)
     assert leuko(*words, "--ensemble", faster, other, "--tune", "--calibrated").code == 0
     member = EnsembleMember.load(faster, torch.device("cpu"))
-    plain = ensemble.predict_members([member], load(data, "val"), torch.device("cpu"), batch=1, workers=0)[0].found
+    plain = member.predict(load(data, "val"), torch.device("cpu"), workers=0).predictions
     assert len(seen) == 2 and sum(len(f.scores) for f in plain)
     for found in seen:
         for ours, image in zip(found, plain, strict=True):
@@ -150,7 +151,7 @@ def test_a_result_is_named_before_anything_runs(project, data, faster, tmp_path,
         assert leuko(*words, "--weights", place).code == 0
         assert (tmp_path / "val" / name / "metrics.json").is_file()
     stored = (faster / "weights/best.safetensors").read_bytes()
-    monkeypatch.setattr(val, "predict_members", lambda *_, **__: pytest.fail("ran"))
+    monkeypatch.setattr(EnsembleMember, "predict", lambda *_, **__: pytest.fail("ran"))
     monkeypatch.setattr(predict, "find_cells", lambda *_, **__: pytest.fail("ran"))
     leuko(*words, "--weights", faster, "--calibrate", "--name", "a/b").refused('"a/b"', "not a plain folder name")
     assert (faster / "weights/best.safetensors").read_bytes() == stored
@@ -168,7 +169,7 @@ def test_a_refusal_in_the_middle_leaves_no_empty_result(project, data, tmp_path,
 @pytest.mark.parametrize("job", ["--tune", "--calibrate"])
 def test_no_image_is_both_tuned_on_and_reported(job, project, data, tmp_path, leuko, monkeypatch):
     """Whatever the splits are called, and by whatever path they name it."""
-    monkeypatch.setattr(val, "predict_members", lambda *_, **__: pytest.fail("ran"))
+    monkeypatch.setattr(EnsembleMember, "predict", lambda *_, **__: pytest.fail("ran"))
     (tmp_path / "link").symlink_to(data)
     both = tmp_path / "data.yaml"
     both.write_text(f"train: {data}/train.json\nval: {tmp_path}/link/test.json\ntest: {data}/test.json\n")
@@ -183,14 +184,14 @@ def test_no_image_is_both_tuned_on_and_reported(job, project, data, tmp_path, le
     assert not (tmp_path / "val").exists()
 
 
-def test_flaws_of_the_split_to_tune_on_are_told(data, faster, tmp_path, leuko):
+def test_warnings_of_the_split_to_tune_on_are_printed(data, faster, tmp_path, leuko):
     flawed = shutil.copytree(data, tmp_path / "data")
     content = json.loads((flawed / "val.json").read_text())
     content["annotations"][0]["bbox"][2] = 500
     (flawed / "val.json").write_text(json.dumps(content))
     words = ["val", "--data", flawed, "--save", tmp_path / "val", "--workers", "0", "--weights", faster, "--calibrate"]
     result = leuko(*words)
-    assert result.code == 0 and "val: 1 warnings mended" in result.out, result.err
+    assert result.code == 0 and "val: 1 warning" in result.out, result.err
     assert "val.json" in (tmp_path / "val/faster/warnings.txt").read_text()
 
 
@@ -253,8 +254,8 @@ def test_val_never_writes_into_a_foreign_file(data, faster, tmp_path, leuko, mon
     """Nor does it run anything before it says so."""
     own, foreign = checkpoint.load_weights(faster), tmp_path / "yolo.pt"
     foreign.write_bytes(b"theirs")
-    monkeypatch.setattr(checkpoint, "read_checkpoint", lambda _: (own.recipe, own.types, own.state))
-    monkeypatch.setattr(val, "predict_members", lambda *_, **__: pytest.fail("ran"))
+    monkeypatch.setattr(ultralytics, "read_checkpoint", lambda _: (own.recipe, own.types, own.state))
+    monkeypatch.setattr(EnsembleMember, "predict", lambda *_, **__: pytest.fail("ran"))
     leuko("val", "--data", data, "--weights", foreign, "--calibrate").refused(str(foreign), "--calibrate", "train")
     words = ["val", "--data", data, "--ensemble", faster, foreign, "--tune", "--calibrate"]
     leuko(*words).refused(str(foreign), "--calibrate")
@@ -321,7 +322,7 @@ def test_one_group_gives_no_interval_and_no_verdict(groups, data, tmp_path, no_p
         s.group = f"smear {i % groups}"
     found = [found_all(dataset, least) for least in (4, 0)]
     models = [results.ModelResult(str(i), f, coco.evaluate(dataset, f)) for i, f in enumerate(found)]
-    *_, span, gap = results.write(tmp_path, dataset, models, draws=20)
+    *_, span, gap = results.write_results(tmp_path, dataset, models, draws=20)
     rows = [row for name in ("intervals", "differences") for row in table(tmp_path / f"{name}.csv")]
     assert len(rows) == 5 and all((row["low"] == row["high"] == "") == (groups == 1) for row in rows)
     assert ("one group" in span) == ("interval - (" in span) == (groups == 1)
@@ -331,8 +332,10 @@ def test_one_group_gives_no_interval_and_no_verdict(groups, data, tmp_path, no_p
 def test_kappa_of_one_type_is_a_dash(pictures, tmp_path, no_plots):
     dataset = Dataset(["NG"], [Sample(p, 97, 61, [[10, 10, 40, 40]], [0], i) for i, p in enumerate(pictures, 1)])
     found = found_all(dataset)
-    told = results.write(tmp_path, dataset, [results.ModelResult("a", found, coco.evaluate(dataset, found))], draws=0)
-    assert "kappa of the types of found cells -;" in told[-1]
+    lines = results.write_results(
+        tmp_path, dataset, [results.ModelResult("a", found, coco.evaluate(dataset, found))], draws=0
+    )
+    assert "kappa of the types of found cells -;" in lines[-1]
 
 
 def test_the_benchmark_of_validation_runs():

@@ -14,7 +14,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class LabelWarning:
-    """Something wrong in a data set that was mended: where, what, and what was done about it."""
+    """Something wrong in a data set that leuko fixed: the file, the object in it, the problem, and what was done."""
 
     file: Path
     object: str
@@ -30,8 +30,8 @@ class Sample:
     """One image and its cells.
 
     ``boxes`` [N, 4] float32, ``labels`` [N] int64, ``crowd`` [N] bool (COCO's ``iscrowd``: a region that evaluation
-    ignores and training leaves out). ``cell_factors`` has one tuple of interference factors a cell, ``attributes`` one
-    dict a cell (VOC's ``difficult``, ``truncated``, ...); both may be left empty, which means none. ``id`` is the
+    ignores and training leaves out). ``cell_factors`` has one tuple of interference factors per cell, ``attributes`` one
+    dict per cell (VOC's ``difficult``, ``truncated``, ...); both may be left empty, which means none. ``id`` is the
     image id in COCO results; ``group`` the smear or patient that the image came from.
     """
 
@@ -61,7 +61,7 @@ class Dataset:
     """One split of a data set, read and checked.
 
     ``types`` are the class names in label order; ``category_ids`` their ids in COCO files (1-based unless the source
-    says otherwise); ``ignored`` counts the objects of classes that the data YAML told leuko to leave out.
+    says otherwise); ``ignored`` counts the objects of the classes that the data YAML ignores.
     """
 
     types: list[str]
@@ -80,7 +80,21 @@ class Dataset:
         """The groups that images belong to."""
         return {s.group for s in self.samples if s.group}
 
+    def counts_per_image(self) -> np.ndarray:
+        """Cells per image and type, [samples, types] int64, crowds left out."""
+        counts = [np.bincount(s.labels[~s.crowd], minlength=len(self.types)) for s in self.samples]
+        return np.array(counts, dtype=np.int64).reshape(len(self.samples), len(self.types))
+
     def counts(self) -> np.ndarray:
-        """Cells a type, [len(types)] int64, crowds left out."""
-        labels = [s.labels[~s.crowd] for s in self.samples]
-        return np.bincount(np.concatenate(labels or [np.zeros(0, int)]), minlength=len(self.types))
+        """Cells per type, [types] int64, crowds left out."""
+        return self.counts_per_image().sum(0)
+
+
+@dataclass(frozen=True)
+class AugmentedSample:
+    """A sample with its pixels, as transforms take and return it: an image [H, W, 3] uint8 RGB, boxes [N, 4] xyxy in its
+    pixels, labels [N]. Crowds are left out."""
+
+    image: np.ndarray
+    boxes: np.ndarray
+    labels: np.ndarray

@@ -39,11 +39,11 @@ _TURN_BACK = {  # by orientation, how pixels that were turned by it become the s
 def read_image(path: str | Path, side: int = 0) -> np.ndarray:
     """Decode an image into [H, W, 3] uint8 RGB; grey, palette, CMYK, transparent and 16-bit images are converted.
 
-    Where no more than a longer ``side`` of so many pixels is needed, a JPEG is decoded at a half, a quarter or an
-    eighth of its size, as long as it stays that large, which takes a fraction of the time.
+    With ``side``, a JPEG is decoded at a half, a quarter or an eighth of its size as long as its longer side keeps that
+    many pixels, which takes a fraction of the time.
 
     Raises LeukoError where the file is missing, cut off or no image. (A decoder fills the missing end of a JPEG with
-    grey and says nothing, which is why its end is looked for.)
+    grey in silence, so its end marker is looked for.)
     """
     try:
         with open(path, "rb") as file:
@@ -64,8 +64,16 @@ def read_image(path: str | Path, side: int = 0) -> np.ndarray:
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, image) if reduced else image  # OpenCV has no flag for both
 
 
+def load_image(path: str | Path, image_size: int) -> np.ndarray:
+    """The pixels that a detector sees, in training and in use: [H, W, 3] uint8 RGB, the longer side ``image_size``.
+
+    This is the one way from a file to a detector. A JPEG is decoded no larger than needed. Raises LeukoError.
+    """
+    return fit(read_image(path, image_size), image_size)
+
+
 def fit(image: np.ndarray, image_size: int) -> np.ndarray:
-    """Scale the longer side of [H, W, 3] to ``image_size`` pixels."""
+    """Scale the longer side of [H, W, 3] to ``image_size`` pixels: by area downwards, bilinearly upwards."""
     height, width = image.shape[:2]
     scale = image_size / max(height, width)
     if scale == 1:
@@ -82,7 +90,7 @@ def _reduction(data: bytes, side: int) -> int:
         with Image.open(io.BytesIO(data)) as image:
             longer = max(image.size)
     except Exception:  # a broken header makes Pillow's plugins stumble over anything
-        return 0  # OpenCV will tell what is wrong with it
+        return 0  # OpenCV will report what is wrong with it
     return next((flag for part, flag in _REDUCED.items() if longer >= part * side), 0)
 
 
@@ -152,7 +160,7 @@ def list_images(folder: str | Path, recursive: bool = False) -> list[Path]:
         raise LeukoError(f"{folder}: no such folder")
     found = []
     entered = {os.path.realpath(folder)}
-    for root, folders, files in os.walk(folder, onerror=_refuse, followlinks=True):
+    for root, folders, files in os.walk(folder, onerror=_raise_unreadable, followlinks=True):
         found += [Path(root, name) for name in files if is_image(name)]
         names, folders[:] = sorted(folders) if recursive else [], []
         for name in names:
@@ -162,5 +170,5 @@ def list_images(folder: str | Path, recursive: bool = False) -> list[Path]:
     return sorted(found)
 
 
-def _refuse(error: OSError) -> None:
+def _raise_unreadable(error: OSError) -> None:
     raise LeukoError(f"{error.filename}: cannot be read: {error.strerror}") from error

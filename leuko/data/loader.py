@@ -1,8 +1,8 @@
-"""From samples to batches: decoding, resizing, caching, augmentation, and batches whose order a seed fixes.
+"""From samples to batches: decoding, caching, augmentation, rare types, and an order that the seed fixes.
 
-An item is ``{"image": uint8 [3, H, W] RGB, "boxes": float32 [N, 4], "labels": int64 [N], "index": int}``. What a
-training item looks like depends on (seed, epoch, index) alone: not on the number of workers, nor on where a run was
-resumed.
+A training image is ``(image, target, index)``: uint8 [3, H, W] RGB, ``{"boxes": float32 [N, 4], "labels": int64 [N]}``
+and the number of its sample. It depends on (seed, epoch, index) alone: not on the number of workers, nor on where a run
+was resumed.
 """
 
 from __future__ import annotations
@@ -11,47 +11,38 @@ import math
 import os
 import signal
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
 
 from ..errors import LeukoError
-from .balance import epoch_order, repeat_factors
-from .cache import CACHES, Cache
-from .dataset import Dataset, Sample
-from .images import read_image
+from .cache import CACHES
+from .dataset import AugmentedSample, Dataset
+from .images import fit, load_image, read_image
 from .transforms.compose import Step, augment
-from .transforms.sample import AugmentedSample
 
-Item = dict[str, torch.Tensor | int]
-
-
-def fitted_field(sample: Sample, image: np.ndarray) -> AugmentedSample:
-    """The sample's cells (crowds left out) on its image, which has been scaled to another size."""
-    height, width = image.shape[:2]
-    factors = np.array([width / sample.width, height / sample.height] * 2, dtype=np.float32)
-    return AugmentedSample(image, sample.boxes[~sample.crowd] * factors, sample.labels[~sample.crowd])
+TrainingItem = tuple[Tensor, dict[str, Tensor], int]
 
 
-def to_item(field: AugmentedSample, index: int) -> Item:
-    """Tensors of a field, in the layout that models take."""
-    height, width = field.image.shape[:2]
-    planes = np.empty((3, height, width), dtype=np.uint8)
-    cv2.split(np.ascontiguousarray(field.image), list(planes))  # into place, several times faster than a transpose
-    return {
-        "image": torch.from_numpy(planes),
-        "boxes": torch.from_numpy(np.asarray(field.boxes, dtype=np.float32).reshape(-1, 4)),
-        "labels": torch.from_numpy(np.asarray(field.labels, dtype=np.int64)),
-        "index": index,
-    }
+def to_tensor(image: np.ndarray) -> Tensor:
+    """An image [H, W, 3] uint8 as a tensor [3, H, W]."""
+    planes = np.empty((3, *image.shape[:2]), dtype=np.uint8)
+    cv2.split(np.ascontiguousarray(image), list(planes))  # into place, several times faster than a transpose
+    return torch.from_numpy(planes)
 
 
-class TrainingItems(torch.utils.data.Dataset):
-    """Samples scaled to ``image_size`` and augmented; indexed by (epoch, index)."""
+# ---------------------------------------------------------------- images to learn from
+
+
+class TrainingImages(TorchDataset):
+    """The samples of a data set, scaled to ``image_size`` and augmented; indexed by (epoch, index, repeat)."""
 
     def __init__(
         self,
@@ -59,111 +50,200 @@ class TrainingItems(torch.utils.data.Dataset):
         image_size: int,
         steps: Sequence[Step],
         seed: int,
-        cache: Cache = "none",
+        cache: str = "none",
         repeat_factor: float = 0.0,
     ):
         self.samples, self.image_size, self.steps, self.seed = dataset.samples, image_size, steps, seed
         self.factors = repeat_factors(dataset, repeat_factor)
-        self.cells, self.rarity = dataset.counts(), _rarity(dataset)
-        self.cache = CACHES[cache](dataset, image_size)
+        self.cells_per_type, self.rarity = dataset.counts(), _rarity(dataset)
+        self.pixels = CACHES[cache]([sample.image for sample in dataset.samples], image_size)
 
     def __len__(self) -> int:
-        """Images an epoch, repeated ones counted."""
+        """Images per epoch, repeated ones counted."""
         return round(float(self.factors.sum()))
 
-    def __getitem__(self, key: tuple[int, int, int]) -> Item:
-        epoch, index, time = key
-        rng = np.random.default_rng((self.seed, epoch, index, *([time] if time else [])))
-        return to_item(augment(self.field(index), self.steps, rng, self.another), index)
+    def __getitem__(self, key: tuple[int, int, int]) -> TrainingItem:
+        epoch, index, repeat = key
+        rng = np.random.default_rng((self.seed, epoch, index, *([repeat] if repeat else [])))
+        sample = augment(self.plain(index), self.steps, rng, self.another)
+        target = {
+            "boxes": torch.from_numpy(np.asarray(sample.boxes, dtype=np.float32).reshape(-1, 4)),
+            "labels": torch.from_numpy(np.asarray(sample.labels, dtype=np.int64)),
+        }
+        return to_tensor(sample.image), target, index
 
-    def field(self, index: int) -> AugmentedSample:
+    def plain(self, index: int) -> AugmentedSample:
         """A sample as it is before augmentation."""
-        sample = self.samples[index]
-        return fitted_field(sample, self.cache[index])
+        sample, image = self.samples[index], self.pixels[index]
+        scale = np.array([image.shape[1] / sample.width, image.shape[0] / sample.height] * 2, dtype=np.float32)
+        return AugmentedSample(image, sample.boxes[~sample.crowd] * scale, sample.labels[~sample.crowd])
 
     def another(self, rng: np.random.Generator, rare: bool) -> AugmentedSample:
-        """A sample drawn at random; if ``rare``, the more often the rarer its rarest type, with cells of that alone."""
-        field = self.field(int(rng.choice(len(self.samples), p=self.rarity if rare else None)))
-        if rare and len(field.labels):
-            of_it = field.labels == field.labels[self.cells[field.labels].argmin()]
-            field = replace(field, boxes=field.boxes[of_it], labels=field.labels[of_it])
-        return field
+        """A sample drawn at random; if ``rare``, in proportion to 1 / cells of its rarest type, with only its cells."""
+        sample = self.plain(int(rng.choice(len(self.samples), p=self.rarity if rare else None)))
+        if rare and len(sample.labels):
+            rarest = sample.labels == sample.labels[self.cells_per_type[sample.labels].argmin()]
+            sample = replace(sample, boxes=sample.boxes[rarest], labels=sample.labels[rarest])
+        return sample
+
+
+def training_batches(
+    images: TrainingImages, epoch: int, batch: int, start: int = 0, workers: int = 0
+) -> Iterator[list[TrainingItem]]:
+    """The batches of one epoch from batch ``start`` on (see :func:`batch_bounds`), each image once or by its repeat
+    factor. Raises LeukoError for an image that cannot be read."""
+    order = epoch_order(images.factors, np.random.default_rng((images.seed, epoch)))
+    bounds = batch_bounds(len(order), batch)[start:]
+    for items in _batches(images, [[(epoch, *entry) for entry in order[a:b]] for a, b in pairwise(bounds)], workers):
+        for item in items:
+            if isinstance(item, LeukoError):
+                raise item
+        yield items
+
+
+def batch_bounds(images: int, batch: int) -> list[int]:
+    """Where an epoch's batches begin, and where the last one ends: as few as possible of at most ``batch`` images, their
+    sizes differing by one at most. (A short last batch, of 385 images in eights one image, would move the weights as
+    far as a whole one.)"""
+    batches = math.ceil(images / batch)
+    return [i * images // batches for i in range(batches + 1)]
+
+
+# ---------------------------------------------------------------- rare types
+
+
+def repeat_factors(dataset: Dataset, threshold: float) -> np.ndarray:
+    """How often each image is shown per epoch, on average: [samples] of at least 1 (Gupta et al. 2019, LVIS, 5.1).
+
+    A type on a share f of the images has the factor max(1, sqrt(threshold / f)); an image has its types' largest.
+    """
+    present = dataset.counts_per_image() > 0
+    factor = np.sqrt(threshold / np.maximum(present.mean(0), 1e-9)).clip(1)
+    return np.where(present, factor, 1).max(1)
+
+
+def epoch_order(factors: np.ndarray, rng: np.random.Generator) -> list[tuple[int, int]]:
+    """One epoch as (sample, how often it came before in it), in random order.
+
+    The number is the same in every epoch, round(sum of the factors); each sample comes as often as its factor says,
+    rounded up or down at random (systematic sampling).
+    """
+    total = round(float(factors.sum()))
+    ends = np.cumsum(factors) * (total / factors.sum())
+    marks = np.arange(total) + rng.random()
+    samples = np.searchsorted(ends, marks, side="right").clip(max=len(factors) - 1)
+    repeats = np.arange(total) - np.searchsorted(samples, samples)
+    return [(int(samples[i]), int(repeats[i])) for i in rng.permutation(total)]
+
+
+def loss_weights(dataset: Dataset) -> tuple[float, ...]:
+    """A weight per type in proportion to 1 / sqrt(cells), with mean 1 over all cells; a type without cells counts as one
+    with a single cell."""
+    cells = np.maximum(dataset.counts(), 1).astype(float)
+    weights = cells**-0.5
+    return tuple((weights * cells.sum() / (weights * cells).sum()).round(4).tolist())
+
+
+def cells_per_epoch(dataset: Dataset, factors: np.ndarray) -> list[float]:
+    """Cells of each type that an epoch shows, on average."""
+    return (dataset.counts_per_image() * factors[:, None]).sum(0).tolist()
 
 
 def _rarity(dataset: Dataset) -> np.ndarray:
-    """How often a sample is drawn for its rare types: by 1 / cells of its rarest one; [samples], of sum 1."""
+    """How often a sample is drawn for its rare types: in proportion to 1 / cells of its rarest one; [samples], sum 1."""
     cells = dataset.counts()
-    least = [cells[s.labels[~s.crowd]].min() if (~s.crowd).any() else np.inf for s in dataset.samples]
-    weight = 1 / np.array(least, dtype=float)
+    rarest = [cells[s.labels[~s.crowd]].min() if (~s.crowd).any() else np.inf for s in dataset.samples]
+    weight = 1 / np.array(rarest, dtype=float)
     return weight / weight.sum() if weight.any() else np.full(len(weight), 1 / len(weight))
 
 
-class PlainItems(torch.utils.data.Dataset):
-    """Samples as they are stored, for evaluation."""
-
-    def __init__(self, dataset: Dataset):
-        self.samples = dataset.samples
-
-    def __getitem__(self, index: int) -> Item:
-        sample = self.samples[index]
-        return to_item(AugmentedSample(read_image(sample.image), sample.boxes, sample.labels), index)
+# ---------------------------------------------------------------- images to detect on
 
 
-class _Told(torch.utils.data.Dataset):
-    """Items, or in place of an item the LeukoError met: a worker process hands exceptions over as tracebacks only."""
+@dataclass
+class LoadedImage:
+    """An image as detectors see it: ``views`` holds it at each image size asked for, uint8 [3, h, w]; ``size`` is the
+    (width, height) of the stored image, ``pixels`` [H, W, 3] uint8 the stored image itself, if asked for."""
 
-    def __init__(self, items: TrainingItems | PlainItems):
+    path: Path
+    size: tuple[int, int]
+    views: dict[int, Tensor] = field(default_factory=dict)
+    pixels: np.ndarray | None = None
+
+    @classmethod
+    def of_pixels(cls, pixels: np.ndarray, image_sizes: Sequence[int]) -> LoadedImage:
+        """From an image [H, W, 3] uint8 RGB that is no file."""
+        views = {size: to_tensor(fit(pixels, size)) for size in image_sizes}
+        return cls(Path(), (pixels.shape[1], pixels.shape[0]), views, pixels)
+
+
+class _Images(TorchDataset):
+    def __init__(self, images: Sequence[tuple[Path, tuple[int, int] | None]], image_sizes: Sequence[int]):
+        self.images, self.image_sizes = images, image_sizes
+
+    def __getitem__(self, index: int) -> LoadedImage:
+        path, size = self.images[index]
+        pixels = None if size else read_image(path)
+        views = {s: to_tensor(load_image(path, s)) for s in self.image_sizes}
+        return LoadedImage(path, size or (pixels.shape[1], pixels.shape[0]), views, pixels)
+
+
+def sample_batches(
+    dataset: Dataset, image_sizes: Sequence[int], batch: int = 1, workers: int = 0
+) -> Iterator[list[LoadedImage]]:
+    """Batches of a data set's images in their order; raises LeukoError for an image that cannot be read."""
+    images = [(sample.image, (sample.width, sample.height)) for sample in dataset.samples]
+    for items in _in_order(images, image_sizes, batch, workers):
+        for item in items:
+            if isinstance(item, LeukoError):
+                raise item
+        yield items
+
+
+def file_images(
+    paths: Sequence[Path], image_sizes: Sequence[int], workers: int = 0
+) -> Iterator[LoadedImage | LeukoError]:
+    """Image files in their order, with their stored pixels; in place of one that cannot be read, the error."""
+    for (item,) in _in_order([(path, None) for path in paths], image_sizes, 1, workers):
+        yield item
+
+
+def _in_order(images: Sequence[tuple], image_sizes: Sequence[int], batch: int, workers: int) -> Iterator[list]:
+    keys = [list(range(at, min(at + batch, len(images)))) for at in range(0, len(images), batch)]
+    return _batches(_Images(images, image_sizes), keys, workers)
+
+
+# ---------------------------------------------------------------- worker processes
+
+
+class _ErrorsAsItems(TorchDataset):
+    """Items, or in place of an item its LeukoError: a worker process passes exceptions on as tracebacks only."""
+
+    def __init__(self, items: TorchDataset):
         self.items = items
 
-    def __getitem__(self, key: object) -> Item | LeukoError:
+    def __getitem__(self, key: object) -> object:
         try:
             return self.items[key]
         except LeukoError as error:
             return error
 
 
-def training_batches(
-    items: TrainingItems, epoch: int, batch: int, start: int = 0, workers: int = 0
-) -> Iterator[list[Item]]:
-    """The batches of one epoch from batch ``start`` on (see :func:`batch_bounds`); each image once, or by its repeat
-    factor.
-
-    Raises LeukoError for an image that cannot be read.
-    """
-    order = epoch_order(items.factors, np.random.default_rng((items.seed, epoch)))
-    bounds = batch_bounds(len(order), batch)[start:]
-    keys = [[(epoch, *entry) for entry in order[first:end]] for first, end in pairwise(bounds)]
-    return _batches(items, keys, workers)
+def _batches(items: TorchDataset, keys: list[list], workers: int) -> Iterator[list]:
+    processes = {"num_workers": workers, "worker_init_fn": _start_worker} if workers else {}
+    return iter(DataLoader(_ErrorsAsItems(items), batch_sampler=keys, collate_fn=list, **processes))
 
 
-def batch_bounds(images: int, batch: int) -> list[int]:
-    """Where an epoch's batches begin, and where the last one ends: as few as can be of at most ``batch`` images, their
-    sizes differing by one at most. A short last batch would move the weights as far as the others do, by what few
-    images say: of 385 images in batches of 8, by one."""
-    batches = math.ceil(images / batch)
-    return [i * images // batches for i in range(batches + 1)]
-
-
-def plain_batches(dataset: Dataset, batch: int, workers: int = 0) -> Iterator[list[Item]]:
-    """Batches of the samples in their order, as they are stored; raises LeukoError for an image that cannot be read."""
-    keys = [list(range(at, min(at + batch, len(dataset)))) for at in range(0, len(dataset), batch)]
-    return _batches(PlainItems(dataset), keys, workers)
-
-
-def _batches(items: TrainingItems | PlainItems, keys: list[list], workers: int) -> Iterator[list[Item]]:
-    in_processes = {"num_workers": workers, "worker_init_fn": _start_worker} if workers else {}
-    for batch in DataLoader(_Told(items), batch_sampler=keys, collate_fn=list, **in_processes):
-        for item in batch:
-            if isinstance(item, LeukoError):
-                raise item
-        yield batch
-
-
-def default_workers() -> int:
-    """Loader processes for this machine: one a core but for the one that trains, at most 8."""
-    return min(8, len(os.sched_getaffinity(0)) - 1 if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1) - 1)
+def worker_count(workers: int) -> int:
+    """The ``--workers`` option as a number: -1 is one process per core but one, at most 8."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, cores - 1) if workers < 0 else workers
 
 
 def _start_worker(_: int) -> None:
     cv2.setNumThreads(0)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the trainer's to handle
+    for number in (
+        signal.SIGINT,
+        signal.SIGTERM,
+    ):  # Ctrl-C and a scheduler's SIGTERM reach all processes of a job; only
+        signal.signal(number, signal.SIG_IGN)  # the one that trains may stop, after its step

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,12 +13,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .. import __version__
+from ..baselines import ultralytics
 from ..errors import LeukoError, nearest
 from ..io import plain, replacing, write_bytes
 from ..models import DetectionModel, create
-from ..models.backbone import read_state
-from ..models.checkpoints import from_foreign
-from ..models.yolo import read_checkpoint
+from ..models.checkpoints import from_foreign, read_state
 
 FOREIGN = ".pt"  # suffix of Ultralytics' weights, which are read and never written
 
@@ -26,8 +26,8 @@ FOREIGN = ".pt"  # suffix of Ultralytics' weights, which are read and never writ
 class Weights:
     """A detector as it is stored.
 
-    ``recipe`` builds it by ``create(**recipe)``; ``types`` are the class names in label order; ``about`` holds the
-    leuko version, the epoch and the validation measures at which the weights were saved.
+    ``recipe`` builds it (:func:`build_model`); ``types`` are the class names in label order; ``about`` holds the leuko
+    version, the epoch and the validation measures at which the weights were saved.
     """
 
     path: Path
@@ -39,31 +39,39 @@ class Weights:
     def build(self) -> DetectionModel:
         """The detector with these weights, in eval mode on the CPU."""
         try:
-            model = create(**self.recipe)
+            model = build_model(self.recipe)
             model.load_state_dict(self.state)
-        except (RuntimeError, TypeError) as e:
+        except (RuntimeError, TypeError, KeyError) as e:
             reason = str(e).splitlines()[-1].strip()
             raise LeukoError(f"{self.path}: its weights do not fit its model ({reason}); train or copy it again") from e
         return model.eval()
 
 
-def save_weights(
-    path: Path, model: DetectionModel, state: dict[str, Tensor], types: list[str], **about: object
-) -> None:
+def build_model(recipe: Mapping) -> DetectionModel:
+    """The untrained detector that a recipe describes, leuko's own or one of Ultralytics'."""
+    return ultralytics.create_yolo(**recipe) if ultralytics.is_yolo(recipe["name"]) else create(**recipe)
+
+
+# ---------------------------------------------------------------- weights
+
+
+def save_weights(path: Path, recipe: dict, state: Mapping[str, Tensor], types: list[str], **about: object) -> None:
     """Write weights under a temporary name and rename; no code is needed, or run, to read them."""
-    document = {"recipe": model.recipe, "types": types, "about": {"leuko": __version__, **plain(about)}}
-    state = {k: v.detach().cpu().contiguous() for k, v in state.items()}
-    write_bytes(path, safetensors.torch.save(state, {"leuko": json.dumps(document)}))
+    _write(path, recipe, types, {"leuko": __version__, **plain(about)}, state)
 
 
 def save_calibration(weights: Weights, calibration: dict) -> None:
-    """Write a weights file again with a calibration of its scores in its metadata (see ``metrics.calibration``), and
-    the image sizes that it holds for; LeukoError as :func:`check_calibrates` says."""
+    """Write a weights file again with a calibration of its scores in its metadata (see ``metrics.calibration``) and the
+    image sizes that it holds for; LeukoError as :func:`check_calibrates` says."""
     check_calibrates(weights)
     about = {**weights.about, "calibration": plain(calibration)}
-    document = {"recipe": weights.recipe, "types": weights.types, "about": about}
-    state = {key: value.contiguous() for key, value in weights.state.items()}
-    write_bytes(weights.path, safetensors.torch.save(state, {"leuko": json.dumps(document)}))
+    _write(weights.path, weights.recipe, weights.types, about, weights.state)
+
+
+def _write(path: Path, recipe: dict, types: list[str], about: dict, state: Mapping[str, Tensor]) -> None:
+    document = json.dumps({"recipe": recipe, "types": types, "about": about})
+    tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+    write_bytes(path, safetensors.torch.save(tensors, {"leuko": document}))
 
 
 def check_calibrates(weights: Weights) -> None:
@@ -76,7 +84,7 @@ def check_calibrates(weights: Weights) -> None:
 
 
 def find_weights(source: str | Path) -> Path:
-    """The weights file meant by a run folder (its best weights, else its last) or by a file's own path."""
+    """The weights file that a run folder (its best weights, else its last) or a file's own path means."""
     path = Path(source)
     if path.is_dir():
         for name in ("best", "last"):
@@ -96,7 +104,7 @@ def load_weights(source: str | Path) -> Weights:
     cut off, or not safe."""
     path = find_weights(source)
     if path.suffix == FOREIGN:
-        recipe, types, state = read_checkpoint(path)
+        recipe, types, state = ultralytics.read_checkpoint(path)
         return Weights(path, recipe, types, {}, state)
     try:
         with safe_open(path, "pt") as file:
@@ -112,34 +120,30 @@ def load_weights(source: str | Path) -> Weights:
         raise LeukoError(f"{path}: safetensors without leuko's metadata; name weights that leuko.train wrote") from e
 
 
+# ---------------------------------------------------------------- starting from trained weights
+
+
 def transfer(weights: Weights, model: DetectionModel, types: list[str]) -> list[str]:
-    """Start ``model`` for ``types`` from trained weights; rows of class layers go by class name.
+    """Start ``model`` for ``types`` from trained weights; the rows of class layers are matched by class name.
 
     Returns the types that the weights know; the others keep their fresh initialisation. LeukoError if the weights are
     another detector's or another backbone's.
     """
     for key in ("name", "backbone", "norm", "normalize_features", "channels", "fc_channels"):
         if (stored := weights.recipe.get(key)) != model.recipe.get(key):
-            flag = {"name": "model"}.get(key, key).replace("_", "-")
-            remedy = (
-                f"--{flag} {stored}"
-                if key != "normalize_features"
-                else "--normalize-features"
-                if stored
-                else "--no-normalize-features"
-            )
-            raise LeukoError(f"{weights.path}: its {flag} is {stored}, not {model.recipe[key]}; give {remedy}")
+            name = {"name": "model"}.get(key, key).replace("_", "-")
+            remedy = f"--{name if stored else f'no-{name}'}" if type(stored) is bool else f"--{name} {stored}"
+            raise LeukoError(f"{weights.path}: its {name} is {stored}, not {model.recipe[key]}; give {remedy}")
     known = [t for t in types if t in weights.types]
     state, own = weights.build().state_dict(), model.state_dict()
-    for name, module in model.named_modules():
-        for layer, rows in getattr(module, "per_class", {}).items():
-            for key in (f"{name}.{layer}.weight", f"{name}.{layer}.bias"):
-                fresh, trained = own[key].clone(), state[key]
-                for t in known:
-                    to, at = types.index(t) * rows, weights.types.index(t) * rows
-                    fresh[to : to + rows] = trained[at : at + rows]
-                fresh[len(types) * rows :] = trained[len(weights.types) * rows :]  # the background's, if there is one
-                state[key] = fresh
+    for layer, rows in _class_layers(model).items():
+        for key in (f"{layer}.weight", f"{layer}.bias"):
+            fresh, trained = own[key].clone(), state[key]
+            for t in known:
+                to, at = types.index(t) * rows, weights.types.index(t) * rows
+                fresh[to : to + rows] = trained[at : at + rows]
+            fresh[len(types) * rows :] = trained[len(weights.types) * rows :]  # the background's, if there is one
+            state[key] = fresh
     model.load_state_dict(state)
     return known
 
@@ -154,22 +158,30 @@ def transfer_foreign(path: Path, model: DetectionModel) -> list[str]:
         state = from_foreign(read_state(path))
     except (KeyError, IndexError, RuntimeError) as e:
         raise LeukoError(f"{path}: not a detector of MMDetection or torchvision that leuko knows ({e})") from e
-    own = model.state_dict()
-    classes = [
-        f"{name}.{layer}" for name, module in model.named_modules() for layer in getattr(module, "per_class", ())
-    ]
-    wanted = [
-        k for k in own if k.rpartition(".")[0] not in classes and not k.endswith(("num_batches_tracked", "deviation"))
-    ]
-    for key in wanted:
+    own, classes = model.state_dict(), list(_class_layers(model))
+    without = ("num_batches_tracked", "backbone.std")
+    taken = [k for k in own if k.rpartition(".")[0] not in classes and not k.endswith(without)]
+    for key in taken:
         if key not in state or state[key].shape != own[key].shape:
-            found = list(state[key].shape) if key in state else "nothing of that name"
+            there = list(state[key].shape) if key in state else "nothing of that name"
             raise LeukoError(
                 f"{path}: does not fit {model.recipe['name']} on {model.recipe['backbone']}: {key} is "
-                f"{list(own[key].shape)} here, {found} there; see the models in `leuko download`"
+                f"{list(own[key].shape)} here, {there} there; see the models in `leuko download`"
             )
-    model.load_state_dict({k: state[k] for k in wanted}, strict=False)
+    model.load_state_dict({k: state[k] for k in taken}, strict=False)
     return classes
+
+
+def _class_layers(model: DetectionModel) -> dict[str, int]:
+    """The layers that belong to classes, by name, and how many rows of each belong to one class."""
+    return {
+        f"{name}.{layer}": rows
+        for name, module in model.named_modules()
+        for layer, rows in getattr(module, "per_class", {}).items()
+    }
+
+
+# ---------------------------------------------------------------- the state of a run
 
 
 def save_resume(path: Path, state: dict) -> None:

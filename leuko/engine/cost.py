@@ -1,48 +1,23 @@
-"""What a model costs: its parameters, and its time an image."""
+"""What a model costs: its parameters, operations, time per image and memory."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
-from typing import Any
+import sys
+from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 
-def parameters(model: torch.nn.Module) -> int:
+def parameters(model: nn.Module) -> int:
     """Count the parameters of a model, frozen ones included."""
     return sum(p.numel() for p in model.parameters())
 
 
-def seconds_per_image(run: Callable[[Any], Any], images: Sequence[Any], warmup: int = 3) -> np.ndarray:
-    """Time ``run(image)`` on each image: seconds, [len(images)].
-
-    The first calls allocate memory and choose kernels, so ``warmup`` of them go before, untimed. A GPU's work is
-    waited for.
-    """
-    if not len(images):
-        raise ValueError("no images to time")
-    for i in range(warmup):
-        run(images[i % len(images)])
-    seconds = np.empty(len(images))
-    for i, image in enumerate(images):
-        _wait()
-        start = time.perf_counter()
-        run(image)
-        _wait()
-        seconds[i] = time.perf_counter() - start
-    return seconds
-
-
-def frames_per_second(run: Callable[[Any], Any], images: Sequence[Any], warmup: int = 3) -> float:
-    """Return the images a second that ``run(image)`` handles one by one: the inverse of the median time."""
-    return float(1 / np.median(seconds_per_image(run, images, warmup)))
-
-
-def gflops(model: torch.nn.Module, size: int, device: torch.device) -> float:
+def gflops(model: nn.Module, size: int, device: torch.device) -> float:
     """The floating-point operations of one image [3, size, size] in eval mode, in 10^9, a multiplication and an
-    addition counting as two; counted by torch as they run, on a grey image. Needs a plain model, not a prepared one."""
+    addition counting as two; counted by torch as they run, on a grey image. Needs a model that is not fused."""
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -55,16 +30,20 @@ def percentiles(seconds: np.ndarray) -> dict[str, float]:
     return {f"p{p}_ms": round(1000 * float(np.percentile(seconds, p)), 2) for p in (50, 95, 99)}
 
 
+def reset_peak_memory(device: torch.device) -> None:
+    """Let :func:`peak_memory` count from now on."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif (refs := Path("/proc/self/clear_refs")).exists():
+        refs.write_text("5")  # Linux: the peak of the resident memory begins anew
+
+
 def peak_memory(device: torch.device) -> float:
-    """The most memory that was in use, in MiB: of the GPU since the process began, or of the process itself."""
+    """The most memory in MiB since the last reset: allocated on the GPU, or resident in the process (with Linux; nan
+    elsewhere, where the peak of one model cannot be told from that of the process)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    import resource  # not on Windows
-    import sys
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 2**20)
-
-
-def _wait() -> None:
-    if torch.cuda.is_initialized():
-        torch.cuda.synchronize()
+    if not sys.platform.startswith("linux"):
+        return float("nan")
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:")), float("nan"))

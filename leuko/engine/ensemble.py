@@ -1,9 +1,10 @@
-"""Several trained models at work on one data set: each by itself, and fused."""
+"""Trained models and their fusion: which runs take part, with which weights, and what is tuned."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Literal
@@ -14,14 +15,101 @@ from tqdm import tqdm
 
 from ..config import TrainOptions
 from ..data.dataset import Dataset
-from ..errors import LeukoError
+from ..data.loader import LoadedImage
+from ..detections import Detections
+from ..errors import LeukoError, nearest
 from ..io import read_yaml
 from ..metrics import coco
-from . import fusion
-from .checkpoint import load_resume, load_weights
-from .evaluate import EnsembleMember, Predictions, predict
+from ..metrics.calibration import Scaling
+from ..models import DetectionModel
+from . import cost, fusion
+from .checkpoint import Weights, load_resume, load_weights
+from .evaluate import Predictions, detect, predict, prepare
 
 LAST = Path("weights/last.safetensors")
+
+
+@dataclass
+class EnsembleMember:
+    """A trained model ready to detect (alone or in an ensemble), with its name in tables, its number of parameters and
+    the image sizes that it looks at."""
+
+    name: str
+    weights: Weights
+    model: DetectionModel
+    parameters: int
+    sizes: tuple[int, ...]
+
+    @classmethod
+    def load(cls, source: str | Path, device: torch.device, sizes: Sequence[int] = ()) -> EnsembleMember:
+        """From a run folder or a weights file; ``sizes`` as in ``--imgsz``, the model's own if none is given."""
+        weights = load_weights(source)
+        path = Path(os.path.abspath(weights.path))  # `.` has no name; a link keeps its own
+        name = path.parent.parent.name if path.parent.name == "weights" else path.stem
+        model = weights.build()
+        sizes = tuple(sizes) or (model.preprocess.image_size,)
+        return cls(name, weights, prepare(model, device), cost.parameters(model), sizes)
+
+    def detect(self, images: Sequence[LoadedImage], device: torch.device) -> list[Detections]:
+        """Detections of each image, whose views include those of the member's sizes."""
+        mine = [replace(image, views={size: image.views[size] for size in self.sizes}) for image in images]
+        return [replace(found, types=tuple(self.weights.types)) for found in detect(self.model, mine, device)]
+
+    def predict(self, dataset: Dataset, device: torch.device, batch: int = 1, workers: int = -1) -> Predictions:
+        """Detections on a data set, with labels in its order of types."""
+        about = {"image_sizes": self.sizes, "batch": batch, "workers": workers, "title": self.name, "warmup": True}
+        self.labels_in(dataset.types)
+        result = predict(self.model, dataset, device, **about)
+        result.predictions = self.relabel(result.predictions, dataset.types)
+        return result
+
+    def labels_in(self, types: Sequence[str]) -> np.ndarray:
+        """For each of the model's labels, the label of the same name in ``types``; LeukoError on a name not in it."""
+        for name in self.weights.types:
+            if name not in types:
+                raise LeukoError(
+                    f'{self.weights.path}: it knows the type "{name}", which is not among {", ".join(types)}'
+                    f"{nearest(name, types)}; types are matched by name"
+                )
+        if missing := [t for t in types if t not in self.weights.types]:
+            raise LeukoError(
+                f'{self.weights.path}: it does not know the type "{missing[0]}" (but {", ".join(self.weights.types)})'
+                "; types are matched by name: use a model trained on this data's types"
+            )
+        return np.array([list(types).index(name) for name in self.weights.types])
+
+    def relabel(self, predictions: Sequence[Detections], types: Sequence[str]) -> list[Detections]:
+        """The detections with labels in the order of ``types``."""
+        new_label = self.labels_in(types)
+        return [replace(p, labels=new_label[p.labels], types=tuple(types)) for p in predictions]
+
+    @property
+    def scaling(self) -> Scaling | None:
+        """The calibration that ``leuko val --calibrate`` has put into the weights for these image sizes, if any."""
+        if sorted(self.fitted_sizes) != sorted(self.sizes):
+            return None
+        kept = self.weights.about["calibration"]
+        return Scaling(float(kept["temperature"]), float(kept["shift"]))
+
+    @property
+    def fitted_sizes(self) -> Sequence[int]:
+        """The image sizes that the weights' calibration holds for: the model's own where it names none; () without."""
+        kept = self.weights.about.get("calibration")
+        return kept.get("sizes") or (self.weights.recipe["image_size"],) if kept else ()
+
+    def calibrated(self, predictions: Sequence[Detections]) -> list[Detections]:
+        """The detections with calibrated scores; LeukoError where the weights hold no calibration for these sizes."""
+        if self.scaling is None:
+            sizes, fitted = (" ".join(map(str, s)) for s in (self.sizes, self.fitted_sizes))
+            problem = f"its calibration is of --imgsz {fitted}, not {sizes}" if fitted else "holds no calibration"
+            remedy = f"leuko val --weights {self.weights.path} --data DATA --imgsz {sizes} --calibrate"
+            raise LeukoError(f"{self.weights.path}: {problem}; fit one by {remedy}")
+        return [replace(p, scores=self.scaling(p.scores)) for p in predictions]
+
+    @property
+    def validation_mAP(self) -> float | None:
+        """The mAP at which the weights were chosen, on their run's validation split; None if not known."""
+        return (self.weights.about.get("val") or {}).get("mAP")
 
 
 def load_members(
@@ -39,14 +127,19 @@ def load_members(
     return members
 
 
+# ---------------------------------------------------------------- which runs
+
+
 def is_finished(folder: Path, epochs: int) -> bool:
-    """Whether a run was trained for so many epochs or more: by its state, which an epoch writes after its weights, or,
-    where somebody has removed that, by these."""
+    """Whether a run was trained for so many epochs or more, or stopped early: by its state, which an epoch writes after
+    its weights, or, where somebody has removed that, by these."""
     last, state = folder / LAST, folder / "resume.pt"
     if not last.is_file():
         return False
-    done = load_resume(state)["progress"]["epoch"] if state.is_file() else load_weights(last).about.get("epoch") or 0
-    return done >= epochs
+    if not state.is_file():
+        return (load_weights(last).about.get("epoch") or 0) >= epochs
+    progress = load_resume(state)["progress"]
+    return progress["epoch"] >= epochs or bool(progress.get("stopped"))
 
 
 def epochs_of(folder: Path) -> int:
@@ -78,65 +171,50 @@ def finished_runs(project: str | Path, types: Sequence[str] | None = None) -> li
     return runs
 
 
-def predict_members(
-    members: Sequence[EnsembleMember], dataset: Dataset, device: torch.device, *, batch: int, workers: int
-) -> list[Predictions]:
-    """Each member's predictions with labels in the data set's order. Types are compared before anything runs."""
-    for member in members:
-        member.labels_in(dataset.types)
-    results = []
-    for member in members:
-        result = predict(member.model, dataset, device, batch=batch, workers=workers, title=member.name)
-        result.found = member.relabel(result.found, dataset.types)
-        results.append(result)
-    return results
-
-
-def stated_mAP(member: EnsembleMember) -> float | None:
-    """The mAP at which the member's weights were chosen, on its run's validation split; None if not known."""
-    return (member.weights.about.get("val") or {}).get("mAP")
-
-
-def validation_mAP(member: EnsembleMember) -> float:
-    """What :func:`stated_mAP` gives; LeukoError if not known."""
-    measured = stated_mAP(member)
-    if measured is None:
-        raise LeukoError(
-            f"{member.weights.path}: does not say its validation mAP, by which --members best and --fusion-weights go; "
-            "leave them out"
-        )
-    return float(measured)
-
-
 def best_members(members: Sequence[EnsembleMember], number: int) -> list[int]:
     """Indices of the ``number`` members of the highest validation mAP, in the order given."""
-    order = sorted(range(len(members)), key=lambda i: -validation_mAP(members[i]))
-    return sorted(order[:number])
+    measured = known_mAPs(members)
+    return sorted(sorted(range(len(members)), key=lambda i: -measured[i])[:number])
+
+
+def known_mAPs(members: Sequence[EnsembleMember]) -> list[float]:
+    """Each member's validation mAP; LeukoError if one is not known."""
+    for member in members:
+        if member.validation_mAP is None:
+            raise LeukoError(
+                f"{member.weights.path}: does not state its validation mAP, which --members best and --fusion-weights "
+                "use; leave them out"
+            )
+    return [float(member.validation_mAP) for member in members]
+
+
+# ---------------------------------------------------------------- how they are fused
 
 
 @dataclass(frozen=True)
 class Fusion:
     """How members are fused: boxes that overlap by ``iou`` are one cell; scores below ``score`` have no vote; a
     member's weight is 1, its validation mAP, or 1 / (1 - mAP)^2: as independent measurements are weighted, with what
-    the mAP lacks taken for the deviation."""
+    the mAP lacks to 1 as the standard deviation."""
 
     iou: float = 0.55
     score: float = 0.0
     weights: Literal["equal", "map", "error"] = "equal"
 
     def __call__(
-        self, members: Sequence[EnsembleMember], found: Sequence[Sequence[dict]], sizes: Sequence[tuple[int, int]]
-    ) -> list[dict[str, np.ndarray]]:
-        """Fuse ``found[m][n]`` of member m on image n, whose (width, height) is ``sizes[n]``."""
-        return fusion.fuse(found, sizes, self.iou, self.score, self.votes(members))
+        self,
+        members: Sequence[EnsembleMember],
+        predictions: Sequence[Sequence[Detections]],
+        sizes: Sequence[tuple[int, int]],
+    ) -> list[Detections]:
+        """Fuse ``predictions[m][n]`` of member m on image n, whose (width, height) is ``sizes[n]``."""
+        return fusion.fuse(predictions, sizes, self.iou, self.score, self.votes(members))
 
     def votes(self, members: Sequence[EnsembleMember]) -> list[float] | None:
-        """Each member's weight, None where all are the same; LeukoError if one's validation mAP is wanted and not
-        known."""
+        """Each member's weight, None where all are the same; LeukoError if a validation mAP is needed and not known."""
         if self.weights == "equal":
             return None
-        measured = [validation_mAP(m) for m in members]
-        return [max(v, 0.001) if self.weights == "map" else max(1 - v, 0.001) ** -2 for v in measured]
+        return [max(v, 0.001) if self.weights == "map" else max(1 - v, 0.001) ** -2 for v in known_mAPs(members)]
 
 
 # What is tried. The defaults come first, so that they stay where nothing is better.
@@ -146,18 +224,18 @@ WEIGHTS = ("equal", "map", "error")
 
 
 def tune(
-    members: Sequence[EnsembleMember], found: Sequence[Sequence[dict]], dataset: Dataset
+    members: Sequence[EnsembleMember], predictions: Sequence[Sequence[Detections]], dataset: Dataset
 ) -> tuple[Fusion, list[dict[str, object]]]:
     """The fusion of the highest mAP on a data set, and what each that was tried reached: fusion, mAP, mAP50, mAR.
 
-    ``found[m][n]`` are member m's detections on the data set's image n. The data set must not be the one that is
+    ``predictions[m][n]`` are member m's detections on the data set's image n. The data set must not be the one that is
     reported. Where a member's validation mAP is not known, only equal weights are tried.
     """
-    weighted = WEIGHTS if all(stated_mAP(m) is not None for m in members) else ("equal",)
+    weighted = WEIGHTS if all(m.validation_mAP is not None for m in members) else ("equal",)
     sizes = [(s.width, s.height) for s in dataset.samples]
     tried: list[dict[str, object]] = []
     for iou, score, weights in tqdm(list(product(IOUS, SCORES, weighted)), desc="tuning", unit="fusion", leave=False):
-        evaluation = coco.evaluate(dataset, Fusion(iou, score, weights)(members, found, sizes))
+        evaluation = coco.evaluate(dataset, Fusion(iou, score, weights)(members, predictions, sizes))
         measures = {name: getattr(evaluation, name) for name in ("mAP", "mAP50", "mAR")}
         tried.append({"iou": iou, "score": score, "weights": weights, **measures})
     best = max(tried, key=lambda t: t["mAP"])

@@ -1,13 +1,11 @@
-"""Detectors at work: on a data set, on single images, and several of them at once."""
+"""A detector at work: on images, on a data set, and measured on it."""
 
 from __future__ import annotations
 
 import copy
-import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,22 +13,20 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..data.dataset import Dataset
-from ..data.loader import default_workers, plain_batches
-from ..errors import LeukoError, nearest
-from ..metrics.calibration import Scaling
+from ..data.loader import LoadedImage, sample_batches, worker_count
+from ..detections import Detections
+from ..errors import LeukoError
+from ..metrics import coco
 from ..models import DetectionModel
-from ..models.winograd import use_winograd
-from . import cost
-from .checkpoint import Weights, load_weights
-from .sizes import at_sizes
+from . import fusion
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of a ``--device`` option; LeukoError if this machine has none of that name."""
+    """The device of a ``--device`` option (``0`` means ``cuda:0``); LeukoError if this machine does not have it."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(name)
+        device = torch.device(f"cuda:{name}" if name.isdecimal() else name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as e:
         raise LeukoError(
@@ -39,122 +35,91 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def prepare(model: DetectionModel, device: torch.device) -> DetectionModel:
+    """A copy of the model made for inference: BatchNorm fused into convolutions, channels last in memory. Its outputs
+    are the model's to rounding; it cannot be trained."""
+    model = copy.deepcopy(model).eval()
+    model.fuse()
+    return model.to(device=device, memory_format=torch.channels_last)
+
+
+def at_size(model: DetectionModel, size: int) -> DetectionModel:
+    """The same detector, sharing all weights, for images whose longer side is ``size`` pixels."""
+    if model.preprocess.image_size == size:
+        return model
+    other = copy.copy(model)
+    other._modules = dict(model._modules)  # a shallow copy shares the table of modules, too
+    other.preprocess = copy.copy(model.preprocess)
+    other.preprocess.image_size = size
+    return other
+
+
 def to_unit(image: Tensor, device: torch.device) -> Tensor:
     """uint8 [3, H, W] -> float in 0..1 on the device."""
     return image.to(device, non_blocking=True).float() / 255
 
 
-def prepared(model: DetectionModel, device: torch.device) -> DetectionModel:
-    """A copy of the model made for inference: BatchNorm folded into convolutions, channels last in memory, and on a CPU
-    3x3 convolutions of large maps by Winograd's way. Its outputs are the model's to rounding; it cannot be trained."""
-    model = copy.deepcopy(model).eval()
-    model.fold()
-    if device.type == "cpu":
-        use_winograd(model)
-    return model.to(device=device, memory_format=torch.channels_last)
+@torch.inference_mode()
+def detect(model: DetectionModel, images: Sequence[LoadedImage], device: torch.device) -> list[Detections]:
+    """Detections of each image, in pixels of the stored image. Of several views of an image (test-time augmentation)
+    the detections are fused, one vote per view."""
+    per_view = []
+    for size in images[0].views:
+        views = [image.views[size] for image in images]
+        outputs = at_size(model, size)([to_unit(view, device) for view in views])
+        scales = [(i.size[0] / v.shape[2], i.size[1] / v.shape[1]) for i, v in zip(images, views, strict=True)]
+        per_view.append([Detections.from_tensors(o, s) for o, s in zip(outputs, scales, strict=True)])
+    if len(per_view) == 1:
+        return per_view[0]
+    return fusion.fuse(per_view, [image.size for image in images])
 
 
 @dataclass
 class Predictions:
-    """What a model found: one ``{"boxes", "scores", "labels"}`` of numpy arrays an image, and the time it took."""
+    """What a model found on each image of a data set, and the network's time in seconds on each batch [batches]."""
 
-    found: list[dict[str, np.ndarray]]
-    network_seconds: float
-    total_seconds: float
-    seconds: np.ndarray  # of the network on each batch, [batches]
+    predictions: list[Detections]
+    seconds: np.ndarray
 
     @property
     def fps(self) -> float:
-        """Images a second of the network itself, from pixels in memory to boxes."""
-        return len(self.found) / self.network_seconds if self.network_seconds else float("nan")
-
-
-@torch.inference_mode()
-def detect(model: nn.Module, images: Sequence[Tensor], device: torch.device) -> list[dict[str, np.ndarray]]:
-    """Detections of uint8 images [3, H, W], as numpy arrays in pixels of each image, by falling score."""
-    return [
-        {key: found[key].float().cpu().numpy() if key != "labels" else found[key].cpu().numpy() for key in found}
-        for found in model([to_unit(image, device) for image in images])
-    ]
+        """Images per second of the network itself, from pixels in memory to boxes."""
+        return len(self.predictions) / self.seconds.sum() if self.seconds.sum() else float("nan")
 
 
 def predict(
-    model: nn.Module, dataset: Dataset, device: torch.device, *, batch: int = 1, workers: int = -1, title: str = ""
+    model: DetectionModel,
+    dataset: Dataset,
+    device: torch.device,
+    *,
+    image_sizes: Sequence[int] = (),
+    batch: int = 1,
+    workers: int = -1,
+    title: str = "detecting",
+    warmup: bool = False,
 ) -> Predictions:
-    """Run a prepared model over a data set, with a progress bar."""
-    start = time.perf_counter()
-    workers = default_workers() if workers < 0 else workers
-    found: list[dict[str, np.ndarray]] = []
-    network: list[float] = []
-    batches: Iterable = plain_batches(dataset, batch, workers)
-    with tqdm(total=len(dataset), desc=title or "detecting", unit="image", leave=False) as bar:
-        for items in batches:
-            before = time.perf_counter()
-            found += detect(model, [item["image"] for item in items], device)
-            network.append(time.perf_counter() - before)
-            bar.update(len(items))
-    return Predictions(found, sum(network), time.perf_counter() - start, np.array(network))
+    """Run a prepared model over a data set, with a progress bar; ``image_sizes`` are the model's own if none is given.
+
+    With ``warmup`` the first batch runs once more before, untimed, since the first call allocates memory and chooses
+    kernels.
+    """
+    predictions: list[Detections] = []
+    seconds: list[float] = []
+    sizes = image_sizes or (model.preprocess.image_size,)
+    with tqdm(total=len(dataset), desc=title, unit="image", leave=False) as bar:
+        for images in sample_batches(dataset, sizes, batch, worker_count(workers)):
+            if warmup and not seconds:
+                detect(model, images, device)
+            start = time.perf_counter()
+            predictions += detect(model, images, device)  # on the CPU when it returns, so that a GPU's work is done
+            seconds.append(time.perf_counter() - start)
+            bar.update(len(images))
+    return Predictions(predictions, np.array(seconds))
 
 
-@dataclass
-class EnsembleMember:
-    """A trained model ready to detect, with its name in tables and its number of parameters."""
-
-    name: str
-    weights: Weights
-    model: nn.Module
-    parameters: int
-    sizes: tuple[int, ...]
-
-    @classmethod
-    def load(cls, source: str | Path, device: torch.device, sizes: Sequence[int] = ()) -> EnsembleMember:
-        """From a run folder or a weights file; ``sizes`` as in ``--imgsz``, the model's own if none is named."""
-        weights = load_weights(source)
-        path = Path(os.path.abspath(weights.path))  # `.` has no name; a link keeps its own
-        name = path.parent.parent.name if path.parent.name == "weights" else path.stem
-        model = weights.build()
-        working = at_sizes(prepared(model, device), sizes)
-        return cls(name, weights, working, cost.parameters(model), tuple(sizes) or (model.preprocess.image_size,))
-
-    def labels_in(self, types: Sequence[str]) -> np.ndarray:
-        """For each of the model's labels, the label of the same name in ``types``; LeukoError on a name not in it."""
-        for name in self.weights.types:
-            if name not in types:
-                raise LeukoError(
-                    f'{self.weights.path}: it knows the type "{name}", which is not among {", ".join(types)}'
-                    f"{nearest(name, types)}; types are matched by name"
-                )
-        if missing := [t for t in types if t not in self.weights.types]:
-            raise LeukoError(
-                f'{self.weights.path}: it does not know the type "{missing[0]}" (but {", ".join(self.weights.types)})'
-                "; types are matched by name: use a model trained on this data's types"
-            )
-        return np.array([list(types).index(name) for name in self.weights.types])
-
-    def relabel(self, found: list[dict[str, np.ndarray]], types: Sequence[str]) -> list[dict[str, np.ndarray]]:
-        """The detections with labels in the order of ``types``."""
-        table = self.labels_in(types)
-        return [{**f, "labels": table[f.labels]} for f in found]
-
-    @property
-    def scaling(self) -> Scaling | None:
-        """The calibration that ``leuko val --calibrate`` has put into the weights for these image sizes, if any."""
-        if sorted(self.fitted_sizes) != sorted(self.sizes):
-            return None
-        kept = self.weights.about["calibration"]
-        return Scaling(float(kept["temperature"]), float(kept["shift"]))
-
-    @property
-    def fitted_sizes(self) -> Sequence[int]:
-        """The image sizes that the weights' calibration holds for: the model's own where it names none; () without."""
-        kept = self.weights.about.get("calibration")
-        return kept.get("sizes") or (self.weights.recipe["image_size"],) if kept else ()
-
-    def calibrated(self, found: list[dict[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
-        """The detections with calibrated scores; LeukoError where the weights hold no calibration for these sizes."""
-        if self.scaling is None:
-            sizes, fitted = (" ".join(map(str, s)) for s in (self.sizes, self.fitted_sizes))
-            problem = f"its calibration is of --imgsz {fitted}, not {sizes}" if fitted else "holds no calibration"
-            remedy = f"leuko val --weights {self.weights.path} --data DATA --imgsz {sizes} --calibrate"
-            raise LeukoError(f"{self.weights.path}: {problem}; fit one by {remedy}")
-        return [{**f, "scores": self.scaling(f.scores).astype(np.float32)} for f in found]
+def evaluate(
+    model: nn.Module, dataset: Dataset, device: torch.device, *, workers: int = -1, title: str = "validating"
+) -> tuple[coco.Evaluation, list[Detections]]:
+    """COCO's measures of a prepared model on a data set, and what it found on each image."""
+    predictions = predict(model, dataset, device, workers=workers, title=title).predictions
+    return coco.evaluate(dataset, predictions), predictions

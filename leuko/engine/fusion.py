@@ -7,7 +7,7 @@ the models m_i, in a cluster:
     box   = sum(w_mi s_i b_i) / sum(w_mi s_i)
     score = min(1, sum(w_mi s_i) / sum(w_1 .. w_M))
 
-so a model that finds nothing there lowers the score. That holds only if a model has one vote a cell: two overlapping
+so that a model that finds nothing there lowers the score. That holds only if a model has one vote per cell: two overlapping
 boxes of one model would stand in for a model that is silent, and push the sum above M. So within a model only the
 best of the boxes of one type that overlap by more than the IoU threshold is kept before fusion, and each score is at
 most sum(w) / sum(w) = 1. The cap is for what remains: two boxes of a model that do not overlap that much, but both
@@ -27,26 +27,26 @@ from ..errors import LeukoError
 
 
 def fuse(
-    predictions_of_members: Sequence[Sequence[dict]],
+    predictions_per_member: Sequence[Sequence[Detections]],
     sizes: Sequence[tuple[int, int]],
     iou_threshold: float = 0.55,
     score_threshold: float = 0.0,
     weights: Sequence[float] | None = None,
     max_detections: int = 100,
-) -> list[dict]:
-    """Fuse M members' predictions of the same N images: ``predictions_of_members[m][n]``, fused ``[n]``.
+) -> list[Detections]:
+    """Fuse M members' predictions of the same N images: ``predictions_per_member[m][n]``, fused ``[n]``.
 
     ``sizes`` are the images' (width, height) in pixels, in which all boxes are given and returned. Boxes that score
     less than ``score_threshold``, or 0, have no vote, and neither has a box without area within its image. At most
-    ``max_detections`` are returned an image, sorted by score. Raises LeukoError where the members do not fit together.
+    ``max_detections`` are returned per image, sorted by score. Raises LeukoError where the members do not fit together.
     """
-    members = len(predictions_of_members)
+    members = len(predictions_per_member)
     weights = np.ones(members) if weights is None else np.asarray(weights, dtype=np.float64)
     if not members:
         raise LeukoError("ensemble: no members; name at least one model")
     if len(weights) != members or not (np.isfinite(weights) & (weights > 0)).all():
-        raise LeukoError(f"ensemble weights {weights.tolist()}: give {members} numbers above 0, one a model")
-    for m, predictions in enumerate(predictions_of_members):
+        raise LeukoError(f"ensemble weights {weights.tolist()}: give {members} numbers above 0, one per model")
+    for m, predictions in enumerate(predictions_per_member):
         if len(predictions) != len(sizes):
             raise LeukoError(
                 f"ensemble member {m + 1}: {len(predictions)} predictions for {len(sizes)} images; predict each once"
@@ -58,7 +58,7 @@ def fuse(
                 )
     return [
         _fuse_image(
-            [_votes(predictions[n], size, iou_threshold, score_threshold) for predictions in predictions_of_members],
+            [_votes(predictions[n], size, iou_threshold, score_threshold) for predictions in predictions_per_member],
             size,
             iou_threshold,
             weights,
@@ -68,12 +68,12 @@ def fuse(
     ]
 
 
-def _votes(prediction: dict, size: tuple[int, int], iou_threshold: float, score_threshold: float) -> dict:
-    """Return one member's prediction with one vote a cell: float64 boxes within the image, overlaps suppressed."""
-    boxes = torch.as_tensor(prediction.boxes).double().reshape(-1, 4)
+def _votes(prediction: Detections, size: tuple[int, int], iou_threshold: float, score_threshold: float) -> Detections:
+    """One member's detections with one vote per cell: boxes clipped to the image, overlapping ones suppressed."""
+    boxes = torch.from_numpy(prediction.boxes).double()
     boxes = torch.minimum(boxes.clamp(min=0), boxes.new_tensor([*size, *size]))
-    scores = torch.as_tensor(prediction.scores).double()
-    labels = torch.as_tensor(prediction.labels)
+    scores = torch.from_numpy(prediction.scores).double()
+    labels = torch.from_numpy(prediction.labels)
     voting = (scores >= score_threshold) & (scores > 0) & (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
     boxes, scores, labels = boxes[voting], scores[voting], labels[voting]
     kept = batched_nms(boxes, scores, labels, iou_threshold)
@@ -81,8 +81,8 @@ def _votes(prediction: dict, size: tuple[int, int], iou_threshold: float, score_
 
 
 def _fuse_image(
-    votes: list[dict], size: tuple[int, int], iou_threshold: float, weights: np.ndarray, max_detections: int
-) -> dict:
+    votes: list[Detections], size: tuple[int, int], iou_threshold: float, weights: np.ndarray, max_detections: int
+) -> Detections:
     from ensemble_boxes import weighted_boxes_fusion  # imports numba, which takes a while that only ensembles need
 
     scale = np.array([*size, *size], dtype=np.float64)
@@ -96,8 +96,4 @@ def _fuse_image(
         allows_overflow=True,  # else the sum is divided by the number of boxes where they are more than the models
     )
     order = np.argsort(-scores, kind="stable")[:max_detections]
-    return Detections(
-        np.minimum(boxes[order] * scale, scale).astype(np.float32),
-        np.minimum(scores[order], 1).astype(np.float32),
-        labels[order].astype(np.int64),
-    )
+    return Detections(np.minimum(boxes[order] * scale, scale), np.minimum(scores[order], 1), labels[order])

@@ -1,20 +1,26 @@
-"""Balance and loading: repeat factors by their definition, weights in the loss, caches that change nothing."""
+"""Loading: one way for pixels in training and in use, repeat factors, loss weights, caches that change nothing."""
 
 from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leuko.data import balance, cache, loader, source
+from leuko import Detector
+from leuko.data import cache, loader, source
 from leuko.data.dataset import Dataset, Sample
 from leuko.data.transforms.compose import read_steps
+from leuko.engine import checkpoint
+from leuko.engine.evaluate import to_unit
 from leuko.models import create, criterion
+
+TYPES = ["NG", "BG", "EG", "L", "M"]
 
 
 def dataset(labels: list[list[int]]) -> Dataset:
@@ -28,36 +34,64 @@ def dataset(labels: list[list[int]]) -> Dataset:
 def test_repeat_factors_by_their_definition():
     """Type a is on 8 of 10 images, b on 2, c on none; one image has neither."""
     data = dataset([[0]] * 6 + [[0, 1], [0, 0, 1], [1]][:2] + [[]] + [[]])
-    factors = balance.repeat_factors(data, 0.5)
+    factors = loader.repeat_factors(data, 0.5)
     np.testing.assert_allclose(factors, [1] * 6 + [np.sqrt(0.5 / 0.2)] * 2 + [1, 1])
-    assert (balance.repeat_factors(data, 0.0) == 1).all()
-    np.testing.assert_allclose(balance.shown(data, factors), [6 + 3 * 1.5811, 2 * 1.5811, 0], rtol=1e-4)
+    assert (loader.repeat_factors(data, 0.0) == 1).all()
+    np.testing.assert_allclose(loader.cells_per_epoch(data, factors), [6 + 3 * 1.5811, 2 * 1.5811, 0], rtol=1e-4)
 
 
 def test_an_epoch_shows_each_image_by_its_factor():
     factors = np.array([1.0, 2.5, 1.2, 1.0, 3.3])
     times = []
     for epoch in range(3000):
-        order = balance.epoch_order(factors, np.random.default_rng(epoch))
+        order = loader.epoch_order(factors, np.random.default_rng(epoch))
         assert len(order) == 9 and len(set(order)) == 9
         counts = np.bincount([sample for sample, _ in order], minlength=5)
         assert (counts >= np.floor(factors)).all() and (counts <= np.ceil(factors)).all()
         assert {(s, t) for s in range(5) for t in range(counts[s])} == set(order)
         times.append(counts)
     np.testing.assert_allclose(np.mean(times, axis=0), factors, atol=0.03)
-    once = balance.epoch_order(np.ones(7), np.random.default_rng(0))
+    once = loader.epoch_order(np.ones(7), np.random.default_rng(0))
     assert sorted(once) == [(i, 0) for i in range(7)]
 
 
 def test_repeated_images_are_augmented_differently(data):
-    items = loader.TrainingItems(source.load(data, "train"), 64, read_steps("standard"), 0, repeat_factor=1.0)
+    items = loader.TrainingImages(source.load(data, "train"), 64, read_steps("standard"), 0, repeat_factor=1.0)
     batches = [item for batch in loader.training_batches(items, 0, 4) for item in batch]
     assert len(batches) == len(items) > len(items.samples)
     by_index: dict[int, list] = {}
     for item in batches:
-        by_index.setdefault(item["index"], []).append(item["image"])
+        image, _, index = item
+        by_index.setdefault(index, []).append(image)
     twice = next(images for images in by_index.values() if len(images) > 1)
     assert not torch.equal(twice[0], twice[1])
+
+
+@pytest.mark.parametrize(("suffix", "side"), [(".jpg", 2400), (".png", 700), (".jpg", 90)])
+def test_a_detector_sees_the_same_pixels_in_training_and_in_use(suffix, side, tmp_path):
+    """A large field, decoded smaller, a smaller one, and one that is scaled up: in training, validation, prediction and
+    Python."""
+    noise = np.random.default_rng(0).integers(0, 256, (side // 10, side // 8, 3), dtype=np.uint8)
+    path = tmp_path / f"field{suffix}"
+    cv2.imwrite(str(path), cv2.resize(noise, (side, side * 4 // 5), interpolation=cv2.INTER_CUBIC))
+    fields = Dataset(TYPES, [Sample(path, side, side * 4 // 5, [[5, 5, 60, 60]], [0], 1)])
+    in_training, target, _ = loader.TrainingImages(fields, 320, [], seed=0)[0, 0, 0]
+    ((validated,),) = loader.sample_batches(fields, [320])
+    (predicted,) = loader.file_images([path], [320])
+    assert in_training.shape[2] == 320 and torch.equal(in_training, validated.views[320])
+    assert torch.equal(in_training, predicted.views[320]) and predicted.size == validated.size == (side, side * 4 // 5)
+    np.testing.assert_allclose(target["boxes"].numpy(), fields.samples[0].boxes * (320 / side), rtol=1e-5)
+
+    model = create("fcos", 5, "mobilenetv3_small_050", image_size=320, channels=32).eval()
+    seen: list[torch.Tensor] = []
+    model.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    with torch.inference_mode():
+        model([to_unit(in_training, torch.device("cpu"))])
+    checkpoint.save_weights(tmp_path / "a.safetensors", model.recipe, model.state_dict(), TYPES)
+    detector = Detector(tmp_path / "a.safetensors", device="cpu")
+    detector._member.model.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    detector.predict(path)
+    assert len(seen) == 2 and torch.equal(seen[0], seen[1])
 
 
 @given(st.integers(1, 400), st.integers(1, 20))
@@ -71,7 +105,7 @@ def test_batches_are_few_and_alike(images: int, batch: int):
 
 def test_loss_weights_have_mean_one_over_the_cells():
     data = dataset([[0]] * 16 + [[1]] * 4 + [[2]])
-    weights = np.array(balance.loss_weights(data))
+    weights = np.array(loader.loss_weights(data))
     assert weights @ data.counts() / data.counts().sum() == pytest.approx(1, abs=1e-3)
     np.testing.assert_allclose(weights / weights[0], [1, 2, 4], rtol=1e-3)
 
@@ -99,27 +133,17 @@ def test_a_focal_loss_is_weighed_where_the_class_is():
 
 @pytest.mark.parametrize("kind", cache.CACHES)
 def test_every_cache_gives_the_same_images(data, kind):
-    images = source.load(data, "train")
-    kept, read = cache.CACHES[kind](images, 64), cache.Reading(images, 64)
-    for i in (3, 0, len(images) - 1):
+    paths = [sample.image for sample in source.load(data, "train").samples]
+    kept, read = cache.CACHES[kind](paths, 64), cache.Reading(paths, 64)
+    for i in (3, 0, len(paths) - 1):
         assert kept[i].dtype == np.uint8 and (kept[i] == read[i]).all()
 
 
-def test_balance_is_told_and_logged(data, tmp_path, leuko):
-    words = [
-        "--data",
-        data,
-        "--project",
-        tmp_path,
-        "--backbone",
-        "mobilenetv3_small_050",
-        "--no-pretrained",
-        "--epochs",
-        1,
-    ]
+def test_balance_is_printed_and_logged(data, tmp_path, leuko):
+    words = ["--data", data, "--project", tmp_path, "--backbone", "mobilenetv3_small_050", "--no-pretrained"]
     words += ["--epochs", 1, "--imgsz", 64, "--channels", 32, "--workers", 1, "--cache", "disk", "--name", "run"]
     result = leuko("train", *words, "--repeat-factor", 0.9, "--type-weights", "balanced")
-    assert result.code == 0 and "images an epoch instead of 9" in result.out and "type weights: NG" in result.out
+    assert result.code == 0 and "images per epoch instead of 9" in result.out and "type weights: NG" in result.out
     log = (tmp_path / "run/log.jsonl").read_text()
-    assert "cells_an_epoch" in log and "type_weights" in log
+    assert "cells_per_epoch" in log and "type_weights" in log
     leuko("train", *words, "--repeat-factor", 7).refused("--repeat-factor 7", "0 to 1")

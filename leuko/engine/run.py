@@ -1,0 +1,163 @@
+"""A training in its run folder: what it learns from, where it is, the end of an epoch, and the state on disk.
+
+The loop itself is leuko's own (``engine/train.py``) or Ultralytics' (``baselines/ultralytics.py``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..config import TrainOptions
+from ..data.dataset import Dataset
+from ..errors import LeukoError
+from ..io import write_csv
+from ..metrics import coco
+from ..models import DetectionModel
+from ..report import pictures, plots, run
+from . import checkpoint
+from .evaluate import evaluate
+
+MEASURES = ("mAP", "mAP50", "mAP75", "mAR")
+
+
+@dataclass
+class Progress:
+    """Where a run is: ``epoch`` complete epochs, ``batch`` batches of the next, and what they gave so far."""
+
+    epoch: int = 0
+    batch: int = 0
+    sums: dict[str, float] = field(default_factory=dict)  # of each loss term over the batches of this epoch
+    seconds: float = 0.0
+    best: float = -1.0  # the highest value of options.best_by so far
+    best_epoch: int = 0
+    stopped: bool = False  # by --patience
+    rows: list[dict] = field(default_factory=list)  # of results.csv
+
+
+@dataclass
+class Run:
+    """A training: its folder, options and data, and its progress."""
+
+    folder: Path
+    options: TrainOptions
+    train_set: Dataset
+    val_set: Dataset
+    device: torch.device
+    progress: Progress = field(default_factory=Progress)
+    best_evaluation: coco.Evaluation | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is nothing left to train."""
+        return self.progress.stopped or self.progress.epoch >= self.options.epochs
+
+    # ------------------------------------------------------------ the end of an epoch
+
+    def end_epoch(
+        self,
+        prepared: DetectionModel,
+        recipe: dict,
+        weights: Mapping[str, Tensor],
+        losses: dict[str, float],
+        learning_rate: float,
+        state: dict,
+    ) -> None:
+        """Validate, then save: weights first, then the state that counts, then what is drawn from it.
+
+        Args:
+            prepared: the model for inference, with the weights that are saved.
+            recipe: what builds the model again.
+            weights: the weights that are saved, by name.
+            losses: the mean of each loss term over the epoch.
+            learning_rate: of the last step.
+            state: what the loop needs to go on (see :meth:`save_state`).
+        """
+        progress, options = self.progress, self.options
+        evaluation, predictions = evaluate(prepared, self.val_set, self.device, workers=options.workers)
+        measures = {name: getattr(evaluation, name) for name in MEASURES}
+        progress.epoch, progress.batch, progress.sums = progress.epoch + 1, 0, {}
+        row = {"epoch": progress.epoch, "lr": learning_rate, "seconds": round(progress.seconds, 1)}
+        row |= {f"loss/{name}": value for name, value in losses.items()}
+        row |= {f"val/{name}": value for name, value in measures.items()}
+        progress.rows.append(row)
+        progress.seconds = 0.0
+        about = {"epoch": progress.epoch, "val": measures}
+        types = self.train_set.types
+        checkpoint.save_weights(self.weights("last"), recipe, weights, types, **about)
+        score = -1.0 if math.isnan(measures[options.best_by]) else measures[options.best_by]
+        if score > progress.best or not self.weights("best").exists():
+            progress.best, progress.best_epoch = score, progress.epoch
+            checkpoint.save_weights(self.weights("best"), recipe, weights, types, **about)
+            run.write_evaluation(self.folder, evaluation, coco.to_coco_results(self.val_set, predictions), **about)
+            sheet = pictures.gt_and_predictions(self.val_set, predictions)
+            plots.write_image(self.folder / "val_predictions.jpg", sheet)
+            self.best_evaluation = evaluation
+        progress.stopped = 0 < options.patience <= progress.epoch - progress.best_epoch
+        self.save_state(state)
+        self.write_results()
+        run.log(self.folder, "epoch", **row)
+        self._log_tensorboard(row)
+        listed = "  ".join(f"{name} {value:.3f}" for name, value in measures.items())
+        print(f"epoch {progress.epoch}: loss {sum(losses.values()):.3f}  {listed}")
+        if progress.stopped:
+            print(f"stopped early: {options.best_by} has not improved for {options.patience} epochs")
+
+    def write_results(self) -> None:
+        """results.csv and its picture, from the rows that the state holds."""
+        write_csv(self.folder / "results.csv", self.progress.rows)
+        plots.training_curves(self.progress.rows, self.folder / "results.png")
+
+    def _log_tensorboard(self, row: dict) -> None:
+        if not self.options.tensorboard:
+            return
+        from torch.utils.tensorboard import SummaryWriter  # of the extra loggers
+
+        with SummaryWriter(str(self.folder / "tensorboard")) as writer:
+            for name, value in row.items():
+                if name != "epoch" and not math.isnan(value):
+                    writer.add_scalar(name, value, row["epoch"])
+
+    def stop_diverged(self, step: int, images: Sequence[str], losses: dict[str, float]) -> None:
+        """Raise LeukoError with the step, the images and the loss terms."""
+        run.log(self.folder, "diverged", step=step, images=images, losses={k: str(v) for k, v in losses.items()})
+        listed = ", ".join(f"{k} {v:.4g}" for k, v in losses.items())
+        raise LeukoError(
+            f"{self.folder}: the loss is not finite at step {step} (epoch {self.progress.epoch + 1}): {listed}; images "
+            f"{', '.join(images)}; lower --lr, keep --clip on, or look at these images"
+        )
+
+    # ------------------------------------------------------------ files
+
+    def weights(self, name: str) -> Path:
+        """Path of the run's weights ``"best"`` or ``"last"``."""
+        return self.folder / "weights" / f"{name}.safetensors"
+
+    def save_state(self, state: dict) -> None:
+        """Write ``resume.pt``: the loop's own ``state`` (tensors, numbers, strings, lists, dicts) and the progress."""
+        common = {
+            "progress": asdict(self.progress),
+            "images": [s.image.name for s in self.train_set.samples],
+            "types": self.train_set.types,
+        }
+        checkpoint.save_resume(self.folder / "resume.pt", {**state, **common})
+
+
+def read_progress(state: dict, path: Path, train_set: Dataset) -> Progress:
+    """The progress that ``resume.pt`` (``path``) holds; LeukoError if the data is no longer what the run began with."""
+    if state["types"] != train_set.types:
+        raise LeukoError(f"{path}: the run's types are {state['types']}, the data's {train_set.types}; correct --data")
+    if state["images"] != [s.image.name for s in train_set.samples]:
+        raise LeukoError(
+            f"{path}: the training images are not those the run began with ({len(state['images'])} then, "
+            f"{len(train_set)} now); start a new run with --weights {path.parent}"
+        )
+    try:
+        return Progress(**state["progress"])
+    except TypeError as e:
+        raise LeukoError(f"{path}: the state of another leuko ({e}); start a new run with --weights") from e
