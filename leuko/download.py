@@ -14,7 +14,6 @@ if __name__ == "__main__":  # understood before all else is imported, so that --
 import hashlib
 import os
 import shutil
-import sys
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ from .io import io_errors_as
 FOLDER = Path("weights")
 REGISTRIES = (
     Path(__file__).parent.parent / "weights/registry.yaml",  # a clone
-    Path(sys.prefix) / "share/leuko/registry.yaml",  # an installed package
+    Path(__file__).parent / "registry.yaml",  # an installed package
 )
 ATTEMPTS = 5  # in a row that bring nothing, before a broken connection is given up
 TIMEOUT = 30.0  # seconds without a byte

@@ -158,6 +158,12 @@ def test_it_is_measured_fused_and_used_like_any_other(trained, project, data, tm
     assert leuko("predict", *words).code == 0
 
 
+def test_leukos_loop_cannot_train_it():
+    targets = [{"boxes": torch.tensor([[1.0, 2, 30, 40]]), "labels": torch.tensor([0])}]
+    with pytest.raises(LeukoError, match="trained by Ultralytics' own loop"):
+        create_yolo("yolo11n", 2, image_size=64).train()([torch.rand(3, 64, 64)], targets)
+
+
 def test_names():
     assert all(map(is_yolo, ("yolo11n", "yolov8s.yaml", "weights/yolo11n.pt", "best.pt")))
     assert not any(map(is_yolo, ("fcos", "runs/train/fcos")))

@@ -31,6 +31,7 @@ from ..data.formats import yolo as yolo_format
 from ..data.images import is_shown_otherwise, list_images, read_image
 from ..data.loader import worker_count
 from ..errors import LeukoError
+from ..io import one_line
 from ..models.base import Detection, DetectionModel, ModelOptions, Target
 from ..models.preprocess import Preprocess, Size
 from ..ops.nms import batched_nms
@@ -135,7 +136,8 @@ def read_checkpoint(path: Path) -> tuple[dict, list[str], dict[str, Tensor]]:
         architecture, names = network.yaml, network.names
         image_size = int((stored.get("train_args") or {}).get("imgsz", 640))
     except Exception as e:  # torch and Ultralytics raise many kinds of errors on a broken or hostile file
-        raise LeukoError(f"{path}: not a detector of Ultralytics that can be read safely ({_reason(e)})") from e
+        reason = one_line(repr(e))[:200]
+        raise LeukoError(f"{path}: not a detector of Ultralytics that can be read safely ({reason})") from e
     types = [str(names[i]) for i in range(len(names))]
     recipe = {
         "name": plain_name(Path(architecture.get("yaml_file", path)).name),
@@ -144,11 +146,6 @@ def read_checkpoint(path: Path) -> tuple[dict, list[str], dict[str, Tensor]]:
         "architecture": checked_architecture(architecture, str(path)),
     }
     return recipe, types, {f"network.{key}": value for key, value in network.state_dict().items()}
-
-
-def _reason(error: Exception) -> str:
-    """The first line of an error's message, at most 200 characters."""
-    return (str(error) or type(error).__name__).splitlines()[0][:200]
 
 
 class YOLO(DetectionModel):
@@ -172,7 +169,7 @@ class YOLO(DetectionModel):
         try:
             self.network = build(copy.deepcopy(architecture), nc=architecture.get("nc"), verbose=False)
         except (TypeError, KeyError, ValueError, IndexError, AttributeError) as e:
-            raise LeukoError(f"the model's architecture does not describe a network ({_reason(e)})") from e
+            raise LeukoError(f"the model's architecture does not describe a network ({one_line(repr(e))[:200]})") from e
         head = self.network.model[-1]
         branches = [branch for name in ("cv3", "one2one_cv3") for branch in getattr(head, name, None) or ()]
         if head.nc != num_classes:
@@ -195,8 +192,8 @@ class YOLO(DetectionModel):
         for prediction in predictions[0] if isinstance(predictions, tuple) else predictions:  # [4 + K, R]
             boxes, scores = box_convert(prediction[:4].T, "cxcywh", "xyxy"), prediction[4:].T
             point, labels = torch.nonzero(scores > self.score_threshold, as_tuple=True)
-            kept = boxes[point], scores[point, labels], labels
-            kept = batched_nms(*kept, self.nms_threshold, self.options.max_detections)
+            candidates = boxes[point], scores[point, labels], labels
+            kept = batched_nms(*candidates, self.nms_threshold, self.options.max_detections)
             detections.append(dict(zip(("boxes", "scores", "labels"), kept, strict=True)))
         return detections
 
@@ -311,6 +308,7 @@ def _loop_class(model: YOLO, folder: Path, datasets: dict[str, Dataset], on_epoc
         def end_batch(self) -> None:
             losses = {name: float(value) for name, value in self.loss_items.items()}
             if not math.isfinite(sum(losses.values())):
+                self.bar.close()
                 step = self.epoch * len(self.train_loader) + self.batches
                 terms = {name: f"{value:.4g}" for name, value in losses.items()}
                 run.log(folder, "diverged", step=step, images=self.files, losses=terms)
@@ -324,7 +322,7 @@ def _loop_class(model: YOLO, folder: Path, datasets: dict[str, Dataset], on_epoc
             self.bar.set_postfix(loss=f"{sum(losses.values()):.3f}", lr=f"{self.optimizer.param_groups[0]['lr']:.2g}")
 
         def validate(self) -> tuple[dict, float]:
-            return {}, 0.0
+            return {}, 0.0  # on_epoch_end validates
 
         def save_metrics(self, metrics: dict) -> None:
             """They are in leuko's results.csv."""
