@@ -57,6 +57,9 @@ def train(options: TrainOptions, given: Collection[str] = ()) -> Path:
         options, lr=options.lr or model.default_lr, clip=options.clip or model.default_clip, augment=steps
     )
     is_yolo = ultralytics.is_yolo(options.model)
+    ignored = [n for n in ultralytics.IGNORED_OPTIONS if n in given and (n != "augment" or steps)]
+    if is_yolo and ignored:
+        print(f"{options.model} ignores {', '.join(map(flag, ignored))}")
     progress, parts = Progress(), None
     if not is_yolo:
         parts = loop.set_up(options, model, train_set, device, fresh=state is None and not options.weights)
@@ -271,8 +274,6 @@ def weights_file(source: str) -> Path:
 def train_yolo(training: Run, model: ultralytics.YOLO) -> None:
     """Train one of Ultralytics' models by its own loop; each epoch ends as all others do."""
     options = training.options
-    if ignored := [n for n in ultralytics.IGNORED_OPTIONS if getattr(options, n) != getattr(TrainOptions(), n)]:
-        print(f"{options.model} ignores {', '.join(map(flag, ignored))}")
 
     def end_epoch(averaged: DetectionModel, losses: dict, learning_rate: float, seconds: float) -> bool:
         training.progress.seconds = seconds

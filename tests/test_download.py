@@ -106,13 +106,13 @@ def test_download_goes_on_where_an_earlier_call_was_stopped(server, weights, leu
 
 def test_download_says_what_is_wrong(server, weights, data, leuko, monkeypatch):
     monkeypatch.setattr(download, "TIMEOUT", 2.0)
-    leuko("download", "missing", "--to", weights).refused(f"{server.url}/missing", "404", "--mirror", "--from")
+    leuko("download", "missing", "--to", weights).refused(f"{server.url}/missing", "404", "--mirror", "--from-file")
     leuko("download", "down", "--to", weights).refused("503", "cannot be reached")
     leuko("download", "wrong", "--to", weights).refused("wrong.pth", HASH, "0" * 64)
     leuko("download", "whole", "--to", weights, "--mirror", "http://127.0.0.1:1").refused("127.0.0.1:1", "refused")
     leuko("download", "whole", "--to", weights, "--mirror", "mirror.lab/x").refused("--mirror mirror.lab/x", "https://")
     leuko("download", "whol").refused('"whol"', 'did you mean "whole"')
-    leuko("download", "whole", "--to", weights, "--from", weights / "none").refused("none", "no such file")
+    leuko("download", "whole", "--to", weights, "--from-file", weights / "none").refused("none", "no such file")
     assert not list(weights.iterdir())
     leuko("train", "--data", data, "--model", "fcos", "--weights", "whole").refused("leuko download whole")
     (weights / f"whole-{HASH[:8]}.pth").write_bytes(CONTENT[:-1])
@@ -125,10 +125,10 @@ def test_download_from_a_mirror_or_by_hand(server, weights, leuko, monkeypatch):
     assert server.asked == [(f"/whole/missing-{HASH[:8]}.pth", "")]
     carried = weights / "stick.bin"
     carried.write_bytes(CONTENT)
-    assert leuko("download", "down", "--to", weights, "--from", carried).code == 0 and len(server.asked) == 1
+    assert leuko("download", "down", "--to", weights, "--from-file", carried).code == 0 and len(server.asked) == 1
     assert (weights / f"down-{HASH[:8]}.pth").read_bytes() == carried.read_bytes() == CONTENT
     carried.write_bytes(CONTENT[1:])
-    leuko("download", "cut", "--to", weights, "--from", carried).refused("stick.bin", "its SHA-256 is")
+    leuko("download", "cut", "--to", weights, "--from-file", carried).refused("stick.bin", "its SHA-256 is")
     assert not (weights / f"cut-{HASH[:8]}.pth").exists() and carried.exists()
     listed = leuko("download", "--to", weights).out
     assert [line.split()[0] for line in listed.splitlines() if " here " in line] == ["down", "missing"]

@@ -26,7 +26,7 @@ def batch(items: Sequence[TrainingItem], types: Sequence[str]) -> np.ndarray:
     """A batch of training images with their labels."""
     drawn = [
         plots.draw_cells(image.permute(1, 2, 0).numpy(), target["boxes"].numpy(), target["labels"].numpy(), types)
-        for image, target, _ in items
+        for image, target, *_ in items
     ]
     return plots.contact_sheet(drawn, columns=4)
 
