@@ -113,9 +113,9 @@ def test_restaining_changes_each_dye_alone():
 def test_copy_paste_draws_rare_types(data):
     dataset = source.load(data, "train")
     rare = int(np.flatnonzero(dataset.counts() == dataset.counts()[dataset.counts() > 0].min())[0])
-    items = loader.TrainingItems(dataset, 160, [], seed=0)
-    drawn = [items.another(np.random.default_rng(i), rare=True).labels for i in range(200)]
-    evenly = [items.another(np.random.default_rng(i), rare=False).labels for i in range(200)]
+    images = loader.TrainingImages(dataset, 160, [], seed=0)
+    drawn = [images.another(np.random.default_rng(i), rare=True).labels for i in range(200)]
+    evenly = [images.another(np.random.default_rng(i), rare=False).labels for i in range(200)]
     assert sum(rare in labels for labels in drawn) > 1.3 * sum(rare in labels for labels in evenly)
     assert all(len(set(labels)) <= 1 for labels in drawn), "a common cell of the image would be pasted instead"
 
@@ -155,12 +155,12 @@ def test_a_list_is_read_back(preset, tmp_path):
 
 
 def test_every_transform_has_a_default_and_runs(data):
-    items = loader.TrainingItems(source.load(data, "train"), 96, read_steps([{n: 1} for n in TRANSFORMS]), seed=1)
-    for index in range(len(items.samples)):
-        item = items[0, index, 0]
-        height, width = item["image"].shape[1:]
-        boxes = item["boxes"].numpy()
-        assert (boxes[:, 2:] > boxes[:, :2]).all() and (boxes >= 0).all() and len(boxes) == len(item["labels"])
+    images = loader.TrainingImages(source.load(data, "train"), 96, read_steps([{n: 1} for n in TRANSFORMS]), seed=1)
+    for index in range(len(images.samples)):
+        image, target, _ = images[0, index, 0]
+        height, width = image.shape[1:]
+        boxes = target["boxes"].numpy()
+        assert (boxes[:, 2:] > boxes[:, :2]).all() and (boxes >= 0).all() and len(boxes) == len(target["labels"])
         assert (boxes <= [width, height] * 2).all()
 
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from ...cells import BY_CODE, IMAGE_FACTORS, TYPES, factor_names
 from ...errors import LeukoError, nearest
-from ...synth.compose import Donor, take_apart
+from ...synth.compose import take_apart
 from ...synth.dataset import (
     PAPER_IMAGES,
     Picture,
@@ -97,31 +95,31 @@ def compose(
     if not 1 <= least <= most <= 50:
         raise LeukoError(f"cells {least}-{most}: give the least and the most leukocytes per field, such as 1-6")
     splits = builder.shares(images, val, test)
-    crops = [(path.parent.name, path) for path in _crops(Path(donors))]
-    with ThreadPoolExecutor(workers or None) as pool:
-        parts = pool.map(lambda crop: take_apart(read_image(crop[1])), crops)
-        parts = list(tqdm(parts, "cutting out", len(crops), unit="crop", disable=not progress))
-    by_class: dict[str, list[Donor]] = {}
-    for (name, _), donor in zip(crops, parts, strict=True):
-        by_class.setdefault(name, []).append(donor)
-    uncertain = [path for (_, path), donor in zip(crops, parts, strict=True) if donor.cell is None]
-    shelves = fill_shelves(by_class, {split: len(r) / images for split, r in splits.items()}, seed, str(donors))
+    crops = _crops(Path(donors))
+    apart = {
+        name: builder.in_threads(
+            lambda path: take_apart(read_image(path)), paths, f"cutting out {name}", progress, workers
+        )
+        for name, paths in crops.items()
+    }
+    uncertain = [p for name in crops for p, donor in zip(crops[name], apart[name], strict=True) if donor.cell is None]
+    shelves = fill_shelves(apart, {split: len(r) / images for split, r in splits.items()}, seed, str(donors))
 
     def draw(split: str, number: int) -> Picture:
         return composed_picture(np.random.default_rng([seed, number]), shelves[split], size, least, most)
 
-    types = [code for code in CODES if code in by_class]
+    types = [code for code in CODES if code in crops]
     options = {"format": format, "force": force, "workers": workers, "progress": progress}
     return builder.produce(dst, types, splits, draw, title="composing", **options), uncertain
 
 
-def _crops(folder: Path) -> list[Path]:
-    """The crops of all classes; LeukoError if none of the classes is one of the five types."""
+def _crops(folder: Path) -> dict[str, list[Path]]:
+    """The crops of each class; LeukoError if none of the classes is one of the five types."""
     if not folder.is_dir():
         raise LeukoError(f"{folder}: no such folder; --donors names a folder with one folder of crops per class")
-    classes = [p for p in sorted(folder.iterdir()) if p.is_dir() and not p.name.startswith(".")]
-    crops = [path for each in classes for path in list_images(each)]
-    if not any(path.parent.name in BY_CODE for path in crops):
+    classes = [each for each in sorted(folder.iterdir()) if each.is_dir() and not each.name.startswith(".")]
+    crops = {each.name: paths for each in classes if (paths := list_images(each))}
+    if not BY_CODE.keys() & crops:
         raise LeukoError(f"{folder}: no folder of crops is called {', '.join(BY_CODE)}; name them so")
     return crops
 
@@ -163,19 +161,16 @@ def with_factor(
 ) -> tuple[np.ndarray, Sample]:
     """Apply a factor to a sample's image [H, W, 3] uint8 RGB: the new image, and its sample with boxes and tags."""
     result = apply_factor(name, rng, image, sample.boxes, severity, sample.crowd)
-    cell_factors = [sample.cell_factors[i] for i in result.kept]
+    kept = builder.with_cells(sample, result.kept)
     return result.image, replace(
-        sample,
+        kept,
         width=result.image.shape[1],
         height=result.image.shape[0],
         boxes=result.boxes,
-        labels=sample.labels[result.kept],
-        crowd=sample.crowd[result.kept],
-        cell_factors=[_with_tag(f, name) if on else f for f, on in zip(cell_factors, result.marked, strict=True)],
-        attributes=[sample.attributes[i] for i in result.kept],
-        factors=_with_tag(sample.factors, name) if name in IMAGE_FACTORS else sample.factors,
+        cell_factors=[_with(f, name) if on else f for f, on in zip(kept.cell_factors, result.marked, strict=True)],
+        factors=_with(kept.factors, name) if name in IMAGE_FACTORS else kept.factors,
     )
 
 
-def _with_tag(factors: tuple[str, ...], name: str) -> tuple[str, ...]:
+def _with(factors: tuple[str, ...], name: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*factors, name)))
