@@ -19,7 +19,7 @@ from .folder import building, read_source, write_warnings
 
 NAMES = {2: ("train", "test"), 3: ("train", "val", "test")}
 FEW = 1 << 15  # up to so many divisions all are tried
-RESTARTS = 4  # random divisions that are improved; the best is kept
+RESTARTS = 6  # random divisions that are improved; the best is kept
 TRIES = 20_000  # moves and exchanges of groups that are tried on each
 
 
