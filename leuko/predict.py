@@ -183,11 +183,11 @@ def write(
         {"of": of, "images": len(found), "type": s.type, "cells": s.cells}
         | {"percent": s.percent, "low95": s.low, "high95": s.high}
         for of, found in sorted(groups.items())
-        for s in differential.count_all(found, types, threshold)
+        for s in differential.count(found, types, threshold)
     ]
     write_json(folder / "cells.json", {"threshold": threshold, "types": list(types), "cells": cells, **not_read})
     write_csv(folder / "cells.csv", cells, columns=("image", "type", "score", "x0", "y0", "x1", "y1"))
     write_csv(folder / "differential.csv", counts)
-    total = differential.count_all(list(kept.values()), types, threshold)
+    total = differential.count(list(kept.values()), types, threshold)
     plots.differential_chart(total, folder / "differential.png")
     print(f"{len(kept)} images, {len(cells)} cells\n\n{tables.differential(total, threshold)}")

@@ -16,7 +16,7 @@ from leuko.data.dataset import Dataset, Sample
 from leuko.data.formats import yolo
 from leuko.data.tools import duplicates
 from leuko.data.tools.check import check
-from leuko.data.tools.synth import synth
+from leuko.data.tools.draw import synth
 
 
 @pytest.fixture(scope="module")

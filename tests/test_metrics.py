@@ -25,31 +25,25 @@ def random_boxes(rng: np.random.Generator, n: int) -> np.ndarray:
     return np.hstack([corner, corner + rng.uniform(20, 150, (n, 2))]).astype(np.float32)
 
 
-def random_case(seed: int) -> tuple[Dataset, list[dict]]:
-    """Few images, many of them without cells or detections; near misses, doubles, tied scores, crowds."""
+def random_case(seed: int) -> tuple[Dataset, list[Detections]]:
+    """Few images, many of them without cells or detections; near misses, duplicates, tied scores, crowds."""
     rng = np.random.default_rng(seed)
     types = TYPES[: rng.integers(1, 6)]
-    in_truth = max(1, len(types) - rng.integers(0, 3))  # the last types may have no cell
+    labelled = max(1, len(types) - rng.integers(0, 3))  # the last types may have no cell
     samples, predictions = [], []
     for i in range(rng.integers(1, 8)):
         cells = rng.integers(0, 5)
-        truth, labels = random_boxes(rng, cells), rng.integers(0, in_truth, cells)
-        samples.append(Sample(Path(f"{i}.jpg"), 600, 600, truth, labels, id=7, crowd=rng.random(cells) < 0.2))
+        gt_boxes, labels = random_boxes(rng, cells), rng.integers(0, labelled, cells)
+        samples.append(Sample(Path(f"{i}.jpg"), 600, 600, gt_boxes, labels, id=7, crowd=rng.random(cells) < 0.2))
         found = np.repeat(np.arange(cells), rng.integers(0, 3, cells))
         extra = rng.integers(0, 6)
-        boxes = np.vstack([truth[found] + rng.normal(0, 6, (len(found), 4)), random_boxes(rng, extra)])
+        boxes = np.vstack([gt_boxes[found] + rng.normal(0, 6, (len(found), 4)), random_boxes(rng, extra)])
         guesses = np.concatenate([labels[found], rng.integers(0, len(types), extra)])
         scores = rng.random(len(boxes)).round(rng.integers(1, 4)) * (seed % 10 > 0)
         kept = slice(0 if seed % 7 == 0 else None)  # now and then nothing is detected at all
         order = np.argsort(-scores, kind="stable")[kept]
-        predictions.append(prediction(boxes[order], scores[order], guesses[order]))
+        predictions.append(Detections(boxes[order], scores[order], guesses[order]))
     return Dataset(types, samples), predictions
-
-
-def prediction(boxes, scores, labels) -> dict:
-    return Detections(
-        np.asarray(boxes, np.float32).reshape(-1, 4), np.asarray(scores, np.float32), np.asarray(labels, np.int64)
-    )
 
 
 def numbers(evaluation: coco.Evaluation) -> list[float]:
@@ -77,7 +71,7 @@ def test_average_precision_by_hand(capfd):
         Sample(Path("a.jpg"), 600, 600, [[0, 0, 100, 100], [200, 200, 300, 300]], [0, 0], id=1),
         Sample(Path("b.jpg"), 600, 600, np.zeros((0, 4)), [], id=2),
     ]
-    predictions = [prediction([[0, 0, 90, 90]], [0.9], [0]), prediction([[5, 5, 50, 50]], [0.8], [0])]
+    predictions = [Detections([[0, 0, 90, 90]], [0.9], [0]), Detections([[5, 5, 50, 50]], [0.8], [0])]
     e = coco.evaluate(Dataset(["NG", "BG"], samples), predictions)
     half = 51 / 101  # COCO reads precision at recall 0, .01 ... 1
     assert e.mAP50 == pytest.approx(half) and e.mAP75 == pytest.approx(half)
@@ -94,10 +88,10 @@ def test_predictions_that_do_not_fit():
     box = [[0.0, 0.0, 9.0, 9.0]]
     for bad, words in {
         "count": ([], "0 for a data set of 1 images"),
-        "nan": ([prediction(box, [np.nan], [0])], "a.jpg: detection 0: its score is nan"),
-        "box": ([prediction([[0, 0, np.inf, 9]], [0.5], [0])], "a.jpg: detection 0: its box is"),
-        "label": ([prediction(box, [0.5], [1])], "a.jpg: detection 0: label 1 of 1 types"),
-        "lengths": ([prediction(box, [0.5, 0.4], [0])], "a.jpg: 1 boxes, 2 scores"),
+        "nan": ([Detections(box, [np.nan], [0])], "a.jpg: detection 0: its score is nan"),
+        "box": ([Detections([[0, 0, np.inf, 9]], [0.5], [0])], "a.jpg: detection 0: its box is"),
+        "label": ([Detections(box, [0.5], [1])], "a.jpg: detection 0: label 1 of 1 types"),
+        "lengths": ([Detections(box, [0.5, 0.4], [0])], "a.jpg: 1 boxes, 2 scores"),
     }.values():
         for function in (coco.evaluate, coco.to_coco_results):
             with pytest.raises(LeukoError, match=words):
@@ -112,17 +106,18 @@ def test_coco_results_measure_the_same(seed):
 
     data, predictions = random_case(seed)
     data.category_ids = [10 + 3 * k for k in range(len(data.types))]
-    truth = []
+    annotations = []
     for i, sample in enumerate(data.samples):
         sample.id = 100 + i
         for (x0, y0, x1, y1), label, crowd in zip(sample.boxes.tolist(), sample.labels, sample.crowd, strict=True):
             box = {"bbox": [x0, y0, x1 - x0, y1 - y0], "area": (x1 - x0) * (y1 - y0), "iscrowd": int(crowd)}
-            truth.append({"id": len(truth) + 1, "image_id": sample.id, "category_id": data.category_ids[label], **box})
+            ids = {"id": len(annotations) + 1, "image_id": sample.id, "category_id": data.category_ids[label]}
+            annotations.append({**ids, **box})
     reference = COCO()
     reference.dataset = {
         "images": [{"id": s.id} for s in data.samples],
         "categories": [{"id": i} for i in data.category_ids],
-        "annotations": truth,
+        "annotations": annotations,
     }
     reference.createIndex()
     evaluator = COCOeval(reference, reference.loadRes(coco.to_coco_results(data, predictions)), "bbox")
@@ -131,7 +126,7 @@ def test_coco_results_measure_the_same(seed):
     evaluator.summarize()
     e = coco.evaluate(data, predictions)
     assert evaluator.stats[[0, 1, 2, 8]] == pytest.approx([e.mAP, e.mAP50, e.mAP75, e.mAR], abs=1e-9)
-    assert coco.to_coco_results(data, [prediction([], [], [])] * len(data)) == []
+    assert coco.to_coco_results(data, [Detections([], [], [])] * len(data)) == []
 
 
 @pytest.mark.parametrize(("successes", "total"), [(412, 447), (0, 12), (12, 12), (1, 3), (14, 2008)])
@@ -146,22 +141,22 @@ def test_wilson_interval_solves_its_definition(successes, total):
 
 
 def test_differential_count():
-    found = [prediction(np.zeros((3, 4)), [0.9, 0.5, 0.49], [0, 3, 1]), prediction(np.zeros((1, 4)), [0.6], [0])]
-    one = differential.count(found[0].labels, found[0].scores, TYPES)
+    predictions = [Detections(np.zeros((3, 4)), [0.9, 0.5, 0.49], [0, 3, 1]), Detections(np.zeros((1, 4)), [0.6], [0])]
+    one = differential.count(predictions[:1], TYPES)
     assert [s.cells for s in one] == [1, 0, 0, 1, 0] and one[0].percent == 50
-    both = differential.count_all(found, TYPES)
+    both = differential.count(predictions, TYPES)
     assert [(s.type, s.cells) for s in both] == [("NG", 2), ("BG", 0), ("EG", 0), ("L", 1), ("M", 0)]
     assert both[0].percent == pytest.approx(200 / 3) and both[0].low < 200 / 3 < both[0].high
-    nothing = differential.count_all([], TYPES)
+    nothing = differential.count([], TYPES)
     assert all(s.cells == 0 and np.isnan([s.percent, s.low, s.high]).all() for s in nothing)
 
 
 @pytest.mark.parametrize("threshold", [0.1, 0.2, 0.3, 0.6, 0.7])
 def test_a_score_at_the_threshold_is_counted_as_it_is_listed(threshold):
     """The float32 nearest to .7 is below .7, and is a score of .7 all the same."""
-    found = prediction(np.zeros((1, 4)), [threshold], [0])
+    found = Detections(np.zeros((1, 4)), [threshold], [0])
     listed = int((found.scores >= threshold).sum())
-    assert [s.cells for s in differential.count_all([found], ["NG"], threshold)] == [listed] == [1]
+    assert [s.cells for s in differential.count([found], ["NG"], threshold)] == [listed] == [1]
 
 
 def test_speed_and_parameters():

@@ -14,17 +14,19 @@ import cv2
 import matplotlib
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from leuko import cli
 from leuko.config import TrainOptions
 from leuko.data.dataset import Dataset, Sample
+from leuko.data.tools.check import LEVELS, Finding
 from leuko.detections import Detections
 from leuko.errors import LeukoError
 from leuko.io import replacing, write_csv, write_json, write_text, write_yaml
 from leuko.metrics.coco import Evaluation, TypeResult, evaluate
 from leuko.metrics.differential import count
-from leuko.report import plots, run, table
+from leuko.report import pages, plots, run, tables
 
 TYPES = ["NG", "BG", "EG", "L", "M"]
 
@@ -87,9 +89,15 @@ def test_what_is_written_can_be_read(tmp_path):
     run.log(tmp_path, "resume", epoch=3)
     first, _, last = (tmp_path / "log.jsonl").read_text().splitlines()
     assert json.loads(first)["lr"] is None and (json.loads(last)["event"], json.loads(last)["epoch"]) == ("resume", 3)
-    write_json(tmp_path / "environment.json", run.environment())
-    environment = json.loads((tmp_path / "environment.json").read_text())
-    assert environment["torch"] and environment["cpu"] and environment["threads"] >= 1
+
+
+def test_the_environment_names_the_gpu_that_is_used(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: f"GPU {torch.device(device or 0).index}")
+    names = {device: run.environment(torch.device(device))["gpu"] for device in ("cpu", "cuda:0", "cuda:1")}
+    assert names == {"cpu": None, "cuda:0": "GPU 0", "cuda:1": "GPU 1"}
+    environment = run.environment()
+    assert environment["torch"] and environment["cpu"] and environment["threads"] >= 1 and environment["gpu"] is None
 
 
 def test_file_names_that_are_no_text_are_written_as_escapes(tmp_path):
@@ -104,17 +112,26 @@ def test_file_names_that_are_no_text_are_written_as_escapes(tmp_path):
     assert (tmp_path / "a.csv").read_text("utf-8") == "image\nbad\\udcff.jpg\n"
 
 
-def test_an_evaluation_without_detections_or_truth(tmp_path):
+def test_an_evaluation_without_detections_or_cells(tmp_path):
     data = Dataset(["NG", "BG"], [Sample(tmp_path / "a.jpg", 60, 60, [[0, 0, 9, 9]], [0], id=1)])
-    nothing = Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, int))
-    e = evaluate(data, [nothing])
+    e = evaluate(data, [Detections([], [], [])])
     run.write_evaluation(tmp_path, e, [], parameters=12, fps=nan)
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert (metrics["mAP"], metrics["parameters"], metrics["fps"], metrics["cells"]) == (0, 12, None, 1)
     assert metrics["per_class"]["BG"] == {"AP": None, "AP50": None, "AP75": None, "AR": None, "cells": 0, "images": 0}
     assert json.loads((tmp_path / "predictions.json").read_text()) == []
     assert (tmp_path / "per_class.csv").read_text().splitlines()[1:] == ["NG,0.0,0.0,0.0,0.0,1,1", "BG,,,,,0,0"]
-    assert table.per_class(e).splitlines()[3].split() == ["BG", "-", "-", "-", "-", "0", "0"]
+    assert tables.per_class(e).splitlines()[3].split() == ["BG", "-", "-", "-", "-", "0", "0"]
+    read, content = run.read_evaluation(tmp_path)
+    assert tables.per_class(read) == tables.per_class(e) and content["parameters"] == 12
+    (tmp_path / "table.json").write_text('{"cells": {"NG": 1, "BG": 0}, "rows": [{"model": "a"}]}')
+    with pytest.raises(LeukoError, match="its results are broken"):
+        pages.build(tmp_path)
+    record = tables.record(tables.Row("a & b", e, 12e6))
+    write_json(tmp_path / "table.json", {"cells": {"NG": 1, "BG": 0}, "rows": [record]})
+    page = pages.build(tmp_path)
+    cells = ["a &amp; b", ".000", ".000", ".000", ".000", ".000", "-", "12.0", "-"]
+    assert "".join(f"<td>{cell}</td>" for cell in cells) in page and "<th>(1)</th><th>(0)</th>" in page
 
 
 def test_table_2_reads_as_in_the_paper():
@@ -123,23 +140,24 @@ def test_table_2_reads_as_in_the_paper():
             TypeResult(t, v, nan, nan, nan, cells, images)
             for t, v, cells, images in zip(TYPES, ap, (1323, 14, 82, 439, 0), (1015, 12, 71, 355, 0), strict=True)
         ]
-        return table.Row(name, Evaluation(*measures, 1858, 1574, results), *cost)
+        return tables.Row(name, Evaluation(*measures, 1858, 1574, results), *cost)
 
     cascade = row("Cascade R-CNN", (0.856, 0.948, 0.938, 0.909), (0.916, 0.781, 0.905, 0.841, nan), 69.2e6, 21.44)
     ensemble = row("Ensemble", (1.0, 0.94, 0.933, 0.922), (0.925, 0.752, 0.898, 0.848, nan))
-    lines = table.table2([cascade, ensemble], TYPES)
-    assert table.aligned(lines, head=2).splitlines() == [
+    lines = tables.table2([cascade, ensemble], TYPES)
+    assert tables.aligned(lines, head=2).splitlines() == [
         "model            mAP  mAP50  mAP75   mAR       NG    BG    EG      L    M  params (M)   FPS",
         "cells                                     (1,323)  (14)  (82)  (439)  (0)",
         "-" * 91,
         "Cascade R-CNN   .856   .948   .938  .909     .916  .781  .905   .841    -        69.2  21.4",
         "Ensemble       1.000   .940   .933  .922     .925  .752  .898   .848    -           -     -",
     ]
-    markdown = table.markdown(lines).splitlines()
+    markdown = tables.markdown(lines).splitlines()
     assert markdown[1] == "|---|" + "--:|" * 11 and markdown[3].startswith("| Cascade R-CNN | .856 | .948 |")
-    numbers = table.record(cascade)
+    numbers = tables.record(cascade)
     assert numbers["mAP75"] == 0.938 and numbers["EG"] == 0.905 and numbers["parameters"] == 69.2e6
-    shares = table.differential(count(np.array([0, 0, 1]), np.array([0.9, 0.8, 0.1]), ["NG", "BG"]), 0.5).splitlines()
+    found = Detections(np.zeros((3, 4)), [0.9, 0.8, 0.1], [0, 0, 1])
+    shares = tables.differential(count([found], ["NG", "BG"]), 0.5).splitlines()
     assert shares[2].split() == ["NG", "2", "100.0", "34.2", "to", "100.0"] and "0.5" in shares[-1]
 
 
@@ -171,7 +189,7 @@ def test_pictures(tmp_path):
     assert matplotlib.rcParams["text.parse_math"], "a user's own figures keep theirs"
     plots.training_curves([row, {**row, "epoch": 2, "val/mAP": 0.3}], tmp_path / "curves.jpg")
     plots.training_curves([], tmp_path / "no_curves.png")
-    plots.differential_chart(count(np.zeros(0, int), np.zeros(0), TYPES), tmp_path / "differential.png")
+    plots.differential_chart(count([], TYPES), tmp_path / "differential.png")
     sheet = plots.contact_sheet([np.zeros((40, 80, 3), np.uint8)] * 5, columns=3)
     assert sheet.shape == (2 * 408 + 8, 3 * 408 + 8, 3) and sheet[208, 208].max() == 0 and sheet[20, 20].min() == 255
     red = np.zeros((8, 8, 3), np.uint8)
@@ -181,3 +199,19 @@ def test_pictures(tmp_path):
     for path in tmp_path.iterdir():
         assert cv2.imread(str(path)) is not None
     assert cv2.imread(str(tmp_path / "red.png"))[0, 0].tolist() == [0, 0, 255]
+
+
+def test_the_page_of_a_check(tmp_path, pictures):
+    """Names of files are escaped, all findings are listed, and images that cannot be read are named."""
+    datasets = {"train": Dataset(["NG"], [Sample(pictures[0], 97, 61, [[5, 5, 30, 30]], [0], 1)])}
+    (tmp_path / "broken.png").write_bytes(b"x")
+    findings = [
+        Finding(LEVELS[0], "unreadable image", "train", "<broken>.png: cannot be read", (tmp_path / "broken.png",)),
+        *(Finding(LEVELS[2], "unusual size", "train", f"cell {i}", (pictures[0], Path("none.png"))) for i in range(20)),
+    ]
+    page = pages.check_page("a & b", datasets, findings, tables.table1(datasets))
+    assert "&lt;broken&gt;.png" in page and "broken.png (cannot be read)" in page and "<h1>a &amp; b</h1>" in page
+    assert page.count("<li>") == 21 and page.count("<img") == 1 and "<th>NG</th>" in page
+    assert page.count("<details open>") == 1 and page.count("<details>") == 1
+    assert f'<b class="{LEVELS[2]}">20</b> worth a look.' in page
+    assert "<table" not in pages.check_page("none", {}, [], [])

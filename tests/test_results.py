@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,13 @@ from leuko.data import source
 from leuko.data.dataset import Dataset, Sample
 from leuko.data.formats import coco as coco_format
 from leuko.detections import Detections
-from leuko.metrics import agreement, bootstrap, calibration, coco, confusion, consensus, curves, factors, matching
+from leuko.metrics import bootstrap, calibration, coco, confusion, consensus, curves, differential, factors, matching
+from leuko.ops.boxes import box_iou
 from leuko.report import results, run
 
 
-def drawn(rng: np.random.Generator, images: int, types: int, most: int = 12) -> tuple[Dataset, list[dict]]:
-    """Random cells and detections near them, with crowds, empty images, ties of scores, and types without truth."""
+def random_data(rng: np.random.Generator, images: int, types: int, most: int = 12) -> tuple[Dataset, list[Detections]]:
+    """Random cells and detections near them, with crowds, empty images, tied scores, and types without cells."""
     samples, predictions = [], []
     for i in range(images):
         n, d = int(rng.integers(0, 5)), int(rng.integers(0, most))
@@ -41,11 +43,12 @@ def drawn(rng: np.random.Generator, images: int, types: int, most: int = 12) -> 
 def test_matching_gives_what_the_evaluator_gives():
     rng = np.random.default_rng(0)
     for _ in range(300):
-        dataset, found = drawn(rng, int(rng.integers(1, 8)), int(rng.integers(1, 4)))
+        dataset, found = random_data(rng, int(rng.integers(1, 8)), int(rng.integers(1, 4)))
         evaluation = coco.evaluate(dataset, found)
         matches = matching.match(dataset, found)
-        for ap, ar in (matching.mean_precision(matches), matching.mean_precision([*map(matching.trimmed, matches)])):
-            ours = np.stack([ap.mean(1), ar.mean(1)], 1)
+        for of_types in (matches, map(matching.trimmed, matches)):
+            curves_of = [[matching.precision_recall(m, t) for t in range(len(matching.IOUS))] for m in of_types]
+            ours = [[np.mean([p for p, _ in of]), np.mean([recall for _, recall in of])] for of in curves_of]
             np.testing.assert_allclose(ours, [[t.AP, t.AR] for t in evaluation.per_class], atol=1e-12)
 
 
@@ -56,7 +59,7 @@ def test_both_evaluators_agree_to_the_last_digit(monkeypatch):
     from pycocotools.cocoeval import COCOeval
 
     rng = np.random.default_rng(1)
-    cases = [drawn(rng, int(rng.integers(1, 5)), int(rng.integers(1, 4)), 8) for _ in range(2000)]
+    cases = [random_data(rng, int(rng.integers(1, 5)), int(rng.integers(1, 4)), 8) for _ in range(2000)]
     fast = [coco.evaluate(*case) for case in cases]
     monkeypatch.setattr(coco, "_evaluator", lambda: (COCO, COCOeval))
     for case, ours in zip(cases, fast, strict=True):
@@ -65,15 +68,15 @@ def test_both_evaluators_agree_to_the_last_digit(monkeypatch):
             np.testing.assert_allclose(getattr(ours, name), getattr(theirs, name), atol=1e-12)
 
 
-def test_a_draw_counts_images_as_often_as_it_says():
+def test_a_bootstrap_sample_counts_images_as_often_as_it_says():
     """Against the evaluator on a data set in which the images really are there as often."""
     rng = np.random.default_rng(2)
     for seed in range(25):
-        dataset, found = drawn(rng, 7, 3)
-        for f in found:  # no ties, whose order among copies would be another
-            f.scores = np.sort(rng.random(len(f.scores)))[::-1].astype(np.float32)
-        times = bootstrap.draws(dataset, 4, seed)
-        measured = bootstrap.measured(matching.match(dataset, found), times)
+        dataset, found = random_data(rng, 7, 3)
+        # No ties, whose order among copies would be another.
+        found = [replace(f, scores=np.sort(rng.random(len(f)))[::-1]) for f in found]
+        times = bootstrap.resample(dataset, 4, seed)
+        measured = bootstrap.mean_measures(matching.match(dataset, found), times)
         for row, (mAP, mAR) in zip(times, measured, strict=True):
             again = [i for i, n in enumerate(row) for _ in range(n)]
             copied = Dataset(dataset.types, [dataset.samples[i] for i in again])
@@ -91,7 +94,9 @@ def test_intervals_cover_and_differences_are_paired():
     span = bootstrap.interval(0.5, one)
     assert span.low < 0.5 < span.high and span.high - span.low == pytest.approx(4 * 0.01, rel=0.1)
     gap, p = bootstrap.difference(one, one - 0.02, 0.02)
-    assert gap.low == pytest.approx(0.02) and gap.high == pytest.approx(0.02) and p == 0
+    assert gap.low == pytest.approx(0.02) and gap.high == pytest.approx(0.02)
+    assert p == pytest.approx(2 / 1001), "a thousand samples cannot show that p is 0"
+    assert bootstrap.difference(one[:1], one[:1] - 0.02, 0.02)[1] == 1
     assert bootstrap.difference(one, other[::-1], 0.0)[1] > 0 and bootstrap.difference(one, one, 0.0)[1] == 1
     assert np.isnan(bootstrap.difference(one, one * np.nan, np.nan)[1])
 
@@ -99,7 +104,7 @@ def test_intervals_cover_and_differences_are_paired():
 def test_confusion_agrees_with_recall_and_counts_all():
     rng = np.random.default_rng(4)
     for _ in range(200):
-        dataset, found = drawn(rng, 5, 4)
+        dataset, found = random_data(rng, 5, 4)
         pairings = confusion.pair_all(dataset, found, 0.5, 0.5)
         counts = confusion.matrix(dataset, found, pairings)
         assert (counts[:-1].sum(1) == dataset.counts()).all()
@@ -110,7 +115,7 @@ def test_confusion_agrees_with_recall_and_counts_all():
         for s, f, p in zip(dataset.samples, found, pairings, strict=True):
             pairs = [(c, d) for c, d in enumerate(p.of_cell) if d >= 0]
             assert len({d for _, d in pairs}) == len(pairs) and all(p.of_detection[d] == c for c, d in pairs)
-            assert all(matching.iou(f.boxes[d][None], s.boxes[c][None])[0, 0] >= 0.5 for c, d in pairs)
+            assert all(box_iou(f.boxes[d], s.boxes[c])[0, 0] >= 0.5 for c, d in pairs)
 
 
 def test_another_type_is_a_confusion_and_not_a_miss():
@@ -121,7 +126,7 @@ def test_another_type_is_a_confusion_and_not_a_miss():
     pairings = confusion.pair_all(dataset, [found])
     # The surer detection says BG, but the other one is right: correct, and one too many.
     assert confusion.matrix(dataset, [found], pairings).tolist() == [[1, 0, 0], [0, 0, 1], [0, 2, 0]]
-    alone = {key: value[:1] for key, value in found.items()}
+    alone = found[:1]
     assert confusion.matrix(dataset, [alone], confusion.pair_all(dataset, [alone])).tolist()[0] == [0, 1, 0]
 
 
@@ -150,27 +155,28 @@ def test_factors_with_the_papers_counts():
         assert rates["impurity", "impurity ratio"].total == 170 and rates["dust", "impurity ratio"].total == 57
 
 
-def _hit(right: bool, extra: bool = False) -> dict:
+def _hit(right: bool, extra: bool = False) -> Detections:
     boxes = [[10, 10, 40, 40]] * right + [[60, 60, 80, 80]] * extra
     n = len(boxes)
-    return Detections(np.float32(boxes).reshape(-1, 4), np.full(n, 0.9), np.zeros(n, int))
+    return Detections(boxes, np.full(n, 0.9), np.zeros(n))
 
 
-def _rates(samples: list[Sample], found: list[dict]) -> dict:
+def _rates(samples: list[Sample], found: list[Detections]) -> dict:
     dataset = Dataset(["NG"], samples)
     return {(r.factor, r.measure): r for r in factors.by_factor(dataset, found, confusion.pair_all(dataset, found))}
 
 
 def test_curves_end_in_the_evaluators_area():
     rng = np.random.default_rng(5)
-    dataset, found = drawn(rng, 30, 3)
+    dataset, found = random_data(rng, 30, 3)
     matches = matching.match(dataset, found)
-    rows = curves.precision_curves(matches, dataset.types)
-    area = np.mean([r["precision"] for r in rows if r["type"] == "all" and r["iou"] == "mean"])
-    assert area == pytest.approx(coco.evaluate(dataset, found).mAP)
+    evaluation = coco.evaluate(dataset, found)
+    areas = curves.precision_curves(matches).mean(-1)  # [types + 1, IoUs]
+    assert areas[-1, -1] == pytest.approx(evaluation.mAP) and areas[-1, 0] == pytest.approx(evaluation.mAP50)
+    np.testing.assert_allclose(areas[:-1, 1], [t.AP75 for t in evaluation.per_class], atol=1e-12)
     curve = curves.score_curve(matches)
     at = int(np.argmin(np.abs(curves.SCORES - 0.5)))
-    true = sum(int((m.true[0] & (m.score >= 0.5)).sum()) for m in matches)
+    true = sum(int((m.tp[0] & (m.scores >= 0.5)).sum()) for m in matches)
     assert curve.recall[at] == pytest.approx(true / dataset.counts().sum())
     assert curve.best_f1 == pytest.approx(np.nanmax(curve.f1)) and 0 <= curve.best_score <= 1
 
@@ -189,46 +195,55 @@ def test_calibration_is_found_again():
     np.testing.assert_allclose(calibration.Scaling()(honest), honest, atol=1e-6)
 
 
+@pytest.mark.parametrize("score", [0.1, 0.3, 0.6, 0.7, 0.9])
+def test_curves_count_a_score_as_the_confusion_matrix_does(score):
+    """The float32 nearest to .7 is below .7, and is a score of .7 all the same."""
+    dataset = Dataset(["NG"], [Sample(Path("a.png"), 100, 100, [[10, 10, 40, 40]], [0], 1)])
+    found = [Detections([[10, 10, 40, 40], [60, 60, 90, 90]], [score, score - 0.01], [0, 0])]
+    counts = confusion.matrix(dataset, found, confusion.pair_all(dataset, found, score))
+    curve, at = curves.score_curve(matching.match(dataset, found)), round(100 * score)
+    assert curves.SCORES[at] == score and counts.tolist() == [[1, 0], [0, 0]]
+    assert (curve.recall[at], curve.precision[at], curve.precision[at - 1]) == (1, 1, 0.5)
+    assert (curve.recall[at + 1], curve.best_score, curve.best_f1) == (0, score, 1)
+
+
 def test_agreement_by_the_textbook():
-    assert agreement.kappa(np.array([[20, 5, 9], [10, 15, 9], [9, 9, 0]])) == pytest.approx(0.4)  # the classic example
-    truth, found = np.array([[5, 5], [8, 2], [2, 8]]), np.array([[6, 4], [8, 2], [1, 9]])
-    counts = [agreement.GroupCount(str(i), 1, t, f, 0.9) for i, (t, f) in enumerate(zip(truth, found, strict=True))]
-    first = agreement.bland_altman(counts, ["NG", "BG"])[0]
+    classic = np.array([[20, 5, 9], [10, 15, 9], [9, 9, 0]])
+    assert differential.kappa(classic) == pytest.approx(0.4)
+    labelled, predicted = np.array([[5, 5], [8, 2], [2, 8]]), np.array([[6, 4], [8, 2], [1, 9]])
+    counts = [differential.GroupCount("", 1, *both) for both in zip(labelled, predicted, strict=True)]
+    counts.append(differential.GroupCount("without cells", 1, labelled[0], np.zeros(2, int)))
+    first = differential.bland_altman(counts, ["NG", "BG"])[0]
     difference = np.array([10.0, 0, -10])
     assert first.bias == pytest.approx(0) and first.high == pytest.approx(1.96 * difference.std(ddof=1))
     assert first.correlation == pytest.approx(np.corrcoef([50, 80, 20], [60, 80, 10])[0, 1])
 
 
-def planted() -> tuple[Dataset, list[list[dict]]]:
-    """Three models who agree with each other and not with three labels: a wrong type, a missing label, an empty one."""
+def planted() -> tuple[Dataset, list[list[Detections]]]:
+    """Three models that agree with each other and not with three labels: a wrong type, a missing one, an empty one."""
     boxes = [[10, 10, 40, 40], [50, 10, 80, 40]]
     samples = [Sample(Path(f"{i}.png"), 100, 100, boxes, [0, 1], i + 1) for i in range(3)]
-    good = Detections(np.float32(boxes), np.float32([0.9, 0.8]), np.array([0, 1]))
-    wrong_type = {**good, "labels": np.array([1, 1])}
-    extra = {key: np.concatenate([v, v[:1]]) for key, v in good.items()}
-    extra.boxes = np.float32([*boxes, [60, 60, 95, 95]])
-    missed = {key: v[:1] for key, v in good.items()}
-    return Dataset(["NG", "BG"], samples), [
-        [wrong_type, extra, missed],
-        [wrong_type, extra, missed],
-        [good, extra, missed],
-    ]
+    good = Detections(boxes, [0.9, 0.8], [0, 1])
+    wrong_type = replace(good, labels=[1, 1])
+    extra = Detections([*boxes, [60, 60, 95, 95]], [0.9, 0.8, 0.9], [0, 1, 0])
+    missed = good[:1]
+    members = [[wrong_type, extra, missed], [wrong_type, extra, missed], [good, extra, missed]]
+    return Dataset(["NG", "BG"], samples), members
 
 
-def test_images_are_referred_by_score_and_by_members():
+def test_images_are_queued_for_review_by_score_and_by_members():
     """A member's detection counts above its own threshold: .4 is a vote of one, and none of the other."""
     samples = [Sample(Path(f"{i}.png"), 100, 100, [[10, 10, 40, 40]], [0], i + 1) for i in range(3)]
     dataset = Dataset(["NG", "BG"], samples)
 
-    def found(*cells: tuple[float, int]) -> dict:
-        scores, labels = np.array([c[0] for c in cells]), np.array([c[1] for c in cells], dtype=int)
-        return Detections(np.tile([10.0, 10, 40, 40], (len(cells), 1)), scores, labels)
+    def found(*cells: tuple[float, int]) -> Detections:
+        return Detections(np.tile([10.0, 10, 40, 40], (len(cells), 1)), *zip(*cells, strict=True))
 
     fused = [found((0.9, 0)), found((0.55, 0)), found((0.8, 1))]
     shy, bold = [found((0.4, 0)), found((0.4, 0)), found((0.4, 0))], [found((0.9, 0), (0.4, 1))] * 3
-    rows = agreement.review_queue(dataset, fused, [shy, bold], [0.3, 0.6])
+    rows = differential.review_queue(dataset, fused, [shy, bold], [0.3, 0.6])
     assert [(r["image"], r["why"]) for r in rows] == [("1.png", "a score of 0.55")] and rows[0]["doubt"] == 0.5
-    rows = agreement.review_queue(dataset, fused, [shy, bold], [0.3, 0.3])
+    rows = differential.review_queue(dataset, fused, [shy, bold], [0.3, 0.3])
     assert [r["image"] for r in rows] == ["0.png", "1.png", "2.png"]
     assert "members differ by 1 cell" in rows[1]["why"] and rows[0]["why"] == "members differ by 1 cell"
 
@@ -248,7 +263,7 @@ def test_consensus_errors_are_found():
 # ---------------------------------------------------------------------- as files
 
 
-def predictions_of(dataset: Dataset, rng: np.random.Generator, miss: float = 0.1) -> list[dict]:
+def predictions_of(dataset: Dataset, rng: np.random.Generator, miss: float = 0.1) -> list[Detections]:
     found = []
     for s in dataset.samples:
         kept = rng.random(len(s.boxes)) > miss
@@ -268,24 +283,14 @@ def test_all_results_are_written_and_reported(data, tmp_path, leuko, no_plots, m
     for name in ("a", "b <i>", "ensemble"):
         found = predictions_of(dataset, rng)
         models.append(results.ModelResult(name, found, coco.evaluate(dataset, found), {"parameters": 5}))
-    told = results.write(tmp_path, dataset, models, draws=50)
-    assert any("95 %" in line for line in told) and any("kappa" in line for line in told)
+    summary = results.write_results(tmp_path, dataset, models, draws=50)
+    assert any("95 %" in line for line in summary) and any("kappa" in line for line in summary)
     with open(tmp_path / "confusion.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [row["truth"] for row in rows] == [*TYPES, "extra"]
+    assert [row["label"] for row in rows] == [*TYPES, "extra"]
     assert [sum(int(row[k]) for k in [*TYPES, "missed"]) for row in rows[:-1]] == dataset.counts().tolist()
-    names = [
-        "precision_recall",
-        "scores",
-        "confusion",
-        "factors",
-        "differential",
-        "refer",
-        "intervals",
-        "differences",
-        "cost",
-    ]
-    assert all((tmp_path / f"{name}.csv").is_file() for name in names)
+    names = {"precision_recall", "scores", "confusion", "factors", "differential", "review_queue", "intervals"}
+    assert names | {"differences", "cost"} == {p.stem for p in tmp_path.glob("*.csv")}
     assert {"calibration.json", "agreement.json", "consensus.json"} <= {p.name for p in tmp_path.iterdir()}
     run.write_evaluation(tmp_path, models[-1].evaluation, [], model="ensemble", data=str(data))
     assert leuko("report", tmp_path).code == 0
@@ -298,18 +303,20 @@ def test_all_results_are_written_and_reported(data, tmp_path, leuko, no_plots, m
     monkeypatch.chdir(tmp_path)
     assert leuko("report", tmp_path, "other").code == 0 and (tmp_path / "runs/report/comparison.html").is_file()
     leuko("report", tmp_path / "none").refused("metrics.json", "no such file")
-    (tmp_path / "other/refer.csv").write_text("image,group\na/b.png,nan\n")
+    (tmp_path / "other/review_queue.csv").write_text("image,group\na/b.png,nan\n")
     assert leuko("report", tmp_path / "other").code == 0
     (tmp_path / "other/metrics.json").write_text('{"images": "x", "cells": 1, "per_class": []}')
-    leuko("report", tmp_path / "other").refused("other", "broken", "validate anew")
-    leuko("report", tmp_path, tmp_path / "other", "--out", tmp_path / "both.html").refused("broken", "validate anew")
+    leuko("report", tmp_path / "other").refused("other", "broken", "validate again")
+    leuko("report", tmp_path, tmp_path / "other", "--out", tmp_path / "both.html").refused("broken", "validate again")
 
 
 def test_results_of_nothing(data, tmp_path, no_plots):
-    """No detections at all, no truth at all, a hundred thousand detections on one image: numbers or nan, no error."""
+    """No detections at all, no label at all, a hundred thousand detections on one image: numbers or nan, no error."""
     dataset = source.load(data, "test")
     none = [Detections(np.zeros((0, 4), np.float32), np.zeros(0), np.zeros(0, int))] * len(dataset)
-    results.write(tmp_path, dataset, [results.ModelResult("none", none, coco.evaluate(dataset, none))], draws=20)
+    results.write_results(
+        tmp_path, dataset, [results.ModelResult("none", none, coco.evaluate(dataset, none))], draws=20
+    )
     rng = np.random.default_rng(8)
     corner = rng.uniform(0, 60, (100_000, 2))
     boxes = np.hstack([corner, corner + rng.uniform(2, 20, (100_000, 2))]).astype(np.float32)
@@ -317,12 +324,12 @@ def test_results_of_nothing(data, tmp_path, no_plots):
     found = [many, *none[1:]]
     pairings = confusion.pair_all(dataset, found, score=0.99)
     assert (confusion.matrix(dataset, found, pairings)[:-1].sum(1) == dataset.counts()).all()
-    assert len(matching.match(dataset, found)[0].score) == 100
+    assert len(matching.match(dataset, found)[0].scores) == 100
     empty = Dataset(dataset.types, [Sample(s.image, s.width, s.height, [], [], s.id) for s in dataset.samples])
     models = [results.ModelResult(name, none, coco.evaluate(empty, none)) for name in ("none", "nought")]
-    told = results.write(tmp_path, empty, models, draws=20)
-    assert "nan" not in (tmp_path / "intervals.csv").read_text() and "nothing to compare" in told[-1]
-    assert not [line for line in told if "difference" in line or "interval" in line]
+    summary = results.write_results(tmp_path, empty, models, draws=20)
+    assert "nan" not in (tmp_path / "intervals.csv").read_text() and "nothing to compare" in summary[-1]
+    assert not [line for line in summary if "difference" in line or "interval" in line]
 
 
 def test_a_review_changes_labels_and_keeps_the_old_ones(data, tmp_path, leuko):

@@ -1,6 +1,6 @@
-"""How sure a measure is: intervals over draws of the images, or of whole groups, with replacement.
+"""How certain a measure is: intervals over bootstrap samples of the images, or of whole groups.
 
-The matching is done once; a draw only counts images anew.
+The matching is done once; a bootstrap sample only changes how often each image counts.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from ..data.dataset import Dataset
 from .matching import IOUS, RECALLS, Matches, trimmed
 
 DRAWS = 1000
-LEVELS = (2.5, 97.5)
-CHUNK = 50  # draws at once
+PERCENTILES = (2.5, 97.5)
+CHUNK = 50  # bootstrap samples that are computed together
 
 
 @dataclass(frozen=True)
@@ -27,69 +27,74 @@ class Interval:
     high: float
 
 
-def draws(dataset: Dataset, number: int = DRAWS, seed: int = 0) -> np.ndarray:
-    """How often each image is drawn, [number, images] int; whole groups together where the data has them.
-    No draw at all, [0, images], where there are fewer than two to draw from: all draws would be the same."""
+def resample(dataset: Dataset, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
+    """How often each image counts in each bootstrap sample, [draws, images] int; groups are drawn as a whole.
+
+    With fewer than two groups (or images without one) all samples would be the same, and [0, images] is returned.
+    """
     rng = np.random.default_rng(seed)
     keys = [s.group or f"\0{i}" for i, s in enumerate(dataset.samples)]
-    index = {key: n for n, key in enumerate(dict.fromkeys(keys))}
-    group = np.array([index[key] for key in keys])
-    number = number if len(index) > 1 else 0
-    times = rng.multinomial(len(index), np.full(len(index), 1 / len(index)), size=number)
-    return times[:, group]
+    index = {key: i for i, key in enumerate(dict.fromkeys(keys))}
+    n = len(index)
+    times = rng.multinomial(n, np.full(n, 1 / n), size=draws if n > 1 else 0)
+    return times[:, [index[key] for key in keys]]
 
 
-def measured(matches: Sequence[Matches], times: np.ndarray) -> np.ndarray:
-    """mAP and mAR of each draw, [draws, 2]; a type that a draw holds no cell of is left out of its means."""
-    short = [trimmed(m) for m in matches]
+def mean_measures(matches: Sequence[Matches], times: np.ndarray) -> np.ndarray:
+    """mAP and mAR of each bootstrap sample of ``resample``, [draws, 2]; the means leave out types of which a sample has
+    no cell."""
+    matches = [trimmed(m) for m in matches]
     result = [np.zeros((0, 2))]
     for start in range(0, len(times), CHUNK):
-        some = times[start : start + CHUNK].astype(np.float32)
-        by_type = np.array([_of_type(m, some) for m in short])  # [types, 2, draws]
+        chunk = times[start : start + CHUNK].astype(np.float32)
+        by_type = np.array([_ap_ar(m, chunk) for m in matches])  # [types, 2, draws]
         known = np.isfinite(by_type)
-        sums = np.where(known, by_type, 0).sum(0)
         with np.errstate(invalid="ignore"):
-            result.append((sums / known.sum(0)).T)
+            result.append((np.where(known, by_type, 0).sum(0) / known.sum(0)).T)
     return np.concatenate(result)
 
 
-def _of_type(matches: Matches, times: np.ndarray) -> np.ndarray:
-    """A type's AP and largest recall, means over the IoUs, of each draw: [2, draws]; nan without truth.
+def _ap_ar(matches: Matches, times: np.ndarray) -> np.ndarray:
+    """AP and recall of one type, means over the IoU thresholds, [2, draws]; nan where a sample has no cell.
 
-    The same as ``matching.mean_precision`` of each draw's weights, for all of them at once: only the rows of detections
-    that are true at an IoU are looked at, since precision is interpolated from those.
+    ``matching.precision_recall`` for all samples at once. Only the columns of true positives are computed, since
+    precision is interpolated from them.
     """
-    truth = times @ matches.truth.astype(np.float32)
-    weights = times[:, matches.image]  # [draws, detections]
-    everything = np.cumsum(weights, axis=1)
+    cells = times @ matches.cells.astype(np.float32)
+    weights = times[:, matches.images]  # [draws, D]
+    all_detections = np.cumsum(weights, axis=1)
     ap, ar = np.zeros((2, len(IOUS), len(times)))
     for t in range(len(IOUS)):
-        rows, ignored = np.flatnonzero(matches.true[t]), matches.ignored[t]
-        if not len(rows):
+        at, ignored = np.flatnonzero(matches.tp[t]), matches.ignored[t]
+        if not len(at):
             continue
-        counted = (np.cumsum(weights * ~ignored, axis=1) if ignored.any() else everything)[:, rows]
-        true = np.cumsum(weights[:, rows], axis=1)
-        precision = true / np.maximum(counted, 1e-9)
+        counted = (np.cumsum(weights * ~ignored, axis=1) if ignored.any() else all_detections)[:, at]
+        tp = np.cumsum(weights[:, at], axis=1)
+        precision = tp / np.maximum(counted, 1e-9)
         envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-        envelope = np.hstack([envelope, np.zeros((len(times), 1), dtype=envelope.dtype)])
-        recall = true.astype(np.float64) / np.maximum(truth, 1e-9)[:, None]
+        envelope = np.pad(envelope, ((0, 0), (0, 1)))
+        recall = tp.astype(np.float64) / np.maximum(cells, 1e-9)[:, None]
         for d in range(len(times)):
             ap[t, d] = envelope[d, np.searchsorted(recall[d], RECALLS)].mean()
-        ar[t] = true[:, -1] / np.maximum(truth, 1e-9)
-    return np.where(truth > 0, np.stack([ap.mean(0), ar.mean(0)]), np.nan)
+        ar[t] = recall[:, -1]
+    return np.where(cells > 0, np.stack([ap.mean(0), ar.mean(0)]), np.nan)
 
 
-def interval(value: float, drawn: np.ndarray) -> Interval:
-    """The percentile interval of a measure's draws."""
-    known = drawn[np.isfinite(drawn)]
-    low, high = np.percentile(known, LEVELS) if len(known) else (np.nan, np.nan)
+def interval(value: float, samples: np.ndarray) -> Interval:
+    """The percentile interval of a measure from its values on bootstrap samples; nan where none is finite."""
+    known = samples[np.isfinite(samples)]
+    low, high = np.percentile(known, PERCENTILES) if len(known) else (np.nan, np.nan)
     return Interval(float(value), float(low), float(high))
 
 
-def difference(one: np.ndarray, other: np.ndarray, value: float) -> tuple[Interval, float]:
-    """The paired difference of a measure's draws (``one`` less ``other``) about its ``value``, and the two-sided p
-    value of no difference: twice the smaller share of draws on either side of 0; nan without a draw that counts."""
-    drawn = one - other
-    drawn = drawn[np.isfinite(drawn)]
-    below, above = ((drawn <= 0).mean(), (drawn >= 0).mean()) if len(drawn) else (np.nan, np.nan)
-    return interval(value, drawn), float(np.minimum(1.0, 2 * min(below, above)))
+def difference(a: np.ndarray, b: np.ndarray, value: float) -> tuple[Interval, float]:
+    """The paired difference ``a - b`` of a measure on the same bootstrap samples, about its ``value``, and the
+    two-sided p value of no difference: twice the smaller share of samples on either side of 0; nan without samples.
+
+    The share is (k + 1) / (n + 1), so that n samples never give a p of 0 (Phipson and Smyth 2010).
+    """
+    gaps = a - b
+    gaps = gaps[np.isfinite(gaps)]
+    smaller = min((gaps <= 0).sum(), (gaps >= 0).sum())
+    p = min(1.0, 2 * (smaller + 1) / (len(gaps) + 1)) if len(gaps) else np.nan
+    return interval(value, gaps), float(p)

@@ -1,11 +1,7 @@
 """COCO's measures, from the one evaluator that leuko uses everywhere.
 
-A *prediction* is what a detector found on one image: ``{"boxes": float32 [N, 4] xyxy in pixels of the image, "scores":
-float32 [N] in 0..1, "labels": int64 [N] 0-based}``, sorted by score. A list of predictions has one for each sample of
-a data set, in its order.
-
-The evaluator is faster-coco-eval where it is installed and pycocotools otherwise; the two agree to rounding.
-Areas are those of the boxes.
+Predictions are a list with one ``Detections`` per sample of a data set, in its order. The evaluator is faster-coco-eval
+where it is installed and pycocotools otherwise; the two agree to rounding. Areas are those of the boxes.
 """
 
 from __future__ import annotations
@@ -15,19 +11,21 @@ import io
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from ..data.dataset import Dataset
+from ..data.dataset import Dataset, Sample
+from ..detections import Detections
 from ..errors import LeukoError
 
-MAX_DETECTIONS = 100  # an image and type, as in COCO's AP and AR@100
-AP50, AP75 = 0, 5  # places of .50 and .75 among COCO's ten IoU thresholds
+MAX_DETECTIONS = 100  # per image and type, as in COCO's AP and AR@100
+AP50, AP75 = 0, 5  # indices of .50 and .75 among COCO's ten IoU thresholds
 
 
 @dataclass(frozen=True)
 class TypeResult:
-    """The measures of one type (0..1; nan where there is no truth) and its support: cells, and images with any."""
+    """The measures of one type (0..1; nan where it has no cell) and its support: cells, and images with any."""
 
     type: str
     AP: float
@@ -40,10 +38,10 @@ class TypeResult:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """COCO's measures over all types (0..1; nan where there is no truth), the same per type, and the support.
+    """COCO's measures over all types (0..1; nan where no type has a cell), the same per type, and the support.
 
     mAP is the mean over IoU .50 to .95; mAR the recall at 100 detections over the same thresholds. A type without
-    any truth is left out of the means.
+    cells is left out of the means.
     """
 
     mAP: float
@@ -55,69 +53,44 @@ class Evaluation:
     per_class: list[TypeResult]
 
 
-def evaluate(dataset: Dataset, predictions: Sequence[dict]) -> Evaluation:
-    """Measure one prediction a sample against the truth; crowds are ignored as COCO does.
+def evaluate(dataset: Dataset, predictions: Sequence[Detections]) -> Evaluation:
+    """Measure the predictions against the labels; crowds are ignored as COCO does.
 
     Raises LeukoError if the predictions do not fit the data set (see ``check``).
     """
     check(dataset, predictions)
     precision, recall = _precision_recall(dataset, predictions)
-    cells = dataset.counts()
-    images = np.zeros(len(dataset.types), dtype=int)
-    for sample in dataset.samples:
-        images[np.unique(sample.labels[~sample.crowd])] += 1
-    per_class = [
-        TypeResult(
-            type=name,
-            AP=_mean(precision[:, :, k]),
-            AP50=_mean(precision[AP50, :, k]),
-            AP75=_mean(precision[AP75, :, k]),
-            AR=_mean(recall[:, k]),
-            cells=int(cells[k]),
-            images=int(images[k]),
-        )
-        for k, name in enumerate(dataset.types)
-    ]
-    return Evaluation(
-        mAP=_mean(precision),
-        mAP50=_mean(precision[AP50]),
-        mAP75=_mean(precision[AP75]),
-        mAR=_mean(recall),
-        cells=int(cells.sum()),
-        images=len(dataset),
-        per_class=per_class,
-    )
+    cells = dataset.counts().tolist()
+    with_type = [np.unique(s.labels[~s.crowd]) for s in dataset.samples]
+    images = np.bincount(np.concatenate([np.zeros(0, int), *with_type]), minlength=len(cells)).tolist()
+    per_class = []
+    for k, name in enumerate(dataset.types):
+        measures = precision[:, :, k], precision[AP50, :, k], precision[AP75, :, k], recall[:, k]
+        per_class.append(TypeResult(name, *map(_mean, measures), cells[k], images[k]))
+    measures = precision, precision[AP50], precision[AP75], recall
+    return Evaluation(*map(_mean, measures), sum(cells), len(dataset), per_class)
 
 
-def check(dataset: Dataset, predictions: Sequence[dict]) -> None:
-    """Raise LeukoError unless there is one well-formed prediction a sample: finite, labels known, lengths equal."""
+def check(dataset: Dataset, predictions: Sequence[Detections]) -> None:
+    """Raise LeukoError unless there is one well-formed prediction per sample: finite, labels known, lengths equal."""
     if len(predictions) != len(dataset):
         raise LeukoError(
             f"predictions: {len(predictions)} for a data set of {len(dataset)} images; predict each of its images once"
         )
     for sample, p in zip(dataset.samples, predictions, strict=True):
-        boxes, scores, labels = (np.asarray(p[key]) for key in ("boxes", "scores", "labels"))
-        if not len(boxes) == len(scores) == len(labels):
-            problem = f"{len(boxes)} boxes, {len(scores)} scores and {len(labels)} labels; pass one of each a detection"
-        elif not np.isfinite(scores).all():
-            first = int(np.flatnonzero(~np.isfinite(scores))[0])
-            problem = f"detection {first}: its score is {scores[first]}; the weights have diverged, use other ones"
-        elif not np.isfinite(boxes).all():
-            first = int(np.argwhere(~np.isfinite(boxes))[0, 0])
-            problem = (
-                f"detection {first}: its box is {boxes[first].tolist()}; the weights have diverged, use other ones"
-            )
-        elif len(labels) and (labels.min() < 0 or labels.max() >= len(dataset.types)):
-            first = int(np.flatnonzero((labels < 0) | (labels >= len(dataset.types)))[0])
-            problem = (
-                f"detection {first}: label {labels[first]} of {len(dataset.types)} types; use weights for these types"
-            )
-        else:
-            continue
-        raise LeukoError(f"{sample.image}: {problem}")
+        if not len(p.boxes) == len(p.scores) == len(p.labels):
+            lengths = f"{len(p.boxes)} boxes, {len(p.scores)} scores and {len(p.labels)} labels"
+            raise LeukoError(f"{sample.image}: {lengths}; pass one of each per detection")
+        for what, values in (("score", p.scores), ("box", p.boxes)):
+            if len(wrong := np.argwhere(~np.isfinite(values))):
+                where = f"{sample.image}: detection {wrong[0, 0]}: its {what} is {values[wrong[0, 0]].tolist()}"
+                raise LeukoError(f"{where}; the weights have diverged, use other ones")
+        if len(wrong := np.flatnonzero((p.labels < 0) | (p.labels >= len(dataset.types)))):
+            where = f"{sample.image}: detection {wrong[0]}: label {p.labels[wrong[0]]} of {len(dataset.types)} types"
+            raise LeukoError(f"{where}; use weights for these types")
 
 
-def to_coco_results(dataset: Dataset, predictions: Sequence[dict]) -> list[dict]:
+def to_coco_results(dataset: Dataset, predictions: Sequence[Detections]) -> list[dict]:
     """Return the predictions in COCO's results format: image_id, category_id, bbox (xywh in pixels), score."""
     check(dataset, predictions)
     return [
@@ -132,11 +105,13 @@ def to_coco_results(dataset: Dataset, predictions: Sequence[dict]) -> list[dict]
     ]
 
 
-def _precision_recall(dataset: Dataset, predictions: Sequence[dict]) -> tuple[np.ndarray, np.ndarray]:
-    """Return precision [10 IoUs, 101 recalls, types] and recall [10 IoUs, types]; -1 for a type without truth."""
+def _precision_recall(dataset: Dataset, predictions: Sequence[Detections]) -> tuple[np.ndarray, np.ndarray]:
+    """Return precision [10 IoUs, 101 recalls, types] and recall [10 IoUs, types]; -1 for a type without cells."""
     COCO, COCOeval = _evaluator()
+    crowds, scores = [s.crowd.astype(int) for s in dataset.samples], [p.scores for p in predictions]
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
-        evaluator = COCOeval(_truth(COCO, dataset), _detections(COCO, dataset, predictions), "bbox")
+        gt = _index(COCO(), dataset, dataset.samples, "iscrowd", crowds)
+        evaluator = COCOeval(gt, _index(COCO(), dataset, predictions, "score", scores), "bbox")
         evaluator.params.areaRng = [[0, float("inf")]]
         evaluator.params.areaRngLbl = ["all"]
         evaluator.params.maxDets = [MAX_DETECTIONS]
@@ -157,57 +132,31 @@ def _evaluator() -> tuple[type, type]:
         return COCO, COCOeval
 
 
-def _truth(COCO: type, dataset: Dataset):
-    """Index the truth. Images and types are numbered by their place, since a data set's own ids may repeat."""
+def _index(
+    coco: Any, dataset: Dataset, cells: Sequence[Sample | Detections], key: str, values: Sequence[np.ndarray]
+) -> Any:
+    """Put the cells of each image, with one more value per cell under ``key``, into a COCO object. Images and types are
+    numbered by their position, since a data set's own ids may repeat."""
     ids = itertools.count(1)  # id 0 would read as "not matched"
-    return _index(
-        COCO,
-        dataset,
-        [
-            {
-                "id": next(ids),
-                "image_id": i,
-                "category_id": label,
-                "bbox": box,
-                "area": box[2] * box[3],
-                "iscrowd": crowd,
-            }
-            for i, s in enumerate(dataset.samples)
-            for box, label, crowd in zip(_xywh(s.boxes), s.labels.tolist(), s.crowd.astype(int).tolist(), strict=True)
-        ],
-    )
-
-
-def _detections(COCO: type, dataset: Dataset, predictions: Sequence[dict]):
-    ids = itertools.count(1)
-    return _index(
-        COCO,
-        dataset,
-        [
-            {"id": next(ids), "image_id": i, "category_id": label, "bbox": box, "area": box[2] * box[3], "score": score}
-            for i, p in enumerate(predictions)
-            for box, score, label in zip(_xywh(p.boxes), p.scores.tolist(), p.labels.tolist(), strict=True)
-        ],
-    )
-
-
-def _index(COCO: type, dataset: Dataset, annotations: list[dict]):
-    coco = COCO()
     coco.dataset = {
         "images": [{"id": i, "width": s.width, "height": s.height} for i, s in enumerate(dataset.samples)],
         "categories": [{"id": k, "name": name} for k, name in enumerate(dataset.types)],
-        "annotations": annotations,
+        "annotations": [
+            {"id": next(ids), "image_id": i, "category_id": label, "bbox": box, "area": box[2] * box[3], key: value}
+            for i, (c, of_image) in enumerate(zip(cells, values, strict=True))
+            for box, label, value in zip(_xywh(c.boxes), c.labels.tolist(), of_image.tolist(), strict=True)
+        ],
     }
     coco.createIndex()
     return coco
 
 
 def _xywh(boxes: np.ndarray) -> list[list[float]]:
-    boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+    boxes = boxes.astype(np.float64)
     return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).tolist()
 
 
 def _mean(values: np.ndarray) -> float:
-    """Mean over what has truth; COCO marks the rest by -1."""
+    """Mean over the types that have cells; COCO marks the others by -1."""
     known = values[values > -1]
     return float(known.mean()) if known.size else float("nan")

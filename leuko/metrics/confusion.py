@@ -7,76 +7,73 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..data.dataset import Dataset
-from .matching import iou
+from ..data.dataset import Dataset, Sample
+from ..detections import Detections
+from ..ops.boxes import box_iou
 
 
 @dataclass(frozen=True)
 class Pairing:
-    """One image: for each cell the detection that found it (-1: missed), for each detection the cell that it found (-1:
-    extra, -2: on a crowd or below the threshold, not counted). A pair may be of two types."""
+    """One image: for each cell the index of its detection (-1: missed), for each detection the index of its cell (-1:
+    extra; -2: on a crowd or below the threshold, not counted). The types of a pair may differ."""
 
     of_cell: np.ndarray
     of_detection: np.ndarray
 
 
-def pair(
-    boxes: np.ndarray, labels: np.ndarray, crowd: np.ndarray, found: dict, score: float, min_iou: float
-) -> Pairing:
+def pair(sample: Sample, found: Detections, score: float, min_iou: float) -> Pairing:
     """Pair cells and detections of at least ``score`` that overlap by ``min_iou``, one to one, in order of score.
 
-    First within each type, which is what *detected correctly* means (so that recall by the confusion matrix is
-    recall); then what is left, across types: a cell that is found but called another type is a confusion, not a miss
-    and an extra.
+    First within each type, which is what *detected correctly* means (so that the diagonal of the confusion matrix is
+    recall); then the rest, across types: a cell that is found with another type is a confusion, not a miss and an
+    extra detection.
     """
     good = np.flatnonzero(found.scores >= score)
-    good = good[np.argsort(-found.scores[good], kind="mergesort")]
-    of_cell = np.full(len(boxes), -1)
-    of_detection = np.full(len(found.scores), -2)
+    good = good[np.argsort(-found.scores[good], kind="stable")]
+    of_cell = np.full(len(sample.boxes), -1)
+    of_detection = np.full(len(found), -2)
     of_detection[good] = -1
-    overlap = iou(found.boxes, boxes, crowd) if len(boxes) else np.zeros((len(found.scores), 0))
+    overlap = box_iou(found.boxes, sample.boxes, sample.crowd)
+    overlap = np.where(overlap >= min_iou, overlap, 0)
     for same_type in (True, False):
-        for d in good:
-            if of_detection[d] != -1:
-                continue
-            free = (of_cell == -1) & ~crowd & (overlap[d] >= min_iou)
+        for d in good[of_detection[good] == -1]:
+            free = (of_cell == -1) & ~sample.crowd & (overlap[d] > 0)
             if same_type:
-                free &= labels == found.labels[d]
+                free &= sample.labels == found.labels[d]
             if free.any():
-                cell = int(np.where(free, overlap[d], -1).argmax())
+                cell = int((free * overlap[d]).argmax())
                 of_cell[cell], of_detection[d] = d, cell
-    for d in good:
-        if of_detection[d] == -1 and (crowd & (overlap[d] >= min_iou)).any():
-            of_detection[d] = -2
+    on_crowd = overlap.any(1, where=sample.crowd)
+    of_detection[(of_detection == -1) & on_crowd] = -2
     return Pairing(of_cell, of_detection)
 
 
-def pair_all(dataset: Dataset, predictions: Sequence[dict], score: float = 0.5, min_iou: float = 0.5) -> list[Pairing]:
-    """A pairing an image."""
-    return [
-        pair(s.boxes, s.labels, s.crowd, found, score, min_iou)
-        for s, found in zip(dataset.samples, predictions, strict=True)
-    ]
+def pair_all(
+    dataset: Dataset, predictions: Sequence[Detections], score: float = 0.5, min_iou: float = 0.5
+) -> list[Pairing]:
+    """One pairing per image."""
+    return [pair(s, found, score, min_iou) for s, found in zip(dataset.samples, predictions, strict=True)]
 
 
-def matrix(dataset: Dataset, predictions: Sequence[dict], pairings: Sequence[Pairing]) -> np.ndarray:
-    """Counts [types + 1, types + 1]: rows truth, the last one *extra*; columns prediction, the last one *missed*."""
+def matrix(dataset: Dataset, predictions: Sequence[Detections], pairings: Sequence[Pairing]) -> np.ndarray:
+    """Counts [types + 1, types + 1]: rows are labels, the last *extra*; columns are predictions, the last *missed*."""
     k = len(dataset.types)
     counts = np.zeros((k + 1, k + 1), dtype=int)
     for sample, found, pairing in zip(dataset.samples, predictions, pairings, strict=True):
-        for cell in np.flatnonzero(~sample.crowd):
-            by = pairing.of_cell[cell]
-            counts[sample.labels[cell], found.labels[by] if by >= 0 else k] += 1
-        for label in found.labels[pairing.of_detection == -1]:
-            counts[k, label] += 1
+        cells = ~sample.crowd
+        np.add.at(counts, (sample.labels[cells], _predicted(found, pairing, k)[cells]), 1)
+        np.add.at(counts, (k, found.labels[pairing.of_detection == -1]), 1)
     return counts
 
 
-def correct_cells(dataset: Dataset, predictions: Sequence[dict], pairings: Sequence[Pairing]) -> list[np.ndarray]:
-    """For each image, which of its cells are found and called by their type, [cells] bool."""
-    result = []
-    for sample, found, pairing in zip(dataset.samples, predictions, pairings, strict=True):
-        by = pairing.of_cell
-        called = found.labels[by] if len(found.labels) else np.full(len(by), -1)
-        result.append((by >= 0) & (called == sample.labels))
-    return result
+def correct_cells(dataset: Dataset, predictions: Sequence[Detections], pairings: Sequence[Pairing]) -> list[np.ndarray]:
+    """Per image, which of its cells are found with their own type, [cells] bool."""
+    return [
+        _predicted(found, pairing, -1) == sample.labels
+        for sample, found, pairing in zip(dataset.samples, predictions, pairings, strict=True)
+    ]
+
+
+def _predicted(found: Detections, pairing: Pairing, missed: int) -> np.ndarray:
+    """The label that each cell was found with, [cells] int; ``missed`` where it was not found."""
+    return np.append(found.labels, missed)[pairing.of_cell]  # -1 is the last

@@ -7,55 +7,51 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .matching import IOUS, RECALLS, Matches, precision_recall
+from .matching import IOUS, Matches, precision_recall
 
-SHOWN_IOUS = (0.5, 0.75, 0.8, 0.85, 0.9, 0.95)  # of the paper's Figure 3
-SCORES = np.linspace(0, 1, 101)
+PANELS = ("0.50", "0.75", "0.80", "0.85", "0.90", "0.95", "mean")
+"""The IoU thresholds of the paper's Figure 3, and the mean over all ten."""
+SCORES = np.arange(101) / 100
 
 
-def precision_curves(matches: Sequence[Matches], types: Sequence[str]) -> list[dict]:
-    """A line a type (and ``all``, the mean of the types), IoU (and ``mean``) and recall: precision."""
-    by_type = np.array([[precision_recall(m, t)[0] for t in range(len(IOUS))] for m in matches])  # [K, 10, 101]
-    with_truth = by_type[np.isfinite(by_type).all((1, 2))]
-    everything = with_truth.mean(0) if len(with_truth) else np.full(by_type.shape[1:], np.nan)
-    rows = []
-    for name, curves in zip([*types, "all"], [*by_type, everything], strict=True):
-        shown = [(f"{iou:.2f}", curves[int(np.abs(IOUS - iou).argmin())]) for iou in SHOWN_IOUS]
-        for iou, curve in [*shown, ("mean", curves.mean(0))]:
-            rows += [
-                {"type": name, "iou": iou, "recall": round(r, 2), "precision": p}
-                for r, p in zip(RECALLS.tolist(), curve.tolist(), strict=True)
-            ]
-    return rows
+def precision_curves(matches: Sequence[Matches]) -> np.ndarray:
+    """Precision at 101 recalls, [types + 1, 7, 101]: each type and the mean of the types, at each IoU of ``PANELS``;
+    nan for a type without cells."""
+    by_type = np.array([[precision_recall(m, t)[0] for t in range(len(IOUS))] for m in matches])  # [types, 10, 101]
+    known = by_type[np.isfinite(by_type).all((1, 2))]
+    mean = known.mean(0) if len(known) else np.full(by_type.shape[1:], np.nan)
+    curves = np.concatenate([by_type, mean[None]])
+    shown = [int(np.abs(IOUS - float(iou)).argmin()) for iou in PANELS[:-1]]
+    return np.concatenate([curves[:, shown], curves.mean(1, keepdims=True)], axis=1)
 
 
 @dataclass(frozen=True)
 class ScoreCurve:
-    """Precision, recall and F1 [101] at IoU .5 of all detections of at least each score of ``SCORES``, over all types
-    together, and the score of the best F1."""
+    """Precision, recall and F1 [101] of all detections of at least each score of ``SCORES``, over all types together,
+    and the score of the best F1; nan without cells."""
 
     precision: np.ndarray
     recall: np.ndarray
     f1: np.ndarray
-    best_score: float
-    best_f1: float
+    best_score: float = np.nan
+    best_f1: float = np.nan
 
 
 def score_curve(matches: Sequence[Matches], threshold: int = 0) -> ScoreCurve:
-    """The curve over all types together, at the IoU of this place in ``IOUS``; best values nan without truth."""
-    score = np.concatenate([m.score for m in matches])
-    true = np.concatenate([m.true[threshold] for m in matches])
+    """The curve over all types together, at the IoU of this index into ``IOUS``."""
+    scores = np.concatenate([m.scores for m in matches])
+    tp = np.concatenate([m.tp[threshold] for m in matches])
     counted = np.concatenate([~m.ignored[threshold] for m in matches])
-    truth = sum(m.truth.sum() for m in matches)
-    order = np.argsort(score, kind="mergesort")
-    at = np.searchsorted(score[order], SCORES - 1e-12)
-    true_above = true.sum() - np.append(0, np.cumsum(true[order]))[at]
-    all_above = counted.sum() - np.append(0, np.cumsum(counted[order]))[at]
+    cells = sum(m.cells.sum() for m in matches)
+    order = np.argsort(scores)
+    # In float32, the type of the scores: as float64 the threshold .7 is above the float32 score .7.
+    first = np.searchsorted(scores[order], SCORES.astype(np.float32))
+    tp_above = tp.sum() - np.append(0, np.cumsum(tp[order]))[first]
+    all_above = counted.sum() - np.append(0, np.cumsum(counted[order]))[first]
     with np.errstate(invalid="ignore", divide="ignore"):
-        precision = np.where(all_above > 0, true_above / all_above, np.nan)
-        recall = true_above / truth if truth else np.full(len(SCORES), np.nan)
-        f1 = 2 * true_above / (all_above + truth) if truth else np.full(len(SCORES), np.nan)
-    best = int(np.nanargmax(f1)) if truth else -1
-    return ScoreCurve(
-        precision, recall, f1, float(SCORES[best]) if truth else np.nan, float(f1[best]) if truth else np.nan
-    )
+        precision = tp_above / np.where(all_above, all_above, np.nan)
+        if not cells:
+            return ScoreCurve(precision, *np.full((2, len(SCORES)), np.nan))
+        f1 = 2 * tp_above / (all_above + cells)
+    best = int(f1.argmax())
+    return ScoreCurve(precision, tp_above / cells, f1, float(SCORES[best]), float(f1[best]))

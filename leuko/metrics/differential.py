@@ -1,17 +1,25 @@
-"""The differential count: how many leukocytes of each type, and what share of all of them."""
+"""The differential count (cells of each type, and their share of all), and how well it agrees with the labels'."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import nan, sqrt
 
 import numpy as np
 
+from ..data.dataset import Dataset
+from ..detections import Detections
+
+NEAR = 0.1  # a score this close to the threshold is doubtful
+
+
+# ---------------------------------------------------------------- the count
+
 
 @dataclass(frozen=True)
 class Share:
-    """One type's cells and its percent of all cells, with the 95 % Wilson interval (nan where there is no cell)."""
+    """One type's cells and their percentage of all cells, with the 95 % Wilson interval (nan if there is no cell)."""
 
     type: str
     cells: int
@@ -20,13 +28,10 @@ class Share:
     high: float
 
 
-def count(labels: np.ndarray, scores: np.ndarray, types: Sequence[str], threshold: float = 0.5) -> list[Share]:
-    """Count the detections with score >= ``threshold``: one Share a type, in the order of ``types``.
-
-    ``labels`` [N] int are 0-based indices into ``types``; ``scores`` [N] are in 0..1.
-    """
-    kept = np.asarray(labels, dtype=np.int64)[np.asarray(scores) >= threshold]
-    cells = np.bincount(kept, minlength=len(types)).tolist()
+def count(predictions: Iterable[Detections], types: Sequence[str], threshold: float = 0.5) -> list[Share]:
+    """Count the detections with score >= ``threshold`` of many images together (a folder, a smear, a patient): one
+    Share per type, in the order of ``types``."""
+    cells = _cells([p.above(threshold).labels for p in predictions], len(types)).tolist()
     total = sum(cells)
     shares = []
     for name, n in zip(types, cells, strict=True):
@@ -35,22 +40,127 @@ def count(labels: np.ndarray, scores: np.ndarray, types: Sequence[str], threshol
     return shares
 
 
-def count_all(predictions: Sequence[dict], types: Sequence[str], threshold: float = 0.5) -> list[Share]:
-    """Count the cells of many images together: those of a folder, a smear or a patient."""
-    labels = np.concatenate([np.zeros(0, int), *(p.labels for p in predictions)])
-    scores = np.concatenate([np.zeros(0, np.float32), *(p.scores for p in predictions)])
-    return count(labels, scores, types, threshold)
-
-
 def wilson(successes: int, total: int, z: float = 1.959963984540054) -> tuple[float, float]:
-    """Return Wilson's score interval (0..1) of a proportion, by default at 95 %; (nan, nan) of nothing."""
+    """Return Wilson's score interval (0..1) of a proportion, by default at 95 %; (nan, nan) if ``total`` is 0."""
     if total == 0:
         return nan, nan
     p = successes / total
     centre = p + z * z / (2 * total)
     spread = z * sqrt(p * (1 - p) / total + z * z / (4 * total * total))
     scale = 1 + z * z / total
-    # At 0 and at all of them the bound is exactly 0 or 1, which rounding would miss by a hair.
+    # With none or all of them the bound is exactly 0 or 1, which rounding would miss.
     low = 0.0 if successes == 0 else (centre - spread) / scale
     high = 1.0 if successes == total else (centre + spread) / scale
     return low, high
+
+
+def _cells(labels: Sequence[np.ndarray], types: int) -> np.ndarray:
+    """Cells of each type, [types] int, of the labels of many images."""
+    return np.bincount(np.concatenate([np.zeros(0, np.int64), *labels]), minlength=types)
+
+
+# ---------------------------------------------------------------- agreement of counts
+
+
+@dataclass(frozen=True)
+class GroupCount:
+    """Cells of each type in one group of images: by label and by prediction, [types] int each."""
+
+    group: str
+    images: int
+    labelled: np.ndarray
+    predicted: np.ndarray
+
+    @property
+    def percent(self) -> np.ndarray:
+        """Each type's share of the cells in percent, [2, types]: by label, by prediction; nan if there is no cell."""
+        cells = np.stack([self.labelled, self.predicted])
+        total = cells.sum(1, keepdims=True)
+        return 100 * cells / np.where(total, total, nan)
+
+
+@dataclass(frozen=True)
+class BlandAltman:
+    """Differences (prediction minus label, in percentage points) of one type's share over the groups: bias, limits of
+    agreement (bias -+ 1.96 standard deviations), Pearson's correlation, and the number of groups."""
+
+    type: str
+    bias: float = nan
+    low: float = nan
+    high: float = nan
+    correlation: float = nan
+    groups: int = 0
+
+
+def group_counts(dataset: Dataset, predictions: Sequence[Detections], score: float = 0.5) -> list[GroupCount]:
+    """One count per group of images, in the order of their first image; an image without a group is one of its own."""
+    groups: dict[str, list[int]] = {}
+    for i, sample in enumerate(dataset.samples):
+        groups.setdefault(sample.group or str(sample.image), []).append(i)
+    labelled = [s.labels[~s.crowd] for s in dataset.samples]
+    predicted = [p.above(score).labels for p in predictions]
+    k = len(dataset.types)
+    return [
+        GroupCount(group, len(at), _cells([labelled[i] for i in at], k), _cells([predicted[i] for i in at], k))
+        for group, at in groups.items()
+    ]
+
+
+def shares(counts: Sequence[GroupCount]) -> np.ndarray:
+    """Shares in percent, [groups, 2, types], of the groups that have cells both by label and by prediction."""
+    percent = np.stack([c.percent for c in counts])
+    return percent[np.isfinite(percent).all((1, 2))]
+
+
+def bland_altman(counts: Sequence[GroupCount], types: Sequence[str]) -> list[BlandAltman]:
+    """Agreement of each type's shares over the groups of :func:`shares`; nan where there are too few."""
+    percent = shares(counts)
+    n = len(percent)
+    if not n:
+        return [BlandAltman(name) for name in types]
+    rows = []
+    for name, (labelled, predicted) in zip(types, percent.transpose(2, 1, 0), strict=True):
+        gap = predicted - labelled
+        bias, limit = gap.mean(), 1.96 * gap.std(ddof=1) if n > 1 else nan
+        varies = n > 2 and labelled.std() > 0 and predicted.std() > 0
+        correlation = np.corrcoef(labelled, predicted)[0, 1] if varies else nan
+        rows.append(BlandAltman(name, *map(float, (bias, bias - limit, bias + limit, correlation)), n))
+    return rows
+
+
+def kappa(confusion: np.ndarray) -> float:
+    """Cohen's kappa of the types of the cells that were found, from a confusion matrix [types + 1, types + 1]; nan if
+    there is none."""
+    table = confusion[:-1, :-1].astype(float)
+    n = table.sum()
+    if not n:
+        return nan
+    agreed, chance = np.trace(table) / n, (table.sum(0) @ table.sum(1)) / n**2
+    return float((agreed - chance) / (1 - chance)) if chance < 1 else nan
+
+
+def review_queue(
+    dataset: Dataset,
+    predictions: Sequence[Detections],
+    members: Sequence[Sequence[Detections]],
+    thresholds: Sequence[float],
+    score: float = 0.5,
+) -> list[dict]:
+    """Images that a person should look at, the most doubtful first: image, group, doubt (0..1), why.
+
+    Doubtful is a detection whose score is near ``score``, and a number of cells of a type on which the members of an
+    ensemble disagree. A member's detections count above a threshold of its own, since members' scores differ in scale.
+    """
+    rows = []
+    for i, (sample, found) in enumerate(zip(dataset.samples, predictions, strict=True)):
+        distances = np.append(np.abs(found.scores - score), NEAR)
+        nearest = int(distances.argmin())
+        by_score = round(float(1 - distances[nearest] / NEAR), 3)
+        cells = [_cells([m[i].above(t).labels], len(dataset.types)) for m, t in zip(members, thresholds, strict=True)]
+        spread = int(np.ptp(cells, axis=0).sum()) if cells else 0
+        why = [f"a score of {found.scores[nearest]:.2f}"] if by_score > 0 else []
+        why += [f"members differ by {spread} cell{'s' * (spread > 1)}"] if spread else []
+        if why:
+            doubt = max(by_score, round(spread / (spread + 1), 3))
+            rows.append({"image": str(sample.image), "group": sample.group, "doubt": doubt, "why": "; ".join(why)})
+    return sorted(rows, key=lambda row: -row["doubt"])

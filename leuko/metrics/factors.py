@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..data.dataset import Dataset
-from ..synth.factors import CELL_FACTORS, FACTORS
+import numpy as np
+
+from ..cells import CELL_FACTORS, FACTORS
+from ..data.dataset import Dataset, Sample
+from ..detections import Detections
 from .confusion import Pairing, correct_cells
 from .differential import wilson
 
@@ -27,53 +30,41 @@ class Rate:
 
 
 def rate(factor: str, measure: str, hits: int, total: int) -> Rate:
-    """A rate from its counts; nan of nothing."""
+    """A rate from its counts; nan where the total is 0."""
     low, high = wilson(hits, total)
-    percent = 100 * hits / total if total else float("nan")
-    return Rate(factor, measure, hits, total, percent, 100 * low, 100 * high)
+    return Rate(factor, measure, hits, total, 100 * hits / total if total else float("nan"), 100 * low, 100 * high)
 
 
-def by_factor(dataset: Dataset, predictions: Sequence[dict], pairings: Sequence[Pairing]) -> list[Rate]:
-    """The rates of each factor that the data set notes; of none there is no line.
+def by_factor(dataset: Dataset, predictions: Sequence[Detections], pairings: Sequence[Pairing]) -> list[Rate]:
+    """The rates of each factor that the data set notes; [] if it notes none.
 
-    Cell accuracy: cells found and called by their type, of the cells with the factor, or on the images with it. Image
-    accuracy: images with every cell correct and no extra detection, of the images with the factor (on the image or on a
-    cell). Impurity ratio: images with a detection that finds no leukocyte, of those with an impurity (``impurity`` is
+    Cell accuracy: correct cells of those with the factor (a factor of cells), or of those on images with it (a factor
+    of images). Image accuracy: images with every cell correct and no extra detection, of the images with the factor (on
+    the image or on a cell). Impurity ratio: images with an extra detection, of those with an impurity (``impurity`` is
     the three of them together); lower is better.
     """
     correct = correct_cells(dataset, predictions, pairings)
-    clean = [not (p.of_detection == -1).any() for p in pairings]
-    samples = list(enumerate(dataset.samples))
-
-    def images_with(*names: str) -> list[int]:
-        return [i for i, s in samples if any(n in s.factors or any(n in c for c in s.cell_factors) for n in names)]
-
+    extra = np.array([(p.of_detection == -1).any() for p in pairings], dtype=bool)
+    right = np.array([c[~s.crowd].all() for c, s in zip(correct, dataset.samples, strict=True)], dtype=bool) & ~extra
+    noted = [set(s.factors).union(*s.cell_factors) for s in dataset.samples]
     rows = []
-    for name in [*FACTORS, *_others(dataset)]:
-        images = images_with(name)
+    for name in [*FACTORS, *sorted(set().union(*noted) - set(FACTORS))]:
+        images = [i for i, factors in enumerate(noted) if name in factors]
         if not images:
             continue
-        on_cells = [
-            correct[i][j]
-            for i in images
-            for j, f in enumerate(dataset.samples[i].cell_factors)
-            if name in f and not dataset.samples[i].crowd[j]
-        ]
-        if name in CELL_FACTORS or (name not in FACTORS and on_cells):
-            cells = on_cells
-        else:
-            cells = [c for i in images for c in correct[i][~dataset.samples[i].crowd]]
-        rows.append(rate(name, "cell accuracy", int(sum(cells)), len(cells)))
-        good = sum(bool(correct[i][~dataset.samples[i].crowd].all()) and clean[i] for i in images)
-        rows.append(rate(name, "image accuracy", good, len(images)))
+        with_factor = {i: _cells_with(name, dataset.samples[i]) for i in images}
+        of_cells = name in CELL_FACTORS or (name not in FACTORS and any(m.any() for m in with_factor.values()))
+        counted = with_factor if of_cells else {i: ~dataset.samples[i].crowd for i in images}
+        cells = np.concatenate([correct[i][mask] for i, mask in counted.items()])
+        rows.append(rate(name, "cell accuracy", int(cells.sum()), len(cells)))
+        rows.append(rate(name, "image accuracy", int(right[images].sum()), len(images)))
         if name in IMPURITIES:
-            rows.append(rate(name, "impurity ratio", sum(not clean[i] for i in images), len(images)))
-    if images := images_with(*IMPURITIES):
-        rows.append(rate("impurity", "impurity ratio", sum(not clean[i] for i in images), len(images)))
+            rows.append(rate(name, "impurity ratio", int(extra[images].sum()), len(images)))
+    if images := [i for i, factors in enumerate(noted) if factors & set(IMPURITIES)]:
+        rows.append(rate("impurity", "impurity ratio", int(extra[images].sum()), len(images)))
     return rows
 
 
-def _others(dataset: Dataset) -> list[str]:
-    """Factors that the data notes beside the nine."""
-    noted = {f for s in dataset.samples for f in (*s.factors, *(f for c in s.cell_factors for f in c))}
-    return sorted(noted - set(FACTORS))
+def _cells_with(factor: str, sample: Sample) -> np.ndarray:
+    """Which cells of a sample have the factor, [cells] bool, crowds left out."""
+    return np.array([factor in factors for factors in sample.cell_factors], dtype=bool) & ~sample.crowd

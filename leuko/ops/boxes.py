@@ -137,16 +137,13 @@ def vote(kept: Tensor, groups: Tensor, boxes: Tensor, scores: Tensor, box_groups
 
 
 def box_iou(a: np.ndarray, b: np.ndarray, crowd: np.ndarray | None = None) -> np.ndarray:
-    """IoU of every box of ``a`` [N, 4] with every box of ``b`` [M, 4], numpy arrays: [N, M] float64 in 0..1.
-
-    Where ``crowd`` [M] bool is true, the share of ``a`` inside ``b`` instead (COCO's rule for crowds).
-    """
+    """IoU of every numpy box of ``a`` [N, 4] with every one of ``b`` [M, 4]: [N, M] float64 in 0..1. With a box of
+    ``b`` that is a ``crowd`` ([M] bool) it is the share of ``a`` inside the crowd, as COCO's evaluation has it."""
     a, b = (np.asarray(boxes, dtype=np.float64).reshape(-1, 4) for boxes in (a, b))
-    corner0 = np.maximum(a[:, None, :2], b[None, :, :2])
-    corner1 = np.minimum(a[:, None, 2:], b[None, :, 2:])
-    common = (corner1 - corner0).clip(0).prod(-1)
+    sides = np.minimum(a[:, None, 2:], b[None, :, 2:]) - np.maximum(a[:, None, :2], b[None, :, :2])
+    common = sides.clip(0).prod(-1)
     area_a, area_b = ((boxes[:, 2:] - boxes[:, :2]).prod(1) for boxes in (a, b))
-    whole = area_a[:, None] + area_b - common
+    union = area_a[:, None] + area_b - common
     if crowd is not None:
-        whole = np.where(crowd, area_a[:, None], whole)
-    return common / np.maximum(whole, EPS)
+        union = np.where(crowd, area_a[:, None], union)
+    return np.divide(common, union, out=np.zeros_like(common), where=union > 0)

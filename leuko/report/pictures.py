@@ -1,7 +1,11 @@
-"""Pictures of images with their cells: what a model is trained on, and what it finds beside what is there."""
+"""Pictures of images with their cells: what a model is trained on, its predictions beside the labels, doubtful labels.
+
+All of them are contact sheets, [H, W, 3] uint8 RGB.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,14 +14,16 @@ from ..data.dataset import Dataset
 from ..data.images import read_image
 from ..data.loader import TrainingItems
 from ..data.transforms import compose
+from ..detections import Detections
 from ..metrics.confusion import Pairing, correct_cells
+from ..metrics.consensus import Suspect
 from . import plots
 
 SHOWN_SCORE = 0.3  # detections below it would only clutter a picture
 
 
 def batch(items: Sequence[dict], types: Sequence[str]) -> np.ndarray:
-    """A contact sheet of training items (see ``leuko.data.loader``) with their labels: [H, W, 3] uint8."""
+    """Training items (see ``leuko.data.loader``) with their labels."""
     drawn = [
         plots.draw_cells(item["image"].permute(1, 2, 0).numpy(), item["boxes"].numpy(), item["labels"].numpy(), types)
         for item in items
@@ -25,47 +31,76 @@ def batch(items: Sequence[dict], types: Sequence[str]) -> np.ndarray:
     return plots.contact_sheet(drawn, columns=4)
 
 
-def augmentation(items: TrainingItems, types: Sequence[str], at_most: int = 8) -> np.ndarray:
-    """A contact sheet of the training image with the most cells: as it is, under each transform of ``items`` alone, and
-    ``at_most`` times under all of them with their probabilities. [H, W, 3] uint8."""
-    cells = [int((~sample.crowd).sum()) for sample in items.samples]
-    index = int(np.argmax(cells))
-    field = items.field(index)
-    shown = [("as it is", field)]
+def augmentation(items: TrainingItems, types: Sequence[str], max_images: int = 8) -> np.ndarray:
+    """The training image with the most cells: unchanged, under each transform of ``items`` alone, and ``max_images``
+    times under all of them with their probabilities."""
+    index = int(np.argmax([(~sample.crowd).sum() for sample in items.samples]))
+    sample = items.field(index)
+    shown = [("unchanged", sample)]
     for i, step in enumerate(items.steps):
-        alone = compose.augment(field, [step._replace(p=1.0)], np.random.default_rng([items.seed, i]), items.another)
+        alone = compose.augment(sample, [step._replace(p=1.0)], np.random.default_rng([items.seed, i]), items.another)
         shown.append((step.name, alone))
-    for i in range(at_most if items.steps else 0):
+    for i in range(max_images if items.steps else 0):
         rng = np.random.default_rng([items.seed, i, index])
-        shown.append(("all", compose.augment(field, items.steps, rng, items.another)))
-    drawn = [(title, plots.draw_cells(f.image, f.boxes, f.labels, types)) for title, f in shown]
-    return plots.contact_sheet([plots.titled(image, title) for title, image in drawn], columns=6)
+        shown.append(("all", compose.augment(sample, items.steps, rng, items.another)))
+    drawn = [plots.captioned(plots.draw_cells(s.image, s.boxes, s.labels, types), title) for title, s in shown]
+    return plots.contact_sheet(drawn, columns=6)
 
 
-def worst_first(pairings: Sequence[Pairing], dataset: Dataset, predictions: Sequence[dict]) -> list[int]:
-    """The images with errors, those with the most first: cells missed or called another type, and extra detections."""
-    right = correct_cells(dataset, predictions, pairings)
-    wrong = [
-        int((~r & ~s.crowd).sum()) + int((p.of_detection == -1).sum())
-        for r, s, p in zip(right, dataset.samples, pairings, strict=True)
+def worst_first(pairings: Sequence[Pairing], dataset: Dataset, predictions: Sequence[Detections]) -> list[int]:
+    """Indices of the images with errors, in descending order of their number: cells that are missed or found with
+    another type, and extra detections."""
+    correct = correct_cells(dataset, predictions, pairings)
+    errors = [
+        int((~c & ~s.crowd).sum()) + int((p.of_detection == -1).sum())
+        for c, s, p in zip(correct, dataset.samples, pairings, strict=True)
     ]
-    return [i for i in sorted(range(len(wrong)), key=lambda i: -wrong[i]) if wrong[i]]
+    return [i for i in sorted(range(len(errors)), key=lambda i: -errors[i]) if errors[i]]
 
 
-def truth_and_found(
-    dataset: Dataset, predictions: Sequence[dict], images: Sequence[int] | None = None, at_most: int = 12
+def gt_and_predictions(
+    dataset: Dataset, predictions: Sequence[Detections], images: Sequence[int] | None = None, max_images: int = 12
 ) -> np.ndarray:
-    """A contact sheet of pairs, the truth on the left and the detections on the right, of ``images`` or from all over
-    the data set."""
+    """Pairs with the labels on the left and the detections on the right, of ``images`` (indices), or of images evenly
+    spread over the data set."""
     if images is None:
-        images = np.linspace(0, len(dataset) - 1, min(at_most, len(dataset))).round().astype(int)
+        images = np.linspace(0, len(dataset) - 1, min(max_images, len(dataset))).round().astype(int)
     pairs = []
-    for i in images[:at_most]:
-        sample, found = dataset.samples[i], predictions[i]
+    for i in images[:max_images]:
+        sample, found = dataset.samples[i], predictions[i].above(SHOWN_SCORE)
         image = read_image(sample.image)
-        good = found.scores >= SHOWN_SCORE
-        pairs += [
-            plots.draw_cells(image, sample.boxes, sample.labels, dataset.types),
-            plots.draw_cells(image, found.boxes[good], found.labels[good], dataset.types, found.scores[good]),
-        ]
+        pairs.append(plots.draw_cells(image, sample.boxes, sample.labels, dataset.types))
+        pairs.append(plots.draw_cells(image, found.boxes, found.labels, dataset.types, found.scores))
     return plots.contact_sheet(pairs, columns=4)
+
+
+def consensus(dataset: Dataset, suspects: Sequence[Suspect], max_images: int = 24) -> np.ndarray:
+    """Consensus errors in their order, as many of each kind: the place, its label, and the vote of each model."""
+    of_kind: Counter[str] = Counter()
+    tiles = []
+    for suspect in suspects:
+        of_kind[suspect.kind] += 1
+        if of_kind[suspect.kind] <= max_images // 3:
+            tiles.append(_suspect(dataset, suspect))
+    height, columns = max(len(tile) for tile in tiles), min(6, len(tiles))
+    tiles = [np.pad(t, ((0, height - len(t)), (0, 0), (0, 0)), constant_values=255) for t in tiles]
+    tiles += [np.full_like(tiles[0], 255)] * (-len(tiles) % columns)
+    return np.vstack([np.hstack(tiles[i : i + columns]) for i in range(0, len(tiles), columns)])
+
+
+def _suspect(dataset: Dataset, suspect: Suspect) -> np.ndarray:
+    """The surroundings of a suspect with its box, and what the label and the models say in words below it."""
+    sample, types = dataset.samples[suspect.image], dataset.types
+    x0, y0, x1, y1 = suspect.box
+    half = max(x1 - x0, y1 - y0) * 0.9
+    left, top = (max(int(middle - half), 0) for middle in ((x0 + x1) / 2, (y0 + y1) / 2))
+    crop = read_image(sample.image)[top : int((y0 + y1) / 2 + half) + 1, left : int((x0 + x1) / 2 + half) + 1]
+    label = types.index(suspect.label or suspect.says)
+    drawn = plots.draw_cells(crop, np.array([[x0 - left, y0 - top, x1 - left, y1 - top]]), np.array([label]), types)
+    title = {
+        "type": f"label {suspect.label}, models say {suspect.says}",
+        "unlabelled": f"no label, models say {suspect.says}",
+        "missed": f"label {suspect.label}, no model finds it",
+    }[suspect.kind]
+    votes = [f"{v.model}: {f'{v.type} {v.score:.2f}' if v.type else 'nothing'}" for v in suspect.votes]
+    return plots.captioned(plots.contact_sheet([drawn], 1), title, sample.image.name[:34], *votes)

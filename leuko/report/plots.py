@@ -7,30 +7,53 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import cv2
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont
 
 from ..cells import colour
 from ..data.dataset import Dataset
+from ..data.images import fit
 from ..data.tools.stats import Colour
 from ..io import write_bytes
 from ..metrics.differential import Share
 
-INK, GRID, ACCENT = "#222222", "#e3e3e3", "#4d4d4d"
+INK, ACCENT = "#222222", "#4d4d4d"
 MEASURES = {"mAP": "#222222", "mAP50": "#0072B2", "mAP75": "#009E73", "mAR": "#D55E00"}
+STYLE = {
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlecolor": INK,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 11,
+    "figure.constrained_layout.h_pad": 0.1,
+    "figure.constrained_layout.w_pad": 0.1,
+    "grid.color": "#e3e3e3",
+    "legend.edgecolor": "none",
+    "legend.fontsize": 8,
+    "legend.framealpha": 0.85,
+    "legend.title_fontsize": 8,
+    "savefig.dpi": 120,
+    "text.parse_math": False,  # a name with dollar signs is not a formula
+}
 SHEET_CELL = 400  # pixels: the longer side of an image on a contact sheet
 HEAT_BINS = 48
 LEAST_SPAN = 40  # levels of colour that an axis shows at least, so that small differences look small
-MAX_NAMED = 12  # groups of images whose names still find room in a picture
+MAX_NAMED = 12  # groups of images up to which each is named in a picture
+
+
+# ---------------------------------------------------------------- images
 
 
 def draw_cells(
@@ -42,153 +65,27 @@ def draw_cells(
 ) -> np.ndarray:
     """Return a copy of the image with each box in its type's colour and a tag, "NG" or "NG 0.93".
 
-    Lines and letters grow with the image. A tag stands above its box where there is room and inside it otherwise, and
-    never leaves the image; where the image is smaller than the tag, the box's colour alone tells the type.
+    Lines and letters grow with the image. A tag is above its box if there is room and inside it otherwise, and never
+    leaves the image; in an image smaller than the tag, only the box's colour tells the type.
     """
     height, width = image.shape[:2]
-    side = min(height, width)
-    line = max(1, round(math.sqrt(side) / 9))  # 2 pixels at 320, 3 at 600, 6 at 3264
-    font = ImageFont.load_default(size=max(12.0, side / 32))
+    shorter = min(height, width)
+    line = max(1, round(math.sqrt(shorter) / 9))  # 2 pixels at 320, 3 at 600, 6 at 3264
+    font = ImageFont.load_default(size=max(12.0, shorter / 32))
     picture = Image.fromarray(np.ascontiguousarray(image))
     draw = ImageDraw.Draw(picture)
-    for i in reversed(range(len(boxes))):  # the best score last, on top
-        rgb = colour(types[labels[i]], int(labels[i]))
+    for i in reversed(range(len(boxes))):  # the highest score last, on top
+        name = types[labels[i]]
+        rgb = colour(name, int(labels[i]))
         x0, y0, x1, y1 = np.clip(boxes[i], 0, [width, height, width, height]).round().astype(int).tolist()
         right, bottom = min(max(x1 - 1, x0), width - 1), min(max(y1 - 1, y0), height - 1)
         x0, y0 = min(x0, right), min(y0, bottom)
         draw.rectangle((x0, y0, right, bottom), outline=rgb, width=line)
-        _draw_tag(
-            draw, types[labels[i]] if scores is None else f"{types[labels[i]]} {scores[i]:.2f}", (x0, y0), rgb, font
-        )
+        _draw_tag(draw, name if scores is None else f"{name} {scores[i]:.2f}", (x0, y0), rgb, font)
     return np.asarray(picture)
 
 
-def contact_sheet(images: Sequence[np.ndarray], columns: int) -> np.ndarray:
-    """Return one image with all ``images`` in rows of ``columns``, each fitted into a square, on white."""
-    gap = SHEET_CELL // 50
-    columns = max(1, min(columns, len(images)))
-    rows = -(-len(images) // columns)
-    step = SHEET_CELL + gap
-    sheet = np.full((max(rows, 1) * step + gap, columns * step + gap, 3), 255, dtype=np.uint8)
-    for i, image in enumerate(images):
-        height, width = image.shape[:2]
-        scale = SHEET_CELL / max(height, width)
-        size = max(1, round(width * scale)), max(1, round(height * scale))
-        small = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
-        x = gap + i % columns * step + (SHEET_CELL - size[0]) // 2
-        y = gap + i // columns * step + (SHEET_CELL - size[1]) // 2
-        sheet[y : y + size[1], x : x + size[0]] = small
-    return sheet
-
-
-def titled(image: np.ndarray, title: str) -> np.ndarray:
-    """An image [H, W, 3] uint8 with a white band below it that holds a title."""
-    width = image.shape[1]
-    band = Image.new("RGB", (width, max(14, width // 12)), "white")
-    font = ImageFont.load_default(0.75 * band.height)
-    ImageDraw.Draw(band).text((width / 2, band.height / 2), title, (30, 30, 30), font, "mm")
-    return np.vstack([image, np.asarray(band)])
-
-
-def captioned(image: np.ndarray, lines: Sequence[str]) -> np.ndarray:
-    """An image [H, W, 3] uint8 with lines of text below it, on white."""
-    width = image.shape[1]
-    step = max(13, width // 18)
-    band = Image.new("RGB", (width, step * len(lines) + step // 2), "white")
-    draw, font = ImageDraw.Draw(band), ImageFont.load_default(0.8 * step)
-    for i, line in enumerate(lines):
-        draw.text((width // 40, step * i), line, (30, 30, 30), font)
-    return np.vstack([image, np.asarray(band)])
-
-
-def write_image(path: str | Path, image: np.ndarray) -> None:
-    """Write an RGB uint8 image in the format its suffix names (.jpg, .png ...), whole or not at all."""
-    _, data = cv2.imencode(Path(path).suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
-    write_bytes(path, data.tobytes())
-
-
-def training_curves(rows: Sequence[dict], path: str | Path) -> None:
-    """Draw the rows of ``results.csv`` (numbers or their text): losses, validation measures and learning rate.
-
-    The columns are ``epoch``, ``lr``, the loss terms ``loss/...`` and ``val/mAP``, ``val/mAP50``, ``val/mAP75``,
-    ``val/mAR``; what is missing or empty leaves a gap.
-    """
-    figure = new_figure(12, 4)
-    losses, measures, rate = figure.subplots(1, 3, width_ratios=(1.3, 1.3, 1))
-    epochs = _column(rows, "epoch")
-    title = "validation"
-    terms = list(dict.fromkeys(key for row in rows for key in row if key.startswith("loss/")))
-    for i, term in enumerate(terms):
-        rgb = np.array(colour("", i)) / 255
-        losses.plot(epochs, _column(rows, term), color=rgb, marker="o", markersize=3, label=term.removeprefix("loss/"))
-    for name, ink in MEASURES.items():
-        values = _column(rows, f"val/{name}")
-        measures.plot(epochs, values, color=ink, marker="o", markersize=3, label=name)
-        if name == "mAP" and np.isfinite(values).any():
-            best = int(np.nanargmax(values))
-            measures.plot(epochs[best], values[best], "o", color=ink, markersize=9, fillstyle="none")
-            title = f"validation: best mAP {values[best]:.3f} at epoch {epochs[best]:.0f}"
-    rate.plot(epochs, _column(rows, "lr"), color=ACCENT, marker="o", markersize=3)
-    label_axes(losses, "training loss", "epoch", "loss (mean of the epoch)")
-    label_axes(measures, title, "epoch", "measure (0 to 1)")
-    label_axes(rate, "learning rate", "epoch", "learning rate")
-    losses.set_ylim(bottom=0)
-    measures.set_ylim(0, 1)
-    rate.set_ylim(bottom=0)
-    for axes in (losses, measures, rate):
-        axes.set_xlim(0.5, max([2.0, *epochs]) + 0.5)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    for axes in (losses, measures):
-        if axes.lines:
-            axes.legend(frameon=False, fontsize=8)
-    save(figure, path)
-
-
-def label_statistics(dataset: Dataset, path: str | Path) -> None:
-    """Draw what the labels are like: cells and box sizes a type, where boxes lie, cells an image (crowds left out)."""
-    figure = new_figure(11, 8)
-    (cells, sizes), (places, images) = figure.subplots(2, 2)
-    _draw_labels(figure, (cells, sizes, places, images), dataset)
-    save(figure, path)
-
-
-def data_statistics(dataset: Dataset, colours: Sequence[Colour], factors: Sequence[dict], path: str | Path) -> None:
-    """Draw what a data set is like: the four panels of :func:`label_statistics`, the colours of its groups of images,
-    and its interference factors (see ``leuko.data.tools.stats``)."""
-    figure = new_figure(16, 8)
-    (cells, sizes, tint), (places, images, noted) = figure.subplots(2, 3)
-    _draw_labels(figure, (cells, sizes, places, images), dataset)
-    _draw_colours(tint, colours)
-    _draw_factors(noted, factors)
-    save(figure, path)
-
-
-def differential_chart(shares: Sequence[Share], path: str | Path) -> None:
-    """Draw a differential count: percent a type with 95 % Wilson intervals."""
-    figure = new_figure(7, 0.5 * len(shares) + 1.4)
-    axes = figure.subplots()
-    types = [s.type for s in shares]
-    percent = np.nan_to_num([s.percent for s in shares])
-    error = np.nan_to_num([[s.percent - s.low for s in shares], [s.high - s.percent for s in shares]])
-    axes.barh(types, percent, color=inks(types), height=0.7)
-    axes.errorbar(percent, types, xerr=error, fmt="none", ecolor=INK, elinewidth=1.2, capsize=3)
-    for i, (share, top) in enumerate(zip(shares, percent + error[1], strict=True)):
-        axes.annotate(
-            f"{percent[i]:.1f} % ({share.cells:,})", (top, i), (6, 0), textcoords="offset points", va="center"
-        )
-    axes.set_xlim(0, 120)  # room for the text beside a bar of 100 %
-    axes.set_xticks(range(0, 101, 20))
-    axes.invert_yaxis()
-    label_axes(
-        axes,
-        f"differential count of {sum(s.cells for s in shares):,} cells",
-        "percent of cells (line: 95 % Wilson interval)",
-        "type",
-    )
-    save(figure, path)
-
-
-def _draw_tag(draw: ImageDraw.ImageDraw, text: str, corner: tuple[int, int], rgb: tuple, font) -> None:
+def _draw_tag(draw: ImageDraw.ImageDraw, text: str, corner: tuple[int, int], rgb: tuple, font: Any) -> None:
     width, height = draw.im.size
     left, top, right, bottom = font.getbbox(text)
     pad = max(2, round(font.size / 6))
@@ -202,78 +99,203 @@ def _draw_tag(draw: ImageDraw.ImageDraw, text: str, corner: tuple[int, int], rgb
     draw.text((x + pad - left, y + pad - top), text, fill="black" if luminance > 140 else "white", font=font)
 
 
-def _draw_labels(figure: Figure, panels: Sequence[Axes], dataset: Dataset) -> None:
-    """Cells a type, box sizes, where boxes lie, and cells an image."""
-    cells, sizes, places, images = panels
-    kept = [(s, s.boxes[~s.crowd], s.labels[~s.crowd]) for s in dataset.samples]
+def captioned(image: np.ndarray, *lines: str) -> np.ndarray:
+    """An image [H, W, 3] uint8 with lines of text below it, on white."""
+    width = image.shape[1]
+    step = max(13, width // 15)
+    band = Image.new("RGB", (width, step * len(lines) + step // 2), "white")
+    draw, font = ImageDraw.Draw(band), ImageFont.load_default(0.8 * step)
+    for i, line in enumerate(lines):
+        draw.text((width // 40, step * i), line, (30, 30, 30), font)
+    return np.vstack([image, np.asarray(band)])
+
+
+def contact_sheet(images: Sequence[np.ndarray], columns: int) -> np.ndarray:
+    """Return one image with all ``images`` in rows of ``columns``, each fitted into a square, on white."""
+    gap = SHEET_CELL // 50
+    columns = max(1, min(columns, len(images)))
+    rows = max(1, -(-len(images) // columns))
+    step = SHEET_CELL + gap
+    sheet = np.full((rows * step + gap, columns * step + gap, 3), 255, dtype=np.uint8)
+    for i, image in enumerate(images):
+        small = fit(image, SHEET_CELL)
+        height, width = small.shape[:2]
+        x = gap + i % columns * step + (SHEET_CELL - width) // 2
+        y = gap + i // columns * step + (SHEET_CELL - height) // 2
+        sheet[y : y + height, x : x + width] = small
+    return sheet
+
+
+def write_image(path: str | Path, image: np.ndarray) -> None:
+    """Write an RGB uint8 image in the format of its suffix (.jpg, .png ...), completely or not at all."""
+    _, data = cv2.imencode(Path(path).suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    write_bytes(path, data.tobytes())
+
+
+# ---------------------------------------------------------------- charts
+
+
+@contextmanager
+def panels(
+    path: str | Path, width: float, height: float, rows: int = 1, columns: int = 1, **shared: Any
+) -> Iterator[list[Axes]]:
+    """Give ``rows`` x ``columns`` axes of a new figure (``width`` x ``height`` inches), row by row; at the end of the
+    block the figure is written. ``shared`` goes to ``Figure.subplots``."""
+    data = io.BytesIO()
+    with matplotlib.rc_context(STYLE):
+        # Without pyplot, which keeps every figure alive and is not safe in threads.
+        figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+        yield list(figure.subplots(rows, columns, squeeze=False, **shared).flat)
+        figure.savefig(data, format=Path(path).suffix[1:])
+    write_bytes(path, data.getvalue())
+
+
+def type_colours(types: Sequence[str]) -> list[tuple[float, ...]]:
+    """The colour of each type as matplotlib takes it, RGB in 0..1."""
+    return [tuple(v / 255 for v in colour(name, i)) for i, name in enumerate(types)]
+
+
+def training_curves(rows: Sequence[dict], path: str | Path) -> None:
+    """Draw the rows of ``results.csv`` (numbers or their text): losses, validation measures and learning rate.
+
+    The columns are ``epoch``, ``lr``, the loss terms ``loss/...`` and ``val/mAP``, ``val/mAP50``, ``val/mAP75``,
+    ``val/mAR``; a value that is missing or empty leaves a gap.
+    """
+
+    def column(key: str) -> np.ndarray:
+        return np.array([np.nan if row.get(key) in (None, "") else float(row[key]) for row in rows])
+
+    epochs = column("epoch")
+    terms = list(dict.fromkeys(key for row in rows for key in row if key.startswith("loss/")))
+    with panels(path, 12, 4, 1, 3, width_ratios=(1.3, 1.3, 1)) as (losses, measures, rate):
+        line = {"marker": "o", "markersize": 3}
+        for term, ink in zip(terms, type_colours([""] * len(terms)), strict=True):
+            losses.plot(epochs, column(term), color=ink, label=term.removeprefix("loss/"), **line)
+        for name, ink in MEASURES.items():
+            measures.plot(epochs, column(f"val/{name}"), color=ink, label=name, **line)
+        rate.plot(epochs, column("lr"), color=ACCENT, **line)
+        title, mAP = "validation", column("val/mAP")
+        if np.isfinite(mAP).any():
+            best = int(np.nanargmax(mAP))
+            measures.plot(epochs[best], mAP[best], "o", color=MEASURES["mAP"], markersize=9, fillstyle="none")
+            title = f"validation: best mAP {mAP[best]:.3f} at epoch {epochs[best]:.0f}"
+        losses.set(title="training loss", ylabel="loss (mean of the epoch)")
+        measures.set(title=title, ylabel="measure (0 to 1)", ylim=(0, 1))
+        rate.set(title="learning rate", ylabel="learning rate")
+        for axes in (losses, rate):
+            axes.set_ylim(bottom=0)
+        for axes in (losses, measures, rate):
+            axes.set(xlabel="epoch", xlim=(0.5, max([2.0, *epochs]) + 0.5))
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        for axes in (losses, measures):
+            if axes.lines:
+                axes.legend()
+
+
+def label_statistics(dataset: Dataset, path: str | Path) -> None:
+    """Draw what the labels are like: cells per type, box sizes, where boxes are, cells per image (without crowds)."""
+    with panels(path, 11, 8, 2, 2) as (cells, sizes, places, images):
+        _draw_labels(cells, sizes, places, images, dataset)
+
+
+def data_statistics(dataset: Dataset, colours: Sequence[Colour], factors: Sequence[dict], path: str | Path) -> None:
+    """Draw what a data set is like: the four panels of :func:`label_statistics`, the colours of its groups of images,
+    and its interference factors (see ``leuko.data.tools.stats``)."""
+    with panels(path, 16, 8, 2, 3) as (cells, sizes, tints, places, images, noted):
+        _draw_labels(cells, sizes, places, images, dataset)
+        _draw_colours(tints, colours)
+        _draw_factors(noted, factors)
+
+
+def differential_chart(shares: Sequence[Share], path: str | Path) -> None:
+    """Draw a differential count: percent of the cells per type, with 95 % Wilson intervals."""
+    types = [s.type for s in shares]
+    percent = np.nan_to_num([s.percent for s in shares])
+    error = np.nan_to_num([[s.percent - s.low for s in shares], [s.high - s.percent for s in shares]])
+    with panels(path, 7, 0.5 * len(shares) + 1.4) as (axes,):
+        axes.barh(types, percent, color=type_colours(types), height=0.7)
+        axes.errorbar(percent, types, xerr=error, fmt="none", ecolor=INK, elinewidth=1.2, capsize=3)
+        for i, share in enumerate(shares):
+            at = percent[i] + error[1, i], i
+            text = f"{percent[i]:.1f} % ({share.cells:,})"
+            axes.annotate(text, at, (6, 0), textcoords="offset points", va="center")
+        axes.set(xlim=(0, 120), xticks=range(0, 101, 20))  # room for the text beside a bar of 100 %
+        axes.invert_yaxis()
+        axes.set(title=f"differential count of {sum(s.cells for s in shares):,} cells", ylabel="type")
+        axes.set_xlabel("percent of cells (line: 95 % Wilson interval)")
+
+
+def _draw_labels(cells: Axes, sizes: Axes, places: Axes, images: Axes, dataset: Dataset) -> None:
+    """Cells per type, box sizes, where boxes are, and cells per image, crowds left out."""
+    boxes = [s.boxes[~s.crowd] for s in dataset.samples]
     _draw_type_counts(cells, dataset)
-    _draw_box_sizes(sizes, dataset, kept)
-    _draw_heat(places, figure, kept)
-    _draw_cells_per_image(images, [len(boxes) for _, boxes, _ in kept])
+    _draw_box_sizes(sizes, dataset)
+    _draw_heat(places, dataset, boxes)
+    _draw_cells_per_image(images, [len(b) for b in boxes])
 
 
 def _draw_type_counts(axes: Axes, dataset: Dataset) -> None:
     counts = dataset.counts()
-    axes.bar(dataset.types, counts, color=inks(dataset.types), width=0.7)
-    total = max(int(counts.sum()), 1)
+    total = int(counts.sum())
+    axes.bar(dataset.types, counts, color=type_colours(dataset.types), width=0.7)
     for i, n in enumerate(counts):
-        axes.annotate(f"{n:,}\n{100 * n / total:.1f} %", (i, n), (0, 3), textcoords="offset points", ha="center")
-    axes.set_ylim(0, 1.18 * max([4, *counts]))
+        text = f"{n:,}\n{100 * n / max(total, 1):.1f} %"
+        axes.annotate(text, (i, n), (0, 3), textcoords="offset points", ha="center")
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-    label_axes(axes, f"cells a type ({int(counts.sum()):,} in all)", "type", "cells")
+    axes.set(title=f"cells per type ({total:,} in all)", xlabel="type", ylabel="cells")
+    axes.set_ylim(0, 1.18 * max([4, *counts]))
 
 
 def _draw_cells_per_image(axes: Axes, cells: list[int]) -> None:
     values, counts = np.unique(np.array(cells, dtype=int), return_counts=True)
     axes.bar(values, counts, color=ACCENT, width=0.8)
-    axes.set_xlim(-0.6, max([4, *cells]) + 0.6)
-    axes.set_ylim(0, 1.05 * max([4, *counts]))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-    label_axes(axes, f"cells an image ({len(cells):,} images)", "cells in the image", "images")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True))
+    axes.set(title=f"cells per image ({len(cells):,} images)", xlabel="cells in the image", ylabel="images")
+    axes.set(xlim=(-0.6, max([4, *cells]) + 0.6), ylim=(0, 1.05 * max([4, *counts])))
 
 
-def _draw_box_sizes(axes: Axes, dataset: Dataset, kept: list) -> None:
-    """One box plot a type: side of the square of equal area, in percent of the image's shorter side."""
+def _draw_box_sizes(axes: Axes, dataset: Dataset) -> None:
+    """One box plot per type: side of the square of equal area, in percent of the image's shorter side."""
     sides: list[list[float]] = [[] for _ in dataset.types]
-    for sample, boxes, labels in kept:
-        side = np.sqrt((boxes[:, 2:] - boxes[:, :2]).prod(axis=1)) / min(sample.width, sample.height)
-        for label, value in zip(labels, 100 * side, strict=True):
+    for sample in dataset.samples:
+        side = np.sqrt((sample.boxes[:, 2:] - sample.boxes[:, :2]).prod(axis=1)) / min(sample.width, sample.height)
+        for label, value in zip(sample.labels[~sample.crowd], 100 * side[~sample.crowd], strict=True):
             sides[label].append(float(value))
     parts = axes.boxplot(sides, tick_labels=dataset.types, widths=0.6, patch_artist=True, flierprops={"markersize": 2})
-    for box, ink in zip(parts["boxes"], inks(dataset.types), strict=True):
+    for box, ink in zip(parts["boxes"], type_colours(dataset.types), strict=True):
         box.set(facecolor=ink, edgecolor=INK)
     for median in parts["medians"]:
         median.set(color="white", linewidth=2)
+    axes.set(title="box size", xlabel="type", ylabel="side, sqrt(width x height)\n(% of the image's shorter side)")
     axes.set_ylim(0, 1.05 * max([1.0, *(value for values in sides for value in values)]))
-    label_axes(axes, "box size", "type", "side, sqrt(width x height)\n(% of the image's shorter side)")
 
 
-def _draw_heat(axes: Axes, figure: Figure, kept: list) -> None:
+def _draw_heat(axes: Axes, dataset: Dataset, boxes: Sequence[np.ndarray]) -> None:
     """How many boxes cover each part of the image, all images laid over each other."""
     heat = np.zeros((HEAT_BINS, HEAT_BINS))
-    for sample, boxes, _ in kept:
-        scale = HEAT_BINS / np.array([sample.width, sample.height, sample.width, sample.height])
-        for x0, y0, x1, y1 in np.clip((boxes * scale).round().astype(int), 0, HEAT_BINS):
+    for sample, of_image in zip(dataset.samples, boxes, strict=True):
+        scale = HEAT_BINS / np.array([sample.width, sample.height] * 2)
+        for x0, y0, x1, y1 in np.clip((of_image * scale).round().astype(int), 0, HEAT_BINS):
             heat[y0:y1, x0:x1] += 1
     shown = axes.imshow(heat, cmap="viridis", extent=(0, 100, 100, 0), vmin=0, vmax=max(heat.max(), 1))
-    figure.colorbar(shown, ax=axes, label="boxes that cover the place")
-    label_axes(axes, "where boxes lie", "% of the image's width", "% of the image's height")
+    axes.figure.colorbar(shown, ax=axes, label="boxes that cover the place")
+    axes.set(title="where boxes are", xlabel="% of the image's width", ylabel="% of the image's height")
     axes.grid(False)
 
 
 def _draw_colours(axes: Axes, colours: Sequence[Colour]) -> None:
-    """A dot a group, in its colour: how bright, and how far from grey towards red or blue."""
+    """A dot per group in its colour: how bright, and how far from grey towards red or blue."""
     mean = np.array([c.mean for c in colours])
-    x, y = mean.mean(1), mean[:, 0] - mean[:, 2]
-    axes.scatter(x, y, s=90, c=mean / 255, edgecolors=INK, linewidths=0.6)
+    at = np.stack([mean.mean(1), mean[:, 0] - mean[:, 2]], axis=1)
+    axes.scatter(*at.T, s=90, c=mean / 255, edgecolors=INK, linewidths=0.6)
     if len(colours) <= MAX_NAMED:
-        for c, at in zip(colours, zip(x, y, strict=True), strict=True):
-            axes.annotate(f"{c.group} ({c.images:,})", at, (8, 0), textcoords="offset points", va="center")
-    for low, high, limit in ((x.min(), x.max(), axes.set_xlim), (y.min(), y.max(), axes.set_ylim)):
-        middle, half = (low + high) / 2, max(high - low, LEAST_SPAN) * 0.75
-        limit(middle - half, middle + half)
-    label_axes(axes, f"mean colour of {len(colours):,} groups of images", "brightness, 0 to 255", "red minus blue")
+        for c, place in zip(colours, at, strict=True):
+            axes.annotate(f"{c.group} ({c.images:,})", place, (8, 0), textcoords="offset points", va="center")
+    middle, half = (at.min(0) + at.max(0)) / 2, np.maximum(np.ptp(at, axis=0), LEAST_SPAN) * 0.75
+    low, high = middle - half, middle + half
+    axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), xlabel="brightness, 0 to 255", ylabel="red minus blue")
+    axes.set_title(f"mean colour of {len(colours):,} groups of images")
 
 
 def _draw_factors(axes: Axes, factors: Sequence[dict]) -> None:
@@ -290,41 +312,5 @@ def _draw_factors(axes: Axes, factors: Sequence[dict]) -> None:
     axes.set_yticks(range(len(names)), names)
     axes.margins(x=0.15)
     axes.invert_yaxis()
-    axes.legend(frameon=False)
-    label_axes(axes, "interference factors", "images or cells", "")
-
-
-def inks(types: Sequence[str]) -> list[tuple[float, ...]]:
-    return [tuple(v / 255 for v in colour(name, i)) for i, name in enumerate(types)]
-
-
-def _column(rows: Sequence[dict], key: str) -> np.ndarray:
-    """One column as floats; nan where a row has no value."""
-    values = (row.get(key) for row in rows)
-    return np.array([np.nan if value in (None, "") else float(value) for value in values])
-
-
-def new_figure(width: float, height: float) -> Figure:
-    """Make a figure (inches) without pyplot, which keeps every figure alive and is not safe in threads."""
-    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
-    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
-    return figure
-
-
-def label_axes(axes: Axes, title: str, x: str, y: str) -> None:
-    axes.set_title(title, fontsize=11, color=INK, loc="left")
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    axes.grid(True, color=GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def save(figure: Figure, path: str | Path) -> None:
-    """Write a figure, in which a type's or a model's name with dollar signs is no formula."""
-    data = io.BytesIO()
-    for text in figure.findobj(Text):
-        text.set_parse_math(False)
-    with matplotlib.rc_context({"text.parse_math": False}):  # for texts that drawing adds
-        figure.savefig(data, format=Path(path).suffix[1:], dpi=120)
-    write_bytes(path, data.getvalue())
+    axes.legend()
+    axes.set(title="interference factors", xlabel="images or cells")

@@ -1,6 +1,6 @@
 """What a validation writes: every number as CSV or JSON, each with its picture (Li et al. 2022, Results).
 
-The last of the models is the one that is reported (the fusion, where there is one); the others stand beside it.
+The last of the models is the reported one (the fusion, if there is one); the others are shown beside it.
 """
 
 from __future__ import annotations
@@ -10,84 +10,111 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from ..data.dataset import Dataset
+from ..detections import Detections
 from ..io import write_csv, write_json
-from ..metrics import agreement, bootstrap, calibration, confusion, consensus, curves, factors, matching
+from ..metrics import bootstrap, calibration, confusion, consensus, curves, differential, factors, matching
 from ..metrics.calibration import Scaling
 from ..metrics.coco import Evaluation
-from ..metrics.differential import wilson
-from . import figures, pictures, plots, table
+from ..metrics.matching import Matches
+from . import figures, pictures, plots
+from .tables import rate
 
-SCORE, IOU = 0.5, 0.5  # of a detection that counts, where nothing else is said
-REFERRED = 50  # images on the list for a person
+SCORE, IOU = 0.5, 0.5  # of a detection that counts, where nothing else is stated
 
 
 @dataclass(frozen=True)
 class ModelResult:
-    """One model on the data set: its name, its detections, COCO's measures, and what it costs."""
+    """One model on the data set: its name, a prediction per image, COCO's measures, its cost as the columns of
+    ``cost.csv``, and the scaling of its scores, if it has been calibrated and they are not scaled yet."""
 
     name: str
-    found: Sequence[dict]
+    predictions: Sequence[Detections]
     evaluation: Evaluation
     cost: dict = field(default_factory=dict)
     scaling: Scaling | None = None
 
 
-def write(folder: Path, dataset: Dataset, models: Sequence[ModelResult], draws: int = bootstrap.DRAWS) -> list[str]:
-    """Write all results of ``models`` on one data set; returns lines worth telling on the terminal."""
+def write_results(
+    folder: Path, dataset: Dataset, models: Sequence[ModelResult], draws: int = bootstrap.DRAWS
+) -> list[str]:
+    """Write all results of ``models`` on one data set; returns a summary in lines for the terminal.
+
+    Models before the last one come in ascending order of mAP; pictures show them in descending order, after the last.
+    """
     reported, members = models[-1], models[:-1]
-    first = [reported, *members[::-1]]  # the order of pictures: falling mAP, where the members come by rising mAP
-    matches = {m.name: matching.match(dataset, m.found) for m in first}
-    told = []
-    best = _curves(folder, dataset, matches, reported.name)
-    pairings = {m.name: confusion.pair_all(dataset, m.found, SCORE, IOU) for m in first}
-    _confusion(folder, dataset, reported, pairings[reported.name])
-    if worst := pictures.worst_first(pairings[reported.name], dataset, reported.found):
-        sheet = pictures.truth_and_found(dataset, reported.found, worst, at_most=8)
+    shown = models[::-1]
+    matches = {m.name: matching.match(dataset, m.predictions) for m in shown}
+    pairings = {m.name: confusion.pair_all(dataset, m.predictions, SCORE, IOU) for m in shown}
+    best_scores = _write_curves(folder, dataset, matches, reported.name)
+    counts = _write_confusion(folder, dataset, reported, pairings[reported.name])
+    if worst := pictures.worst_first(pairings[reported.name], dataset, reported.predictions):
+        sheet = pictures.gt_and_predictions(dataset, reported.predictions, worst, max_images=8)
         plots.write_image(folder / "worst.jpg", sheet)
-    told += _factors(folder, dataset, first, pairings)
+    summary = _write_factors(folder, dataset, shown, pairings)
     if len(members) > 1:
-        told += _consensus(folder, dataset, members)
-    told += _agreement(folder, dataset, reported, members, best, pairings[reported.name])
-    _calibration(folder, matches, reported)
+        summary += _write_consensus(folder, dataset, members)
+    kappa = _write_agreement(folder, dataset, reported, counts)
+    thresholds = [best_scores[m.name] for m in members]
+    queue = differential.review_queue(
+        dataset, reported.predictions, [m.predictions for m in members], thresholds, SCORE
+    )
+    write_csv(folder / "review_queue.csv", queue, columns=("image", "group", "doubt", "why"))
+    summary.append(
+        f"Cohen's kappa of the types of found cells {rate(kappa)}; {len(queue)} images for a person to review: "
+        "review_queue.csv"
+    )
+    _write_calibration(folder, matches[reported.name], reported)
     if draws:
-        told += _intervals(folder, dataset, first, matches, draws)
-    if costs := [{"model": m.name, **m.cost} for m in models if m.cost]:
-        write_csv(folder / "cost.csv", costs)
-    return told
+        summary += _write_intervals(folder, dataset, shown, matches, draws)
+    write_csv(folder / "cost.csv", [{"model": m.name, **m.cost} for m in models])
+    return summary
 
 
-def _curves(folder: Path, dataset: Dataset, matches: dict[str, list], reported: str) -> dict[str, float]:
-    """Writes the curves; returns each model's score of the best F1."""
-    rows = {name: curves.precision_curves(m, dataset.types) for name, m in matches.items()}
-    write_csv(folder / "precision_recall.csv", [{"model": n, **row} for n, of in rows.items() for row in of])
-    figures.precision_recall(rows, folder / "precision_recall.png")
-    figures.precision_recall_of_types(rows[reported], dataset.types, reported, folder / "precision_recall_types.png")
-    by_score = {name: curves.score_curve(m) for name, m in matches.items()}
-    lines = [
-        {"model": n, "score": s, "precision": p, "recall": r, "f1": f}
-        for n, c in by_score.items()
-        for s, p, r, f in zip(curves.SCORES.round(2), c.precision, c.recall, c.f1, strict=True)
+def _write_curves(folder: Path, dataset: Dataset, matches: dict[str, list[Matches]], reported: str) -> dict[str, float]:
+    """Write precision against recall and measures against the score; returns each model's score of the best F1."""
+    by_recall = {name: curves.precision_curves(m) for name, m in matches.items()}
+    rows = [
+        {"model": model, "type": name, "iou": iou, "recall": round(recall, 2), "precision": precision}
+        for model, of_model in by_recall.items()
+        for name, of_type in zip([*dataset.types, "all"], of_model, strict=True)
+        for iou, curve in zip(curves.PANELS, of_type, strict=True)
+        for recall, precision in zip(matching.RECALLS.tolist(), curve.tolist(), strict=True)
     ]
-    write_csv(folder / "scores.csv", lines)
+    write_csv(folder / "precision_recall.csv", rows)
+    figures.precision_recall({name: c[-1] for name, c in by_recall.items()}, folder / "precision_recall.png")
+    of_types = dict(zip(dataset.types, by_recall[reported], strict=False))
+    figures.precision_recall_of_types(of_types, reported, folder / "precision_recall_types.png")
+    by_score = {name: curves.score_curve(m) for name, m in matches.items()}
+    rows = [
+        {"model": name, "score": score, "precision": p, "recall": r, "f1": f1}
+        for name, c in by_score.items()
+        for score, p, r, f1 in zip(curves.SCORES, c.precision, c.recall, c.f1, strict=True)
+    ]
+    write_csv(folder / "scores.csv", rows)
     figures.scores(by_score, folder / "scores.png")
     return {name: c.best_score for name, c in by_score.items()}
 
 
-def _confusion(folder: Path, dataset: Dataset, reported: ModelResult, pairings: list) -> None:
-    counts = confusion.matrix(dataset, reported.found, pairings)
+def _write_confusion(folder: Path, dataset: Dataset, reported: ModelResult, pairings: list) -> np.ndarray:
+    counts = confusion.matrix(dataset, reported.predictions, pairings)
     names = [*dataset.types, "missed"]
     rows = [
-        {"truth": t, **dict(zip(names, line.tolist(), strict=True))}
-        for t, line in zip([*dataset.types, "extra"], counts, strict=True)
+        {"label": label, **dict(zip(names, row, strict=True))}
+        for label, row in zip([*dataset.types, "extra"], counts.tolist(), strict=True)
     ]
     write_csv(folder / "confusion.csv", rows)
     title = f"{reported.name}: score >= {SCORE}, IoU >= {IOU}; {len(dataset):,} images, {counts[:-1].sum():,} cells"
     figures.confusion(counts, dataset.types, title, folder / "confusion.png")
+    return counts
 
 
-def _factors(folder: Path, dataset: Dataset, models: Sequence[ModelResult], pairings: dict[str, list]) -> list[str]:
-    rates = {m.name: factors.by_factor(dataset, m.found, pairings[m.name]) for m in models}
+def _write_factors(
+    folder: Path, dataset: Dataset, models: Sequence[ModelResult], pairings: dict[str, list]
+) -> list[str]:
+    rates = {m.name: factors.by_factor(dataset, m.predictions, pairings[m.name]) for m in models}
     if not rates[models[0].name]:
         return ["the data notes no interference factors: no results by factor"]
     write_csv(folder / "factors.csv", [{"model": name, **asdict(r)} for name, of in rates.items() for r in of])
@@ -95,109 +122,85 @@ def _factors(folder: Path, dataset: Dataset, models: Sequence[ModelResult], pair
     return []
 
 
-def _consensus(folder: Path, dataset: Dataset, members: Sequence[ModelResult]) -> list[str]:
-    found = consensus.suspects(dataset, [m.found for m in members], [m.name for m in members])
-    entries = [
-        {
-            "image": str(dataset.samples[s.image].image.resolve()),
-            "image_id": dataset.samples[s.image].id,
-            **{key: value for key, value in asdict(s).items() if key != "image"},
-            "verdict": "",
-        }
-        for s in found
-    ]
+def _write_consensus(folder: Path, dataset: Dataset, members: Sequence[ModelResult]) -> list[str]:
+    suspects = consensus.suspects(dataset, [m.predictions for m in members], [m.name for m in members])
+    entries = []
+    for s in suspects:
+        sample = dataset.samples[s.image]
+        entries.append({**asdict(s), "image": str(sample.image.resolve()), "image_id": sample.id, "verdict": ""})
     write_json(folder / "consensus.json", {"types": dataset.types, "suspects": entries})
-    if found:
-        figures.consensus(dataset, found, folder / "consensus.jpg")
-    return [f"{len(found)} labels that the models doubt together: consensus.json (see leuko data apply-review --help)"]
+    if suspects:
+        plots.write_image(folder / "consensus.jpg", pictures.consensus(dataset, suspects))
+    return [f"{len(suspects)} labels that the models doubt: consensus.json (see leuko data apply-review --help)"]
 
 
-def _agreement(
-    folder: Path,
-    dataset: Dataset,
-    reported: ModelResult,
-    members: Sequence[ModelResult],
-    best: dict[str, float],
-    pairings: list,
-) -> list[str]:
-    keys = agreement.group_keys(dataset)
-    counts = agreement.group_counts(dataset, reported.found, keys, SCORE)
-    rows = agreement.bland_altman(counts, dataset.types)
-    kappa = agreement.kappa(confusion.matrix(dataset, reported.found, pairings))
-    lines = []
+def _write_agreement(folder: Path, dataset: Dataset, reported: ModelResult, confusion_counts: np.ndarray) -> float:
+    """Write the counts per group and how they agree with the labels'; returns Cohen's kappa."""
+    counts = differential.group_counts(dataset, reported.predictions, SCORE)
+    rows = []
     for c in counts:
-        for k, name in enumerate(dataset.types):
-            share = [100 * v[k] / v.sum() if v.sum() else float("nan") for v in (c.truth, c.found)]
-            low, high = (100 * v for v in wilson(int(c.found[k]), int(c.found.sum())))
-            about = {"group": c.group, "images": c.images, "type": name, "truth": c.truth[k], "prediction": c.found[k]}
-            lines.append(
-                {**about, "truth_percent": share[0], "prediction_percent": share[1], "low95": low, "high95": high}
-            )
-    write_csv(folder / "differential.csv", lines)
-    write_json(folder / "agreement.json", {"score": SCORE, "iou": IOU, "kappa": kappa, "bland_altman": rows})
-    if any(r.groups for r in rows):
-        figures.agreement(counts, rows, folder / "agreement.png")
-    thresholds = [best[m.name] for m in members]
-    referred = agreement.review_queue(dataset, reported.found, [m.found for m in members], thresholds, SCORE)
-    write_csv(folder / "refer.csv", referred, columns=("image", "group", "doubt", "why"))
-    return [
-        f"Cohen's kappa of the types of found cells {table.rate(kappa)}; {len(referred)} images to refer to a person: "
-        "refer.csv"
-    ]
+        total = int(c.predicted.sum())
+        for name, labelled, predicted, (by_label, by_model) in zip(
+            dataset.types, c.labelled.tolist(), c.predicted.tolist(), c.percent.T, strict=True
+        ):
+            low, high = (100 * v for v in differential.wilson(predicted, total))
+            row = {"group": c.group, "images": c.images, "type": name, "label": labelled, "prediction": predicted}
+            row |= {"label_percent": by_label, "prediction_percent": by_model, "low95": low, "high95": high}
+            rows.append(row)
+    write_csv(folder / "differential.csv", rows)
+    kappa, agreement = differential.kappa(confusion_counts), differential.bland_altman(counts, dataset.types)
+    write_json(folder / "agreement.json", {"score": SCORE, "iou": IOU, "kappa": kappa, "bland_altman": agreement})
+    if any(r.groups for r in agreement):
+        figures.agreement(counts, agreement, folder / "agreement.png")
+    return kappa
 
 
-def _calibration(folder: Path, matches: dict[str, list], reported: ModelResult) -> None:
-    score, true = calibration.outcomes(matches[reported.name])
-    before = calibration.reliability(score, true)
-    after = calibration.reliability(reported.scaling(score), true) if reported.scaling else None
+def _write_calibration(folder: Path, matches: list[Matches], reported: ModelResult) -> None:
+    scores, tp = calibration.outcomes(matches)
+    before = calibration.reliability(scores, tp)
+    after = calibration.reliability(reported.scaling(scores), tp) if reported.scaling else None
     about = {"before": before, "after": after, "scaling": reported.scaling}
     write_json(folder / "calibration.json", {"iou": IOU, "least_score": calibration.LEAST_SCORE, **about})
-    if len(score):
+    if len(scores):
         figures.reliability(before, after, reported.name, folder / "calibration.png")
 
 
-def _intervals(
-    folder: Path, dataset: Dataset, models: Sequence[ModelResult], matches: dict[str, list], draws: int
+def _write_intervals(
+    folder: Path, dataset: Dataset, models: Sequence[ModelResult], matches: dict[str, list[Matches]], draws: int
 ) -> list[str]:
-    times = bootstrap.draws(dataset, draws)
-    drawn = {m.name: bootstrap.measured(matches[m.name], times) for m in models}
-    rows, whole = [], {}
-    for m in models:
-        e = m.evaluation
-        values = {"mAP": e.mAP, "mAR": e.mAR}
-        whole[m.name] = {k: bootstrap.interval(v, drawn[m.name][:, i]) for i, (k, v) in enumerate(values.items())}
-        rows += [{"model": m.name, "measure": k, **asdict(v)} for k, v in whole[m.name].items()]
+    """Write the intervals of each model, and the differences of the first, reported one to the others."""
+    times = bootstrap.resample(dataset, draws)
+    samples = {m.name: bootstrap.mean_measures(matches[m.name], times) for m in models}
+    intervals = {
+        m.name: {
+            measure: bootstrap.interval(getattr(m.evaluation, measure), samples[m.name][:, i])
+            for i, measure in enumerate(("mAP", "mAR"))
+        }
+        for m in models
+    }
+    rows = [{"model": name, "measure": k, **asdict(v)} for name, of in intervals.items() for k, v in of.items()]
     write_csv(folder / "intervals.csv", rows)
-    figures.intervals(whole, folder / "intervals.png")
+    figures.intervals(intervals, folder / "intervals.png")
     reported, *members = models
-    own = whole[reported.name]["mAP"]
+    own = intervals[reported.name]["mAP"]
     if math.isnan(own.value):
         return ["no cell is labelled: there is no mAP, and nothing to compare"]
-    span = f"{table.rate(own.low)} to {table.rate(own.high)} ({draws} draws)"
+    span = f"{rate(own.low)} to {rate(own.high)} ({draws} draws)"
     if not len(times):
         span = "- (all images are of one group, such as a smear: draws need two)"
-    told = [f"mAP {table.rate(own.value)}, 95 % interval {span}"]
-    if members:
-        compared = []
-        for m in members:
-            value = reported.evaluation.mAP - m.evaluation.mAP
-            gap, p = bootstrap.difference(drawn[reported.name][:, 0], drawn[m.name][:, 0], value)
-            compared.append(
-                {
-                    "model": reported.name,
-                    "against": m.name,
-                    "mAP_difference": gap.value,
-                    "low": gap.low,
-                    "high": gap.high,
-                    "p": p,
-                }
-            )
-        write_csv(folder / "differences.csv", compared)
-        best = max(members, key=lambda m: m.evaluation.mAP)
-        gap = next(row for row in compared if row["against"] == best.name)
-        sure = "95 % interval -, p -"
-        if not math.isnan(gap["low"]):
-            verdict = "no more than noise" if gap["low"] <= 0 <= gap["high"] else "a difference"
-            sure = f"95 % interval {gap['low']:+.3f} to {gap['high']:+.3f}, p {gap['p']:.3f}: {verdict}"
-        told.append(f"{reported.name} less {best.name}: mAP {gap['mAP_difference']:+.3f}, {sure}")
-    return told
+    summary = [f"mAP {rate(own.value)}, 95 % interval {span}"]
+    if not members:
+        return summary
+    rows = []
+    for m in members:
+        value = reported.evaluation.mAP - m.evaluation.mAP
+        gap, p = bootstrap.difference(samples[reported.name][:, 0], samples[m.name][:, 0], value)
+        about = {"model": reported.name, "against": m.name, "mAP_difference": gap.value}
+        rows.append({**about, "low": gap.low, "high": gap.high, "p": p})
+    write_csv(folder / "differences.csv", rows)
+    best = max(range(len(members)), key=lambda i: members[i].evaluation.mAP)
+    gap, certainty = rows[best], "95 % interval -, p -"
+    if not math.isnan(gap["low"]):
+        verdict = "no more than noise" if gap["low"] <= 0 <= gap["high"] else "a difference"
+        certainty = f"95 % interval {gap['low']:+.3f} to {gap['high']:+.3f}, p {gap['p']:.3f}: {verdict}"
+    return [*summary, f"{reported.name} minus {members[best].name}: mAP {gap['mAP_difference']:+.3f}, {certainty}"]

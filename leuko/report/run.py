@@ -1,4 +1,4 @@
-"""The run folder: made once and never overwritten, its files whole or not there at all."""
+"""The run folder: made once and never overwritten; each of its files is complete or does not exist."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import os
 import platform
 from datetime import datetime, timezone
 from importlib import metadata
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +18,20 @@ import torch
 
 from ..data.dataset import Dataset
 from ..errors import LeukoError
-from ..io import io_errors_as, plain, write_csv, write_json, write_text
-from ..metrics.coco import Evaluation
+from ..io import io_errors_as, plain, read_text, write_csv, write_json, write_text
+from ..metrics.coco import Evaluation, TypeResult
 
 
 def new_run(project: str | Path, name: str, *inside: str) -> Path:
-    """Make and return the folder ``project/name``, or ``name-2``, ``name-3`` ... where runs of that name exist, with
-    the folders ``inside`` it.
-
-    Two processes that ask at once get two folders, since making a folder either succeeds or finds it there.
-    """
+    """Make and return the folder ``project/name``, or ``name-2``, ``name-3`` ... if runs of that name exist, with the
+    folders ``inside`` it. Two processes that ask at the same time get two folders."""
     project = Path(project)
     if name in ("", ".", "..") or Path(name).name != name:
         raise LeukoError(f'run name "{name}": not a plain folder name; put the folder above it into the project')
     with io_errors_as("written", project / name):
         project.mkdir(parents=True, exist_ok=True)
         folders = (project / (name if i == 1 else f"{name}-{i}") for i in itertools.count(1))
-        folder = next(folder for folder in folders if _made(folder))
+        folder = next(folder for folder in folders if _make(folder))
         for child in inside:
             (folder / child).mkdir()
         return folder
@@ -48,7 +46,7 @@ def log(folder: str | Path, event: str, **fields: Any) -> None:
         if file.tell():
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":
-                line = "\n" + line  # the line before was cut off by a crash
+                line = "\n" + line  # a crash cut off the line before
         file.write(line.encode("utf-8", "backslashreplace"))
 
 
@@ -56,7 +54,7 @@ def write_evaluation(folder: str | Path, evaluation: Evaluation, results: list[d
     """Write what a validation measured: ``metrics.json``, ``per_class.csv`` and ``predictions.json``.
 
     ``results`` are the predictions in COCO's results format (see ``to_coco_results``); ``more`` is added to
-    ``metrics.json``: the model's parameters, its speed, what it was measured on.
+    ``metrics.json``: the model's parameters, its speed, the data that it was measured on.
     """
     folder = Path(folder)
     measures = dataclasses.asdict(evaluation)
@@ -67,14 +65,37 @@ def write_evaluation(folder: str | Path, evaluation: Evaluation, results: list[d
     write_json(folder / "predictions.json", results, indent=None)
 
 
+def read_evaluation(folder: str | Path) -> tuple[Evaluation, dict[str, Any]]:
+    """Read ``metrics.json``: the evaluation, and all that the file holds. Raises LeukoError."""
+    path = Path(folder) / "metrics.json"
+    if not path.is_file():
+        raise LeukoError(f"{path}: no such file; name the folder of a run or of a validation")
+    try:
+        content = json.loads(read_text(path))
+        per_class = [_from_json(TypeResult, {"type": name, **row}) for name, row in content["per_class"].items()]
+        return _from_json(Evaluation, {**content, "per_class": per_class}), content
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, LeukoError):
+            raise
+        raise LeukoError(f"{path}: broken ({error!r:.80}); validate again") from error
+
+
+def _from_json(cls: type, values: dict[str, Any]) -> Any:
+    """A dataclass from JSON, where null is nan; ValueError, KeyError or TypeError if a value is missing or of another
+    kind."""
+    kinds = {"float": lambda value: nan if value is None else float(value), "int": int}
+    return cls(**{f.name: kinds.get(f.type, lambda value: value)(values[f.name]) for f in dataclasses.fields(cls)})
+
+
 def write_warnings(folder: str | Path, *datasets: Dataset) -> None:
-    """Write ``warnings.txt``, a line for each warning that was mended in the data; no file where there is none."""
+    """Write ``warnings.txt``, a line for each warning about the data; no file if there is none."""
     if lines := [str(warning) for dataset in datasets for warning in dataset.warnings]:
         write_text(Path(folder) / "warnings.txt", "\n".join(lines) + "\n")
 
 
-def environment() -> dict[str, Any]:
-    """Describe what a run ran on: versions, the processor and its threads, the GPU (None without one)."""
+def environment(device: torch.device | None = None) -> dict[str, Any]:
+    """Describe what a run runs on: versions, the processor and its threads, and the GPU that ``device`` is (None for
+    any other device)."""
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -84,12 +105,12 @@ def environment() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "cuda": torch.version.cuda,
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "gpu": torch.cuda.get_device_name(device) if device is not None and device.type == "cuda" else None,
     }
 
 
-def _made(folder: Path) -> bool:
-    """Make a folder; return False where there is one already."""
+def _make(folder: Path) -> bool:
+    """Make a folder; return False if it exists."""
     try:
         folder.mkdir()
     except FileExistsError:
@@ -105,7 +126,7 @@ def _version(name: str) -> str | None:
 
 
 def _cpu() -> str:
-    info = Path("/proc/cpuinfo")  # Linux only, where platform.processor() is empty or just "x86_64"
+    info = Path("/proc/cpuinfo")  # on Linux, platform.processor() is empty or just "x86_64"
     lines = info.read_text(errors="replace").splitlines() if info.exists() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return models[0] if models else platform.processor() or platform.machine()

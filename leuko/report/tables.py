@@ -1,0 +1,127 @@
+"""Tables as text: the paper's Tables 1 and 2, the measures per type, and the differential count."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isnan, nan
+
+from ..data.dataset import Dataset
+from ..metrics.coco import Evaluation
+from ..metrics.differential import Share
+
+MEASURES = ("mAP", "mAP50", "mAP75", "mAR")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model of a table: its measures, its number of parameters, and images per second (nan: not known)."""
+
+    name: str
+    evaluation: Evaluation
+    parameters: float = nan
+    fps: float = nan
+
+
+def record(row: Row) -> dict[str, str | float]:
+    """A row as numbers: model, mAP, mAP50, mAP75, mAR, AP of each type under the type's name, parameters, fps."""
+    e = row.evaluation
+    measures = {name: getattr(e, name) for name in MEASURES}
+    ap = {t.type: t.AP for t in e.per_class}
+    return {"model": row.name, **measures, **ap, "parameters": row.parameters, "fps": row.fps}
+
+
+def table2(rows: Sequence[Row], types: Sequence[str]) -> list[list[str]]:
+    """Return the cells of the paper's Table 2: two lines of head, the second with the number of cells of each type,
+    then a line per model. For :func:`aligned` or :func:`markdown`.
+
+    All rows must be measured on one data set, whose types are ``types``; the support is that of the first row.
+    """
+    cells = {t.type: t.cells for t in rows[0].evaluation.per_class} if rows else {}
+    return table2_of([record(row) for row in rows], {name: cells.get(name, 0) for name in types})
+
+
+def table2_of(records: Sequence[dict], cells: dict[str, int]) -> list[list[str]]:
+    """The same of what :func:`record` returns (None, which JSON has for nan, is read as nan) and the cells per type."""
+    lines = [["model", *MEASURES, *cells, "params (M)", "FPS"]]
+    lines.append(["cells", *[""] * len(MEASURES), *(f"({n:,})" for n in cells.values()), "", ""])
+    for r in records:
+        millions = None if r["parameters"] is None else r["parameters"] / 1e6
+        measures = [rate(r[name]) for name in (*MEASURES, *cells)]
+        lines.append([str(r["model"]), *measures, _number(millions), _number(r["fps"])])
+    return lines
+
+
+def table1(datasets: dict[str, Dataset]) -> list[list[str]]:
+    """The lines of the paper's Table 1: of each split the cells per type and, in brackets, the images with any; in the
+    last column all cells, and all images, also those without cells."""
+    types = next(iter(datasets.values())).types
+    lines = [["cells (images)", *types, "total"]]
+    for split, dataset in datasets.items():
+        images = [sum((s.labels[~s.crowd] == k).any() for s in dataset.samples) for k in range(len(types))]
+        counts = dataset.counts()
+        cells = [f"{n} ({with_type})" for n, with_type in zip(counts, images, strict=True)]
+        lines.append([split, *cells, f"{counts.sum()} ({len(dataset)})"])
+    return lines
+
+
+def per_class(evaluation: Evaluation) -> str:
+    """Return a line per type, and one for all of them: AP, AP50, AP75, AR, cells, images."""
+    return aligned(per_class_lines(evaluation), head=1)
+
+
+def per_class_lines(evaluation: Evaluation) -> list[list[str]]:
+    """The cells of :func:`per_class`, the first line its head."""
+    e = evaluation
+    rows = [(t.type, t.AP, t.AP50, t.AP75, t.AR, t.cells, t.images) for t in e.per_class]
+    rows.append(("all", e.mAP, e.mAP50, e.mAP75, e.mAR, e.cells, e.images))
+    head = ["type", "AP", "AP50", "AP75", "AR", "cells", "images"]
+    return [head, *([name, *map(rate, m), f"{cells:,}", f"{images:,}"] for name, *m, cells, images in rows)]
+
+
+def differential(shares: Sequence[Share], threshold: float) -> str:
+    """Return the differential count: a line per type, with cells, percent and its 95 % interval."""
+    lines = [["type", "cells", "percent", "95 % interval"]]
+    for s in shares:
+        interval = "-" if isnan(s.low) else f"{s.low:.1f} to {s.high:.1f}"
+        lines.append([s.type, f"{s.cells:,}", _number(s.percent), interval])
+    lines.append(["all", f"{sum(s.cells for s in shares):,}", "", ""])
+    return aligned(lines, head=1) + f"\ncells with score >= {threshold:g}"
+
+
+def warnings(split: str, dataset: Dataset, max_shown: int = 3) -> str:
+    """Return what was fixed or left out in a split, with the first few warnings; "" if nothing was."""
+    lines = [
+        f"{split}: {n} cells of the class {name} left out, as the data YAML says" for name, n in dataset.ignored.items()
+    ]
+    if dataset.warnings:
+        lines += [f"{split}: {len(dataset.warnings)} warnings, all in warnings.txt, such as:"]
+        lines += [f"  {warning}" for warning in dataset.warnings[:max_shown]]
+    return "\n".join(lines)
+
+
+def rate(value: float | None) -> str:
+    """Write a rate (0..1) as the paper does: three decimals without the zero before the point; nan as "-"."""
+    return _number(value, 3).removeprefix("0")
+
+
+def aligned(lines: Sequence[Sequence[str]], head: int) -> str:
+    """Align cells to columns, the first to the left and the others to the right, with a rule under ``head`` lines."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    text = [
+        "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))]).rstrip()
+        for line in lines
+    ]
+    text.insert(head, "-" * (sum(widths) + 2 * (len(widths) - 1)))
+    return "\n".join(text)
+
+
+def markdown(lines: Sequence[Sequence[str]]) -> str:
+    """Join cells to a Markdown table whose head is the first line."""
+    rows = ["| " + " | ".join(line) + " |" for line in lines]
+    rows.insert(1, "|---|" + "--:|" * (len(lines[0]) - 1))
+    return "\n".join(rows)
+
+
+def _number(value: float | None, decimals: int = 1) -> str:
+    return "-" if value is None or isnan(value) else f"{value:.{decimals}f}"
