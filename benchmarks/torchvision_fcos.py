@@ -60,8 +60,8 @@ def build(num_classes: int) -> FCOS:
         num_classes,
         min_size=RECIPE.imgsz,
         max_size=RECIPE.imgsz,
-        image_mean=list(body.mean),
-        image_std=list(body.std),
+        image_mean=list(body.image_mean),
+        image_std=list(body.image_std),
     )
     model.preprocess = SimpleNamespace(image_size=RECIPE.imgsz)  # at which images are loaded
     return model.to(memory_format=torch.channels_last)

@@ -18,7 +18,7 @@ from leuko.engine.checkpoint import transfer_foreign
 from leuko.errors import LeukoError
 from leuko.models import DetectionModel, create
 from leuko.models.checkpoints import from_foreign
-from leuko.models.roi_heads import SIDE, pool
+from leuko.models.roi_heads import SIZE, pool
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CLASSES = 6
@@ -95,7 +95,7 @@ def test_torchvision_faster_rcnn_is_leukos():
         assert close(o, t.permute(0, 2, 3, 1).reshape(1, -1, 4))
     corners = torch.rand(20, 2, generator=torch.Generator().manual_seed(2)) * 80
     boxes = [torch.cat([corners, corners + 40], dim=1)]
-    pooled = pool(our_maps, boxes, SIDE)  # theirs samples bins otherwise, which is no matter of weights
+    pooled = pool(our_maps, boxes, SIZE)  # theirs samples bins otherwise, which is no matter of weights
     scores, moves = theirs.roi_heads.box_predictor(theirs.roi_heads.box_head(pooled))
     our_scores, our_moves = ours.head(our_maps, boxes)
     assert close(our_scores, torch.cat([scores[:, 1:], scores[:, :1]], dim=1))
@@ -114,10 +114,10 @@ def test_foreign_weights_start_all_but_the_class_layers(tmp_path):
     torch.save({"meta": {"epoch": 12}, "state_dict": torchvision_model("faster_rcnn").state_dict()}, tmp_path / "a.pth")
     model = create("faster_rcnn", 3, "resnet50")
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    assert transfer_foreign(tmp_path / "a.pth", model) == ["head.cls_logits", "head.deltas"]
+    assert transfer_foreign(tmp_path / "a.pth", model) == ["head.cls_logits", "head.bbox_pred"]
     changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
     assert {k for k in before if "num_batches" not in k} - changed == {
-        f"head.{layer}.{kind}" for layer in ("cls_logits", "deltas") for kind in ("weight", "bias")
+        f"head.{layer}.{kind}" for layer in ("cls_logits", "bbox_pred") for kind in ("weight", "bias")
     }
     with pytest.raises(LeukoError, match=r"a\.pth: does not fit fcos_improved on resnet50: fpn\.lateral"):
         transfer_foreign(tmp_path / "a.pth", create("fcos_improved", 3, "resnet50"))

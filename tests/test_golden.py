@@ -19,6 +19,7 @@ from leuko.models import DETECTORS, ModelOptions
 from leuko.models.checkpoints import from_mmdetection, mmdetection_names
 from leuko.models.dense import STRIDES, OneStage
 from leuko.models.grid_rcnn import GridRCNN
+from leuko.models.matcher import Sampler
 from leuko.models.preprocess import Preprocess
 from leuko.ops.boxes import clip
 
@@ -75,9 +76,9 @@ class Golden:
         self.model.load_state_dict(from_mmdetection(weights))
         self.images = [torch.zeros(3, *size) for _ in range(2)]
         if not isinstance(self.model, OneStage):
-            self.model.rpn.sampled = ALL
+            self.model.rpn.criterion.sampler = Sampler(ALL, positive_fraction=0.5)
             train, test = config["train_cfg"]["rpn_proposal"], test["rpn"]
-            self.model.rpn.keep = (train["max_per_img"], test["max_per_img"])
+            self.model.rpn.proposals = (train["max_per_img"], test["max_per_img"])
             self.model.rpn.candidates = (train["nms_pre"], test["nms_pre"])
         if isinstance(self.model, GridRCNN):
             self.model.jitter = 0.0

@@ -35,10 +35,10 @@ def random_case(seed: int) -> tuple[Dataset, list[Detections]]:
         cells = rng.integers(0, 5)
         gt_boxes, labels = random_boxes(rng, cells), rng.integers(0, labelled, cells)
         samples.append(Sample(Path(f"{i}.jpg"), 600, 600, gt_boxes, labels, id=7, crowd=rng.random(cells) < 0.2))
-        found = np.repeat(np.arange(cells), rng.integers(0, 3, cells))
+        of_cell = np.repeat(np.arange(cells), rng.integers(0, 3, cells))
         extra = rng.integers(0, 6)
-        boxes = np.vstack([gt_boxes[found] + rng.normal(0, 6, (len(found), 4)), random_boxes(rng, extra)])
-        guesses = np.concatenate([labels[found], rng.integers(0, len(types), extra)])
+        boxes = np.vstack([gt_boxes[of_cell] + rng.normal(0, 6, (len(of_cell), 4)), random_boxes(rng, extra)])
+        guesses = np.concatenate([labels[of_cell], rng.integers(0, len(types), extra)])
         scores = rng.random(len(boxes)).round(rng.integers(1, 4)) * (seed % 10 > 0)
         kept = slice(0 if seed % 7 == 0 else None)  # now and then nothing is detected at all
         order = np.argsort(-scores, kind="stable")[kept]
@@ -154,9 +154,9 @@ def test_differential_count():
 @pytest.mark.parametrize("threshold", [0.1, 0.2, 0.3, 0.6, 0.7])
 def test_a_score_at_the_threshold_is_counted_as_it_is_listed(threshold):
     """The float32 nearest to .7 is below .7, and is a score of .7 all the same."""
-    found = Detections(np.zeros((1, 4)), [threshold], [0])
-    listed = int((found.scores >= threshold).sum())
-    assert [s.cells for s in differential.count([found], ["NG"], threshold)] == [listed] == [1]
+    one = Detections(np.zeros((1, 4)), [threshold], [0])
+    listed = int((one.scores >= threshold).sum())
+    assert [s.cells for s in differential.count([one], ["NG"], threshold)] == [listed] == [1]
 
 
 def test_speed_and_parameters():

@@ -156,8 +156,8 @@ def test_table_2_reads_as_in_the_paper():
     assert markdown[1] == "|---|" + "--:|" * 11 and markdown[3].startswith("| Cascade R-CNN | .856 | .948 |")
     numbers = tables.record(cascade)
     assert numbers["mAP75"] == 0.938 and numbers["EG"] == 0.905 and numbers["parameters"] == 69.2e6
-    found = Detections(np.zeros((3, 4)), [0.9, 0.8, 0.1], [0, 0, 1])
-    shares = tables.differential(count([found], ["NG", "BG"]), 0.5).splitlines()
+    detections = Detections(np.zeros((3, 4)), [0.9, 0.8, 0.1], [0, 0, 1])
+    shares = tables.differential(count([detections], ["NG", "BG"]), 0.5).splitlines()
     assert shares[2].split() == ["NG", "2", "100.0", "34.2", "to", "100.0"] and "0.5" in shares[-1]
 
 

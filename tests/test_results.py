@@ -43,9 +43,9 @@ def random_data(rng: np.random.Generator, images: int, types: int, most: int = 1
 def test_matching_gives_what_the_evaluator_gives():
     rng = np.random.default_rng(0)
     for _ in range(300):
-        dataset, found = random_data(rng, int(rng.integers(1, 8)), int(rng.integers(1, 4)))
-        evaluation = coco.evaluate(dataset, found)
-        matches = matching.match(dataset, found)
+        dataset, predictions = random_data(rng, int(rng.integers(1, 8)), int(rng.integers(1, 4)))
+        evaluation = coco.evaluate(dataset, predictions)
+        matches = matching.match(dataset, predictions)
         for of_types in (matches, map(matching.trimmed, matches)):
             curves_of = [[matching.precision_recall(m, t) for t in range(len(matching.IOUS))] for m in of_types]
             ours = [[np.mean([p for p, _ in of]), np.mean([recall for _, recall in of])] for of in curves_of]
@@ -72,15 +72,15 @@ def test_a_bootstrap_sample_counts_images_as_often_as_it_says():
     """Against the evaluator on a data set in which the images really are there as often."""
     rng = np.random.default_rng(2)
     for seed in range(25):
-        dataset, found = random_data(rng, 7, 3)
+        dataset, predictions = random_data(rng, 7, 3)
         # No ties, whose order among copies would be another.
-        found = [replace(f, scores=np.sort(rng.random(len(f)))[::-1]) for f in found]
+        predictions = [replace(f, scores=np.sort(rng.random(len(f)))[::-1]) for f in predictions]
         times = bootstrap.resample(dataset, 4, seed)
-        measured = bootstrap.mean_measures(matching.match(dataset, found), times)
+        measured = bootstrap.mean_measures(matching.match(dataset, predictions), times)
         for row, (mAP, mAR) in zip(times, measured, strict=True):
             again = [i for i, n in enumerate(row) for _ in range(n)]
             copied = Dataset(dataset.types, [dataset.samples[i] for i in again])
-            evaluation = coco.evaluate(copied, [found[i] for i in again])
+            evaluation = coco.evaluate(copied, [predictions[i] for i in again])
             np.testing.assert_allclose((mAP, mAR), (evaluation.mAP, evaluation.mAR), atol=2e-6)
         groups = {s.group: i for i, s in enumerate(dataset.samples) if s.group}
         for i, s in enumerate(dataset.samples):  # groups are drawn whole
@@ -104,15 +104,15 @@ def test_intervals_cover_and_differences_are_paired():
 def test_confusion_agrees_with_recall_and_counts_all():
     rng = np.random.default_rng(4)
     for _ in range(200):
-        dataset, found = random_data(rng, 5, 4)
-        pairings = confusion.pair_all(dataset, found, 0.5, 0.5)
-        counts = confusion.matrix(dataset, found, pairings)
+        dataset, predictions = random_data(rng, 5, 4)
+        pairings = confusion.pair_all(dataset, predictions, 0.5, 0.5)
+        counts = confusion.matrix(dataset, predictions, pairings)
         assert (counts[:-1].sum(1) == dataset.counts()).all()
-        correct = confusion.correct_cells(dataset, found, pairings)
+        correct = confusion.correct_cells(dataset, predictions, pairings)
         assert np.trace(counts[:-1, :-1]) == sum(
             int(c[~s.crowd].sum()) for c, s in zip(correct, dataset.samples, strict=True)
         )
-        for s, f, p in zip(dataset.samples, found, pairings, strict=True):
+        for s, f, p in zip(dataset.samples, predictions, pairings, strict=True):
             pairs = [(c, d) for c, d in enumerate(p.of_cell) if d >= 0]
             assert len({d for _, d in pairs}) == len(pairs) and all(p.of_detection[d] == c for c, d in pairs)
             assert all(box_iou(f.boxes[d], s.boxes[c])[0, 0] >= 0.5 for c, d in pairs)
@@ -121,12 +121,12 @@ def test_confusion_agrees_with_recall_and_counts_all():
 def test_another_type_is_a_confusion_and_not_a_miss():
     cells = Sample(Path("a.png"), 100, 100, [[10, 10, 40, 40], [50, 50, 90, 90]], [0, 1], 1)
     boxes = np.float32([[11, 10, 41, 40], [10, 11, 40, 41], [60, 5, 80, 25]])
-    found = Detections(boxes, np.float32([0.9, 0.6, 0.7]), np.array([1, 0, 1]))
+    three = Detections(boxes, [0.9, 0.6, 0.7], [1, 0, 1])
     dataset = Dataset(["NG", "BG"], [cells])
-    pairings = confusion.pair_all(dataset, [found])
+    pairings = confusion.pair_all(dataset, [three])
     # The surer detection says BG, but the other one is right: correct, and one too many.
-    assert confusion.matrix(dataset, [found], pairings).tolist() == [[1, 0, 0], [0, 0, 1], [0, 2, 0]]
-    alone = found[:1]
+    assert confusion.matrix(dataset, [three], pairings).tolist() == [[1, 0, 0], [0, 0, 1], [0, 2, 0]]
+    alone = three[:1]
     assert confusion.matrix(dataset, [alone], confusion.pair_all(dataset, [alone])).tolist()[0] == [0, 1, 0]
 
 
@@ -137,8 +137,8 @@ def test_factors_with_the_papers_counts():
     box = [[10, 10, 40, 40]]
     for hits, percent in ((412, 92.17), (426, 95.30)):
         samples = [Sample(Path(f"{i}"), 90, 90, box, [0], i, factors=("overstained",)) for i in range(447)]
-        found = [_hit(i < hits) for i in range(447)]
-        rates = _rates(samples, found)
+        predictions = [_hit(i < hits) for i in range(447)]
+        rates = _rates(samples, predictions)
         assert round(rates["overstained", "image accuracy"].percent, 2) == percent
         assert rates["overstained", "cell accuracy"].hits == hits
     for hits, percent in ((25, 65.79), (36, 94.74)):
@@ -161,16 +161,17 @@ def _hit(right: bool, extra: bool = False) -> Detections:
     return Detections(boxes, np.full(n, 0.9), np.zeros(n))
 
 
-def _rates(samples: list[Sample], found: list[Detections]) -> dict:
+def _rates(samples: list[Sample], predictions: list[Detections]) -> dict:
     dataset = Dataset(["NG"], samples)
-    return {(r.factor, r.measure): r for r in factors.by_factor(dataset, found, confusion.pair_all(dataset, found))}
+    rates = factors.by_factor(dataset, predictions, confusion.pair_all(dataset, predictions))
+    return {(r.factor, r.measure): r for r in rates}
 
 
 def test_curves_end_in_the_evaluators_area():
     rng = np.random.default_rng(5)
-    dataset, found = random_data(rng, 30, 3)
-    matches = matching.match(dataset, found)
-    evaluation = coco.evaluate(dataset, found)
+    dataset, predictions = random_data(rng, 30, 3)
+    matches = matching.match(dataset, predictions)
+    evaluation = coco.evaluate(dataset, predictions)
     areas = curves.precision_curves(matches).mean(-1)  # [types + 1, IoUs]
     assert areas[-1, -1] == pytest.approx(evaluation.mAP) and areas[-1, 0] == pytest.approx(evaluation.mAP50)
     np.testing.assert_allclose(areas[:-1, 1], [t.AP75 for t in evaluation.per_class], atol=1e-12)
@@ -199,9 +200,9 @@ def test_calibration_is_found_again():
 def test_curves_count_a_score_as_the_confusion_matrix_does(score):
     """The float32 nearest to .7 is below .7, and is a score of .7 all the same."""
     dataset = Dataset(["NG"], [Sample(Path("a.png"), 100, 100, [[10, 10, 40, 40]], [0], 1)])
-    found = [Detections([[10, 10, 40, 40], [60, 60, 90, 90]], [score, score - 0.01], [0, 0])]
-    counts = confusion.matrix(dataset, found, confusion.pair_all(dataset, found, score))
-    curve, at = curves.score_curve(matching.match(dataset, found)), round(100 * score)
+    predictions = [Detections([[10, 10, 40, 40], [60, 60, 90, 90]], [score, score - 0.01], [0, 0])]
+    counts = confusion.matrix(dataset, predictions, confusion.pair_all(dataset, predictions, score))
+    curve, at = curves.score_curve(matching.match(dataset, predictions)), round(100 * score)
     assert curves.SCORES[at] == score and counts.tolist() == [[1, 0], [0, 0]]
     assert (curve.recall[at], curve.precision[at], curve.precision[at - 1]) == (1, 1, 0.5)
     assert (curve.recall[at + 1], curve.best_score, curve.best_f1) == (0, score, 1)
@@ -236,11 +237,11 @@ def test_images_are_queued_for_review_by_score_and_by_members():
     samples = [Sample(Path(f"{i}.png"), 100, 100, [[10, 10, 40, 40]], [0], i + 1) for i in range(3)]
     dataset = Dataset(["NG", "BG"], samples)
 
-    def found(*cells: tuple[float, int]) -> Detections:
+    def detect(*cells: tuple[float, int]) -> Detections:
         return Detections(np.tile([10.0, 10, 40, 40], (len(cells), 1)), *zip(*cells, strict=True))
 
-    fused = [found((0.9, 0)), found((0.55, 0)), found((0.8, 1))]
-    shy, bold = [found((0.4, 0)), found((0.4, 0)), found((0.4, 0))], [found((0.9, 0), (0.4, 1))] * 3
+    fused = [detect((0.9, 0)), detect((0.55, 0)), detect((0.8, 1))]
+    shy, bold = [detect((0.4, 0)), detect((0.4, 0)), detect((0.4, 0))], [detect((0.9, 0), (0.4, 1))] * 3
     rows = differential.review_queue(dataset, fused, [shy, bold], [0.3, 0.6])
     assert [(r["image"], r["why"]) for r in rows] == [("1.png", "a score of 0.55")] and rows[0]["doubt"] == 0.5
     rows = differential.review_queue(dataset, fused, [shy, bold], [0.3, 0.3])
@@ -248,15 +249,15 @@ def test_images_are_queued_for_review_by_score_and_by_members():
     assert "members differ by 1 cell" in rows[1]["why"] and rows[0]["why"] == "members differ by 1 cell"
 
 
-def test_consensus_errors_are_found():
+def test_consensus_errors_are_listed():
     dataset, members = planted()
-    found = consensus.suspects(dataset, members, ["a", "b", "c"])
-    assert {(s.image, s.kind, s.cell, s.label, s.says) for s in found} == {
+    suspects = consensus.suspects(dataset, members, ["a", "b", "c"])
+    assert {(s.image, s.kind, s.cell, s.label, s.says) for s in suspects} == {
         (0, "type", 0, "NG", "BG"),
         (1, "unlabelled", -1, "", "NG"),
         (2, "missed", 1, "BG", ""),
     }
-    assert [s.sure for s in found] == sorted((s.sure for s in found), reverse=True)
+    assert [s.sure for s in suspects] == sorted((s.sure for s in suspects), reverse=True)
     assert not [s for s in consensus.suspects(dataset, members, ["a", "b", "c"], at_least=3) if s.kind == "type"]
 
 
@@ -264,14 +265,14 @@ def test_consensus_errors_are_found():
 
 
 def predictions_of(dataset: Dataset, rng: np.random.Generator, miss: float = 0.1) -> list[Detections]:
-    found = []
+    predictions = []
     for s in dataset.samples:
         kept = rng.random(len(s.boxes)) > miss
         n = int(kept.sum())
         boxes = (s.boxes[kept] + rng.normal(0, 1, (n, 4))).astype(np.float32)
         scores = np.sort(rng.uniform(0.3, 1, n))[::-1].astype(np.float32)
-        found.append(Detections(boxes, scores, s.labels[kept]))
-    return found
+        predictions.append(Detections(boxes, scores, s.labels[kept]))
+    return predictions
 
 
 def test_all_results_are_written_and_reported(data, tmp_path, leuko, no_plots, monkeypatch):
@@ -281,8 +282,8 @@ def test_all_results_are_written_and_reported(data, tmp_path, leuko, no_plots, m
     rng = np.random.default_rng(7)
     models = []
     for name in ("a", "b <i>", "ensemble"):
-        found = predictions_of(dataset, rng)
-        models.append(results.ModelResult(name, found, coco.evaluate(dataset, found), {"parameters": 5}))
+        predictions = predictions_of(dataset, rng)
+        models.append(results.ModelResult(name, predictions, coco.evaluate(dataset, predictions), {"parameters": 5}))
     summary = results.write_results(tmp_path, dataset, models, draws=50)
     assert any("95 %" in line for line in summary) and any("kappa" in line for line in summary)
     with open(tmp_path / "confusion.csv", newline="") as file:
@@ -313,7 +314,7 @@ def test_all_results_are_written_and_reported(data, tmp_path, leuko, no_plots, m
 def test_results_of_nothing(data, tmp_path, no_plots):
     """No detections at all, no label at all, a hundred thousand detections on one image: numbers or nan, no error."""
     dataset = source.load(data, "test")
-    none = [Detections(np.zeros((0, 4), np.float32), np.zeros(0), np.zeros(0, int))] * len(dataset)
+    none = [Detections([], [], [])] * len(dataset)
     results.write_results(
         tmp_path, dataset, [results.ModelResult("none", none, coco.evaluate(dataset, none))], draws=20
     )
@@ -321,10 +322,10 @@ def test_results_of_nothing(data, tmp_path, no_plots):
     corner = rng.uniform(0, 60, (100_000, 2))
     boxes = np.hstack([corner, corner + rng.uniform(2, 20, (100_000, 2))]).astype(np.float32)
     many = Detections(boxes, rng.random(100_000), rng.integers(0, 5, 100_000))
-    found = [many, *none[1:]]
-    pairings = confusion.pair_all(dataset, found, score=0.99)
-    assert (confusion.matrix(dataset, found, pairings)[:-1].sum(1) == dataset.counts()).all()
-    assert len(matching.match(dataset, found)[0].scores) == 100
+    predictions = [many, *none[1:]]
+    pairings = confusion.pair_all(dataset, predictions, score=0.99)
+    assert (confusion.matrix(dataset, predictions, pairings)[:-1].sum(1) == dataset.counts()).all()
+    assert len(matching.match(dataset, predictions)[0].scores) == 100
     empty = Dataset(dataset.types, [Sample(s.image, s.width, s.height, [], [], s.id) for s in dataset.samples])
     models = [results.ModelResult(name, none, coco.evaluate(empty, none)) for name in ("none", "nought")]
     summary = results.write_results(tmp_path, empty, models, draws=20)
@@ -400,6 +401,6 @@ def test_a_flood_of_detections_on_one_image():
     boxes = np.hstack([corner, corner + rng.uniform(3, 10, (30000, 2))])
     flood = Detections(boxes, np.linspace(1, 0.3, 30000), rng.integers(0, 2, 30000))
     dataset = Dataset(["NG", "BG"], [Sample(Path("a.png"), 100, 100, [[10, 10, 40, 40]], [0], 1)])
-    found = consensus.suspects(dataset, [[flood], [flood]], ["a", "b"])
-    assert {"unlabelled"} <= {s.kind for s in found} and len(found) <= 2 * consensus.MOST_VOTES
+    suspects = consensus.suspects(dataset, [[flood], [flood]], ["a", "b"])
+    assert {"unlabelled"} <= {s.kind for s in suspects} and len(suspects) <= 2 * consensus.MOST_VOTES
     assert len(confusion.pair_all(dataset, [flood], 0.5, 0.5)) == 1 and len(matching.match(dataset, [flood])) == 2

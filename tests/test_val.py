@@ -21,7 +21,7 @@ from leuko.data.dataset import Dataset, Sample
 from leuko.data.source import load
 from leuko.detections import Detections
 from leuko.engine import checkpoint, ensemble
-from leuko.engine.evaluate import EnsembleMember
+from leuko.engine.ensemble import EnsembleMember
 from leuko.metrics import coco
 from leuko.models import create
 from leuko.report import results

@@ -166,8 +166,8 @@ class YOLO(DetectionModel):
 
     def __init__(self, architecture: dict, num_classes: int, options: ModelOptions):
         preprocess = Preprocess(options.image_size, mean=(GREY,) * 3, std=(1.0,) * 3)
-        super().__init__(preprocess=preprocess, backbone=nn.Identity(), fpn=nn.Identity())
-        self.options = options
+        parts = {"preprocess": preprocess, "backbone": nn.Identity(), "fpn": nn.Identity()}
+        super().__init__(**parts, num_classes=num_classes, options=options)
         build = tasks().DetectionModel
         try:
             self.network = build(copy.deepcopy(architecture), nc=architecture.get("nc"), verbose=False)

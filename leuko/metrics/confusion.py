@@ -21,25 +21,25 @@ class Pairing:
     of_detection: np.ndarray
 
 
-def pair(sample: Sample, found: Detections, score: float, min_iou: float) -> Pairing:
+def pair(sample: Sample, detections: Detections, score: float, min_iou: float) -> Pairing:
     """Pair cells and detections of at least ``score`` that overlap by ``min_iou``, one to one, in order of score.
 
     First within each type, which is what *detected correctly* means (so that the diagonal of the confusion matrix is
     recall); then the rest, across types: a cell that is found with another type is a confusion, not a miss and an
     extra detection.
     """
-    good = np.flatnonzero(found.scores >= score)
-    good = good[np.argsort(-found.scores[good], kind="stable")]
+    good = np.flatnonzero(detections.scores >= score)
+    good = good[np.argsort(-detections.scores[good], kind="stable")]
     of_cell = np.full(len(sample.boxes), -1)
-    of_detection = np.full(len(found), -2)
+    of_detection = np.full(len(detections), -2)
     of_detection[good] = -1
-    overlap = box_iou(found.boxes, sample.boxes, sample.crowd)
+    overlap = box_iou(detections.boxes, sample.boxes, sample.crowd)
     overlap = np.where(overlap >= min_iou, overlap, 0)
     for same_type in (True, False):
         for d in good[of_detection[good] == -1]:
             free = (of_cell == -1) & ~sample.crowd & (overlap[d] > 0)
             if same_type:
-                free &= sample.labels == found.labels[d]
+                free &= sample.labels == detections.labels[d]
             if free.any():
                 cell = int((free * overlap[d]).argmax())
                 of_cell[cell], of_detection[d] = d, cell
@@ -52,28 +52,28 @@ def pair_all(
     dataset: Dataset, predictions: Sequence[Detections], score: float = 0.5, min_iou: float = 0.5
 ) -> list[Pairing]:
     """One pairing per image."""
-    return [pair(s, found, score, min_iou) for s, found in zip(dataset.samples, predictions, strict=True)]
+    return [pair(s, detections, score, min_iou) for s, detections in zip(dataset.samples, predictions, strict=True)]
 
 
 def matrix(dataset: Dataset, predictions: Sequence[Detections], pairings: Sequence[Pairing]) -> np.ndarray:
     """Counts [types + 1, types + 1]: rows are labels, the last *extra*; columns are predictions, the last *missed*."""
     k = len(dataset.types)
     counts = np.zeros((k + 1, k + 1), dtype=int)
-    for sample, found, pairing in zip(dataset.samples, predictions, pairings, strict=True):
+    for sample, detections, pairing in zip(dataset.samples, predictions, pairings, strict=True):
         cells = ~sample.crowd
-        np.add.at(counts, (sample.labels[cells], _predicted(found, pairing, k)[cells]), 1)
-        np.add.at(counts, (k, found.labels[pairing.of_detection == -1]), 1)
+        np.add.at(counts, (sample.labels[cells], _predicted(detections, pairing, k)[cells]), 1)
+        np.add.at(counts, (k, detections.labels[pairing.of_detection == -1]), 1)
     return counts
 
 
 def correct_cells(dataset: Dataset, predictions: Sequence[Detections], pairings: Sequence[Pairing]) -> list[np.ndarray]:
     """Per image, which of its cells are found with their own type, [cells] bool."""
     return [
-        _predicted(found, pairing, -1) == sample.labels
-        for sample, found, pairing in zip(dataset.samples, predictions, pairings, strict=True)
+        _predicted(detections, pairing, -1) == sample.labels
+        for sample, detections, pairing in zip(dataset.samples, predictions, pairings, strict=True)
     ]
 
 
-def _predicted(found: Detections, pairing: Pairing, missed: int) -> np.ndarray:
+def _predicted(detections: Detections, pairing: Pairing, missed: int) -> np.ndarray:
     """The label that each cell was found with, [cells] int; ``missed`` where it was not found."""
-    return np.append(found.labels, missed)[pairing.of_cell]  # -1 is the last
+    return np.append(detections.labels, missed)[pairing.of_cell]  # -1 is the last

@@ -62,37 +62,37 @@ def suspects(
     needed = at_least or max(2, len(members) - 1)
     result: list[Suspect] = []
     for i in range(len(dataset)):
-        found = [m[i] for m in members]
-        votes = [_strongest(f) for f in found]
-        result += _labelled(dataset, i, votes, found, names, needed)
+        predictions = [m[i] for m in members]
+        votes = [_strongest(p) for p in predictions]
+        result += _labelled(dataset, i, votes, predictions, names, needed)
         result += _unlabelled(dataset, i, votes, names, needed)
     return sorted(result, key=lambda s: -s.sure)
 
 
-def _strongest(found: Detections) -> Detections:
+def _strongest(detections: Detections) -> Detections:
     """One model's votes: detections above ``LEAST_SCORE`` in descending order of score, one per place."""
-    found = found.above(LEAST_SCORE)
-    found = found[np.argsort(-found.scores, kind="stable")[:MOST_VOTES]]
-    overlap = box_iou(found.boxes, found.boxes)
+    detections = detections.above(LEAST_SCORE)
+    detections = detections[np.argsort(-detections.scores, kind="stable")[:MOST_VOTES]]
+    overlap = box_iou(detections.boxes, detections.boxes)
     kept: list[int] = []
-    for d in range(len(found)):
+    for d in range(len(detections)):
         if not kept or overlap[d, kept].max() < AGREE_IOU:
             kept.append(d)
-    return found[kept]
+    return detections[kept]
 
 
-def _vote(model: str, types: Sequence[str], found: Detections, d: int | None) -> Vote:
+def _vote(model: str, types: Sequence[str], detections: Detections, d: int | None) -> Vote:
     """A model's vote by its detection ``d``; for nothing if that is None."""
     if d is None:
         return Vote(model, "", 0.0)
-    return Vote(model, types[found.labels[d]], float(found.scores[d]), _rounded(found.boxes[d]))
+    return Vote(model, types[detections.labels[d]], float(detections.scores[d]), _rounded(detections.boxes[d]))
 
 
 def _labelled(
     dataset: Dataset,
     i: int,
     votes: Sequence[Detections],
-    found: Sequence[Detections],
+    predictions: Sequence[Detections],
     names: Sequence[str],
     needed: int,
 ) -> list[Suspect]:
@@ -108,7 +108,7 @@ def _labelled(
             at_cell.append(_vote(name, types, of_model, best if overlap[best] >= AGREE_IOU else None))
         called = [v.type for v in at_cell if v.type]
         if not called:
-            scores = [f.scores[box_iou(f.boxes, box)[:, 0] >= AGREE_IOU] for f in found]
+            scores = [p.scores[box_iou(p.boxes, box)[:, 0] >= AGREE_IOU] for p in predictions]
             sure = 1 - float(np.concatenate(scores).max(initial=0.0))
             result.append(Suspect(i, "missed", int(cell), label, "", _rounded(box), sure, tuple(at_cell)))
             continue
@@ -141,9 +141,9 @@ def _unlabelled(
         agreeing = [(votes[j].boxes[e], votes[j].scores[e]) for j, e in at_place.items() if votes[j].labels[e] == label]
         if len(agreeing) >= needed:
             boxes, scores = zip(*agreeing, strict=True)
-            said = tuple(_vote(name, types, votes[j], at_place.get(j)) for j, name in enumerate(names))
+            each_vote = tuple(_vote(name, types, votes[j], at_place.get(j)) for j, name in enumerate(names))
             place, sure = _rounded(np.mean(boxes, axis=0)), float(np.mean(scores))
-            result.append(Suspect(i, "unlabelled", -1, "", types[label], place, sure, said))
+            result.append(Suspect(i, "unlabelled", -1, "", types[label], place, sure, each_vote))
     return result
 
 

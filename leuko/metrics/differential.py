@@ -32,12 +32,13 @@ def count(predictions: Iterable[Detections], types: Sequence[str], threshold: fl
     """Count the detections with score >= ``threshold`` of many images together (a folder, a smear, a patient): one
     Share per type, in the order of ``types``."""
     cells = _cells([p.above(threshold).labels for p in predictions], len(types)).tolist()
-    total = sum(cells)
-    shares = []
-    for name, n in zip(types, cells, strict=True):
-        low, high = wilson(n, total)
-        shares.append(Share(name, n, 100 * n / total if total else nan, 100 * low, 100 * high))
-    return shares
+    return [Share(name, n, *percent_of(n, sum(cells))) for name, n in zip(types, cells, strict=True)]
+
+
+def percent_of(n: int, total: int) -> tuple[float, float, float]:
+    """``n`` of ``total`` in percent, and its 95 % Wilson interval; nan if ``total`` is 0."""
+    low, high = wilson(n, total)
+    return 100 * n / total if total else nan, 100 * low, 100 * high
 
 
 def wilson(successes: int, total: int, z: float = 1.959963984540054) -> tuple[float, float]:
@@ -152,13 +153,13 @@ def review_queue(
     ensemble disagree. A member's detections count above a threshold of its own, since members' scores differ in scale.
     """
     rows = []
-    for i, (sample, found) in enumerate(zip(dataset.samples, predictions, strict=True)):
-        distances = np.append(np.abs(found.scores - score), NEAR)
+    for i, (sample, detections) in enumerate(zip(dataset.samples, predictions, strict=True)):
+        distances = np.append(np.abs(detections.scores - score), NEAR)
         nearest = int(distances.argmin())
         by_score = round(float(1 - distances[nearest] / NEAR), 3)
         cells = [_cells([m[i].above(t).labels], len(dataset.types)) for m, t in zip(members, thresholds, strict=True)]
         spread = int(np.ptp(cells, axis=0).sum()) if cells else 0
-        why = [f"a score of {found.scores[nearest]:.2f}"] if by_score > 0 else []
+        why = [f"a score of {detections.scores[nearest]:.2f}"] if by_score > 0 else []
         why += [f"members differ by {spread} cell{'s' * (spread > 1)}"] if spread else []
         if why:
             doubt = max(by_score, round(spread / (spread + 1), 3))

@@ -11,7 +11,7 @@ from ..cells import CELL_FACTORS, FACTORS
 from ..data.dataset import Dataset, Sample
 from ..detections import Detections
 from .confusion import Pairing, correct_cells
-from .differential import wilson
+from .differential import percent_of
 
 IMPURITIES = ("dye_residue", "cell_debris", "dust")
 
@@ -31,8 +31,7 @@ class Rate:
 
 def rate(factor: str, measure: str, hits: int, total: int) -> Rate:
     """A rate from its counts; nan where the total is 0."""
-    low, high = wilson(hits, total)
-    return Rate(factor, measure, hits, total, 100 * hits / total if total else float("nan"), 100 * low, 100 * high)
+    return Rate(factor, measure, hits, total, *percent_of(hits, total))
 
 
 def by_factor(dataset: Dataset, predictions: Sequence[Detections], pairings: Sequence[Pairing]) -> list[Rate]:

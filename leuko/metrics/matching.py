@@ -41,11 +41,11 @@ def match(dataset: Dataset, predictions: Sequence[Detections]) -> list[Matches]:
     none = (np.zeros(0, int), np.zeros(0, np.float32), *np.zeros((2, len(IOUS), 0), bool))
     parts: list[list[tuple]] = [[none] for _ in dataset.types]
     cells = np.zeros((len(dataset.types), len(dataset)), dtype=int)
-    for i, (sample, found) in enumerate(zip(dataset.samples, predictions, strict=True)):
-        for k in np.union1d(found.labels, sample.labels):
+    for i, (sample, detections) in enumerate(zip(dataset.samples, predictions, strict=True)):
+        for k in np.union1d(detections.labels, sample.labels):
             of_type = sample.labels == k
             cells[k, i] = (of_type & ~sample.crowd).sum()
-            best = found[found.labels == k]
+            best = detections[detections.labels == k]
             best = best[np.argsort(-best.scores, kind="stable")[:MAX_DETECTIONS]]
             tp, ignored = _match_image(best.boxes, sample.boxes[of_type], sample.crowd[of_type])
             parts[k].append((np.full(len(best), i), best.scores, tp, ignored))

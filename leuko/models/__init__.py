@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import asdict, fields
-from functools import partial
 from pathlib import Path
 
 from ..errors import LeukoError, nearest
 from .backbone import Backbone, Norm
-from .base import DetectionModel, ModelOptions
+from .base import DetectionModel, ModelOptions, param_groups
 from .cascade_rcnn import CascadeRCNN
 from .double_head_rcnn import DoubleHeadRCNN
 from .faster_rcnn import FasterRCNN
-from .fcos import FCOS
+from .fcos import FCOS, FCOSImproved
 from .fsaf import FSAF
 from .grid_rcnn import GridRCNN
 from .preprocess import Preprocess
 
-DETECTORS = {
+DETECTORS: dict[str, type[DetectionModel]] = {
     "fcos": FCOS,
-    "fcos_improved": partial(FCOS, improved=True),
+    "fcos_improved": FCOSImproved,
     "fsaf": FSAF,
     "faster_rcnn": FasterRCNN,
     "grid_rcnn": GridRCNN,
@@ -27,7 +26,7 @@ DETECTORS = {
     "cascade_rcnn": CascadeRCNN,
 }
 
-__all__ = ["DETECTORS", "Backbone", "DetectionModel", "ModelOptions", "create"]
+__all__ = ["DETECTORS", "Backbone", "DetectionModel", "ModelOptions", "create", "param_groups"]
 
 
 def create(
@@ -40,24 +39,23 @@ def create(
     normalize_features: bool = False,
     **options: object,
 ) -> DetectionModel:
-    """Build a detector: ``create("fcos", 5)``.
+    """Build a detector in training mode: ``create("fcos", 5)``.
 
     ``name`` is a key of :data:`DETECTORS`; ``backbone`` any timm network with maps at strides 4 to 32; ``pretrained``
     loads ImageNet weights (or the backbone's weights from a file, if it is a path); ``norm``, ``freeze`` and
     ``normalize_features`` are those of :class:`~leuko.models.backbone.Backbone`; ``options`` the fields of
     :class:`~leuko.models.base.ModelOptions`. The model keeps all of it in ``model.recipe``, from which
-    ``create(**recipe)`` builds its like. Raises LeukoError for an unknown name, backbone or option.
+    ``create(**recipe)`` builds the same architecture. Raises LeukoError for an unknown name, backbone or option, or a
+    value that does not fit.
     """
-    if num_classes < 1:
-        raise LeukoError(f"a detector needs at least one class, not {num_classes}")
     if name not in DETECTORS:
         raise LeukoError(
             f'model "{name}" is unknown{nearest(name, DETECTORS)} (there are: {", ".join(DETECTORS)}, and yolo11n and '
-            "its like of Ultralytics)"
+            "other models of Ultralytics)"
         )
-    chosen = checked_options(options)
+    chosen = checked_options(name, num_classes, options)
     body = Backbone(backbone, norm=norm, freeze=freeze, normalize_features=normalize_features)
-    preprocess = Preprocess(chosen.image_size, body.mean, body.std)
+    preprocess = Preprocess(chosen.image_size, body.image_mean, body.image_std)
     model = DETECTORS[name](preprocess=preprocess, backbone=body, num_classes=num_classes, options=chosen)
     model.recipe = {
         "name": name,
@@ -74,10 +72,21 @@ def create(
     return model
 
 
-def checked_options(options: dict[str, object]) -> ModelOptions:
-    """The options of a model; LeukoError on an unknown one."""
+def checked_options(name: str, num_classes: int, options: dict[str, object]) -> ModelOptions:
+    """The options of a model; LeukoError for an unknown one or one that does not fit the detector or its classes."""
     known = [f.name for f in fields(ModelOptions)]
     for key in options:
         if key not in known:
             raise LeukoError(f'model option "{key}" is unknown{nearest(key, known)} (there are: {", ".join(known)})')
-    return ModelOptions(**options)
+    chosen = ModelOptions(**options)
+    if num_classes < 1:
+        raise LeukoError(f"a detector needs at least one class, not {num_classes}")
+    for key in ("image_size", "channels", "fc_channels", "rois", "max_detections"):
+        if getattr(chosen, key) < 1:
+            raise LeukoError(f"model option {key}={getattr(chosen, key)}: give a number of at least 1")
+    if chosen.channels % (multiple := DETECTORS[name].channels_multiple):
+        raise LeukoError(f"model option channels={chosen.channels}: {name} needs a multiple of {multiple}")
+    if chosen.class_weights and len(chosen.class_weights) != num_classes:
+        given = len(chosen.class_weights)
+        raise LeukoError(f"model option class_weights: {given} weights for {num_classes} classes; give one per class")
+    return chosen

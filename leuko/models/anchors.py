@@ -1,4 +1,4 @@
-"""Where a dense head looks: the points of FCOS and the anchors of an RPN, level by level.
+"""Where a dense head predicts: the points of FCOS and the anchors of an RPN, level by level.
 
 R is the number of points or anchors of a level, in row-major order of the feature map.
 """
@@ -18,7 +18,7 @@ def points(feature: Tensor, stride: int, offset: float = 0.5) -> Tensor:
 
 
 def anchors(feature: Tensor, stride: int, scale: float, ratios: tuple[float, ...]) -> Tensor:
-    """Anchors of one level, [H*W*A, 4]: A = len(ratios) boxes a cell, centred on ``(column, row) * stride``.
+    """Anchors of one level, [H*W*A, 4]: A = len(ratios) boxes per cell, centred on ``(column, row) * stride``.
 
     An anchor covers ``(scale * stride) ** 2`` square pixels; its ratio is height / width.
     """

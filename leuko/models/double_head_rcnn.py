@@ -1,4 +1,4 @@
-"""Double-Head R-CNN (Wu et al. 2020): fully-connected layers say what a RoI is, convolutions say where its box lies."""
+"""Double-Head R-CNN (Wu et al. 2020): fully-connected layers classify a RoI, convolutions locate its box."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck
 
 from .base import Detection, ModelOptions, Target
-from .preprocess import Preprocess, Size
-from .roi_heads import SIDE, ClassHead, RoIStage, TwoStage, output_layer, pool
+from .preprocess import Size
+from .roi_heads import SIZE, ClassHead, TwoStage, output_layer, pool
 
 BOX_SCALE = 1.3  # of the RoI that the convolutions see, about its centre
 BOTTLENECKS = 4
 
 
 class ResidualBlock(nn.Module):
-    """The residual block that takes RoIs [R, C, 7, 7] to [R, D, 7, 7] (section 4.2, figure 5a)."""
+    """The residual block that widens RoIs [R, C, 7, 7] to [R, D, 7, 7] (section 4.2, figure 5a)."""
 
     def __init__(self, channels: int, width: int):
         super().__init__()
@@ -32,7 +32,7 @@ class ResidualBlock(nn.Module):
 
 
 class BoxConvs(nn.Sequential):
-    """RoIs [R, C, 7, 7] -> features [R, D]: a widening block, bottlenecks, and the mean over the cells."""
+    """RoIs [R, C, 7, 7] -> features [R, D]: a residual block, bottlenecks, and the mean over the cells."""
 
     def __init__(self, channels: int, width: int):
         blocks = [Bottleneck(width, width // Bottleneck.expansion) for _ in range(BOTTLENECKS)]
@@ -41,70 +41,62 @@ class BoxConvs(nn.Sequential):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             elif isinstance(module, Bottleneck):
-                # Each block begins as the identity (Goyal et al. 2017, 5.1). Else the features add up over the blocks,
-                # and the box layer on them swings at the R-CNNs' learning rate.
+                # Each block starts as the identity (Goyal et al. 2017, 5.1). Else the features add up over the blocks,
+                # and the box layer on them oscillates at the R-CNNs' learning rate.
                 nn.init.zeros_(module.bn3.weight)
 
 
 class BoxHead(nn.Module):
-    """Deltas [R, K, 4] from convolutions on a surround of each RoI."""
+    """Deltas [R, K, 4] from convolutions on each RoI and its surroundings."""
 
     def __init__(self, channels: int, width: int, num_classes: int):
         super().__init__()
-        self.per_class = {"deltas": 4}  # rows a class
+        self.per_class = {"bbox_pred": 4}  # layers with outputs per class, and how many per class
         self.convs = BoxConvs(channels, width)
-        self.deltas = output_layer(width, 4 * num_classes, std=0.001)
+        self.bbox_pred = output_layer(width, 4 * num_classes, std=0.001)
 
     def forward(self, pyramid: list[Tensor], boxes: list[Tensor]) -> Tensor:
         if not sum(len(b) for b in boxes):  # BatchNorm cannot learn from nothing
-            return pyramid[0].new_zeros(0, self.deltas.out_features // 4, 4)
-        return self.deltas(self.convs(pool(pyramid, boxes, SIDE, BOX_SCALE))).float().unflatten(1, (-1, 4))
+            return pyramid[0].new_zeros(0, self.bbox_pred.out_features // 4, 4)
+        return self.bbox_pred(self.convs(pool(pyramid, boxes, SIZE, BOX_SCALE))).float().unflatten(1, (-1, 4))
 
 
 class DoubleHeadRCNN(TwoStage):
     """One RoI stage at IoU .5; both of its losses count twice.
 
     The convolutions are the cost, so they see only the RoIs whose box matters: in training the positives (from which
-    alone their BatchNorm then learns its statistics; the reference takes all RoIs), at test time those with a class
+    alone their BatchNorm then learns its statistics; the reference takes all RoIs), in eval mode those with a class
     score above the threshold, which changes nothing.
     """
 
-    default_lr = (
-        0.005  # losses that count twice take steps twice as long; at .01 the small preset does not learn the types
-    )
+    # Losses that count twice make steps twice as long; at .01 the small preset does not learn the types.
+    default_lr = 0.005
 
-    def __init__(
-        self,
-        *,
-        preprocess: Preprocess,
-        backbone: nn.Module,
-        num_classes: int,
-        options: ModelOptions,
-        box_channels: int = 0,
-    ):
-        super().__init__(preprocess=preprocess, backbone=backbone, num_classes=num_classes, options=options)
+    def __init__(self, *, num_classes: int, options: ModelOptions, box_channels: int = 0, **parts: nn.Module):
+        super().__init__(num_classes=num_classes, options=options, **parts)
         self.head = ClassHead(options.channels, options.fc_channels, num_classes)
         self.box_head = BoxHead(options.channels, box_channels or 4 * options.channels, num_classes)
-        self.stage = RoIStage(num_classes, rois=options.rois, class_weights=options.class_weights, beta=1.0)
+        self.criterion = self.roi_criterion(beta=1.0)
 
-    def foldable(self) -> list[tuple[nn.Module, tuple[int, int, int]]]:
-        return [*super().foldable(), (self.box_head.convs, (self.options.channels, SIDE, SIDE))]
+    def fusible(self) -> list[tuple[nn.Module, tuple[int, int, int]]]:
+        return [*super().fusible(), (self.box_head.convs, (self.options.channels, SIZE, SIZE))]
 
     def roi_losses(
         self, pyramid: list[Tensor], proposals: list[Tensor], sizes: list[Size], targets: list[Target]
     ) -> dict[str, Tensor]:
-        drawn = self.stage.sample(proposals, targets)
-        logits = self.head(pyramid, [d.boxes for d in drawn])
-        deltas = self.box_head(pyramid, [d.positives for d in drawn])
-        return {"class": 2 * self.stage.class_loss(logits, drawn), "box": 2 * self.stage.box_loss(deltas, drawn)}
+        samples = self.criterion.sample(proposals, targets)
+        cls_logits = self.head(pyramid, [s.boxes for s in samples])
+        deltas = self.box_head(pyramid, [s.positives for s in samples])
+        return {
+            "class": 2 * self.criterion.class_loss(cls_logits, samples),
+            "box": 2 * self.criterion.box_loss(deltas, samples),
+        }
 
     def roi_detect(self, pyramid: list[Tensor], proposals: list[Tensor], sizes: list[Size]) -> list[Detection]:
         probabilities = self.head(pyramid, proposals).softmax(1).split([len(p) for p in proposals])
         above_threshold = [(p[:, :-1] > self.score_threshold).any(1) for p in probabilities]
-        probabilities = [p[h] for p, h in zip(probabilities, above_threshold, strict=True)]
-        boxes = [b[h] for b, h in zip(proposals, above_threshold, strict=True)]
+        probabilities = [p[a] for p, a in zip(probabilities, above_threshold, strict=True)]
+        boxes = [b[a] for b, a in zip(proposals, above_threshold, strict=True)]
         deltas = self.box_head(pyramid, boxes).split([len(b) for b in boxes])
-        return [
-            self.select(p, self.stage.coder.decode(b, d), size)
-            for p, b, d, size in zip(probabilities, boxes, deltas, sizes, strict=True)
-        ]
+        per_image = zip(probabilities, boxes, deltas, sizes, strict=True)
+        return [self.select(p, self.criterion.coder.decode(b, d), size) for p, b, d, size in per_image]

@@ -5,31 +5,27 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from .base import Detection, ModelOptions, Target
-from .preprocess import Preprocess, Size
-from .roi_heads import RoIStage, TwoFCHead, TwoStage
+from .preprocess import Size
+from .roi_heads import TwoFCHead, TwoStage
 
 
 class FasterRCNN(TwoStage):
     """One RoI stage at IoU .5; the box is moved separately for each class."""
 
-    def __init__(self, *, preprocess: Preprocess, backbone: nn.Module, num_classes: int, options: ModelOptions):
-        super().__init__(preprocess=preprocess, backbone=backbone, num_classes=num_classes, options=options)
+    def __init__(self, *, num_classes: int, options: ModelOptions, **parts: nn.Module):
+        super().__init__(num_classes=num_classes, options=options, **parts)
         self.head = TwoFCHead(options.channels, options.fc_channels, num_classes, class_agnostic=False)
-        self.stage = RoIStage(num_classes, rois=options.rois, class_weights=options.class_weights)
+        self.criterion = self.roi_criterion()
 
     def roi_losses(
         self, pyramid: list[Tensor], proposals: list[Tensor], sizes: list[Size], targets: list[Target]
     ) -> dict[str, Tensor]:
-        drawn = self.stage.sample(proposals, targets)
-        logits, deltas = self.head(pyramid, [d.boxes for d in drawn])
-        return self.stage.losses(logits, deltas, drawn)
+        samples = self.criterion.sample(proposals, targets)
+        cls_logits, deltas = self.head(pyramid, [s.boxes for s in samples])
+        return self.criterion(cls_logits, deltas, samples)
 
     def roi_detect(self, pyramid: list[Tensor], proposals: list[Tensor], sizes: list[Size]) -> list[Detection]:
-        logits, deltas = self.head(pyramid, proposals)
+        cls_logits, deltas = self.head(pyramid, proposals)
         counts = [len(p) for p in proposals]
-        return [
-            self.select(probabilities, self.stage.coder.decode(boxes, moved), size)
-            for probabilities, boxes, moved, size in zip(
-                logits.softmax(1).split(counts), proposals, deltas.split(counts), sizes, strict=True
-            )
-        ]
+        per_image = zip(cls_logits.softmax(1).split(counts), proposals, deltas.split(counts), sizes, strict=True)
+        return [self.select(p, self.criterion.coder.decode(boxes, d), size) for p, boxes, d, size in per_image]

@@ -1,6 +1,6 @@
-"""Grid R-CNN (Lu et al. 2019): a box is found as a grid of 3x3 points, each by a heat map of its own.
+"""Grid R-CNN (Lu et al. 2019): a box is located by a grid of 3x3 points, each with a heat map of its own.
 
-Letters: R RoIs, G = 9 grid points, D channels a point, S = 28 cells along a heat map. Points run down the columns:
+Letters: R RoIs, G = 9 grid points, D channels per point, S = 28 cells along a heat map. Points run down the columns:
 point i lies in column i // 3 and row i % 3.
 """
 
@@ -14,27 +14,27 @@ from torch import Tensor, nn
 
 from ..ops import boxes as box_ops
 from .base import Detection, ModelOptions, Target
-from .preprocess import Preprocess, Size
-from .roi_heads import ClassHead, RoIStage, TwoStage, pool
+from .preprocess import Size
+from .roi_heads import ClassHead, TwoStage, pool
 
 GRID = 3  # points along a side
 POINTS = [(i // GRID, i % GRID) for i in range(GRID * GRID)]  # column, row
 NEIGHBOURS = [[j for j, q in enumerate(POINTS) if abs(p[0] - q[0]) + abs(p[1] - q[1]) == 1] for p in POINTS]
 
-SIDE = 14  # cells of a pooled RoI
-WHOLE = 4 * SIDE  # cells of the map on which a box twice the RoI's sides lies
-PART = WHOLE // 2  # cells of a heat map: a point has the part of the map in which it can lie (Grid R-CNN Plus)
+SIZE = 14  # cells along a side of a pooled RoI
+WHOLE = 4 * SIZE  # cells along a side of the map that covers twice the RoI's sides
+PART = WHOLE // 2  # cells along a heat map: the part of the map in which its point can lie (Grid R-CNN Plus)
 CONVS = 8
 GROUPS = 36  # of the group norm
-RADIUS = 1  # cells about a point's place that its heat map is to mark
+RADIUS = 1  # cells about a point that its heat map marks
 WEIGHT = 15.0  # of the grid loss
 JITTER = 0.15  # of a RoI's sides, in training
-AT_MOST = 192  # RoIs of a batch that the grid is learned from
+MAX_ROIS = 192  # of a batch, on which the grid is trained
 
 
 class Fusion(nn.Module):
-    """Every point's features [R, D, 7, 7] plus what its up to four neighbours send (section 3.2): a 5x5 convolution of
-    each channel by itself, then a 1x1 one."""
+    """Every point's features [R, D, 7, 7] plus the messages of its up to four neighbours (section 3.2): a depthwise 5x5
+    convolution, then a 1x1 one."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -56,8 +56,8 @@ class Fusion(nn.Module):
 
 
 class GridHead(nn.Module):
-    """Pooled RoIs [R, C, 14, 14] -> heat-map logits [R, G, S, S], from features that the points have exchanged over two
-    steps of the grid and, second, from the features before."""
+    """Pooled RoIs [R, C, 14, 14] -> heat-map logits [R, G, S, S] from the features after two exchanges between
+    neighbours (fused) and, in training mode, from those before (unfused)."""
 
     def __init__(self, channels: int, point_channels: int):
         super().__init__()
@@ -69,7 +69,7 @@ class GridHead(nn.Module):
             layers.append(nn.Conv2d(width if i else channels, width, 3, stride=1 if i else 2, padding=1))
             layers += [nn.GroupNorm(GROUPS, width), nn.ReLU(inplace=True)]
         self.convs = nn.Sequential(*layers)
-        self.first, self.second = Fusion(point_channels), Fusion(point_channels)
+        self.first_order, self.second_order = Fusion(point_channels), Fusion(point_channels)
         self.deconv1 = nn.ConvTranspose2d(width, width, 4, stride=2, padding=1, groups=points)
         self.norm = nn.GroupNorm(points, width)
         self.deconv2 = nn.ConvTranspose2d(width, points, 4, stride=2, padding=1, groups=points)
@@ -80,13 +80,13 @@ class GridHead(nn.Module):
             elif isinstance(module, nn.ConvTranspose2d):
                 nn.init.normal_(module.weight, std=0.001)
                 nn.init.zeros_(module.bias)
-        nn.init.constant_(self.deconv2.bias, -math.log(99))  # heat of .01 everywhere
+        nn.init.constant_(self.deconv2.bias, -math.log(99))  # a score of .01 everywhere
 
     def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The second, unfused logits are None in eval mode, where they have no use."""
+        """Fused logits, and unfused ones or None."""
         x = self.convs(pooled)  # [R, G * D, 7, 7]
         points = list(x.split(self.point_channels, dim=1))
-        fused = self.second(points, self.first(points, points))
+        fused = self.second_order(points, self.first_order(points, points))
         return self.heat(torch.cat(fused, dim=1)), self.heat(x) if self.training else None
 
     def heat(self, x: Tensor) -> Tensor:
@@ -99,76 +99,77 @@ def part_corners(like: Tensor) -> Tensor:
     return like.new_tensor(POINTS) * (WHOLE // 4)
 
 
-def heat_targets(rois: Tensor, truth: Tensor) -> Tensor:
-    """What the heat maps are to be: 1 within :data:`RADIUS` of each point's cell, else 0.
+def heat_targets(rois: Tensor, gt_boxes: Tensor) -> Tensor:
+    """Targets of the heat maps: 1 within :data:`RADIUS` of each point's cell, else 0.
 
-    rois [R, 4] and the ground truth of each [R, 4], in pixels -> [R, G, S, S]. A RoI too small to hold the grid has no
-    point in it at all.
+    rois [R, 4] and the ground truth of each [R, 4], in pixels -> [R, G, S, S]. A RoI too small for the grid has no
+    marked cell.
     """
-    field = box_ops.scaled(rois, 2.0)
-    corner, side = field[:, None, :2], (field[:, 2:] - field[:, :2])[:, None]  # [R, 1, 2]
-    share = truth.new_tensor(POINTS) / (GRID - 1)  # [G, 2]
-    points = truth[:, None, :2] + share * (truth[:, 2:] - truth[:, :2])[:, None]  # [R, G, 2]
+    region = box_ops.scaled(rois, 2.0)
+    corner, side = region[:, None, :2], (region[:, 2:] - region[:, :2])[:, None]  # [R, 1, 2]
+    share = gt_boxes.new_tensor(POINTS) / (GRID - 1)  # [G, 2]
+    points = gt_boxes[:, None, :2] + share * (gt_boxes[:, 2:] - gt_boxes[:, :2])[:, None]  # [R, G, 2]
     at = ((points - corner) / side.clamp(min=box_ops.EPS) * WHOLE).trunc() - part_corners(rois)
     squared = (torch.arange(PART, device=rois.device) - at[..., None]).square()  # [R, G, 2, S]
     marked = squared[:, :, 1, :, None] + squared[:, :, 0, None, :] <= RADIUS**2  # [R, G, S (y), S (x)]
     return (marked & (side > GRID).all(2)[..., None, None]).float()
 
 
-def boxes_of_grid(rois: Tensor, logits: Tensor) -> Tensor:
-    """Boxes [R, 4] from heat-map logits [R, G, S, S]: every side is the mean of its three points' places, weighted by
-    their heat (eq. 3)."""
-    heat, cell = logits.sigmoid().flatten(2).max(dim=2)  # [R, G]
+def boxes_from_heat(rois: Tensor, logits: Tensor) -> Tensor:
+    """Boxes [R, 4] from heat-map logits [R, G, S, S]: each side is the mean position of its three points, weighted by
+    their scores (eq. 3)."""
+    score, cell = logits.sigmoid().flatten(2).max(dim=2)  # [R, G]
     at = torch.stack([cell % PART, cell // PART], dim=2) + part_corners(rois) + 0.5  # [R, G, 2]
-    field = box_ops.scaled(rois, 2.0)[:, None]
-    points = field[..., :2] + at / WHOLE * (field[..., 2:] - field[..., :2])
-    points, heat = points.unflatten(1, (GRID, GRID)), heat.unflatten(1, (GRID, GRID))  # [R, columns, rows(, 2)]
+    region = box_ops.scaled(rois, 2.0)[:, None]
+    points = region[..., :2] + at / WHOLE * (region[..., 2:] - region[..., :2])
+    points, score = points.unflatten(1, (GRID, GRID)), score.unflatten(1, (GRID, GRID))  # [R, columns, rows(, 2)]
 
-    def mean(place: Tensor, weight: Tensor) -> Tensor:
-        return (place * weight).sum(1) / weight.sum(1)
+    def mean(position: Tensor, weight: Tensor) -> Tensor:
+        return (position * weight).sum(1) / weight.sum(1)
 
-    left, right = (mean(points[:, i, :, 0], heat[:, i]) for i in (0, -1))
-    top, bottom = (mean(points[:, :, i, 1], heat[:, :, i]) for i in (0, -1))
+    left, right = (mean(points[:, i, :, 0], score[:, i]) for i in (0, -1))
+    top, bottom = (mean(points[:, :, i, 1], score[:, :, i]) for i in (0, -1))
     return torch.stack([left, top, right, bottom], dim=1)
 
 
 class GridRCNN(TwoStage):
-    """A class head on the proposals, whose best, after NMS, the grid head moves."""
+    """A class head on the proposals; after NMS the grid head locates the boxes of the best ones."""
 
-    border = 0
+    allowed_border = 0
     rpn_beta = 1 / 9
     proposals = 2000
     default_score_threshold = 0.03
     nms_threshold = 0.3
-    votes = False  # its boxes come after NMS, from the grid
+    box_voting = False  # its boxes come from the grid, after NMS
+    channels_multiple = 16  # 9 points of a quarter of the channels each, in GROUPS groups
 
-    def __init__(self, *, preprocess: Preprocess, backbone: nn.Module, num_classes: int, options: ModelOptions):
-        super().__init__(preprocess=preprocess, backbone=backbone, num_classes=num_classes, options=options)
+    def __init__(self, *, num_classes: int, options: ModelOptions, **parts: nn.Module):
+        super().__init__(num_classes=num_classes, options=options, **parts)
         self.head = ClassHead(options.channels, options.fc_channels, num_classes)
         self.grid_head = GridHead(options.channels, options.channels // 4)
-        self.stage = RoIStage(num_classes, rois=options.rois, class_weights=options.class_weights, low_quality=True)
+        self.criterion = self.roi_criterion(low_quality=True)
         self.jitter = JITTER
 
     def roi_losses(
         self, pyramid: list[Tensor], proposals: list[Tensor], sizes: list[Size], targets: list[Target]
     ) -> dict[str, Tensor]:
-        drawn = self.stage.sample(proposals, targets)
-        logits = self.head(pyramid, [d.boxes for d in drawn])
-        rois = [self._jittered(d.positives, size) for d, size in zip(drawn, sizes, strict=True)]
-        wanted = heat_targets(torch.cat(rois), torch.cat([d.truth for d in drawn]))
-        return {"class": self.stage.class_loss(logits, drawn), "grid": self.grid_loss(pyramid, rois, wanted)}
+        samples = self.criterion.sample(proposals, targets)
+        cls_logits = self.head(pyramid, [s.boxes for s in samples])
+        rois = [self._jittered(s.positives, size) for s, size in zip(samples, sizes, strict=True)]
+        heat = heat_targets(torch.cat(rois), torch.cat([s.gt_boxes for s in samples]))
+        return {"class": self.criterion.class_loss(cls_logits, samples), "grid": self.grid_loss(pyramid, rois, heat)}
 
-    def grid_loss(self, pyramid: list[Tensor], rois: list[Tensor], wanted: Tensor) -> Tensor:
-        """Mean cross entropy of fused and unfused heat maps, of at most :data:`AT_MOST` RoIs."""
-        if not len(wanted):
+    def grid_loss(self, pyramid: list[Tensor], rois: list[Tensor], targets: Tensor) -> Tensor:
+        """Mean cross entropy of fused and unfused heat maps, of at most :data:`MAX_ROIS` RoIs."""
+        if not len(targets):
             return pyramid[0].new_zeros(())
-        chosen = torch.randperm(len(wanted), device=wanted.device)[:AT_MOST]
-        pooled = pool(pyramid, rois, SIDE)[chosen]
-        return WEIGHT * sum(F.binary_cross_entropy_with_logits(m, wanted[chosen]) for m in self.grid_head(pooled))
+        chosen = torch.randperm(len(targets), device=targets.device)[:MAX_ROIS]
+        pooled = pool(pyramid, rois, SIZE)[chosen]
+        return WEIGHT * sum(F.binary_cross_entropy_with_logits(m, targets[chosen]) for m in self.grid_head(pooled))
 
     @torch.no_grad()
     def _jittered(self, boxes: Tensor, size: Size) -> Tensor:
-        """Boxes [P, 4] moved and stretched at random, so that the grid learns from more than the few there are."""
+        """Boxes [P, 4] moved and stretched at random, so that the grid learns from more than the few positives."""
         offset = (2 * torch.rand_like(boxes) - 1) * self.jitter
         side = boxes[:, 2:] - boxes[:, :2]
         centre = (boxes[:, :2] + boxes[:, 2:]) * 0.5 + side * offset[:, :2]
@@ -177,11 +178,11 @@ class GridRCNN(TwoStage):
 
     def roi_detect(self, pyramid: list[Tensor], proposals: list[Tensor], sizes: list[Size]) -> list[Detection]:
         probabilities = self.head(pyramid, proposals).softmax(1).split([len(p) for p in proposals])
-        found = [self.select(p, b[:, None], s) for p, b, s in zip(probabilities, proposals, sizes, strict=True)]
-        rois = [f["boxes"] for f in found]
+        detections = [self.select(p, b[:, None], s) for p, b, s in zip(probabilities, proposals, sizes, strict=True)]
+        rois = [d["boxes"] for d in detections]
         if sum(len(r) for r in rois):
-            logits, _ = self.grid_head(pool(pyramid, rois, SIDE))
+            logits, _ = self.grid_head(pool(pyramid, rois, SIZE))
             parts = logits.split([len(r) for r in rois])
-            for f, roi, part, size in zip(found, rois, parts, sizes, strict=True):
-                f["boxes"] = box_ops.clip(boxes_of_grid(roi, part), size)
-        return found
+            for detection, roi, part, size in zip(detections, rois, parts, sizes, strict=True):
+                detection["boxes"] = box_ops.clip(boxes_from_heat(roi, part), size)
+        return detections

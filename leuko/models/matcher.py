@@ -1,7 +1,7 @@
-"""Assigners say which ground truth each anchor, RoI or point learns from; the sampler says which of them count.
+"""Matchers assign each anchor, RoI or point the ground-truth box that it learns; a sampler chooses which of them count.
 
 Letters: R anchors, RoIs or points; M ground-truth boxes of one image. A match is an index into the M boxes,
-``NEGATIVE`` for background, or ``IGNORED`` for what is neither.
+``NEGATIVE`` for background, or ``IGNORED`` for neither.
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ IGNORED = -2
 
 
 @dataclass(frozen=True)
-class IoUAssigner:
+class IoUMatcher:
     """Match by IoU (Faster R-CNN, section 3.1.2).
 
     At or above ``positive`` with its best ground truth: positive. Below ``negative``: background. Between: ignored.
-    With ``low_quality``, every box that has a ground truth's highest IoU is positive for it, if at least ``floor``.
+    With ``low_quality``, every box that has a ground truth's highest IoU is positive for it, if that is at least
+    ``min_pos_iou``.
     """
 
     positive: float
     negative: float
-    floor: float
+    min_pos_iou: float = 0.0
     low_quality: bool = False
 
     def __call__(self, candidates: Tensor, gt_boxes: Tensor) -> Tensor:
@@ -35,82 +36,92 @@ class IoUAssigner:
         match = torch.full((len(candidates),), IGNORED, dtype=torch.int64, device=candidates.device)
         if len(gt_boxes) == 0 or len(candidates) == 0:
             return match.fill_(NEGATIVE)
-        overlap = box_ops.iou(candidates, gt_boxes)  # [R, M]
-        best, best_gt = overlap.max(dim=1)
+        iou = box_ops.iou(candidates, gt_boxes)  # [R, M]
+        best, best_gt = iou.max(dim=1)
         match[best < self.negative] = NEGATIVE
         match = torch.where(best >= self.positive, best_gt, match)
         if self.low_quality:
-            highest = overlap.max(dim=0).values  # [M]
-            tied = (overlap == highest) & (highest >= self.floor)
-            # Where one candidate is the best of several ground truths, the last one gets it, as in the reference.
+            highest = iou.max(dim=0).values  # [M]
+            tied = (iou == highest) & (highest >= self.min_pos_iou)  # [R, M]
+            # Where one candidate is the best of several ground truths, the last one gets it, as in MMDetection.
             last = (tied * torch.arange(1, len(gt_boxes) + 1, device=tied.device)).max(dim=1).values
             match = torch.where(last > 0, last - 1, match)
         return match
 
 
-def sample(match: Tensor, number: int, positive_fraction: float) -> tuple[Tensor, Tensor]:
-    """Draw at most ``number`` of the matched and unmatched, at most the fraction of them positive.
+@dataclass(frozen=True)
+class PointMatcher:
+    """Match points to boxes (FCOS, sections 3.1 and 3.2).
 
-    match [R] -> indices of the positives and of the negatives, each drawn from torch's random stream where there are
-    more than wanted.
+    A point is positive for a box if it lies strictly inside and its greatest distance to a side lies in the range of
+    its pyramid level. With ``radius`` (in strides) it must also lie within that distance of the box's centre, along
+    both axes. Of several boxes the smallest wins.
     """
-    positive = torch.nonzero(match >= 0).flatten()
-    negative = torch.nonzero(match == NEGATIVE).flatten()
-    positive = _draw(positive, int(number * positive_fraction))
-    return positive, _draw(negative, number - len(positive))
+
+    radius: float | None = None
+
+    def __call__(self, points: Tensor, strides: Tensor, ranges: Tensor, gt_boxes: Tensor) -> Tensor:
+        """points [R, 2], strides [R], ranges [R, 2] in pixels, gt_boxes [M, 4] -> match [R] int64."""
+        if len(gt_boxes) == 0:
+            return torch.full((len(points),), NEGATIVE, dtype=torch.int64, device=points.device)
+        distances = box_ops.box_to_distances(points[:, None], gt_boxes)  # [R, M, 4]
+        allowed = distances.min(dim=-1).values > 0  # [R, M]
+        if self.radius is not None:
+            centre = (gt_boxes[:, :2] + gt_boxes[:, 2:]) * 0.5  # [M, 2]
+            allowed &= ((points[:, None] - centre).abs() < self.radius * strides[:, None, None]).all(dim=-1)
+        greatest = distances.max(dim=-1).values
+        allowed &= (greatest >= ranges[:, :1]) & (greatest <= ranges[:, 1:])
+        return _smallest(allowed, gt_boxes)
+
+
+@dataclass(frozen=True)
+class CoreMatcher:
+    """Match square cells to the cores of boxes (FSAF, section 3.2).
+
+    The core is the box shrunk to ``core`` of its sides about its centre. A cell, one stride wide about its point,
+    touches a box if more than ``min_overlap`` of the cell lies in the core. It is positive for the smallest box that it
+    touches and whose inside its point lies in.
+    """
+
+    core: float = 0.2
+    min_overlap: float = 0.01
+
+    def __call__(self, points: Tensor, strides: Tensor, gt_boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """points [R, 2], strides [R], gt_boxes [M, 4] -> match [R] int64, and whether a cell touches each other box,
+        [R, M] bool: the classes of those are ignored there."""
+        if len(gt_boxes) == 0:
+            match = torch.full((len(points),), NEGATIVE, dtype=torch.int64, device=points.device)
+            return match, torch.zeros(len(points), 0, dtype=torch.bool, device=points.device)
+        half = strides[:, None] * 0.5
+        cells = torch.cat([points - half, points + half], dim=1)  # [R, 4]
+        cores = box_ops.scaled(gt_boxes, self.core)  # [M, 4]
+        overlap = box_ops.intersection(cells[:, None], cores) / box_ops.area(cells)[:, None]  # [R, M]
+        touches = overlap > self.min_overlap
+        inside = box_ops.box_to_distances(points[:, None], gt_boxes).min(dim=2).values > 0  # [R, M]
+        match = _smallest(touches & inside, gt_boxes)
+        return match, touches & (match[:, None] != torch.arange(len(gt_boxes), device=points.device))
+
+
+def _smallest(allowed: Tensor, gt_boxes: Tensor) -> Tensor:
+    """The smallest of the allowed boxes: allowed [R, M] bool, gt_boxes [M, 4] -> match [R]."""
+    size, match = torch.where(allowed, box_ops.area(gt_boxes), torch.inf).min(dim=1)
+    return torch.where(size.isinf(), NEGATIVE, match)
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Draw at most ``number`` of the positives and negatives, at most ``positive_fraction`` of them positive."""
+
+    number: int
+    positive_fraction: float
+
+    def __call__(self, match: Tensor) -> tuple[Tensor, Tensor]:
+        """match [R] -> indices of the positives and of the negatives, drawn at random where there are too many."""
+        positive = _draw(torch.nonzero(match >= 0).flatten(), int(self.number * self.positive_fraction))
+        return positive, _draw(torch.nonzero(match == NEGATIVE).flatten(), self.number - len(positive))
 
 
 def _draw(indices: Tensor, number: int) -> Tensor:
     if len(indices) <= number:
         return indices
     return indices[torch.randperm(len(indices), device=indices.device)[:number]]
-
-
-def assign_points(points: Tensor, ranges: Tensor, gt_boxes: Tensor, radius: Tensor | None = None) -> Tensor:
-    """Match points to boxes (FCOS, section 3.1 and 3.2).
-
-    A point is positive for a box that it lies strictly inside of, or, with ``radius`` [R] in pixels, inside the part of
-    that box within ``radius`` of its centre; and whose greatest distance to a side lies in the point's ``ranges``
-    [R, 2] in pixels. Of several boxes the smallest wins. points [R, 2], gt_boxes [M, 4] -> match [R] int64.
-    """
-    if len(gt_boxes) == 0:
-        return torch.full((len(points),), NEGATIVE, dtype=torch.int64, device=points.device)
-    distances = box_ops.box_to_distances(points[:, None], gt_boxes[None])  # [R, M, 4]
-    inside = distances
-    if radius is not None:
-        centre = (gt_boxes[:, :2] + gt_boxes[:, 2:]) * 0.5
-        reach = radius[:, None, None]
-        core = torch.cat(
-            [torch.maximum(centre - reach, gt_boxes[:, :2]), torch.minimum(centre + reach, gt_boxes[:, 2:])], dim=-1
-        )  # [R, M, 4]
-        inside = box_ops.box_to_distances(points[:, None], core)
-    greatest = distances.max(dim=-1).values
-    allowed = (inside.min(dim=-1).values > 0) & (greatest >= ranges[:, :1]) & (greatest <= ranges[:, 1:])
-    size = torch.where(allowed, box_ops.area(gt_boxes), torch.inf)  # [R, M]
-    smallest, match = size.min(dim=1)
-    return torch.where(smallest.isinf(), NEGATIVE, match)
-
-
-def assign_cores(
-    points: Tensor, side: Tensor, gt_boxes: Tensor, core: float = 0.2, least: float = 0.01
-) -> tuple[Tensor, Tensor]:
-    """Match square cells to the middles of boxes (FSAF, section 3.2).
-
-    A cell, ``side`` [R] pixels wide about its point [R, 2], touches a box if more than ``least`` of it lies in the
-    box's core: the box shrunk to ``core`` of its sides about its centre. It is positive for the smallest box that it
-    touches and whose inside its point lies in. Returns the match [R] int64, and which of the other boxes each cell
-    touches too [R, M]: their classes are neither right nor wrong there.
-    """
-    match = torch.full((len(points),), NEGATIVE, dtype=torch.int64, device=points.device)
-    if len(gt_boxes) == 0:
-        return match, match.new_zeros(len(points), 0, dtype=torch.bool)
-    half = side[:, None] * 0.5
-    cells = torch.cat([points - half, points + half], dim=1)
-    cores = box_ops.scaled(gt_boxes, core)
-    touches = box_ops.intersection(cells[:, None], cores) / box_ops.area(cells)[:, None] > least  # [R, M]
-    within = box_ops.box_to_distances(points[:, None], gt_boxes).min(dim=2).values > 0
-    size = torch.where(touches & within, box_ops.area(gt_boxes), torch.inf)
-    smallest, best = size.min(dim=1)
-    match = torch.where(smallest.isinf(), match, best)
-    others = touches & (match[:, None] != torch.arange(len(gt_boxes), device=points.device))
-    return match, others

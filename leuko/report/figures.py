@@ -18,7 +18,7 @@ from ..metrics.curves import PANELS, SCORES, ScoreCurve
 from ..metrics.differential import BlandAltman, GroupCount, shares
 from ..metrics.factors import Rate
 from ..metrics.matching import RECALLS
-from .plots import ACCENT, INK, panels, type_colours
+from .style import ACCENT, INK, error_bars, panels, type_colours
 from .tables import rate
 
 MODELS = ("#222222", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8a6d3b")
@@ -110,10 +110,9 @@ def factors(rates: dict[str, Sequence[Rate]], path: str | Path) -> None:
             for i, ((model, of_model), ink) in enumerate(zip(rates.items(), _model_colours(rates), strict=True)):
                 shown = [r for r in of_model if r.measure == measure]
                 place = np.arange(len(shown)) + (i - (len(rates) - 1) / 2) * width
-                value = np.nan_to_num([r.percent for r in shown])
-                error = np.nan_to_num([[r.percent - r.low for r in shown], [r.high - r.percent for r in shown]]).clip(0)
-                panel.barh(place, value, width * 0.92, color=ink, label=model)
-                panel.errorbar(value, place, xerr=error, fmt="none", ecolor="#888888", elinewidth=1, capsize=2)
+                percent, error = error_bars(shown)
+                panel.barh(place, percent, width * 0.92, color=ink, label=model)
+                panel.errorbar(percent, place, xerr=error, fmt="none", ecolor="#888888", elinewidth=1, capsize=2)
             panel.set_yticks(range(len(shown)), [f"{r.factor} ({r.total:,})" for r in shown])
             panel.invert_yaxis()
             better = "lower is better" if measure == "impurity ratio" else "higher is better"

@@ -20,7 +20,7 @@ import numpy as np
 
 from ..config import ReportOptions
 from ..data.dataset import Dataset
-from ..data.images import fit, read_image
+from ..data.images import fit, is_image, read_image
 from ..data.tools.check import LEVELS, Finding, counted
 from ..errors import LeukoError
 from ..io import make_folder, read_text, write_text
@@ -157,8 +157,9 @@ def check_page(
     kinds = []
     for level, kind, number, _ in counted(findings):
         of_kind = [f for f in findings if (f.level, f.kind) == (level, kind)]
-        images = dict.fromkeys(i for f in of_kind[:MAX_SHOWN] for i in f.images if i.is_file())
-        thumbnails = [_thumbnail(i) for i in images if i.suffix.lower() != ".xml"][: 2 * MAX_SHOWN]
+        files = dict.fromkeys(file for f in of_kind[:MAX_SHOWN] for file in f.images)
+        images = [file for file in files if is_image(file) and file.is_file()]
+        thumbnails = [_thumbnail(image) for image in images[: 2 * MAX_SHOWN]]
         kinds.append({"level": level, "kind": kind, "number": number, "findings": of_kind, "thumbnails": thumbnails})
     totals = [(level, sum(f.level == level for f in findings)) for level in LEVELS]
     return _render(

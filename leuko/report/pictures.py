@@ -12,7 +12,7 @@ import numpy as np
 
 from ..data.dataset import Dataset
 from ..data.images import read_image
-from ..data.loader import TrainingItems
+from ..data.loader import TrainingImages, TrainingItem
 from ..data.transforms import compose
 from ..detections import Detections
 from ..metrics.confusion import Pairing, correct_cells
@@ -22,27 +22,27 @@ from . import plots
 SHOWN_SCORE = 0.3  # detections below it would only clutter a picture
 
 
-def batch(items: Sequence[dict], types: Sequence[str]) -> np.ndarray:
-    """Training items (see ``leuko.data.loader``) with their labels."""
+def batch(items: Sequence[TrainingItem], types: Sequence[str]) -> np.ndarray:
+    """A batch of training images with their labels."""
     drawn = [
-        plots.draw_cells(item["image"].permute(1, 2, 0).numpy(), item["boxes"].numpy(), item["labels"].numpy(), types)
-        for item in items
+        plots.draw_cells(image.permute(1, 2, 0).numpy(), target["boxes"].numpy(), target["labels"].numpy(), types)
+        for image, target, _ in items
     ]
     return plots.contact_sheet(drawn, columns=4)
 
 
-def augmentation(items: TrainingItems, types: Sequence[str], max_images: int = 8) -> np.ndarray:
-    """The training image with the most cells: unchanged, under each transform of ``items`` alone, and ``max_images``
+def augmentation(images: TrainingImages, types: Sequence[str], max_images: int = 8) -> np.ndarray:
+    """The training image with the most cells: unchanged, under each transform of ``images`` alone, and ``max_images``
     times under all of them with their probabilities."""
-    index = int(np.argmax([(~sample.crowd).sum() for sample in items.samples]))
-    sample = items.field(index)
+    index = int(np.argmax([(~sample.crowd).sum() for sample in images.samples]))
+    sample = images.plain(index)
     shown = [("unchanged", sample)]
-    for i, step in enumerate(items.steps):
-        alone = compose.augment(sample, [step._replace(p=1.0)], np.random.default_rng([items.seed, i]), items.another)
+    for i, step in enumerate(images.steps):
+        alone = compose.augment(sample, [step._replace(p=1.0)], np.random.default_rng([images.seed, i]), images.another)
         shown.append((step.name, alone))
-    for i in range(max_images if items.steps else 0):
-        rng = np.random.default_rng([items.seed, i, index])
-        shown.append(("all", compose.augment(sample, items.steps, rng, items.another)))
+    for i in range(max_images if images.steps else 0):
+        rng = np.random.default_rng([images.seed, i, index])
+        shown.append(("all", compose.augment(sample, images.steps, rng, images.another)))
     drawn = [plots.captioned(plots.draw_cells(s.image, s.boxes, s.labels, types), title) for title, s in shown]
     return plots.contact_sheet(drawn, columns=6)
 
@@ -67,10 +67,10 @@ def gt_and_predictions(
         images = np.linspace(0, len(dataset) - 1, min(max_images, len(dataset))).round().astype(int)
     pairs = []
     for i in images[:max_images]:
-        sample, found = dataset.samples[i], predictions[i].above(SHOWN_SCORE)
+        sample, detections = dataset.samples[i], predictions[i].above(SHOWN_SCORE)
         image = read_image(sample.image)
         pairs.append(plots.draw_cells(image, sample.boxes, sample.labels, dataset.types))
-        pairs.append(plots.draw_cells(image, found.boxes, found.labels, dataset.types, found.scores))
+        pairs.append(plots.draw_cells(image, detections.boxes, detections.labels, dataset.types, detections.scores))
     return plots.contact_sheet(pairs, columns=4)
 
 

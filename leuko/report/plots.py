@@ -5,18 +5,14 @@ Images are RGB uint8 arrays [H, W, 3]. A type has the same place and colour in e
 
 from __future__ import annotations
 
-import io
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import cv2
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont
 
@@ -26,27 +22,9 @@ from ..data.images import fit
 from ..data.tools.stats import Colour
 from ..io import write_bytes
 from ..metrics.differential import Share
+from .style import ACCENT, INK, error_bars, panels, type_colours
 
-INK, ACCENT = "#222222", "#4d4d4d"
-MEASURES = {"mAP": "#222222", "mAP50": "#0072B2", "mAP75": "#009E73", "mAR": "#D55E00"}
-STYLE = {
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.titlecolor": INK,
-    "axes.titlelocation": "left",
-    "axes.titlesize": 11,
-    "figure.constrained_layout.h_pad": 0.1,
-    "figure.constrained_layout.w_pad": 0.1,
-    "grid.color": "#e3e3e3",
-    "legend.edgecolor": "none",
-    "legend.fontsize": 8,
-    "legend.framealpha": 0.85,
-    "legend.title_fontsize": 8,
-    "savefig.dpi": 120,
-    "text.parse_math": False,  # a name with dollar signs is not a formula
-}
+MEASURE_COLOURS = {"mAP": "#222222", "mAP50": "#0072B2", "mAP75": "#009E73", "mAR": "#D55E00"}
 SHEET_CELL = 400  # pixels: the longer side of an image on a contact sheet
 HEAT_BINS = 48
 LEAST_SPAN = 40  # levels of colour that an axis shows at least, so that small differences look small
@@ -135,26 +113,6 @@ def write_image(path: str | Path, image: np.ndarray) -> None:
 # ---------------------------------------------------------------- charts
 
 
-@contextmanager
-def panels(
-    path: str | Path, width: float, height: float, rows: int = 1, columns: int = 1, **shared: Any
-) -> Iterator[list[Axes]]:
-    """Give ``rows`` x ``columns`` axes of a new figure (``width`` x ``height`` inches), row by row; at the end of the
-    block the figure is written. ``shared`` goes to ``Figure.subplots``."""
-    data = io.BytesIO()
-    with matplotlib.rc_context(STYLE):
-        # Without pyplot, which keeps every figure alive and is not safe in threads.
-        figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
-        yield list(figure.subplots(rows, columns, squeeze=False, **shared).flat)
-        figure.savefig(data, format=Path(path).suffix[1:])
-    write_bytes(path, data.getvalue())
-
-
-def type_colours(types: Sequence[str]) -> list[tuple[float, ...]]:
-    """The colour of each type as matplotlib takes it, RGB in 0..1."""
-    return [tuple(v / 255 for v in colour(name, i)) for i, name in enumerate(types)]
-
-
 def training_curves(rows: Sequence[dict], path: str | Path) -> None:
     """Draw the rows of ``results.csv`` (numbers or their text): losses, validation measures and learning rate.
 
@@ -171,13 +129,13 @@ def training_curves(rows: Sequence[dict], path: str | Path) -> None:
         line = {"marker": "o", "markersize": 3}
         for term, ink in zip(terms, type_colours([""] * len(terms)), strict=True):
             losses.plot(epochs, column(term), color=ink, label=term.removeprefix("loss/"), **line)
-        for name, ink in MEASURES.items():
+        for name, ink in MEASURE_COLOURS.items():
             measures.plot(epochs, column(f"val/{name}"), color=ink, label=name, **line)
         rate.plot(epochs, column("lr"), color=ACCENT, **line)
         title, mAP = "validation", column("val/mAP")
         if np.isfinite(mAP).any():
             best = int(np.nanargmax(mAP))
-            measures.plot(epochs[best], mAP[best], "o", color=MEASURES["mAP"], markersize=9, fillstyle="none")
+            measures.plot(epochs[best], mAP[best], "o", color=MEASURE_COLOURS["mAP"], markersize=9, fillstyle="none")
             title = f"validation: best mAP {mAP[best]:.3f} at epoch {epochs[best]:.0f}"
         losses.set(title="training loss", ylabel="loss (mean of the epoch)")
         measures.set(title=title, ylabel="measure (0 to 1)", ylim=(0, 1))
@@ -210,8 +168,7 @@ def data_statistics(dataset: Dataset, colours: Sequence[Colour], factors: Sequen
 def differential_chart(shares: Sequence[Share], path: str | Path) -> None:
     """Draw a differential count: percent of the cells per type, with 95 % Wilson intervals."""
     types = [s.type for s in shares]
-    percent = np.nan_to_num([s.percent for s in shares])
-    error = np.nan_to_num([[s.percent - s.low for s in shares], [s.high - s.percent for s in shares]])
+    percent, error = error_bars(shares)
     with panels(path, 7, 0.5 * len(shares) + 1.4) as (axes,):
         axes.barh(types, percent, color=type_colours(types), height=0.7)
         axes.errorbar(percent, types, xerr=error, fmt="none", ecolor=INK, elinewidth=1.2, capsize=3)

@@ -139,14 +139,22 @@ def _write_agreement(folder: Path, dataset: Dataset, reported: ModelResult, conf
     counts = differential.group_counts(dataset, reported.predictions, SCORE)
     rows = []
     for c in counts:
-        total = int(c.predicted.sum())
-        for name, labelled, predicted, (by_label, by_model) in zip(
-            dataset.types, c.labelled.tolist(), c.predicted.tolist(), c.percent.T, strict=True
-        ):
-            low, high = (100 * v for v in differential.wilson(predicted, total))
-            row = {"group": c.group, "images": c.images, "type": name, "label": labelled, "prediction": predicted}
-            row |= {"label_percent": by_label, "prediction_percent": by_model, "low95": low, "high95": high}
-            rows.append(row)
+        total, by_label = int(c.predicted.sum()), c.percent[0].tolist()
+        for k, name in enumerate(dataset.types):
+            percent, low, high = differential.percent_of(int(c.predicted[k]), total)
+            rows.append(
+                {
+                    "group": c.group,
+                    "images": c.images,
+                    "type": name,
+                    "label": c.labelled[k],
+                    "prediction": c.predicted[k],
+                    "label_percent": by_label[k],
+                    "prediction_percent": percent,
+                    "low95": low,
+                    "high95": high,
+                }
+            )
     write_csv(folder / "differential.csv", rows)
     kappa, agreement = differential.kappa(confusion_counts), differential.bland_altman(counts, dataset.types)
     write_json(folder / "agreement.json", {"score": SCORE, "iou": IOU, "kappa": kappa, "bland_altman": agreement})
