@@ -189,7 +189,7 @@ def test_labels_without_an_image_are_found(tmp_path, pictures):
     samples = [Sample(p, 97, 61, [[5, 5, 30 + i, 40]], [i % 2], i + 1) for i, p in enumerate(pictures)]
     yolo.write(Dataset(["NG", "BG"], samples), tmp_path, "train")
     (tmp_path / "labels/train/lost.txt").write_text("0 .5 .5 .2 .2\n")
-    assert ("decide", "labels without image") in kinds(tmp_path)
+    assert ("decide", "error: orphan") in kinds(tmp_path)
 
 
 def test_near_duplicates_against_all_pairs():

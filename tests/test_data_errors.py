@@ -362,7 +362,7 @@ def test_a_full_disk_is_reported(plain, monkeypatch):
 
     monkeypatch.setattr(tempfile, "TemporaryFile", lambda **_: Full())
     with pytest.raises(LeukoError, match=r"^--cache disk: .*No space left on device; .*TMPDIR"):
-        OnDisk(plain, 64)
+        OnDisk([sample.image for sample in plain.samples], 64)
 
 
 @pytest.mark.parametrize("originals", ['["1.jpg"]', '{"1.jpg": {"image": "a", "width": 1e999, "height": 1}}'])

@@ -371,7 +371,7 @@ def test_a_review_changes_labels_and_keeps_the_old_ones(data, tmp_path, leuko):
     write({**changed, "box": ["a", 1, 2, 3]})
     leuko("data", "apply-review", data, review, tmp_path / "x").refused("suspect 1", "verdict only")
     review.write_text("{}")
-    leuko("data", "apply-review", data, review, tmp_path / "x").refused("consensus.json", "no review")
+    leuko("data", "apply-review", data, review, tmp_path / "x").refused("consensus.json", "not a review")
 
 
 def test_a_review_finds_its_cells_in_every_split(pictures, tmp_path, leuko):

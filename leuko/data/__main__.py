@@ -10,7 +10,6 @@ if (
     run_module("data")
 
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -74,27 +73,26 @@ def stats(options: config.StatsOptions) -> None:
 def convert(options: config.ConvertOptions) -> None:
     """Write a data set in another format."""
     _require(options, "to", "the format to write: voc, coco or yolo")
-    datasets = converter.convert(**_values(options), progress=True)
+    datasets = converter.convert(**vars(options), progress=True)
     print(f"{options.dst}: {options.to}")
     _print_written(options.dst, datasets)
 
 
 def resize(options: config.ResizeOptions) -> None:
     """Write a data set with all images scaled."""
-    datasets = resizer.resize(**_values(options), progress=True)
+    datasets = resizer.resize(**vars(options), progress=True)
     print(f"{options.dst}: longer side {options.size} pixels; leuko predict --originals draws on the originals")
     _print_written(options.dst, datasets)
 
 
 def split(options: config.SplitOptions) -> None:
     """Divide a data set anew."""
-    values = _values(options)
     try:
         ratios = [float(text) for text in options.ratios.split(":")]
     except ValueError as error:
         raise LeukoError(f"--ratios: {error}; give numbers with colons between, such as 4:1") from error
     names = [name.strip() for name in options.names.split(",") if name.strip()]
-    parts = splitter.split(**values | {"ratios": ratios, "names": names})
+    parts = splitter.split(**vars(options) | {"ratios": ratios, "names": names})
     print(f"{options.dst}: divided anew")
     _print_written(options.dst, parts)
     print(f"\n{_largest_difference(parts, [1.0] * len(parts) if options.folds else ratios)}")
@@ -102,7 +100,7 @@ def split(options: config.SplitOptions) -> None:
 
 def apply_review(options: config.ReviewOptions) -> None:
     """Write a data set with the verdicts of a review in its labels."""
-    rows = reviewer.apply_review(**_values(options))
+    rows = reviewer.apply_review(**vars(options))
     for row in rows:
         print(f"{row['image']}: {row['before'] or 'no cell'} is now {row['after'] or 'no cell'}")
     print(f"{options.dst}: {len(rows)} labels changed, listed in reviewed.csv")
@@ -112,7 +110,7 @@ def apply_review(options: config.ReviewOptions) -> None:
 def factors(options: config.FactorOptions) -> None:
     """Write a data set with an interference factor on every image."""
     _require(options, "factor", "the name of a factor, several separated by commas, or all")
-    datasets = draw.put_factor(**_values(options), progress=True)
+    datasets = draw.put_factor(**vars(options), progress=True)
     print(f"{options.dst}: {options.factor}, severity {options.severity}")
     _print_written(options.dst, datasets)
 
@@ -120,7 +118,7 @@ def factors(options: config.FactorOptions) -> None:
 def compose(options: config.ComposeOptions) -> None:
     """Compose a data set from crops of single cells."""
     _require(options, "donors", "a folder with one folder of crops per class")
-    values = _values(options)
+    values = dict(vars(options))
     least, _, most = values.pop("cells").partition("-")
     if not (least.isdecimal() and (most or least).isdecimal()):
         raise LeukoError(f"--cells {options.cells}: give the least and the most leukocytes per field, such as 1-6")
@@ -133,7 +131,7 @@ def compose(options: config.ComposeOptions) -> None:
 
 def synth(options: config.SynthOptions) -> None:
     """Render a data set."""
-    values = _values(options)
+    values = dict(vars(options))
     sheet = values.pop("sheet")
     datasets = draw.synth(**values, progress=True)
     print(f"{options.dst}: {options.format}, {options.size}x{options.size} pixels, seed {options.seed}")
@@ -147,11 +145,6 @@ def synth(options: config.SynthOptions) -> None:
 
 
 # ---------------------------------------------------------------- options and tables
-
-
-def _values(options: object) -> dict:
-    """The options by name, as keyword arguments."""
-    return {f.name: getattr(options, f.name) for f in fields(options)}
 
 
 def _require(options: object, name: str, what: str) -> None:

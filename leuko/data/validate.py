@@ -56,29 +56,21 @@ def validate(
     if len(ids) < len(records) or None in ids:  # ids of several COCO files may clash
         for number, record in enumerate(records, 1):
             record.id = number
-    check = _Check(known, ignore, problems, [warning for part in labels for warning in part.warnings])
-    samples = [check.sample(record, size) for record, size in zip(records, sizes, strict=True)]
-    samples = [sample for sample in samples if sample]
-    problems.stop()
-    if not samples:
-        raise LeukoError(f"{source}: no images; an empty data set cannot be used")
-    dataset = Dataset(known, samples, _category_ids(known, declared), check.warnings, check.ignored)
-    return dataset if types is None else match_types(dataset, types, source)
-
-
-def match_types(dataset: Dataset, types: Sequence[str], source: Path) -> Dataset:
-    """Re-index labels by class name to ``types``; a class of the data set that is not among them raises LeukoError."""
-    for name in dataset.types:
+    for name in known if types is not None else ():
         if name not in types:
             raise LeukoError(
                 f'{source}: class "{name}" is not among the types asked for ({", ".join(types)})'
                 f'{nearest(name, types)}; rename it, or list it under "ignore" in a data YAML'
             )
-    new_index = np.array([types.index(name) for name in dataset.types], dtype=np.int64)
-    for sample in dataset.samples:
-        sample.labels = new_index[sample.labels]
-    ids = _category_ids(types, dict(zip(dataset.types, dataset.category_ids, strict=True)))
-    return Dataset(list(types), dataset.samples, ids, dataset.warnings, dataset.ignored)
+    types = list(known if types is None else types)
+    index = {name: types.index(name) for name in known}
+    check = _Check(index, ignore, problems, [warning for part in labels for warning in part.warnings])
+    samples = [check.sample(record, size) for record, size in zip(records, sizes, strict=True)]
+    samples = [sample for sample in samples if sample]
+    problems.stop()
+    if not samples:
+        raise LeukoError(f"{source}: no images; an empty data set cannot be used")
+    return Dataset(types, samples, _category_ids(types, declared), check.warnings, check.ignored)
 
 
 def _merged_categories(labels: Iterable[Labels]) -> dict[str, int]:
@@ -128,10 +120,9 @@ class _Check:
     """Compares records with their images; collects errors in ``problems``, fixes in ``warnings``."""
 
     def __init__(
-        self, types: Sequence[str], ignore: Sequence[str], problems: Problems, warnings: list[LabelWarning]
+        self, index: dict[str, int], ignore: Sequence[str], problems: Problems, warnings: list[LabelWarning]
     ) -> None:
-        self.types = types
-        self.index = {name: i for i, name in enumerate(types)}
+        self.index = index  # the labels of the class names
         self.ignored = dict.fromkeys(ignore, 0)
         self.problems = problems
         self.warnings = warnings
@@ -224,7 +215,7 @@ class _Check:
     def _unknown_class(self, record: Record, annotation: Annotation) -> str:
         return (
             f'{record.place(annotation)}: unknown class "{annotation.name}", the data set\'s are '
-            f"{', '.join(self.types)}{nearest(annotation.name, self.types)}; "
+            f"{', '.join(self.index)}{nearest(annotation.name, self.index)}; "
             'correct the label or "names", or list it under "ignore" in the data YAML'
         )
 

@@ -19,7 +19,6 @@ from ...ops.boxes import box_iou
 from .. import source
 from ..dataset import Dataset, Sample
 from ..formats.records import Problems
-from ..formats.yolo import label_folder
 from ..images import is_shown_otherwise, list_images, read_image
 from . import duplicates
 from .builder import in_threads
@@ -44,23 +43,14 @@ class Finding:
 
 
 def check(src: str | Path, pixels: bool = True, progress: bool = False) -> tuple[dict[str, Dataset], list[Finding]]:
-    """Examine a data set, all of its splits.
+    """Examine all splits of a data set; without ``pixels`` only label files and the headers of images are read.
 
-    Args:
-        src: a folder, a COCO file or a data YAML.
-        pixels: decode all images and look for duplicates, too; without it, only label files and headers are read.
-        progress: show a bar on the terminal.
-
-    Returns:
-        What could be read of each split, and the findings, those that a person must decide first.
-
-    Raises:
-        LeukoError: there is no data set.
+    Returns what could be read of each split, and the findings, those that a person must decide first. Raises LeukoError
+    where there is no data set.
     """
-    found = source.find(src)
     datasets: dict[str, Dataset] = {}
     findings: list[Finding] = []
-    for split in found.splits:
+    for split in source.splits(src):
         problems = Problems(collect=True)
         try:
             datasets[split] = source.load(src, split, problems=problems)
@@ -74,7 +64,7 @@ def check(src: str | Path, pixels: bool = True, progress: bool = False) -> tuple
         findings += _missing(split, dataset)
     findings += _classes(datasets)
     findings += _shared(src, datasets)
-    findings += _orphans(found.format, datasets)
+    findings += _unlabelled(datasets)
     if pixels:
         findings += _pixels(datasets, progress)
     return datasets, sorted(_merged(findings), key=lambda f: (LEVELS.index(f.level), f.kind))
@@ -178,22 +168,16 @@ def _shared(src: str | Path, datasets: dict[str, Dataset]) -> Iterator[Finding]:
             yield Finding("decide", "image in two splits", both, text, (image,))
 
 
-def _orphans(form: str, datasets: dict[str, Dataset]) -> Iterator[Finding]:
-    """YOLO labels without an image, and images beside the labelled ones that no label file names."""
+def _unlabelled(datasets: dict[str, Dataset]) -> Iterator[Finding]:
+    """Images beside the labelled ones that no label file names."""
     samples = [s for dataset in datasets.values() for s in dataset.samples]
     known = {s.image.resolve() for s in samples}
     known |= {warning.file.resolve() for dataset in datasets.values() for warning in dataset.warnings}
     for folder in sorted({s.image.parent for s in samples}):
-        images = list_images(folder)
-        for image in images:
+        for image in list_images(folder):
             if image.resolve() not in known:
                 text = f"{image}: no label file names it; it is left out"
                 yield Finding("note", "image without labels", "all", text, (image,))
-        stems = {image.stem for image in images} | {"classes"}
-        for file in sorted(label_folder(folder).glob("*.txt")) if form == "yolo" else []:
-            if file.stem not in stems:
-                text = f"{file}: labels without an image called {file.stem}; they are left out"
-                yield Finding("decide", "labels without image", "all", text)
 
 
 # ---------------------------------------------------------------- pixels
@@ -215,8 +199,8 @@ def _pixels(datasets: dict[str, Dataset], progress: bool) -> Iterator[Finding]:
         if is_turned:
             text = f"{sample.image}: EXIF says to turn or mirror it; leuko does not: boxes refer to stored pixels"
             yield Finding("note", "EXIF orientation", splits[0], text, (sample.image,))
-    exact = sorted(pair for same in by_digest.values() for pair in combinations(same, 2))
-    for i, j in exact:
+    exact = {pair for same in by_digest.values() for pair in combinations(same, 2)}
+    for i, j in sorted(exact):
         yield _duplicate(places[i], places[j], "duplicate", "is the same file as")
     for i, j in duplicates.near([look for *_, look in examined]):
         if (i, j) not in exact:

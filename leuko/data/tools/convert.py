@@ -20,17 +20,8 @@ def convert(
 
     Boxes come back bit for bit, with class names and ids, splits, factors, groups, crowds and attributes; images are
     linked or copied, never encoded again. What reading fixes is written fixed, and listed in ``warnings.txt``.
-
-    Args:
-        src: the data set; a folder, a COCO file or a data YAML.
-        dst: the folder to make. It appears when all is done, or not at all.
-        to: ``voc``, ``coco`` or ``yolo``.
-        voc_origin: 0 writes VOC as LabelImg does, 1 in the official convention, with a data YAML that says so.
-        force: replace a data set that is in ``dst``.
-        progress: show a bar on the terminal.
-
-    Raises:
-        LeukoError: the data set has errors, ``dst`` exists, it lies in ``src``, or it cannot be written.
+    The official VOC convention (``voc_origin=1``) gets a data YAML that says so. For the arguments see
+    ``config.ConvertOptions``. Raises LeukoError.
     """
     if to not in FORMATS:
         raise LeukoError(f"--to {to}: is not a format{nearest(to, FORMATS)}; give {', '.join(FORMATS)}")

@@ -28,14 +28,7 @@ def apply_review(src: str | Path, review: str | Path, dst: str | Path, *, force:
     cell's old type is kept as its attribute ``label_before``, and all changes are listed in ``reviewed.csv``. A verdict
     applies to every split that holds the image; one that lacks the cell keeps its labels, with a warning.
 
-    Args:
-        src: the data set that was validated.
-        review: the file, as edited.
-        dst: the folder to make, in the same format.
-        force: replace a data set that is in ``dst``.
-
-    Raises:
-        LeukoError: the review is broken, does not fit the data, or the data set cannot be read or written.
+    For the arguments see ``config.ReviewOptions``. Raises LeukoError.
     """
     review = Path(review)
     form, datasets = read_source(src, dst)

@@ -19,7 +19,7 @@ from .folder import building, read_source, write_warnings
 
 NAMES = {2: ("train", "test"), 3: ("train", "val", "test")}
 FEW = 1 << 15  # up to so many divisions all are tried
-RESTARTS = 4  # random divisions that are improved; the best is kept
+RESTARTS = 6  # random divisions that are improved; the best is kept
 TRIES = 20_000  # moves and exchanges of groups that are tried on each
 
 
@@ -34,25 +34,12 @@ def split(
     seed: int = 0,
     force: bool = False,
 ) -> dict[str, Dataset]:
-    """Divide a data set anew and write it in its own format, images linked; returns the splits. What reading fixes is
-    written fixed, and listed in ``warnings.txt``.
+    """Divide a data set anew and write it in its own format, images linked; returns the splits.
 
-    Args:
-        src: the data set; all its splits are taken together, an image that is in several of them once.
-        dst: the folder to make. It appears when all is done, or not at all.
-        ratios: the wanted share of each split, in any unit.
-        names: the splits' names; by default train and test, or train, val and test.
-        folds: instead of ``ratios``, make so many equal parts, and data YAMLs ``fold1.yaml`` ... that validate on one
-            part each and train on the others.
-        group_by: which images belong together, in addition to the data set's own groups: a CSV file with the columns
-            ``image`` and ``group``, or a regular expression that is searched in each image's path, whose first bracket
-            (or all of it) is the group.
-        seed: which of equally good divisions is taken.
-        force: replace a data set that is in ``dst``.
-
-    Raises:
-        LeukoError: an argument is out of range, an image has no group, there are fewer groups than splits, or the
-            data set cannot be read or written.
+    All splits of the source are taken together, an image that is in several of them once. ``group_by`` is added to the
+    data set's own groups: what belongs together by either stays together. With ``folds`` there are so many equal parts,
+    and data YAMLs ``fold1.yaml`` ... that validate on one part each and train on the others. What reading fixes is
+    written fixed, and listed in ``warnings.txt``. For the arguments see ``config.SplitOptions``. Raises LeukoError.
     """
     if folds:
         ratios, names = [1.0] * folds, [f"part{i}" for i in range(1, folds + 1)]
