@@ -283,7 +283,7 @@ def train_yolo(training: Run, model: ultralytics.YOLO) -> None:
         return training.progress.stopped
 
     arguments = (model, options, training.folder, training.train_set, training.val_set, training.device)
-    ultralytics.train_ultralytics(*arguments, on_epoch_end=end_epoch)
+    ultralytics.train_ultralytics(*arguments, end_epoch, training.stop_diverged)
 
 
 # ---------------------------------------------------------------- what a run is about to learn from

@@ -136,7 +136,7 @@ def test_help_teaches_by_example(leuko):
     }.items():
         result = leuko(name, "--help")
         assert result.code == 0 and all(flag in result.out for flag in flags.split())
-        assert name == "data" or f"leuko {name} --" in result.out.split("examples:")[1]
+        assert name in ("data", "download", "report") or f"leuko {name} --" in result.out.split("examples:")[1]
     assert leuko("--help").code == 0 and leuko("--version").out.startswith("leuko 0.")
     leuko("trian").refused('"trian"', 'did you mean "train"')
 
@@ -184,9 +184,9 @@ def test_config_that_is_wrong(text, words, tmp_path, leuko):
         ("train --data x --amp fp16 --device cpu", ("--amp fp16", "GPU")),
         ("train --patience -1 --data x", ("--patience -1",)),
         ("data convert a b", ("--to", "voc, coco")),
-        ("data convert", ("required", "src")),
+        ("data convert", ("required", "SRC, DST")),
         ("data cehck", ('did you mean "check"',)),
-        ("compare --model fcos,fcsa --data x", ('"fcsa"', 'did you mean "fcos"')),
+        ("compare --model fcos,fcoss --data x", ('"fcoss"', 'did you mean "fcos"')),
     ],
 )
 def test_habits_of_other_trainers_get_a_hint(words, said, leuko):
@@ -211,7 +211,7 @@ def test_config_fills_in_and_flags_override(tmp_path, leuko):
 
 def test_running_out_of_memory_is_told_in_a_line(monkeypatch, leuko):
     def use(error: Callable[[], object]) -> Result:
-        monkeypatch.setattr(predict, "main", lambda _: error())
+        monkeypatch.setattr(predict, "predict", lambda _: error())
         return leuko("predict")
 
     def gpu() -> None:

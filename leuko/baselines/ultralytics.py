@@ -35,7 +35,7 @@ from ..io import one_line
 from ..models.base import Detection, DetectionModel, ModelOptions, Target
 from ..models.preprocess import Preprocess, Size
 from ..ops.nms import batched_nms
-from ..report import pictures, plots, run
+from ..report import pictures, plots
 
 GREY = 114 / 255  # with which Ultralytics pads images
 SUFFIXES = (".pt", ".yaml", ".yml")
@@ -51,6 +51,7 @@ IGNORED_OPTIONS = ("backbone", "backbone_weights", "norm", "freeze", "normalize_
 IGNORED_OPTIONS += ("proposals", "rois", "vote", "ema", "clip", "accumulate", "channels_last", "save_minutes")
 IGNORED_OPTIONS += ("augment", "repeat_factor", "type_weights")
 EpochEnd = Callable[[DetectionModel, dict[str, float], float, float], bool]
+Diverged = Callable[[int, list[str], dict[str, float]], None]
 
 
 def is_yolo(name: str) -> bool:
@@ -213,17 +214,19 @@ def train_ultralytics(
     val_set: Dataset,
     device: torch.device,
     on_epoch_end: EpochEnd,
+    on_divergence: Diverged,
 ) -> None:
     """Train by Ultralytics' own loop: by its own recipe, or with ``options.lr`` by SGD with leuko's options.
 
     After each epoch ``on_epoch_end`` gets the model with the running mean (EMA) of its weights, the mean of each loss
-    term, the learning rate and the seconds of the epoch; once it returns True, training stops. Raises LeukoError for
-    what the user can fix.
+    term, the learning rate and the seconds of the epoch; once it returns True, training stops. ``on_divergence`` gets
+    the step, the images and the losses where one is not finite, and raises. Raises LeukoError.
     """
     threads, environment = torch.get_num_threads(), dict(os.environ)
     write_dataset(folder / "ultralytics", train_set, val_set)
     try:
-        loop = _loop_class(model.to(device), folder, {"train": train_set, "val": val_set}, on_epoch_end)
+        datasets = {"train": train_set, "val": val_set}
+        loop = _loop_class(model.to(device), folder, datasets, on_epoch_end, on_divergence)
         loop(overrides=_arguments(model.recipe["name"], options, folder, device)).train()
     finally:  # the loop changes both for the whole process
         torch.set_num_threads(threads)
@@ -268,7 +271,9 @@ def _arguments(name: str, options: TrainOptions, folder: Path, device: torch.dev
     return arguments | (dict.fromkeys(AUGMENTATIONS, 0) if options.augment in ("none", []) else {})
 
 
-def _loop_class(model: YOLO, folder: Path, datasets: dict[str, Dataset], on_epoch_end: EpochEnd) -> type:
+def _loop_class(
+    model: YOLO, folder: Path, datasets: dict[str, Dataset], on_epoch_end: EpochEnd, on_divergence: Diverged
+) -> type:
     """Ultralytics' loop, with data, pictures, validation and saving in leuko's hands."""
     from ultralytics.models.yolo.detect import DetectionTrainer
 
@@ -309,14 +314,7 @@ def _loop_class(model: YOLO, folder: Path, datasets: dict[str, Dataset], on_epoc
             losses = {name: float(value) for name, value in self.loss_items.items()}
             if not math.isfinite(sum(losses.values())):
                 self.bar.close()
-                step = self.epoch * len(self.train_loader) + self.batches
-                terms = {name: f"{value:.4g}" for name, value in losses.items()}
-                run.log(folder, "diverged", step=step, images=self.files, losses=terms)
-                listed = ", ".join(f"{name} {value}" for name, value in terms.items())
-                raise LeukoError(
-                    f"{folder}: the loss is not finite at step {step} (epoch {self.epoch + 1}): {listed}; images "
-                    f"{', '.join(self.files)}; lower --lr, or look at these images"
-                )
+                on_divergence(self.epoch * len(self.train_loader) + self.batches, self.files, losses)
             self.batches += 1
             self.bar.update(len(self.files))
             self.bar.set_postfix(loss=f"{sum(losses.values()):.3f}", lr=f"{self.optimizer.param_groups[0]['lr']:.2g}")
