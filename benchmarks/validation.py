@@ -3,7 +3,7 @@
     python benchmarks/validation.py
 
 The command itself runs, from the labels on disk to predictions.json, but with a stub in the network's place, which
-gives 100 detections per image at once. The network's time is then added: the seconds per image that ResNet-50 FCOS takes
+gives 100 detections per image. The network's time is then added: the seconds per image that ResNet-50 FCOS takes
 here, measured on three or given. Two things make the share too high rather than too low: loader processes decode
 while a real network runs, and the network measured is untrained, which spares it the box tower.
 """

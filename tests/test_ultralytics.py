@@ -33,6 +33,7 @@ from leuko.config import TrainOptions
 from leuko.data import source
 from leuko.data.images import read_image
 from leuko.engine import checkpoint
+from leuko.engine.run import Run
 from leuko.errors import LeukoError
 
 if not find_spec("ultralytics"):  # an import by pytest would come before leuko's protections
@@ -90,7 +91,8 @@ def train(folder: Path, data: Path, on_epoch_end=lambda *_: False, model=None, *
     train_set, val_set = source.load(data, "train"), source.load(data, "val")
     model = model or create_yolo("yolo11n", len(train_set.types), image_size=64)
     chosen = TrainOptions(imgsz=64, batch=2, workers=0, **options)
-    train_ultralytics(model, chosen, folder, train_set, val_set, CPU, on_epoch_end)
+    run = Run(folder, chosen, train_set, val_set, CPU)
+    train_ultralytics(model, chosen, folder, train_set, val_set, CPU, on_epoch_end, run.stop_diverged)
 
 
 def test_each_epoch_ends_with_the_mean_of_the_weights(data, tmp_path):

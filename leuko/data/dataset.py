@@ -30,7 +30,7 @@ class Sample:
     """One image and its cells.
 
     ``boxes`` [N, 4] float32, ``labels`` [N] int64, ``crowd`` [N] bool (COCO's ``iscrowd``: a region that evaluation
-    ignores and training leaves out). ``cell_factors`` has one tuple of interference factors per cell, ``attributes`` one
+    ignores and training leaves out). ``cell_factors`` has a tuple of interference factors per cell, ``attributes`` a
     dict per cell (VOC's ``difficult``, ``truncated``, ...); both may be left empty, which means none. ``id`` is the
     image id in COCO results; ``group`` the smear or patient that the image came from.
     """
@@ -92,8 +92,8 @@ class Dataset:
 
 @dataclass(frozen=True)
 class AugmentedSample:
-    """A sample with its pixels, as transforms take and return it: an image [H, W, 3] uint8 RGB, boxes [N, 4] xyxy in its
-    pixels, labels [N]. Crowds are left out."""
+    """A sample with its pixels, as transforms take and return it: an image [H, W, 3] uint8 RGB, boxes [N, 4] xyxy in
+    its pixels, labels [N]. Crowds are left out."""
 
     image: np.ndarray
     boxes: np.ndarray

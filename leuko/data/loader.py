@@ -102,9 +102,9 @@ def training_batches(
 
 
 def batch_bounds(images: int, batch: int) -> list[int]:
-    """Where an epoch's batches begin, and where the last one ends: as few as possible of at most ``batch`` images, their
-    sizes differing by one at most. (A short last batch, of 385 images in eights one image, would move the weights as
-    far as a whole one.)"""
+    """Where an epoch's batches begin, and where the last ends: as few as possible of at most ``batch`` images, whose
+    sizes differ by one at most. (A short last batch, of 385 images in eights one image, would move the weights as far
+    as a whole one.)"""
     batches = math.ceil(images / batch)
     return [i * images // batches for i in range(batches + 1)]
 
@@ -137,8 +137,8 @@ def epoch_order(factors: np.ndarray, rng: np.random.Generator) -> list[tuple[int
 
 
 def loss_weights(dataset: Dataset) -> tuple[float, ...]:
-    """A weight per type in proportion to 1 / sqrt(cells), with mean 1 over all cells; a type without cells counts as one
-    with a single cell."""
+    """A weight per type in proportion to 1 / sqrt(cells), with mean 1 over all cells; a type without cells counts as
+    one with a single cell."""
     cells = np.maximum(dataset.counts(), 1).astype(float)
     weights = cells**-0.5
     return tuple((weights * cells.sum() / (weights * cells).sum()).round(4).tolist())
@@ -150,7 +150,7 @@ def cells_per_epoch(dataset: Dataset, factors: np.ndarray) -> list[float]:
 
 
 def _rarity(dataset: Dataset) -> np.ndarray:
-    """How often a sample is drawn for its rare types: in proportion to 1 / cells of its rarest one; [samples], sum 1."""
+    """How often a sample is drawn for its rare types, in proportion to 1 / cells of its rarest: [samples], sum 1."""
     cells = dataset.counts()
     rarest = [cells[s.labels[~s.crowd]].min() if (~s.crowd).any() else np.inf for s in dataset.samples]
     weight = 1 / np.array(rarest, dtype=float)
