@@ -65,7 +65,7 @@ class TrainOptions:
     epochs: int = 16
     """Passes over the training images; more than before, with --resume, extends a finished run."""
     batch: int = 8
-    """Images a step, at most: the sizes of an epoch's batches differ by one image, so that no step is by few images."""
+    """Images per step, at most. The batches of an epoch differ by one image at most, so that none is much smaller."""
     imgsz: int = 600
     """Longer side in pixels to which images are scaled."""
     lr: float = 0.0
@@ -76,7 +76,7 @@ class TrainOptions:
     weight_decay: float = 1e-4
     """Weight decay of SGD."""
     warmup: float = 1.0
-    """Epochs of linear warm-up (the paper's 500 steps are one epoch of its data)."""
+    """Epochs of linear warm-up (the paper's 500 steps are about one epoch of its data)."""
     clip: float = 0.0
     """Largest norm of the gradients; 0: the detector's own, 35 or, for FSAF, 10; inf leaves them as they are."""
     accumulate: int = 1
@@ -95,7 +95,7 @@ class TrainOptions:
     name: str = ""
     """The run's folder in the project, the model's name if empty; NAME-2, NAME-3 ... where it exists."""
     resume: str = ""
-    """Go on with this run folder where it stopped; its own options count, but for --epochs if given."""
+    """Go on with this run folder where it stopped, with its own options; only a larger --epochs may be given."""
     weights: str = ""
     """Start a new run from these trained weights; classes are matched by name. A run, a file of leuko's, MMDetection's,
     torchvision's or Ultralytics', or a name that leuko download knows."""
@@ -117,7 +117,7 @@ class TrainOptions:
     """Draw one training image under each transform and under all of them, as augment.jpg, and stop."""
     repeat_factor: float = 0.0
     """Show images with rare types more often: a type on a share f of the images, below this one, sqrt(this / f) times
-    as often (repeat-factor sampling, Gupta et al. 2019); 0: each image once an epoch."""
+    as often (repeat-factor sampling, Gupta et al. 2019); 0: each image once per epoch."""
     type_weights: Literal["none", "balanced"] = "none"
     """Weights in the loss of the types; balanced: by 1 / sqrt(cells), the mean over all cells being 1."""
     norm: Literal["frozen", "train", "gn"] = "frozen"
@@ -125,19 +125,19 @@ class TrainOptions:
     freeze: bool = True
     """Leave the backbone's stem and first stage as pretrained (ignored without pretrained weights and with gn)."""
     normalize_features: bool = False
-    """Divide the backbone's maps by their deviation, as measured on the first batch (for EfficientNet and its like);
-    FCOS, whose heads have norm layers, leaves them as they are."""
+    """Divide the backbone's maps by their standard deviation, as measured on the first batch (for EfficientNet and
+    similar networks). FCOS, whose heads have norm layers, does not."""
     channels: int = 256
     """Channels of the FPN and the heads."""
     fc_channels: int = 1024
     """Width of the R-CNN heads' fully-connected layers."""
     proposals: int = 0
-    """RPN proposals an image; 0: the detector's own 1,000 or 2,000."""
+    """RPN proposals per image; 0: the detector's own 1,000 or 2,000."""
     rois: int = 512
-    """RoIs an image that an R-CNN head learns from."""
+    """RoIs per image that an R-CNN head learns from."""
     vote: float = 0.8
-    """IoU at which a box that NMS drops has a vote on the one it keeps (box voting), when a trained Faster, Double-Head
-    or Cascade R-CNN detects; 0: none has."""
+    """IoU from which a box that NMS drops votes on the one that it keeps (box voting), when a trained Faster,
+    Double-Head or Cascade R-CNN detects; 0: no voting."""
     amp: Literal["none", "bf16", "fp16"] = "none"
     """Autocast to half precision; fp16 needs a GPU."""
     channels_last: bool = False
@@ -147,7 +147,7 @@ class TrainOptions:
     workers: int = -1
     """Loader processes; -1: one per core but one, at most 8."""
     cache: Literal["none", "ram", "disk"] = "none"
-    """Keep the decoded, scaled images in memory, or in a temporary file (in TMPDIR) of 1 MB an image at 600 px."""
+    """Keep the decoded, scaled images in memory, or in a temporary file (in TMPDIR) of 1 MB per image at 600 px."""
     save_minutes: float = 10.0
     """Save the state for --resume also within an epoch, this often."""
     tensorboard: bool = False
@@ -281,11 +281,11 @@ class ValOptions(DetectOptions):
     name: str = ""
     """The result's folder in --save, the model's name if empty."""
     batch: int = 1
-    """Images a forward pass."""
+    """Images per forward pass."""
     members: str = "all"
-    """Which members are fused: all, or those of the highest validation mAP (best:3, say)."""
+    """Which members are fused: all, or those of the highest validation mAP (best:3, for example)."""
     calibrate: bool = False
-    """Fit the scores to what they say, on --tune-split, and keep the fit in the weights files, for --calibrated."""
+    """Calibrate the scores on --tune-split, and keep the calibration in the weights files, for --calibrated."""
     calibrated: bool = False
     """Use the calibrated scores, before they are fused."""
     draws: int = 1000

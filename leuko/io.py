@@ -80,7 +80,7 @@ def read_yaml(path: Path) -> dict:
     except yaml.MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         raise LeukoError(f"{path}: {line}broken YAML: {error.problem}") from error
-    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:  # !!bool maybe, say
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:  # such as "!!bool maybe"
         raise LeukoError(f"{path}: broken YAML: {one_line(str(error))}") from error
     if content is None:
         return {}

@@ -8,10 +8,10 @@ the models m_i, in a cluster:
     score = min(1, sum(w_mi s_i) / sum(w_1 .. w_M))
 
 so that a model that finds nothing there lowers the score. That holds only if a model has one vote per cell: two
-overlapping boxes of one model would stand in for a model that is silent, and push the sum above M. So within a model only the
-best of the boxes of one type that overlap by more than the IoU threshold is kept before fusion, and each score is at
-most sum(w) / sum(w) = 1. The cap is for what remains: two boxes of a model that do not overlap that much, but both
-overlap the box fused from them and others.
+overlapping boxes of one model would stand in for a model that is silent, and push the sum above M. So within a model
+only the best of the boxes of one type that overlap by more than the IoU threshold is kept before fusion, and each score
+is at most sum(w) / sum(w) = 1. The cap is for what remains: two boxes of a model that do not overlap that much, but
+both overlap the box fused from them and others.
 """
 
 from __future__ import annotations
