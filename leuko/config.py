@@ -216,8 +216,18 @@ class CompareOptions(TrainOptions):
 
 @dataclass
 class DetectOptions:
-    """How trained models are run: image sizes, device, and the fusion of several."""
+    """Which trained models are run, and how: image sizes, scores, device, and the fusion of several."""
 
+    weights: str = ""
+    """Run folder (its best weights) or weights file."""
+    ensemble: list[str] | None = None
+    """Fuse these runs or weights files; with none named, every finished run of --project that fits."""
+    project: str = "runs/train"
+    """Folder in which --ensemble looks for runs."""
+    name: str = ""
+    """The result's folder in --save, the model's name if empty."""
+    calibrated: bool = False
+    """Use the scores as leuko val --calibrate has calibrated them, before they are fused."""
     fusion_iou: float = 0.55
     """Boxes of different members that overlap this much are taken for the same cell."""
     fusion_score: float = 0.0
@@ -233,8 +243,10 @@ class DetectOptions:
     workers: int = -1
     """Loader processes; -1: one per core but one, at most 8."""
 
-    def check_fusion(self) -> None:
+    def check_models(self) -> None:
         """Raise LeukoError naming the flag whose value cannot be used."""
+        if bool(self.weights) == (self.ensemble is not None):
+            raise LeukoError("name one model with --weights, or several with --ensemble")
         if not 0 < self.fusion_iou < 1:
             raise LeukoError(f"--fusion-iou {self.fusion_iou}: give a number between 0 and 1")
         if not 0 <= self.fusion_score < 1:
@@ -268,26 +280,16 @@ class ValOptions(DetectOptions):
 
     data: str = ""
     """Data set: a folder, a COCO JSON file, or a data YAML."""
-    weights: str = ""
-    """Run folder (its best weights) or weights file to validate."""
-    ensemble: list[str] | None = None
-    """Fuse these runs or weights files; with none named, every finished run of --project that fits the data."""
     split: str = "test"
     """Split to validate on."""
-    project: str = "runs/train"
-    """Folder in which --ensemble looks for runs."""
     save: str = "runs/val"
     """Folder of results."""
-    name: str = ""
-    """The result's folder in --save, the model's name if empty."""
     batch: int = 1
     """Images per forward pass."""
     members: str = "all"
     """Which members are fused: all, or those of the highest validation mAP (best:3, for example)."""
     calibrate: bool = False
     """Calibrate the scores on --tune-split, and keep the calibration in the weights files, for --calibrated."""
-    calibrated: bool = False
-    """Use the calibrated scores, before they are fused."""
     draws: int = 1000
     """Draws of the bootstrap for the intervals of mAP and mAR; 0: none."""
     factors: str = ""
@@ -306,8 +308,7 @@ class ValOptions(DetectOptions):
         """Raise LeukoError naming the flag whose value cannot be used."""
         if not self.data:
             raise LeukoError("--data is missing: name a data folder, a COCO file or a data YAML")
-        _check_members(self.weights, self.ensemble)
-        self.check_fusion()
+        self.check_models()
         if self.batch < 1:
             raise LeukoError(f"--batch {self.batch}: give at least 1")
         if self.draws < 0:
@@ -354,20 +355,10 @@ class PredictOptions(DetectOptions):
 
     source: str = ""
     """An image, a folder of images, or a pattern in quotes."""
-    weights: str = ""
-    """Run folder (its best weights) or weights file."""
-    ensemble: list[str] | None = None
-    """Fuse these runs or weights files; with none named, every finished run of --project."""
-    project: str = "runs/train"
-    """Folder in which --ensemble looks for runs."""
     save: str = "runs/predict"
     """Folder of results."""
-    name: str = ""
-    """The result's folder in --save, the model's name if empty."""
     threshold: float = 0.5
     """Lowest score of a cell that is drawn, listed and counted."""
-    calibrated: bool = False
-    """Use the scores as leuko val --calibrate has fitted them, before they are fused."""
     originals: bool = False
     """Draw and list the cells on the originals of images that leuko data resize made."""
 
@@ -375,15 +366,9 @@ class PredictOptions(DetectOptions):
         """Raise LeukoError naming the flag whose value cannot be used."""
         if not self.source:
             raise LeukoError("--source is missing: name an image, a folder or a pattern in quotes")
-        _check_members(self.weights, self.ensemble)
-        self.check_fusion()
+        self.check_models()
         if not 0 <= self.threshold <= 1:
             raise LeukoError(f"--threshold {self.threshold}: give a score from 0 to 1")
-
-
-def _check_members(weights: str, ensemble: list[str] | None) -> None:
-    if bool(weights) == (ensemble is not None):
-        raise LeukoError("name one model with --weights, or several with --ensemble")
 
 
 def check_sizes(sizes: Sequence[int] | None) -> None:
