@@ -7,7 +7,9 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,7 +22,7 @@ from leuko.baselines import ultralytics
 from leuko.data.dataset import Dataset, Sample
 from leuko.data.source import load
 from leuko.detections import Detections
-from leuko.engine import checkpoint, ensemble
+from leuko.engine import checkpoint, cost, ensemble, evaluate
 from leuko.engine.ensemble import EnsembleMember
 from leuko.metrics import coco
 from leuko.models import create
@@ -312,6 +314,39 @@ def found_all(dataset: Dataset, least: int = 0) -> list[dict]:
         n = len(s.boxes) if i >= least else 0
         found.append(Detections(s.boxes[:n], np.full(n, 0.9, np.float32), s.labels[:n]))
     return found
+
+
+def test_speed_is_measured_after_a_warm_up(data):
+    """The first call of a network allocates memory and chooses kernels."""
+
+    class Network:
+        preprocess = SimpleNamespace(image_size=64)
+
+        def __init__(self) -> None:
+            self.calls = 0
+
+        def __call__(self, images: list) -> list[dict]:
+            self.calls += 1
+            time.sleep(0.5 if self.calls == 1 else 0)
+            return [{"boxes": torch.zeros(0, 4), "scores": torch.zeros(0), "labels": torch.zeros(0)} for _ in images]
+
+    dataset, seconds = load(data, "test"), []
+    for warmup in (False, True):
+        network = Network()
+        seconds.append(evaluate.predict(network, dataset, torch.device("cpu"), workers=0, warmup=warmup).seconds)
+        assert network.calls == len(dataset) + warmup and len(seconds[-1]) == len(dataset)
+    assert seconds[0].max() >= 0.5 > seconds[1].max()
+
+
+def test_each_member_has_its_own_peak_of_memory(project, data, tmp_path, leuko, monkeypatch):
+    """Not that of the process, which is the largest one's."""
+    reset, read = [], iter([300.0, 100.0])
+    monkeypatch.setattr(cost, "reset_peak_memory", reset.append)
+    monkeypatch.setattr(cost, "peak_memory", lambda _: next(read) if len(reset) else pytest.fail("not reset"))
+    words = ["--data", data, "--save", tmp_path, "--workers", "0", "--draws", "0"]
+    assert leuko("val", "--ensemble", project / "faster", project / "fcos", *words).code == 0
+    rows = {row["model"]: row["peak_memory_MiB"] for row in table(tmp_path / "ensemble/cost.csv")}
+    assert len(reset) == 2 and rows["faster"] == "300.0" and rows["fcos"] == "100.0"
 
 
 @pytest.mark.parametrize("groups", [1, 2])
