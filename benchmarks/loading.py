@@ -29,7 +29,7 @@ from leuko.data import loader, source
 from leuko.data.dataset import Dataset, Sample
 from leuko.data.formats import yolo
 from leuko.data.transforms.compose import read_steps
-from leuko.synth.render import render_field
+from leuko.synth.render import render
 
 SIDE, BATCH = 600, 8
 TYPES = ["NG", "BG", "EG", "L", "M"]
@@ -40,7 +40,7 @@ def make(folder: Path, side: int, images: int) -> Path:
     """A YOLO data set of ``images`` JPEGs: two rendered fields, turned and shifted so that no two are the same."""
     pixels = folder / f"{side}px"
     (pixels / "pictures").mkdir(parents=True)
-    fields = [render_field(np.random.default_rng(i), side, side, TYPES[:3], side / 13)[0] for i in range(2)]
+    fields = [render(np.random.default_rng(i), side, side, TYPES[:3], side / 13).image for i in range(2)]
     samples = []
     for i in range(images):
         image = np.roll(np.rot90(fields[i % 2], i // 2), 37 * i, axis=0)

@@ -1,4 +1,4 @@
-"""Augmentation: where a cell's pixels go, its box goes; stain changes density; lists are read and written back."""
+"""Augmentation: boxes follow the cells' pixels, stain changes density, lists are read and written back; factors."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ import pytest
 import yaml
 from conftest import TYPES, table
 
+from leuko.cells import FACTORS
 from leuko.data import loader, source
+from leuko.data.dataset import AugmentedSample
 from leuko.data.transforms import compose
 from leuko.data.transforms.compose import PRESETS, TRANSFORMS, listed, read_steps
-from leuko.data.transforms.sample import AugmentedSample
 from leuko.errors import LeukoError
 from leuko.synth import stain
-from leuko.synth.factors import FACTORS, put
+from leuko.synth.factors import apply_factor
 
 MARK, GROUND = (20, 40, 200), (230, 220, 210)
 
 
-def marked(height: int = 150, width: int = 200, cells: int = 1, seed: int = 0) -> AugmentedSample:
-    """A field with blue ellipses, each in a box that fits it to the pixel."""
+def with_ellipses(height: int = 150, width: int = 200, cells: int = 1, seed: int = 0) -> AugmentedSample:
+    """A sample with blue ellipses, each in a box that fits it to the pixel."""
     rng = np.random.default_rng(seed)
     image = np.full((height, width, 3), GROUND, dtype=np.uint8)
     boxes = []
@@ -36,8 +37,8 @@ def marked(height: int = 150, width: int = 200, cells: int = 1, seed: int = 0) -
     return AugmentedSample(image, np.array(boxes, dtype=np.float32), np.arange(cells))
 
 
-def seen(image: np.ndarray) -> np.ndarray:
-    """The box around the blue pixels, [4]; all 0 where there is none."""
+def blue_box(image: np.ndarray) -> np.ndarray:
+    """The box [4] around the blue pixels; 0 if there are none."""
     blue = image.astype(int)
     x, y, w, h = cv2.boundingRect(((blue[..., 2] - blue[..., 0]) > 60).astype(np.uint8))
     return np.array([x, y, x + w, y + h])
@@ -56,20 +57,20 @@ def seen(image: np.ndarray) -> np.ndarray:
     ],
     ids=lambda step: next(iter(step)),
 )
-def test_a_box_goes_where_its_cell_goes(step):
+def test_boxes_follow_their_cells(step):
     steps, there = read_steps([step]), 0
     for seed in range(40):
-        field = compose.augment(marked(seed=seed), steps, np.random.default_rng(seed), None)
-        if len(field.boxes):
-            np.testing.assert_allclose(field.boxes[0], seen(field.image), atol=2)
+        sample = compose.augment(with_ellipses(seed=seed), steps, np.random.default_rng(seed), None)
+        if len(sample.boxes):
+            np.testing.assert_allclose(sample.boxes[0], blue_box(sample.image), atol=2)
             there += 1
-        else:  # a cell is dropped only where little of it is left
+        else:  # a cell is dropped only if little of it is left
             assert step.keys() & {"scale_crop", "translate"}
     assert there > 20
 
 
 @pytest.mark.parametrize("step", ["mosaic", "mixup"])
-def test_cells_of_other_fields_bring_their_boxes(step):
+def test_cells_of_other_samples_keep_their_boxes(step):
     steps = read_steps([{step: 1}])
     blank = AugmentedSample(
         np.full((150, 200, 3), GROUND, dtype=np.uint8), np.zeros((0, 4), np.float32), np.zeros(0, int)
@@ -77,23 +78,23 @@ def test_cells_of_other_fields_bring_their_boxes(step):
     shown = 0
     for seed in range(60):
         rng = np.random.default_rng(seed)
-        turn = iter([marked(seed=seed + 99), blank, blank])
-        field = compose.augment(blank, steps, rng, lambda rng, rare, turn=turn: next(turn))
-        if len(field.boxes):
-            box = seen(field.image)
-            np.testing.assert_allclose(field.boxes[0], box, atol=2)
+        turn = iter([with_ellipses(seed=seed + 99), blank, blank])
+        sample = compose.augment(blank, steps, rng, lambda rng, rare, turn=turn: next(turn))
+        if len(sample.boxes):
+            box = blue_box(sample.image)
+            np.testing.assert_allclose(sample.boxes[0], box, atol=2)
             shown += 1
     assert shown > 20
 
 
 def test_photometric_transforms_leave_boxes_alone_and_follow_the_seed():
-    field = marked()
+    sample = with_ellipses()
     for name in ("colour_jitter", "stain_jitter", "gamma", "blur", "defocus", "noise", "jpeg", "erase"):
         steps = read_steps([{name: 1}])
-        one, same, other = (compose.augment(field, steps, np.random.default_rng(seed), None) for seed in (1, 1, 2))
-        assert one.image.dtype == np.uint8 and one.image.shape == field.image.shape
+        one, same, other = (compose.augment(sample, steps, np.random.default_rng(seed), None) for seed in (1, 1, 2))
+        assert one.image.dtype == np.uint8 and one.image.shape == sample.image.shape
         assert (one.image == same.image).all() and (one.image != other.image).any(), name
-        np.testing.assert_array_equal(one.boxes, field.boxes)
+        np.testing.assert_array_equal(one.boxes, sample.boxes)
 
 
 def test_restaining_changes_each_dye_alone():
@@ -105,39 +106,39 @@ def test_restaining_changes_each_dye_alone():
     after = stain.separate(stain.to_density(stain.restain(image, change), white))
     assert np.abs(after - amounts @ change)[3:].max() < 0.05
     np.testing.assert_allclose(stain.restain(image, np.eye(3)), image, atol=1)
-    flared = stain.restain(image, np.eye(3), flare=0.25)  # the bare slide stays, what lies on it pales
+    flared = stain.restain(image, np.eye(3), flare=0.25)  # the empty slide keeps its colour, cells become paler
     np.testing.assert_allclose(flared, image * 0.75 + white * 0.25, atol=1.5)
 
 
-def test_copy_paste_brings_the_rare_type(data):
+def test_copy_paste_draws_rare_types(data):
     dataset = source.load(data, "train")
     rare = int(np.flatnonzero(dataset.counts() == dataset.counts()[dataset.counts() > 0].min())[0])
     items = loader.TrainingItems(dataset, 160, [], seed=0)
     drawn = [items.another(np.random.default_rng(i), rare=True).labels for i in range(200)]
     evenly = [items.another(np.random.default_rng(i), rare=False).labels for i in range(200)]
     assert sum(rare in labels for labels in drawn) > 1.3 * sum(rare in labels for labels in evenly)
-    assert all(len(set(labels)) <= 1 for labels in drawn), "a common cell of the field would be pasted instead"
+    assert all(len(set(labels)) <= 1 for labels in drawn), "a common cell of the image would be pasted instead"
 
 
 def test_erasing_leaves_most_of_each_cell():
     step = read_steps([{"erase": {"p": 1, "patches": 60}}])
     for seed in range(20):
-        field = marked(300, 400, cells=3)
-        erased = compose.augment(field, step, np.random.default_rng(seed), None).image
-        for (x0, y0, x1, y1), before in ((box.astype(int), field.image) for box in field.boxes):
+        sample = with_ellipses(300, 400, cells=3)
+        erased = compose.augment(sample, step, np.random.default_rng(seed), None).image
+        for (x0, y0, x1, y1), before in ((box.astype(int), sample.image) for box in sample.boxes):
             gone = (erased[y0:y1, x0:x1] != before[y0:y1, x0:x1]).any(2).mean()
             assert gone <= 0.4
 
 
 def test_a_crowd_is_no_cell_for_a_factor():
-    field = marked(300, 400, cells=3)
+    sample = with_ellipses(300, 400, cells=3)
     crowd = np.array([False, True, False])
     huge = np.array([10, 10, 390, 290], dtype=np.float32)
-    boxes = np.array([field.boxes[0], huge, field.boxes[2]])
+    boxes = np.array([sample.boxes[0], huge, sample.boxes[2]])
     for name in ("overlap", "incomplete", "small_cell"):
         for seed in range(8):
-            alone = put(name, np.random.default_rng(seed), field.image, boxes[~crowd], 3)
-            both = put(name, np.random.default_rng(seed), field.image, boxes, 3, crowd)
+            alone = apply_factor(name, np.random.default_rng(seed), sample.image, boxes[~crowd], 3)
+            both = apply_factor(name, np.random.default_rng(seed), sample.image, boxes, 3, crowd)
             cells = ~np.isin(both.kept, 1)
             np.testing.assert_array_equal(both.image, alone.image)
             np.testing.assert_array_equal(both.boxes[cells], alone.boxes)
@@ -146,7 +147,7 @@ def test_a_crowd_is_no_cell_for_a_factor():
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_a_list_is_read_back_as_it_is_stated(preset, tmp_path):
+def test_a_list_is_read_back(preset, tmp_path):
     steps = read_steps(preset)
     file = tmp_path / "list.yaml"
     file.write_text(yaml.safe_dump({"augment": listed(steps)}))
@@ -170,15 +171,15 @@ def test_every_transform_has_a_default_and_runs(data):
         ([{"flipp": 0.5}], ("transform 1", '"flipp"')),
         ([{"noise": 0.5}, {"rotate": {"p": 0.5, "degree": 3}}], ("transform 2", "rotate", "degree", "degrees")),
         ([{"noise": 2}], ("noise", "p: 2", "0 to 1")),
-        ([{"noise": {"deviation": 3}}], ("noise", "p: None")),
-        ([{"scale_crop": {"p": 1, "scale": [2, 1]}}], ("scale_crop", "scale", "rising")),
+        ([{"noise": {"std": 3}}], ("noise", "p: None")),
+        ([{"scale_crop": {"p": 1, "scale": [2, 1]}}], ("scale_crop", "scale", "lower number first")),
         ([{"factor": {"p": 1, "names": "dusty"}}], ("factor", '"dusty"', "dust")),
         ([{"factor": {"p": 1, "severity": [1, 9]}}], ("factor", "severity", "1 to 5")),
         ([{"blur": {"p": 1, "sigma": "x"}}], ("blur", "sigma", "'x'")),
         ([{"erase": {"p": 1, "side": 5}}], ("erase", "side", "from 0 to 1")),
         ([{"jpeg": {"p": 1, "quality": [50, 500]}}], ("jpeg", "quality", "500", "100")),
         (["noise"], ("transform 1", "'noise'", "PROBABILITY")),
-        ({"noise": 1}, ("augment", "no list")),
+        ({"noise": 1}, ("augment", "not a list")),
     ],
 )
 def test_a_list_that_cannot_be_read_is_refused(given, words):
@@ -192,15 +193,17 @@ def test_a_list_that_cannot_be_read_is_refused(given, words):
 
 @pytest.mark.parametrize("name", FACTORS)
 def test_a_factor_grows_with_its_severity_and_follows_the_seed(name):
-    field = marked(300, 400, cells=3)
+    sample = with_ellipses(300, 400, cells=3)
     changes = []
     for severity in (1, 3, 5):
-        one, same = (put(name, np.random.default_rng(4), field.image, field.boxes, severity) for _ in range(2))
+        one, same = (
+            apply_factor(name, np.random.default_rng(4), sample.image, sample.boxes, severity) for _ in range(2)
+        )
         assert (one.image == same.image).all()
         h, w = one.image.shape[:2]
         assert (one.boxes[:, 2:] > one.boxes[:, :2]).all() and (one.boxes <= [w, h, w, h]).all()
         assert one.marked.any() == (name in ("overlap", "incomplete", "small_cell"))
-        plain = field.image[:h, :w].astype(float)
+        plain = sample.image[:h, :w].astype(float)
         sizes = (one.boxes[:, 2:] - one.boxes[:, :2]).prod(1)
         changes.append(sizes.min() if name in ("incomplete", "small_cell") else np.abs(one.image - plain).mean())
     rising = changes[0] < changes[1] < changes[2]
@@ -208,10 +211,10 @@ def test_a_factor_grows_with_its_severity_and_follows_the_seed(name):
 
 
 def test_an_incomplete_cell_keeps_its_share():
-    field = marked(300, 400, cells=3)
-    area = (field.boxes[:, 2:] - field.boxes[:, :2]).prod(1)
+    sample = with_ellipses(300, 400, cells=3)
+    area = (sample.boxes[:, 2:] - sample.boxes[:, :2]).prod(1)
     for severity, share in zip(range(1, 6), (0.50, 0.44, 0.38, 0.31, 0.25), strict=True):
-        cut = put("incomplete", np.random.default_rng(severity), field.image, field.boxes, severity)
+        cut = apply_factor("incomplete", np.random.default_rng(severity), sample.image, sample.boxes, severity)
         left = (cut.boxes[:, 2:] - cut.boxes[:, :2]).prod(1) / area[cut.kept]
         assert cut.marked.any() and left[cut.marked].min() == pytest.approx(share, abs=0.03)
 
@@ -250,7 +253,7 @@ def test_the_list_is_kept_in_the_run_and_shown(data, tmp_path, leuko):
     assert leuko("train", *words, "--name", "run", "--epochs", 1, "--workers", 0).code == 0
     kept = yaml.safe_load((tmp_path / "run/args.yaml").read_text())["augment"]
     assert kept == [
-        {"noise": {"p": 0.5, "deviation": 8.0}},
+        {"noise": {"p": 0.5, "std": 8.0}},
         {"scale_crop": {"p": 1.0, "scale": [0.9, 1.1], "visible": 0.4}},
     ]
     assert len(table(tmp_path / "run/results.csv")) == 1

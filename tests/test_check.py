@@ -16,7 +16,7 @@ from leuko.data.dataset import Dataset, Sample
 from leuko.data.formats import yolo
 from leuko.data.tools import duplicates
 from leuko.data.tools.check import check
-from leuko.data.tools.synth import synth
+from leuko.data.tools.draw import synth
 
 
 @pytest.fixture(scope="module")
@@ -135,9 +135,9 @@ def test_a_fault_in_an_image_is_found(healthy, tmp_path, fault, level, kind):
     ("fault", "level", "kind"),
     [
         (_outside, "decide", "error: outside"),
-        (_stick_out, "mended", "clipped"),
-        (_point, "mended", "dropped"),
-        (_size, "mended", "the image's own is taken"),
+        (_stick_out, "fixed", "clipped"),
+        (_point, "fixed", "dropped"),
+        (_size, "fixed", "the image's own is taken"),
         (_giant, "note", "unusual size"),
         (_other_type, "decide", "nearly the same box"),
         (_group, "decide", "group in two splits"),
@@ -157,7 +157,7 @@ def test_a_fault_in_the_labels_is_found(healthy, tmp_path, fault, level, kind):
     assert len([f for f in check(folder)[1] if f.level == "decide"]) == (level == "decide")
 
 
-def test_all_errors_are_told_at_once_and_written(healthy, tmp_path, leuko):
+def test_all_errors_are_reported_at_once_and_written(healthy, tmp_path, leuko):
     folder = tmp_path / "data"
     shutil.copytree(healthy, folder)
     _truncate(folder)

@@ -1,4 +1,4 @@
-"""Cells cut out and laid anew: against the masks of rendered fields, and through the command."""
+"""Cells segmented and composed: against the masks of rendered fields, and through the command."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def crop(code: str, seed: int, side: int = 160) -> tuple[np.ndarray, np.ndarray]
 
 @pytest.fixture(scope="module")
 def donors(tmp_path_factory):
-    """A folder of rendered crops, eight a type, and look-alikes."""
+    """A folder of rendered crops, eight per type, and look-alikes."""
     folder = tmp_path_factory.mktemp("donors")
     for kind in [*CODES, "erythroblast"]:
         (folder / kind).mkdir()
@@ -53,12 +53,12 @@ def iou(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def test_cut_out_cells_against_the_rendered_masks():
-    found = {}
+    ious = {}
     for code in CODES:
-        pairs = [(cell_mask(image), mask) for image, mask in (crop(code, seed) for seed in range(12))]
-        found[code] = [iou(mask, truth) for mask, truth in pairs if mask is not None]
-        assert len(found[code]) >= 6, code  # the others are told to be uncertain
-    assert np.median(np.concatenate(list(found.values()))) > 0.88, found
+        pairs = [(cell_mask(image), rendered) for image, rendered in (crop(code, seed) for seed in range(12))]
+        ious[code] = [iou(mask, rendered) for mask, rendered in pairs if mask is not None]
+        assert len(ious[code]) >= 6, code  # the outlines of the others are uncertain
+    assert np.median(np.concatenate(list(ious.values()))) > 0.88, ious
 
 
 def test_nothing_is_cut_out_where_there_is_no_cell():
@@ -72,8 +72,8 @@ def test_nothing_is_cut_out_where_there_is_no_cell():
             cell_mask(image[y - reach : y + reach, x - reach : x + reach])
 
 
-def test_a_composed_field_holds_what_its_boxes_say(donors):
-    """Each box is around the pixels that its cell changed, and only there."""
+def test_boxes_of_a_composed_field_fit_its_cells(donors):
+    """Each box is around the pixels that its cell changed, and no others."""
     apart = [compose.take_apart(read_image(p)) for p in sorted((donors / "NG").iterdir())]
     cells = [d.cell for d in apart if d.cell is not None][:3]
     white = np.float32([240, 235, 230])
@@ -113,7 +113,7 @@ def test_the_command_composes_the_same_fields_again(donors, tmp_path, leuko):
     leuko("data", "compose", tmp_path / "c", *words[:2], "--cells", "3-1").refused("cells 3-1", "1-6")
 
 
-def test_a_resized_set_scales_its_boxes_and_knows_its_originals(data, tmp_path, leuko):
+def test_a_resized_data_set_scales_its_boxes_and_links_its_originals(data, tmp_path, leuko):
     mini = tmp_path / "mini"
     assert leuko("data", "resize", data, mini, "--size", 64).code == 0
     for split in ("train", "val", "test"):
@@ -138,8 +138,8 @@ def test_a_jpeg_is_decoded_smaller_where_that_is_enough(tmp_path):
         assert np.abs(image.astype(int) - exact).mean() < 2.5
 
 
-def test_what_is_made_anew_loses_no_label_in_silence(tmp_path, leuko):
-    """An image that two splits label differently keeps both; a cell that shrinks to a pixel is told; crowds stay."""
+def test_no_label_is_lost_silently(tmp_path, leuko):
+    """An image that two splits label differently becomes two; a cell shrunk to a pixel is reported; crowds stay."""
     picture = tmp_path / "a.png"
     cv2.imwrite(str(picture), render(np.random.default_rng(0), 96, 96, ["NG"]).image)
     boxes = [[5, 5, 40, 40], [50, 50, 51.4, 80], [60, 10, 90, 30]]
@@ -149,7 +149,7 @@ def test_what_is_made_anew_loses_no_label_in_silence(tmp_path, leuko):
     for split, dataset in (("train", whole), ("val", part)):
         coco.write(dataset, tmp_path / "data", split)
     result = leuko("data", "resize", tmp_path / "data", tmp_path / "mini", "--size", 64)
-    assert result.code == 0 and "1 warnings mended" in result.out
+    assert result.code == 0 and "1 warnings, listed" in result.out
     train, val = (source.load(tmp_path / "mini", split).samples[0] for split in ("train", "val"))
     assert train.labels.tolist() == [0, 2] and train.crowd.tolist() == [False, True] and val.labels.tolist() == [4]
     assert leuko("data", "factors", tmp_path / "data", tmp_path / "f", "--factor", "overlap").code == 0

@@ -53,7 +53,7 @@ def test_convert_keeps_splits_types_and_the_source(tmp_path, plain, leuko):
 
 
 def test_labels_of_one_image_in_two_splits_both_survive(tmp_path, pictures):
-    """VOC has one file an image: two readers' labels need two images; the same labels do not."""
+    """VOC has one file per image: two readers' labels need two images; the same labels do not."""
     first = [Sample(pictures[0], WIDTH, HEIGHT, [[1, 1, 30, 30]], [0], 1)]
     other = [Sample(pictures[0], WIDTH, HEIGHT, [[2, 2, 40, 40], [5, 5, 60, 60]], [3, 1], 1)]
     both = [Sample(pictures[2], WIDTH, HEIGHT, [], [], 1), Sample(pictures[0], WIDTH, HEIGHT, [[1, 1, 30, 30]], [0], 2)]
@@ -100,7 +100,7 @@ def test_voc_keeps_images_of_any_name(tmp_path, leuko):
     (tmp_path / "latin/images" / byte).write_bytes((tmp_path / names[0]).read_bytes())
     (tmp_path / "latin/labels" / os.fsdecode(b"caf\xe9.txt")).write_text("0 0.5 0.5 0.2 0.2\n")
     for to in ("coco", "voc"):
-        leuko("data", "convert", tmp_path / "latin", tmp_path / "bad", "--to", to).refused("no UTF-8; rename the file")
+        leuko("data", "convert", tmp_path / "latin", tmp_path / "bad", "--to", to).refused("not UTF-8; rename the file")
     assert not (tmp_path / "bad").exists()
 
 

@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from leuko.data.dataset import Dataset, Sample
-from leuko.data.formats import coco, voc, yolo
+from leuko.data.formats import FORMATS, coco, voc, yolo
 from leuko.data.images import image_size, list_images, read_image
 from leuko.data.source import load, split_name, splits
 from leuko.data.tools.convert import convert
 from leuko.errors import LeukoError
 
 REAL = Path(__file__).parents[2] / "shared" / "data"
-WRITERS = {"voc": voc.write, "coco": coco.write, "yolo": yolo.write}
+WRITERS = {name: module.write for name, module in FORMATS.items()}
 
 
 def assert_same(a: Dataset, b: Dataset, order: bool = True) -> None:
@@ -114,13 +114,13 @@ def test_round_trip_through_all_formats(tmp_path_factory, pictures, content, ord
         assert everything(load(here, "train")) == everything(first)
 
 
-def test_side_file_that_does_not_fit_is_told(tmp_path, plain):
+def test_sidecar_that_does_not_fit_is_reported(tmp_path, plain):
     plain.samples[0].cell_factors = [("overlap",), ()]
     yolo.write(plain, tmp_path, "train")
     label = next(p for p in (tmp_path / "labels/train").iterdir() if len(p.read_text().splitlines()) == 2)
     label.write_text(label.read_text().splitlines()[0] + "\n")
     (warning,) = load(tmp_path, "train").warnings
-    assert "tells of 2 cells, the label file of 1" in str(warning)
+    assert "describes 2 cells, the label file 1" in str(warning)
     for broken in (
         "{",
         "[]",

@@ -1,4 +1,4 @@
-"""Bad data sets: whatever is wrong is told with its file and object, or mended, counted and listed."""
+"""Bad data sets: whatever is wrong is reported with its file and object, or fixed, counted and listed."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from PIL import Image
 
 from leuko.data.cache import OnDisk
 from leuko.data.dataset import Dataset, Sample
-from leuko.data.formats import coco, voc, yolo
+from leuko.data.formats import FORMATS, coco, voc, yolo
 from leuko.data.formats.sidecar import original_of
 from leuko.data.source import load
 from leuko.errors import LeukoError
 
-WRITERS = {"voc": voc.write, "coco": coco.write, "yolo": yolo.write}
+WRITERS = {name: module.write for name, module in FORMATS.items()}
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ BAD = {  # what is wrong: (format, how to do it, what the message must say)
         lambda d: (d / XML).write_bytes(BOMB.encode("utf-16")),
         ("/1.xml: line 1: a DOCTYPE", "remove it"),
     ),
-    "xml broken": ("voc", lambda d: edit(d / XML, "</name>", "</nam>"), ("1.xml: line 6", "mismatched tag")),
+    "xml broken": ("voc", lambda d: edit(d / XML, "</name>", "</nam>"), ("1.xml: line 10", "mismatched tag")),
     "xml encoding": ("voc", lambda d: (d / XML).write_bytes(b'<?xml version="1.0" encoding="GBK"?><a/>'), ("1.xml",)),
     "xml other": ("voc", lambda d: (d / XML).write_text("<svg/>"), ("1.xml", "<svg>")),
     "xml no name": ("voc", lambda d: edit(d / XML, "<name>NG</name>", ""), ("1.xml: object 1: no name",)),
@@ -87,12 +87,12 @@ BAD = {  # what is wrong: (format, how to do it, what the message must say)
     "inverted": ("voc", lambda d: edit(d / XML, "<xmax>30<", "<xmax>3<"), ("1.xml: object 1 (NG)", "inverted")),
     "outside": (
         "voc",
-        lambda d: edit(d / XML, "<xmin>10</xmin><ymin>10</ymin><xmax>30<", "<xmin>100</xmin><ymin>10</ymin><xmax>130<"),
-        ("1.xml: object 1 (NG)", "[100, 10, 130, 30] lies outside the image (97x61)"),
+        lambda d: [edit(d / XML, f"<{key}>{old}<", f"<{key}>1{old}<") for key, old in (("xmin", 10), ("xmax", 30))],
+        ("1.xml: object 1 (NG)", "[110, 10, 130, 30] lies outside the image (97x61)"),
     ),
     "other scale": (
         "voc",
-        lambda d: edit(d / XML, "<width>97</width><height>61<", "<width>970</width><height>610<"),
+        lambda d: [edit(d / XML, f"{side}</", f"{side}0</") for side in (97, 61)],
         ("1.xml", "970x610", "97x61", "another scale"),
     ),
     "unknown class": (
@@ -199,7 +199,7 @@ BAD = {  # what is wrong: (format, how to do it, what the message must say)
     ),
     "yaml broken": ("yolo", lambda d: (d / "data.yaml").write_text("a: b\n- c\n"), ("data.yaml: line 2: broken YAML",)),
     "yaml bomb": ("yolo", lambda d: (d / "data.yaml").write_text("a: &a [b]\nc: [*a, *a]\n"), ("line 2", "aliases")),
-    "yaml list": ("yolo", lambda d: (d / "data.yaml").write_text("- c\n"), ("data.yaml: not a mapping",)),
+    "yaml list": ("yolo", lambda d: (d / "data.yaml").write_text("- c\n"), ("data.yaml: is not a mapping",)),
     "yaml nc": ("yolo", lambda d: (d / "data.yaml").write_text(YAML + "nc: 4\n"), ("data.yaml: nc: 4", "5 names")),
     "yaml path": ("yolo", lambda d: edit(d / "data.yaml", "images/", "imges/"), ("data.yaml: train", "imges/train")),
     "yaml name NO": ("yolo", lambda d: edit(d / "data.yaml", "NG", "NO"), ("data.yaml: names: 0: False", "quotes")),
@@ -223,7 +223,7 @@ BAD = {  # what is wrong: (format, how to do it, what the message must say)
     "yaml split twice": (
         "coco",
         lambda d: (d / "data.yaml").write_text("train: train.json\nsplits: {train: other.json}\n"),
-        ("data.yaml: train: stands there and under splits", "leave one out"),
+        ("data.yaml: train: is given on its own and under splits", "leave one out"),
     ),
     "yaml format": ("yolo", lambda d: (d / "data.yaml").write_text(YAML + "format: yol\n"), ('"yol"', '"yolo"?')),
     "yaml unclear": (
@@ -286,7 +286,7 @@ def test_asking_for_what_is_not_there(tmp_path, plain):
         load(tmp_path / "nowhere", "test")
 
 
-def test_flaws_are_mended_and_listed(tmp_path, plain):
+def test_what_can_be_fixed_is_fixed_and_listed(tmp_path, plain):
     voc.write(plain, tmp_path / "voc", "all")
     (tmp_path / "voc" / "ImageSets" / "Main" / "all.txt").unlink()
     file = tmp_path / "voc" / XML
@@ -296,25 +296,25 @@ def test_flaws_are_mended_and_listed(tmp_path, plain):
     point = again.replace(">30<", ">10.5<")
     edit(file, "</annotation>", f"<object>{again}</object><object>{point}</object></annotation>")
     Image.new("RGB", (9, 9)).save(tmp_path / "voc" / "JPEGImages" / "new.png")
-    mended = load(tmp_path / "voc", "all")
-    assert [warning.action.partition(" (")[0] for warning in mended.warnings] == [
+    fixed = load(tmp_path / "voc", "all")
+    assert [warning.action.partition(" (")[0] for warning in fixed.warnings] == [
         "left out",
         "the image's own is taken",
         "clipped",
         "dropped",
         "dropped",
     ]
-    assert [warning.object for warning in mended.warnings][2:] == ["object 2 (M)", "object 3 (NG)", "object 4 (NG)"]
-    sample = next(s for s in mended.samples if s.image.name == "1.jpg")
+    assert [warning.object for warning in fixed.warnings][2:] == ["object 2 (M)", "object 3 (NG)", "object 4 (NG)"]
+    sample = next(s for s in fixed.samples if s.image.name == "1.jpg")
     assert (sample.width, sample.boxes.tolist()) == (97, [[10, 10, 30, 30], [40, 20, 60, 61]])
 
     yolo.write(plain, tmp_path / "yolo", "train")
     label = tmp_path / "yolo" / TXT
     label.write_text("0 .1 .1 .3 .1 .3 .4 .1 .4\n")
     label.with_name("1-2.txt").unlink()
-    mended = load(tmp_path / "yolo", "train")
-    assert Counter(warning.problem for warning in mended.warnings) == {"a polygon, not a box": 1, "missing": 1}
-    assert np.allclose(mended.samples[1].boxes, np.array([[0.1, 0.1, 0.3, 0.4]]) * [97, 61, 97, 61])
+    fixed = load(tmp_path / "yolo", "train")
+    assert Counter(warning.problem for warning in fixed.warnings) == {"a polygon, not a box": 1, "missing": 1}
+    assert np.allclose(fixed.samples[1].boxes, np.array([[0.1, 0.1, 0.3, 0.4]]) * [97, 61, 97, 61])
 
 
 def test_labels_made_on_an_image_as_exif_turns_it(tmp_path):
@@ -350,12 +350,12 @@ def test_what_may_not_be_read_is_named(tmp_path, plain, monkeypatch, case):
     assert str(error.value) == f"{tmp_path / victim}: cannot be read: Permission denied"
 
 
-def test_a_name_that_is_too_long_is_told():
+def test_a_name_that_is_too_long_is_reported():
     with pytest.raises(LeukoError, match=r"^x+: cannot be read: File name too long"):
         load("x" * 300, "train")
 
 
-def test_a_full_disk_is_told(plain, monkeypatch):
+def test_a_full_disk_is_reported(plain, monkeypatch):
     class Full(io.BytesIO):
         def write(self, data: bytes) -> int:
             raise OSError(errno.ENOSPC, "No space left on device")
@@ -366,7 +366,7 @@ def test_a_full_disk_is_told(plain, monkeypatch):
 
 
 @pytest.mark.parametrize("originals", ['["1.jpg"]', '{"1.jpg": {"image": "a", "width": 1e999, "height": 1}}'])
-def test_broken_originals_are_told(tmp_path, originals):
+def test_broken_originals_are_reported(tmp_path, originals):
     (tmp_path / "leuko.json").write_text(f'{{"originals": {originals}}}')
     with pytest.raises(LeukoError, match=r"leuko\.json: .*originals"):
         original_of(tmp_path / "1.jpg")

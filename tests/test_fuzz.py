@@ -19,7 +19,7 @@ from leuko.data.dataset import Dataset, Sample
 from leuko.data.formats import coco, voc, yolo
 from leuko.data.images import image_size, is_turned, read_image
 from leuko.errors import LeukoError
-from leuko.synth.render import render_field
+from leuko.synth.render import render
 
 CASES = 1200
 WORDS = [b"", b"-", b"1e999", b"nan", b"-1", b"0", b"99999999999", b"null", b"true", b'"', b"<", b">", b"&", b"[", b"{"]
@@ -77,7 +77,7 @@ FORMATS = {
 def test_label_files(name, tmp_path):
     write, victim, objects = FORMATS[name]
     picture = tmp_path / "0.jpg"
-    cv2.imwrite(str(picture), render_field(np.random.default_rng(0), 64, 64, ["NG"])[0])
+    cv2.imwrite(str(picture), render(np.random.default_rng(0), 64, 64, ["NG"]).image)
     boxes = [[3, 4, 20, 30], [25, 5, 60, 40], [10, 42, 30, 63]]
     about = {
         "group": "a",
@@ -117,7 +117,7 @@ def test_label_files(name, tmp_path):
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".bmp", ".tif", ".webp"])
 def test_images(suffix, tmp_path):
     path = tmp_path / f"a{suffix}"
-    cv2.imwrite(str(path), render_field(np.random.default_rng(0), 64, 48, ["M"])[0])
+    cv2.imwrite(str(path), render(np.random.default_rng(0), 64, 48, ["M"]).image)
     whole = path.read_bytes()
     for case in range(CASES // 3):
         path.write_bytes(mutated(whole, np.random.default_rng(case)))
@@ -140,7 +140,7 @@ def test_any_kind_of_image_in_any_kind_of_place(tmp_path, leuko):
     root = tmp_path / "slides of 2026, 涂片"
     home = root / "JPEGImages"
     home.mkdir(parents=True)
-    rgb = Image.fromarray(render_field(np.random.default_rng(0), 80, 64, ["L"])[0])
+    rgb = Image.fromarray(render(np.random.default_rng(0), 80, 64, ["L"]).image)
     rgb.convert("CMYK").save(home / "cmyk.JPG")
     rgb.convert("L").save(home / "grey.jpeg")
     rgb.convert("P").save(home / "palette.PNG")
@@ -165,7 +165,7 @@ def test_any_kind_of_image_in_any_kind_of_place(tmp_path, leuko):
 def test_images_of_one_name_in_two_folders(tmp_path):
     for i, folder in enumerate(("one", "two")):
         (tmp_path / folder).mkdir()
-        cv2.imwrite(str(tmp_path / folder / "1.png"), render_field(np.random.default_rng(i), 64, 64, ["NG"])[0])
+        cv2.imwrite(str(tmp_path / folder / "1.png"), render(np.random.default_rng(i), 64, 64, ["NG"]).image)
     samples = [
         Sample(tmp_path / f / "1.png", 64, 64, [[1 + i, 2, 30, 40]], [i], i + 1) for i, f in enumerate(("one", "two"))
     ]

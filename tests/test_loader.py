@@ -128,7 +128,8 @@ def test_weights_of_1_change_nothing_and_others_do(name):
 
 def test_a_focal_loss_is_weighed_where_the_class_is():
     targets = torch.tensor([[1.0, 0], [0, 1], [0, 0]])
-    assert criterion.by_class(targets, (2.0, 5.0)).tolist() == [[2, 1], [1, 5], [1, 1]]
+    plain, weighted = (criterion.weighted_focal(torch.ones(3, 2), targets, weights) for weights in ((), (2.0, 5.0)))
+    assert (weighted / plain).tolist() == [[2, 1], [1, 5], [1, 1]]
 
 
 @pytest.mark.parametrize("kind", cache.CACHES)

@@ -18,12 +18,16 @@ from torchvision.ops import roi_align as torchvision_roi_align
 
 from leuko.data import images
 from leuko.errors import LeukoError
-from leuko.models import anchors, fsaf, grid_rcnn, winograd
-from leuko.models.matcher import IGNORED, NEGATIVE, IoUAssigner, assign_cores, assign_points
+from leuko.models import anchors, grid_rcnn
+from leuko.models.criterion import RPNCriterion, best_levels
+from leuko.models.matcher import IGNORED, NEGATIVE, CoreMatcher, IoUMatcher, PointMatcher, Sampler
 from leuko.models.preprocess import Preprocess, resize
 from leuko.models.rpn import RPN
-from leuko.ops import boxes
-from leuko.ops.cpu.roi_align import roi_align
+from leuko.ops import boxes, nms
+from leuko.ops.cpu import conv3x3_at
+from leuko.ops.cpu import roi_align as cpu_roi_align
+from leuko.ops.roi_align import MAX_BIN, roi_align
+from leuko.synth.render import render
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 quick = settings(max_examples=60, deadline=None)
@@ -44,14 +48,14 @@ def overlap(a: tuple, b: tuple) -> np.float32:
 
 @quick
 @given(st.lists(box, max_size=8), some_boxes, st.sampled_from([(0.7, 0.3, 0.3, True), (0.5, 0.5, 0.5, False)]))
-def test_iou_assigner_is_what_a_loop_finds(candidates, truth, how):
-    positive, negative, floor, low_quality = how
-    match = IoUAssigner(positive, negative, floor, low_quality)(tensor(candidates), tensor(truth)).tolist()
-    highest = [max((overlap(c, t) for c in candidates), default=0) for t in truth]
+def test_iou_matcher_is_what_a_loop_finds(candidates, gt_boxes, how):
+    positive, negative, min_pos_iou, low_quality = how
+    match = IoUMatcher(positive, negative, min_pos_iou, low_quality)(tensor(candidates), tensor(gt_boxes)).tolist()
+    highest = [max((overlap(c, t) for c in candidates), default=0) for t in gt_boxes]
     for candidate, found in zip(candidates, match, strict=True):
-        values = [overlap(candidate, t) for t in truth]
+        values = [overlap(candidate, t) for t in gt_boxes]
         best = max(values, default=np.float32(0))
-        last = [j for j, v in enumerate(values) if low_quality and v == highest[j] and v >= np.float32(floor)]
+        last = [j for j, v in enumerate(values) if low_quality and v == highest[j] and v >= np.float32(min_pos_iou)]
         if last:
             assert found == last[-1]
         elif best >= np.float32(positive):
@@ -62,14 +66,15 @@ def test_iou_assigner_is_what_a_loop_finds(candidates, truth, how):
 
 @quick
 @given(some_boxes, st.sampled_from([None, 1.0, 3.0]))
-def test_point_assigner_is_what_a_loop_finds(truth, radius):
+def test_point_matcher_is_what_a_loop_finds(gt_boxes, radius):
     points = anchors.points(torch.zeros(1, 10, 11), 2)
     limits = [(-1.0, 4.0) if i % 2 else (4.0, 64.0) for i in range(len(points))]
-    reach = None if radius is None else torch.full((len(points),), radius)
-    match = assign_points(points, tensor(limits, 2), tensor(truth), reach).tolist()
+    strides = torch.full((len(points),), 2.0)
+    matcher = PointMatcher(None if radius is None else radius / 2)
+    match = matcher(points, strides, tensor(limits, 2), tensor(gt_boxes)).tolist()
     for (x, y), (low, high), found in zip(points.tolist(), limits, match, strict=True):
         allowed = {}
-        for j, (x0, y0, x1, y1) in enumerate(truth):
+        for j, (x0, y0, x1, y1) in enumerate(gt_boxes):
             sides = (x - x0, y - y0, x1 - x, y1 - y)
             near = radius is None or max(abs(x - (x0 + x1) / 2), abs(y - (y0 + y1) / 2)) < radius
             if min(sides) > 0 and near and low <= max(sides) <= high:
@@ -113,12 +118,12 @@ def test_anchors_are_torchvisions_but_for_its_rounding():
 
 @quick
 @given(some_boxes)
-def test_core_assigner_is_what_a_loop_finds(truth):
+def test_core_matcher_is_what_a_loop_finds(gt_boxes):
     points = anchors.points(torch.zeros(1, 10, 11), 2, offset=0.0)
-    match, others = assign_cores(points, torch.full((len(points),), 2.0), tensor(truth), core=0.4, least=0.052)
+    match, others = CoreMatcher(core=0.4, min_overlap=0.052)(points, torch.full((len(points),), 2.0), tensor(gt_boxes))
     for (x, y), found, besides in zip(points.tolist(), match.tolist(), others.tolist(), strict=True):
         touched, within = set(), {}
-        for j, (x0, y0, x1, y1) in enumerate(truth):
+        for j, (x0, y0, x1, y1) in enumerate(gt_boxes):
             middle, reach = ((x0 + x1) / 2, (y0 + y1) / 2), ((x1 - x0) * 0.2, (y1 - y0) * 0.2)
             shared = [min(p + 1, m + r) - max(p - 1, m - r) for p, m, r in zip((x, y), middle, reach, strict=True)]
             if min(shared) > 0 and shared[0] * shared[1] / 4 > 0.052:  # which no quotient here equals
@@ -135,7 +140,7 @@ def test_core_assigner_is_what_a_loop_finds(truth):
 )
 def test_best_level_is_the_one_of_least_mean_loss(positives):
     cell, level, loss = (torch.tensor(column) for column in zip(*positives, strict=True))
-    best = fsaf.best_levels(loss, level, cell, 3).tolist()
+    best = best_levels(loss, level, cell, 3, levels=5).tolist()
     for g in {c for c, _, _ in positives}:
         means = {at: np.mean([v for c, a, v in positives if (c, a) == (g, at)]) for c, at, _ in positives if c == g}
         assert means[best[g]] == pytest.approx(min(means.values()), rel=1e-5)
@@ -144,7 +149,7 @@ def test_best_level_is_the_one_of_least_mean_loss(positives):
 @quick
 @given(st.lists(st.tuples(box, box), min_size=1, max_size=4))
 def test_heat_targets_are_what_a_loop_marks(pairs):
-    rois, truth = (tensor(list(each)) for each in zip(*pairs, strict=True))
+    rois, gt_boxes = (tensor(list(each)) for each in zip(*pairs, strict=True))
     wanted = torch.zeros(len(pairs), 9, 56, 56)
     for r, ((x0, y0, x1, y1), (u0, v0, u1, v1)) in enumerate(pairs):
         width, height = 2 * (x1 - x0), 2 * (y1 - y0)
@@ -156,7 +161,7 @@ def test_heat_targets_are_what_a_loop_marks(pairs):
                 if 0 <= cx + dx < 56 and 0 <= cy + dy < 56:
                     wanted[r, i, cy + dy, cx + dx] = 1
     parts = [wanted[:, i, b : b + 28, a : a + 28] for i in range(9) for a, b in [(i // 3 * 14, i % 3 * 14)]]
-    assert torch.equal(grid_rcnn.heat_targets(rois, truth), torch.stack(parts, dim=1))
+    assert torch.equal(grid_rcnn.heat_targets(rois, gt_boxes), torch.stack(parts, dim=1))
 
 
 @quick
@@ -165,11 +170,11 @@ def test_grid_finds_the_box_that_its_heat_maps_mark(moves):
     """Heat maps as they are to be give the true box back, to a cell: a 28th of the RoI's side."""
     roi = torch.tensor([100.0, 200.0, 212.0, 312.0])
     rois = roi.repeat(len(moves), 1)
-    truth = torch.stack([boxes.scaled(roi, s) + 112 * 0.5 * torch.tensor([dx, dy, dx, dy]) for dx, dy, s in moves])
-    heat = grid_rcnn.heat_targets(rois, truth)
+    gt_boxes = torch.stack([boxes.scaled(roi, s) + 112 * 0.5 * torch.tensor([dx, dy, dx, dy]) for dx, dy, s in moves])
+    heat = grid_rcnn.heat_targets(rois, gt_boxes)
     middle = torch.nn.functional.avg_pool2d(heat, 3, stride=1, padding=1)  # highest in the middle of the disc
-    found = grid_rcnn.boxes_of_grid(rois, 20 * heat * middle - 10)
-    assert (found - truth).abs().max() <= 1.01 * 112 / 28
+    found = grid_rcnn.boxes_from_heat(rois, 20 * heat * middle - 10)
+    assert (found - gt_boxes).abs().max() <= 1.01 * 112 / 28
 
 
 def test_points_lie_in_the_middle_of_their_cells():
@@ -177,23 +182,23 @@ def test_points_lie_in_the_middle_of_their_cells():
     assert anchors.points(torch.zeros(1, 1, 3, 2), 8).tolist() == wanted
 
 
-def test_suppress_drops_empty_boxes_and_keeps_groups_apart():
+def test_nms_drops_empty_boxes_and_keeps_groups_apart():
     given_boxes = tensor([(0, 0, 10, 10), (0, 0, 10, 9), (0, 0, 10, 10), (5, 5, 5, 9)])
     scores, groups = torch.tensor([0.5, 0.9, 0.4, 1.0]), torch.tensor([0, 0, 1, 0])
-    kept, kept_scores, kept_groups = boxes.suppress(given_boxes, scores, groups, 0.5, 10)
+    kept, kept_scores, kept_groups = nms.batched_nms(given_boxes, scores, groups, 0.5, 10)
     assert kept_scores.tolist() == pytest.approx([0.9, 0.4]) and kept_groups.tolist() == [0, 1]
     assert kept.tolist() == [[0, 0, 10, 9], [0, 0, 10, 10]]
 
 
 @quick
 @given(some_boxes, st.integers(0, 2**31), st.sampled_from([0.3, 0.5, 0.8]))
-def test_vote_is_the_mean_by_score_of_what_overlaps(given_boxes, seed, threshold):
+def test_box_voting_is_the_mean_by_score_of_what_overlaps(given_boxes, seed, threshold):
     draw = torch.Generator().manual_seed(seed)
     candidates = tensor(given_boxes)
     scores = torch.rand(len(candidates), generator=draw) + 0.01
     groups = torch.randint(0, 2, (len(candidates),), generator=draw)
-    kept, _, kept_groups = boxes.suppress(candidates, scores, groups, 0.5, 100)
-    found = boxes.vote(kept, kept_groups, candidates, scores, groups, threshold)
+    kept, _, kept_groups = nms.batched_nms(candidates, scores, groups, 0.5, 100)
+    found = nms.box_voting(kept, kept_groups, candidates, scores, groups, threshold)
     for i, box in enumerate(kept):
         voters = (box_iou(box[None], candidates)[0] >= threshold) & (groups == kept_groups[i])
         assert voters.any()
@@ -201,26 +206,37 @@ def test_vote_is_the_mean_by_score_of_what_overlaps(given_boxes, seed, threshold
         assert found[i].numpy() == pytest.approx(wanted, rel=1e-5)
 
 
-def test_vote_leaves_a_box_of_next_to_no_area_as_it_is():
+def test_box_voting_leaves_a_box_of_next_to_no_area_as_it_is():
     speck = tensor([(5, 5, 5.0001, 5.0001)])
     label, score = torch.zeros(1, dtype=torch.int64), torch.ones(1)
-    assert torch.equal(boxes.vote(speck, label, speck, score, label, 0.8), speck)
+    assert torch.equal(nms.box_voting(speck, label, speck, score, label, 0.8), speck)
+
+
+def rpn(channels: int = 8) -> RPN:
+    criterion = RPNCriterion(
+        matcher=IoUMatcher(0.7, 0.3, 0.3, True),
+        sampler=Sampler(32, 0.5),
+        coder=boxes.DeltaCoder(),
+        beta=0.0,
+        allowed_border=-1,
+    )
+    return RPN(channels, criterion=criterion, proposals=(10, 10), candidates=(50, 50))
 
 
 def test_rpn_at_single_anchors_is_the_pass_over_whole_maps():
     torch.manual_seed(0)
-    rpn = RPN(8, border=-1, beta=0.0, keep=(10, 10))
+    model = rpn()
     shapes = [(12, 9), (6, 5), (3, 3), (2, 2), (1, 1)]
     pyramid = [torch.randn(2, 8, *shape, requires_grad=True) for shape in shapes]
-    logits, deltas = (torch.cat(kind, dim=1) for kind in rpn(pyramid))
+    logits, deltas = (torch.cat(kind, dim=1) for kind in model(pyramid))
     image, index = torch.randint(0, 2, (60,)), torch.randint(0, logits.shape[1], (60,))
     weight = torch.randn(60, 5)
 
     def gradients(chosen_logits: torch.Tensor, chosen_deltas: torch.Tensor) -> list[torch.Tensor]:
         total = (torch.cat([chosen_logits[:, None], chosen_deltas], dim=1) * weight).sum()
-        return torch.autograd.grad(total, [*pyramid, *rpn.parameters()])
+        return torch.autograd.grad(total, [*pyramid, *model.parameters()])
 
-    at = rpn.at(pyramid, image, index)
+    at = model.at(pyramid, image, index)
     dense = logits[image, index], deltas[image, index]
     for one, other in zip([*at, *gradients(*at)], [*dense, *gradients(*dense)], strict=True):
         assert torch.allclose(one, other, rtol=1e-4, atol=1e-5)
@@ -247,35 +263,9 @@ def test_preprocess_normalises_and_pads_with_zeros():
         Preprocess(64, (0.5,) * 3, (0.25,) * 3)([torch.zeros(3, 8, 8, dtype=torch.uint8)])
 
 
-@pytest.mark.parametrize(
-    ("number", "channels", "out", "height", "width"),
-    [(2, 128, 160, 50, 61), (2, 130, 128, 48, 48), (99, 128, 128, 7, 7), (1, 8, 8, 3, 900)],
-)
-def test_winograd_is_the_direct_convolution(number, channels, out, height, width):
-    x, bias = torch.randn(number, channels, height, width), torch.randn(out)
-    weight = torch.randn(out, channels, 3, 3) / math.sqrt(9 * channels)
-    direct = torch.nn.functional.conv2d(x, weight, bias, padding=1)
-    torch.testing.assert_close(winograd.conv3x3(x, weight, bias), direct, rtol=0, atol=2e-4)
-
-
-def test_roi_align_is_torchvisions():
-    generator = torch.Generator().manual_seed(0)
-    feature = torch.randn(2, 5, 20, 26, generator=generator, requires_grad=True)
-    corner = torch.rand(40, 2, generator=generator) * 240 - 30  # some boxes reach out of the 208 x 160 pixels
-    boxes_ = torch.cat([corner, corner + torch.rand(40, 2, generator=generator) * 150], dim=1)
-    image = torch.randint(0, 2, (40,), generator=generator)
-    rois = torch.cat([image[:, None].float(), boxes_], dim=1)
-    wanted = torchvision_roi_align(feature, rois, 7, 1 / 8, 0, aligned=True)
-    found = roi_align(feature, image, boxes_, stride=8, side=7)
-    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
-    weight = torch.randn(wanted.shape, generator=generator)
-    gradients = [torch.autograd.grad((pooled * weight).sum(), feature)[0] for pooled in (found, wanted)]
-    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
-
-
 def test_resizing_gives_the_pixels_of_the_loader():
     """OpenCV's area filter when shrinking, its bilinear one when enlarging, up to the rounding to whole grey values."""
-    image = render_field(np.random.default_rng(0), 190, 150, ["NG"])[0]
+    image = render(np.random.default_rng(0), 190, 150, ["NG"]).image
     tensor_image = torch.from_numpy(image).permute(2, 0, 1).float() / 255
     for size in (64, 95, 111, 189, 190, 240):
         wanted = images.fit(image, size)

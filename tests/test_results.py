@@ -13,7 +13,7 @@ from conftest import TYPES
 
 from leuko.data import source
 from leuko.data.dataset import Dataset, Sample
-from leuko.data.tools.convert import WRITERS
+from leuko.data.formats import coco as coco_format
 from leuko.detections import Detections
 from leuko.metrics import agreement, bootstrap, calibration, coco, confusion, consensus, curves, factors, matching
 from leuko.report import results, run
@@ -371,7 +371,7 @@ def test_a_review_finds_its_cells_in_every_split(pictures, tmp_path, leuko):
     boxes, src, dst = [[10, 10, 30, 30], [40, 20, 60, 50.5]], tmp_path / "src", tmp_path / "dst"
     for split, cells in (("val", [0, 1]), ("test", [1, 0]), ("train", [0])):
         sample = Sample(pictures[2], 97, 61, [boxes[i] for i in cells], [0] * len(cells), 1)
-        WRITERS["coco"](Dataset(["NG", "BG"], [sample]), src, split)
+        coco_format.write(Dataset(["NG", "BG"], [sample]), src, split)
     image = str(source.load(src, "val").samples[0].image)
     suspect = {"image": image, "kind": "type", "cell": 1, "label": "NG", "says": "BG", "verdict": "accept"}
     (tmp_path / "consensus.json").write_text(json.dumps({"suspects": [{**suspect, "box": boxes[1]}]}))

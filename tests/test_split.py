@@ -1,4 +1,4 @@
-"""Splits: groups stay whole, types are spread as wished, and what leaks is refused."""
+"""Splits: groups stay whole, types are spread as wanted, and what leaks is refused."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from leuko.data import source
 from leuko.data.dataset import Dataset, Sample
 from leuko.data.formats import coco, yolo
-from leuko.data.tools.split import cost, divide, joined, split
+from leuko.data.tools.split import cost, divide, join, split
 
 TYPES = ["NG", "BG", "EG", "L", "M"]
 
@@ -33,7 +33,7 @@ def samples(groups: list[str], labels: list[list[int]]) -> Dataset:
 
 
 def costs(data: Dataset, ratios: list[float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of each image its group, of each group its cells, images and 1, and the wish; written out anew."""
+    """Of each image its group, of each group its cells, images and 1, and the targets; written out anew."""
     names = sorted({s.group for s in data.samples})
     group = np.array([names.index(s.group) for s in data.samples])
     counts = np.zeros((len(names), len(TYPES) + 2))
@@ -53,7 +53,7 @@ def costs(data: Dataset, ratios: list[float]) -> tuple[np.ndarray, np.ndarray, n
 )
 def test_few_groups_are_divided_as_well_as_can_be(images, ratios, seed):
     data = samples([g for g, _ in images], [k for _, k in images])
-    group, counts, wish = costs(data, ratios)
+    group, counts, targets = costs(data, ratios)
     if len(counts) < len(ratios):
         return
     part = divide(data, ratios, seed)
@@ -61,24 +61,24 @@ def test_few_groups_are_divided_as_well_as_can_be(images, ratios, seed):
     assert (part == divide(data, ratios, seed)).all()
     of_group = np.array([part[group == g][0] for g in range(len(counts))])
     every = (np.array(p) for p in product(range(len(ratios)), repeat=len(counts)) if len(set(p)) == len(ratios))
-    assert cost(of_group, counts, wish) == pytest.approx(min(cost(p, counts, wish) for p in every))
+    assert cost(of_group, counts, targets) == pytest.approx(min(cost(p, counts, targets) for p in every))
 
 
 @pytest.mark.parametrize("ratios", [[4, 1], [7, 1, 2]])
 def test_many_groups_are_divided_better_than_by_chance(ratios):
-    """60 smears of 1 to 30 images: nearer to the wish than the best of 20,000 divisions by lot."""
+    """60 smears of 1 to 30 images: nearer to the targets than the best of 20,000 divisions at random."""
     rng = np.random.default_rng(3)
     groups = [f"{g}" for g in range(60) for _ in range(rng.integers(1, 30))]
     data = samples(
         groups, [rng.choice(5, rng.integers(0, 4), p=[0.48, 0.03, 0.13, 0.22, 0.14]).tolist() for _ in groups]
     )
-    group, counts, wish = costs(data, ratios)
+    group, counts, targets = costs(data, ratios)
     part = divide(data, ratios, 0)
     of_group = np.array([part[np.flatnonzero(group == g)] for g in range(60)], dtype=object)
     assert all(len(set(p)) == 1 for p in of_group)
-    ours = cost(np.array([p[0] for p in of_group]), counts, wish)
+    ours = cost(np.array([p[0] for p in of_group]), counts, targets)
     share = np.array(ratios) / sum(ratios)
-    assert ours < min(cost(rng.choice(len(ratios), 60, p=share), counts, wish) for _ in range(20_000)) / 3
+    assert ours < min(cost(rng.choice(len(ratios), 60, p=share), counts, targets) for _ in range(20_000)) / 3
 
 
 def test_single_cells_are_spread_exactly():
@@ -127,19 +127,19 @@ def test_split_writes_what_it_promises(smears, tmp_path, leuko):
     assert len(set(seen)) == 12
 
 
-def test_what_is_mended_is_told_and_a_link_leads_to_the_folder(smears, tmp_path, leuko):
+def test_what_is_fixed_is_reported_and_a_link_leads_to_the_folder(smears, tmp_path, leuko):
     file = smears / "train.json"
     file.write_text(file.read_text().replace("[2.0, 2.0, 38.0, 38.0]", "[-9.0, 2.0, 49.0, 38.0]", 1))
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "real")
     for force in ([], ["--force"]):
         result = leuko("data", "split", smears, tmp_path / "link", *force)
-        assert result.code == 0 and "1 warnings mended" in result.out, result.err
+        assert result.code == 0 and "1 warnings, listed" in result.out, result.err
     assert (tmp_path / "link").is_symlink() and "clipped" in (tmp_path / "real/warnings.txt").read_text()
     assert sorted(p.name for p in tmp_path.iterdir() if p.suffix != ".png") == ["data", "link", "real"]
 
 
-def test_an_image_that_two_splits_label_differently_is_told(smears, tmp_path, leuko):
+def test_an_image_that_two_splits_label_differently_is_reported(smears, tmp_path, leuko):
     content = json.loads((smears / "test.json").read_text())
     content["annotations"].reverse()  # which changes nothing
     (smears / "second_reader.json").write_text(json.dumps(content))
@@ -169,7 +169,7 @@ def test_groups_by_csv_or_pattern(smears, tmp_path, leuko):
     table.write_text("image,group\nsmear0_0.png,a\n")
     leuko(*words, "--group-by", table).refused("groups.csv", "no group", "(11 of 12 images)")
     leuko(*words, "--group-by", "nothing").refused("no group")
-    leuko(*words, "--group-by", "(").refused("no regular expression")
+    leuko(*words, "--group-by", "(").refused("not a regular expression")
     leuko(*words, "--ratios", "4:x").refused("--ratios")
     leuko(*words, "--ratios", "4").refused("two or more")
     leuko(*words, "--ratios", "1:1:1:1:1", "--names", "a,b,c,d,e").refused("4 groups cannot")
@@ -190,10 +190,10 @@ def test_own_groups_and_given_ones_stay_together(tmp_path):
             for i, j in product(range(9), repeat=2):
                 if given[i] == given[j] or (own[i] and own[i] == own[j]):
                     reached[i] |= reached[j]
-        names = joined(own, given)
+        names = join(own, given)
         for i, j in product(range(9), repeat=2):
             assert (names[i] == names[j]) == (j in reached[i])
-        assert joined([""] * 9, given) == given
+        assert join([""] * 9, given) == given
 
 
 def test_csv_goes_by_path(tmp_path, leuko):
@@ -248,7 +248,7 @@ def test_leaking_groups_are_refused(smears, tmp_path, leuko, no_plots):
     assert leuko(*words, "--allow-leaks").code == 0
 
 
-def test_leak_between_train_and_test_is_told_before_models_are_trained(smears, tmp_path, leuko, no_plots):
+def test_leak_between_train_and_test_is_reported_before_models_are_trained(smears, tmp_path, leuko, no_plots):
     """And images of the training split need not be there to measure another one."""
     (smears / "val.json").unlink()
     words = ["train", "--data", smears, "--project", tmp_path / "runs", *TINY, "--epochs", "1", "--model", "fcos,fsaf"]

@@ -1,250 +1,195 @@
-"""Tools for data sets: ``python -m leuko.data COMMAND``."""
+"""The commands of ``leuko data`` (``python -m leuko.data`` is the same): options -> tool -> printed tables."""
 
 from __future__ import annotations
 
-import argparse
-import sys
+if (
+    __name__ == "__main__"
+):  # understood before all else is imported, so that --help and a mistyped flag are answered at once
+    from leuko.cli import run_module
+
+    run_module("data")
+
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 
-from ..cli import Parser
-from ..cli import run as run_command
-from ..errors import LeukoError, nearest
+from ..cli import flag
+from ..errors import LeukoError
 from ..io import write_csv, write_json, write_text
-from ..report import html, plots, run, table
+from ..report import pages, plots, run, tables
+from ..synth.dataset import types_sheet
+from . import config, source
 from .dataset import Dataset
-from .making import MAKING, Command, counts
-from .tools import stats
-from .tools.check import check, counted
-from .tools.convert import WRITERS, convert, load_all
-from .tools.review import apply_review
-from .tools.split import merge, split
+from .tools import convert as converter
+from .tools import draw
+from .tools import resize as resizer
+from .tools import review as reviewer
+from .tools import split as splitter
+from .tools import stats as statistics
+from .tools.check import check as find_problems
+from .tools.check import counted
 
 
-def _convert_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("src", metavar="SRC", type=Path, help="data set: a folder, a COCO file or a data YAML")
-    parser.add_argument("dst", metavar="DST", type=Path, help="folder to make")
-    parser.add_argument("--to", required=True, metavar="FORMAT", help=", ".join(WRITERS))
-    parser.add_argument(
-        "--voc-origin",
-        metavar="N",
-        type=int,
-        choices=(0, 1),
-        default=0,
-        help="0: VOC as LabelImg has it; 1: official [0]",
-    )
-    parser.add_argument("--force", action="store_true", help="replace the data set that DST holds")
+def check(options: config.CheckOptions) -> int:
+    """Print what is wrong with a data set, and write it as JSON and as a page; 1 where a person must decide."""
+    datasets, findings = find_problems(options.src, not options.labels_only, progress=True)
+    folder = run.new_run(options.save, options.name or Path(options.src).resolve().stem)
+    same_types = len({tuple(d.types) for d in datasets.values()}) == 1
+    counts = tables.table1(datasets) if same_types else []
+    write_json(folder / "report.json", {"source": options.src, "findings": findings})
+    write_text(folder / "report.html", pages.check_page(Path(options.src), datasets, findings, counts))
+    for level, kind, number, first in counted(findings):
+        print(f"{level:<7} {kind} ({number}), such as\n        {first.text}")
+    to_decide = sum(f.level == "decide" for f in findings)
+    print(f"{options.src}: {len(findings)} findings, {to_decide} to be decided by a person\n\nresults: {folder}")
+    return int(to_decide > 0)
 
 
-def _convert(args: argparse.Namespace) -> None:
-    datasets = convert(**vars(args), progress=True)
-    for name, dataset in datasets.items():
-        if told := table.warnings(name, dataset):
-            print(told)
-    print(f"{args.dst}: {args.to}")
-    print(counts(datasets))
-
-
-def _stats_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("src", metavar="SRC", type=Path, help="data set: a folder, a COCO file or a data YAML")
-    parser.add_argument("--save", metavar="FOLDER", default="runs/stats", help="folder of results [runs/stats]")
-    parser.add_argument("--name", metavar="TEXT", default="", help="the result's folder in it [the data's name]")
-
-
-def _stats(args: argparse.Namespace) -> None:
-    datasets = load_all(args.src)
-    whole = merge(datasets)
+def stats(options: config.StatsOptions) -> None:
+    """Print and write how many cells there are of each type, how large, and of which colours."""
+    datasets = source.load_all(options.src)
+    whole = splitter.merge(datasets)
     split_of = {str(s.image): name for name, dataset in reversed(datasets.items()) for s in dataset.samples}
-    tints = stats.colours(whole, split_of, progress=True)
-    noted = stats.factors(datasets)
-    folder = run.new_run(args.save, args.name or args.src.resolve().stem)
-    write_csv(folder / "counts.csv", stats.counts(datasets))
-    write_csv(folder / "sizes.csv", stats.sizes(whole))
-    write_csv(folder / "cells_per_image.csv", stats.cells_per_image(datasets))
-    write_csv(folder / "colours.csv", [c.row() for c in tints])
-    if noted:
-        write_csv(folder / "factors.csv", noted)
+    colours = statistics.colours(whole, split_of, progress=True)
+    sizes = statistics.sizes(whole)
+    folder = run.new_run(options.save, options.name or Path(options.src).resolve().stem)
+    write_csv(folder / "counts.csv", statistics.counts(datasets))
+    write_csv(folder / "sizes.csv", sizes)
+    write_csv(folder / "cells_per_image.csv", statistics.cells_per_image(datasets))
+    write_csv(folder / "colours.csv", [c.row() for c in colours])
+    if factor_rows := statistics.factors(datasets):
+        write_csv(folder / "factors.csv", factor_rows)
     run.write_warnings(folder, *datasets.values())
-    plots.data_statistics(whole, tints, stats.factors({"all": whole}), folder / "stats.png")
+    plots.data_statistics(whole, colours, statistics.factors({"all": whole}), folder / "stats.png")
     for name, dataset in datasets.items():
-        if told := table.warnings(name, dataset):
-            print(told)
-    print(f"{args.src}: cells and, in brackets, the images that they are on")
-    print(table.aligned(table.table1(datasets), head=1))
-    print(f"\n{table.aligned(_sizes(stats.sizes(whole)), head=1)}\n\nresults: {folder}")
+        if warnings := tables.warnings(name, dataset):
+            print(warnings)
+    print(f"{options.src}: cells and, in brackets, the images that they are on")
+    print(tables.aligned(tables.table1(datasets), head=1))
+    print(f"\n{tables.aligned(_sizes(sizes), head=1)}\n\nresults: {folder}")
+
+
+def convert(options: config.ConvertOptions) -> None:
+    """Write a data set in another format."""
+    _require(options, "to", "the format to write: voc, coco or yolo")
+    datasets = converter.convert(**_values(options), progress=True)
+    print(f"{options.dst}: {options.to}")
+    _print_written(options.dst, datasets)
+
+
+def resize(options: config.ResizeOptions) -> None:
+    """Write a data set with all images scaled."""
+    datasets = resizer.resize(**_values(options), progress=True)
+    print(f"{options.dst}: longer side {options.size} pixels; leuko predict --originals draws on the originals")
+    _print_written(options.dst, datasets)
+
+
+def split(options: config.SplitOptions) -> None:
+    """Divide a data set anew."""
+    values = _values(options)
+    try:
+        ratios = [float(text) for text in options.ratios.split(":")]
+    except ValueError as error:
+        raise LeukoError(f"--ratios: {error}; give numbers with colons between, such as 4:1") from error
+    names = [name.strip() for name in options.names.split(",") if name.strip()]
+    parts = splitter.split(**values | {"ratios": ratios, "names": names})
+    print(f"{options.dst}: divided anew")
+    _print_written(options.dst, parts)
+    print(f"\n{_largest_difference(parts, [1.0] * len(parts) if options.folds else ratios)}")
+
+
+def apply_review(options: config.ReviewOptions) -> None:
+    """Write a data set with the verdicts of a review in its labels."""
+    rows = reviewer.apply_review(**_values(options))
+    for row in rows:
+        print(f"{row['image']}: {row['before'] or 'no cell'} is now {row['after'] or 'no cell'}")
+    print(f"{options.dst}: {len(rows)} labels changed, listed in reviewed.csv")
+    _print_written(options.dst, {})
+
+
+def factors(options: config.FactorOptions) -> None:
+    """Write a data set with an interference factor on every image."""
+    _require(options, "factor", "the name of a factor, several separated by commas, or all")
+    datasets = draw.put_factor(**_values(options), progress=True)
+    print(f"{options.dst}: {options.factor}, severity {options.severity}")
+    _print_written(options.dst, datasets)
+
+
+def compose(options: config.ComposeOptions) -> None:
+    """Compose a data set from crops of single cells."""
+    _require(options, "donors", "a folder with one folder of crops per class")
+    values = _values(options)
+    least, _, most = values.pop("cells").partition("-")
+    if not (least.isdecimal() and (most or least).isdecimal()):
+        raise LeukoError(f"--cells {options.cells}: give the least and the most leukocytes per field, such as 1-6")
+    datasets, uncertain = draw.compose(**values, least=int(least), most=int(most or least), progress=True)
+    print(f"{options.dst}: {options.format}, {options.size}x{options.size} pixels, seed {options.seed}")
+    if uncertain:
+        print(f"{len(uncertain)} crops gave no cell, since its outline is uncertain, such as {uncertain[0]}")
+    _print_written(options.dst, datasets)
+
+
+def synth(options: config.SynthOptions) -> None:
+    """Render a data set."""
+    values = _values(options)
+    sheet = values.pop("sheet")
+    datasets = draw.synth(**values, progress=True)
+    print(f"{options.dst}: {options.format}, {options.size}x{options.size} pixels, seed {options.seed}")
+    _print_written(options.dst, datasets)
+    if sheet:
+        try:
+            types_sheet(options.seed).save(sheet)
+        except (OSError, ValueError) as error:  # ValueError: Pillow does not know the file's suffix
+            raise LeukoError(f"{sheet}: cannot be written: {error}; name a .png in a folder that exists") from error
+        print(f"{sheet}: the five types")
+
+
+# ---------------------------------------------------------------- options and tables
+
+
+def _values(options: object) -> dict:
+    """The options by name, as keyword arguments."""
+    return {f.name: getattr(options, f.name) for f in fields(options)}
+
+
+def _require(options: object, name: str, what: str) -> None:
+    if not getattr(options, name):
+        raise LeukoError(f"{flag(name)} is missing: give {what}")
+
+
+def _print_written(dst: str, datasets: dict[str, Dataset]) -> None:
+    """Print what a data set that was written holds, and what of its source was changed or left out."""
+    if (file := Path(dst) / "warnings.txt").is_file():
+        print(f"{len(file.read_text(encoding='utf-8').splitlines())} warnings, listed in {file}")
+    ignored = {(split, name): n for split, d in datasets.items() for name, n in d.ignored.items()}
+    for (split, name), number in ignored.items():
+        print(f"{split}: {number} cells of the class {name} are left out, as the data YAML says")
+    if datasets:
+        print("cells and, in brackets, the images that they are on")
+        print(tables.aligned(tables.table1(datasets), head=1))
+    if rows := statistics.factors(datasets):
+        print("\n" + tables.aligned([list(rows[0]), *([str(v) for v in row.values()] for row in rows)], head=1))
 
 
 def _sizes(rows: Sequence[dict]) -> list[list[str]]:
-    """The cells' sizes as lines of a table."""
+    """The cells' sizes as lines of a tables."""
     lines = [["size (5 %, median, 95 %)", "cells", "pixels", "% of the shorter side"]]
     for row in rows:
-        spans = [" ".join(f"{row[f'{key}_p{p}']:.0f}" for p in stats.PERCENTILES) for key in ("px", "percent")]
+        spans = [" ".join(f"{row[f'{key}_p{p}']:.0f}" for p in statistics.PERCENTILES) for key in ("px", "percent")]
         lines.append([str(row["type"]), str(row["cells"]), *(spans if row["cells"] else ("-", "-"))])
     return lines
 
 
-def _split_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("src", metavar="SRC", type=Path, help="data set; all its splits are taken together")
-    parser.add_argument("dst", metavar="DST", type=Path, help="folder to make, in the same format")
-    parser.add_argument("--ratios", metavar="A:B", default="4:1", help="wished shares, two or more [4:1]")
-    parser.add_argument("--names", metavar="A,B", default="", help="the splits' names [train,test or train,val,test]")
-    parser.add_argument("--folds", metavar="K", type=int, default=0, help="K equal parts and fold1.yaml ... foldK.yaml")
-    parser.add_argument(
-        "--group-by",
-        metavar="REGEX|CSV",
-        default="",
-        help="images that stay together: a CSV file with the columns image and group, or a regular expression searched "
-        "in the image's path, whose first bracket (or all of it) is the group",
-    )
-    parser.add_argument("--seed", metavar="N", type=int, default=0, help="which of equally good divisions [0]")
-    parser.add_argument("--force", action="store_true", help="replace the data set that DST holds")
-
-
-def _split(args: argparse.Namespace) -> None:
-    options = vars(args)
-    try:
-        ratios = [float(text) for text in options.pop("ratios").split(":")]
-    except ValueError as error:
-        raise LeukoError(f"--ratios: {error}; give numbers with colons between, such as 4:1") from error
-    names = [name.strip() for name in options.pop("names").split(",") if name.strip()]
-    parts = split(**options, ratios=ratios, names=names)
-    shares = [1.0] * len(parts) if args.folds else ratios
-    if (mended := args.dst / "warnings.txt").is_file():
-        print(f"{len(mended.read_text().splitlines())} warnings mended, listed in {mended}")
-    for name, number in next(iter(parts.values())).ignored.items():
-        print(f"{number} cells of the class {name} left out, as the data YAML says")
-    print(f"{args.dst}: cells and, in brackets, the images that they are on")
-    print(table.aligned(table.table1(parts), head=1))
-    print(f"\n{_distance(parts, shares)}")
-
-
-def _distance(parts: dict[str, Dataset], shares: Sequence[float]) -> str:
-    """How far the division is from the wish."""
+def _largest_difference(parts: dict[str, Dataset], shares: Sequence[float]) -> str:
+    """Where a division differs most from the ratios."""
     types = next(iter(parts.values())).types
     counts = np.array([[*d.counts(), len(d)] for d in parts.values()], dtype=float)
-    wish = np.array(shares)[:, None] / sum(shares) * counts.sum(0)
-    off = np.abs(counts - wish)
-    row, column = np.unravel_index(off.argmax(), off.shape)
+    targets = np.array(shares)[:, None] / sum(shares) * counts.sum(0)
+    row, column = np.unravel_index(np.abs(counts - targets).argmax(), counts.shape)
     what = f"cells of {types[column]}" if column < len(types) else "images"
-    far = f"{counts[row, column]:.0f} {what} in {list(parts)[row]}, {wish[row, column]:.1f} wished for"
+    difference = f"{counts[row, column]:.0f} {what} in {list(parts)[row]} instead of {targets[row, column]:.1f}"
     groups = len(set().union(*(d.groups() for d in parts.values())))
     kept = f"{groups} groups, each in one split" if groups else "no groups (see --group-by)"
-    return f"farthest from the wish: {far}; {kept}"
-
-
-def _check_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("src", metavar="SRC", type=Path, help="data set: a folder, a COCO file or a data YAML")
-    parser.add_argument("--labels-only", action="store_true", help="do not decode the images, nor look for duplicates")
-    parser.add_argument("--save", metavar="FOLDER", default="runs/check", help="folder of results [runs/check]")
-    parser.add_argument("--name", metavar="TEXT", default="", help="the result's folder in it [the data's name]")
-
-
-def _check(args: argparse.Namespace) -> int:
-    datasets, findings = check(args.src, not args.labels_only, progress=True)
-    folder = run.new_run(args.save, args.name or args.src.resolve().stem)
-    lines = table.table1(datasets) if datasets and len({tuple(d.types) for d in datasets.values()}) == 1 else []
-    write_json(folder / "report.json", {"source": str(args.src), "findings": findings})
-    write_text(folder / "report.html", html.check_report(args.src, datasets, findings, lines))
-    for level, kind, number, first in counted(findings):
-        print(f"{level:<7} {kind} ({number}), such as\n        {first.text}")
-    to_decide = sum(f.level == "decide" for f in findings)
-    print(f"{args.src}: {len(findings)} findings, {to_decide} to be decided by a person\n\nresults: {folder}")
-    return int(to_decide > 0)
-
-
-def _review_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("src", metavar="SRC", type=Path, help="the data set that was validated")
-    parser.add_argument(
-        "review", metavar="REVIEW", type=Path, help="consensus.json of a validation, verdicts filled in"
-    )
-    parser.add_argument("dst", metavar="DST", type=Path, help="folder to make, in the same format")
-    parser.add_argument("--force", action="store_true", help="replace the data set that DST holds")
-
-
-def _review(args: argparse.Namespace) -> None:
-    rows = apply_review(**vars(args))
-    for row in rows:
-        print(f"{row['image']}: {row['before'] or 'no cell'} is now {row['after'] or 'no cell'}")
-    print(f"{args.dst}: {len(rows)} labels changed, listed in reviewed.csv")
-    if (left := args.dst / "warnings.txt").is_file():
-        print(f"what was mended in the data, and verdicts on cells that a split lacks: {left}")
-
-
-COMMANDS = {
-    "apply-review": Command(
-        "put the verdicts on labels that models doubt into a new data set",
-        """
-  leuko val --ensemble a b c --data slides          # writes runs/val/ensemble/consensus.json and its gallery
-  (fill in each "verdict": keep, accept, or a type)
-  python -m leuko.data apply-review slides runs/val/ensemble/consensus.json datasets/reviewed""",
-        _review_arguments,
-        _review,
-    ),
-    "check": Command(
-        "find what is wrong with a data set; leaves with 1 where a person must decide",
-        """
-  python -m leuko.data check slides
-  python -m leuko.data check slides.yaml --labels-only""",
-        _check_arguments,
-        _check,
-    ),
-    "convert": Command(
-        "write a data set in another format, keeping all but COCO's masks",
-        """
-  python -m leuko.data convert slides datasets/slides --to coco
-  python -m leuko.data convert slides.yaml datasets/slides --to yolo --force
-  python -m leuko.data convert train.json datasets/official --to voc --voc-origin 1""",
-        _convert_arguments,
-        _convert,
-    ),
-    "split": Command(
-        "divide a data set anew, stratified by type, groups of images together",
-        """
-  python -m leuko.data split slides datasets/slides --ratios 4:1
-  python -m leuko.data split slides datasets/slides --ratios 7:1:2 --group-by "smear(\\d+)"
-  python -m leuko.data split slides datasets/folds --folds 5 --group-by smears.csv""",
-        _split_arguments,
-        _split,
-    ),
-    "stats": Command(
-        "count cells, images and factors, and measure sizes and colours",
-        """
-  python -m leuko.data stats slides
-  python -m leuko.data stats slides.yaml --name slides""",
-        _stats_arguments,
-        _stats,
-    ),
-    **MAKING,
-}
-
-
-def _overview() -> str:
-    commands = "".join(f"\n  {name:<13}{command.help}" for name, command in COMMANDS.items())
-    return f"usage: python -m leuko.data COMMAND ...\n\n{commands.lstrip(chr(10))}\n\n`COMMAND --help` shows examples."
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one sub-command and return its status; raises LeukoError for what the user can mend."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    if not words or words[0] in ("-h", "--help"):
-        print(_overview())
-        return 0
-    name = words[0]
-    if name not in COMMANDS:
-        raise LeukoError(f'unknown command "{name}"{nearest(name, COMMANDS)} (see python -m leuko.data --help)')
-    command = COMMANDS[name]
-    parser = Parser(
-        prog=f"python -m leuko.data {name}",
-        description=command.help[0].upper() + command.help[1:] + ".",
-        epilog=f"examples:{command.examples}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    command.arguments(parser)
-    return command.run(parser.parse_args(words[1:])) or 0
-
-
-if __name__ == "__main__":
-    run_command(main)
+    return f"largest difference from the ratios: {difference}; {kept}"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..cells import CELL_FACTORS, FACTORS
 from ..data.dataset import Dataset
-from ..synth.factors import CELL_FACTORS, FACTORS
 from .confusion import Pairing, correct_cells
 from .differential import wilson
 

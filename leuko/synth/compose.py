@@ -1,7 +1,7 @@
-"""Real cells in new fields: crops of single leukocytes are taken apart into cells, and laid anew on a slide.
+"""Real cells in new fields: crops of single leukocytes are taken apart, and their cells laid on an empty slide.
 
-A piece is what a thing on the slide lets through of the light, 1 where it is not there: light multiplies where cells
-lie on each other (Beer and Lambert), so that a red cell, whose edge fades into the bare slide, leaves no seam anywhere.
+A cutout stores the share of the light that it transmits, which is 1 where the slide is empty. Where cutouts overlap,
+transmissions multiply (Beer-Lambert law); a red cell, whose edge fades into the empty slide, therefore leaves no seam.
 A leukocyte hides what it lies on.
 """
 
@@ -14,205 +14,213 @@ import cv2
 import numpy as np
 
 from . import stain
+from .canvas import crossing
 from .cutout import box_of, cell_mask
 
-HIDES = 0.9  # of what lies below a leukocyte
-EDGE = 1.2  # sigma in pixels of the blend at a leukocyte's edge
-RIM = 25  # cover (of 255) at which a cell ends: a person's box takes in the soft rim beyond the outline at half of it
-NUCLEAR = 0.4  # density in red above which a pixel is a nucleus', or a platelet's
-TRIES = 60  # places that are tried for a cell before it is left out
+HIDE = 0.9  # share of what lies below a leukocyte that it hides
+EDGE = 1.2  # sigma of the blend at a leukocyte's edge, pixels
+MIN_COVER = 25  # of 255, where a cell ends: a person's box includes the soft rim outside of half cover
+NUCLEUS = 0.4  # density in red above which a pixel belongs to a nucleus or a platelet
+ATTEMPTS = 60  # positions tried for a cell before it is left out
 
 
 @dataclass(frozen=True)
-class Piece:
-    """Something to lay on a slide: ``through`` [h, w, 3] uint8, the light it lets through (255: all), ``cover``
-    [h, w] uint8, how much of a pixel it fills (255: all)."""
+class Cutout:
+    """A part of a slide: ``transmission`` [h, w, 3] uint8 (255: all light passes) and ``cover`` [h, w] uint8, the share
+    of each pixel that it covers (255: all)."""
 
-    through: np.ndarray
+    transmission: np.ndarray
     cover: np.ndarray
 
-    def turned(self, quarter: int, mirrored: bool) -> Piece:
-        """The piece turned by so many right angles, and mirrored."""
-        through, cover = np.rot90(self.through, quarter), np.rot90(self.cover, quarter)
-        return Piece(through[:, ::-1], cover[:, ::-1]) if mirrored else Piece(through, cover)
+    def at_random(self, rng: np.random.Generator) -> Cutout:
+        """The cutout, rotated by a multiple of 90 degrees and mirrored at random."""
+        quarters, mirrored = int(rng.integers(4)), bool(rng.integers(2))
+        maps = [np.rot90(each, quarters) for each in (self.transmission, self.cover)]
+        return Cutout(*(each[:, ::-1] if mirrored else each for each in maps))
 
 
 @dataclass(frozen=True)
 class Donor:
-    """A crop taken apart: its leukocyte (None where its outline is uncertain), the red cells and platelets that are
-    whole in it, their ``tint`` [3] (median density), and the bare slide's colour ``white`` [3]."""
+    """A crop taken apart: its leukocyte (None if the outline is uncertain), the red cells and platelets that lie in it
+    completely, their median density ``tint`` [3], and the colour ``white`` [3] of the empty slide."""
 
-    cell: Piece | None
-    others: tuple[Piece, ...]
+    cell: Cutout | None
+    others: tuple[Cutout, ...]
     tint: np.ndarray
     white: np.ndarray
 
 
 @dataclass(frozen=True)
-class Composed:
-    """A composed field: ``image`` [S, S, 3] uint8 RGB, ``boxes`` [N, 4] float32 xyxy, tight around the cells, ``laid``
-    [N] which of the cells asked for they are (one without room is left out), ``visible`` [N] 0..1 how much of each
-    lies in the field."""
+class ComposedField:
+    """A composed field.
+
+    ``image`` [S, S, 3] uint8 RGB; ``boxes`` [N, 4] float32 xyxy, tight around the cells; ``kept`` [N], their indices
+    among the given cells (a cell that finds no room is left out); ``visible`` [N] 0..1, share of each inside the field.
+    """
 
     image: np.ndarray
     boxes: np.ndarray
-    laid: np.ndarray
+    kept: np.ndarray
     visible: np.ndarray
+
+
+# ---------------------------------------------------------------- from a crop to cutouts
 
 
 def take_apart(image: np.ndarray) -> Donor:
     """Take a crop [H, W, 3] uint8 RGB with one leukocyte in its middle apart."""
     white = stain.bare_slide(image)
-    through = np.clip(image / white * 255, 0, 255).astype(np.uint8)
-    density = stain.to_density(cv2.GaussianBlur(through, (0, 0), 1.0), np.float32([255] * 3))
+    transmission = np.clip(image / white * 255, 0, 255).astype(np.uint8)
+    density = stain.to_density(cv2.GaussianBlur(transmission, (0, 0), 1.0), np.float32([255] * 3))
     level = np.clip(density[:, :, 1] * 400, 0, 255).astype(np.uint8)
-    cut, _ = cv2.threshold(level, 0, 1, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
-    there = level > min(cut, 0.1 * 400) * 0.6
-    tint = np.median(density[(level > cut) & (density[:, :, 0] < NUCLEAR)], axis=0, keepdims=True)
-    mask = cell_mask(image)
-    others = tuple(_whole_pieces(through, there, density[:, :, 0], mask))
+    threshold, _ = cv2.threshold(level, 0, 1, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
+    stained = level > min(threshold, 0.1 * 400) * 0.6
+    tint = np.median(density[(level > threshold) & (density[:, :, 0] < NUCLEUS)], axis=0, keepdims=True)
     tint = np.nan_to_num(tint).reshape(3).astype(np.float32)
-    return Donor(None if mask is None else _leukocyte(through, mask), others, tint, white)
+    mask = cell_mask(image)
+    others = tuple(_whole_parts(transmission, stained, density[:, :, 0], mask))
+    return Donor(None if mask is None else _leukocyte(transmission, mask), others, tint, white)
 
 
-def _leukocyte(through: np.ndarray, mask: np.ndarray) -> Piece:
+def _leukocyte(transmission: np.ndarray, mask: np.ndarray) -> Cutout:
     cover = cv2.GaussianBlur(mask.astype(np.float32) * 255, (0, 0), EDGE)
     x, y, w, h = cv2.boundingRect((cover > 2).astype(np.uint8))
-    return Piece(through[y : y + h, x : x + w].copy(), cover[y : y + h, x : x + w].astype(np.uint8))
+    return Cutout(transmission[y : y + h, x : x + w].copy(), cover[y : y + h, x : x + w].astype(np.uint8))
 
 
-def _whole_pieces(through: np.ndarray, there: np.ndarray, red: np.ndarray, mask: np.ndarray | None) -> Iterator[Piece]:
-    """Red cells, single or in heaps, and platelets: parts of what is there that neither the border nor the leukocyte
-    cuts, and that hold no nucleus."""
-    outlines, _ = cv2.findContours(there.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    height, width = there.shape
-    taken = np.zeros((height, width), dtype=bool)
+def _whole_parts(
+    transmission: np.ndarray, stained: np.ndarray, red: np.ndarray, mask: np.ndarray | None
+) -> Iterator[Cutout]:
+    """Red cells, single or in groups, and platelets: stained parts without a nucleus that are cut neither by the border
+    nor by the leukocyte."""
+    contours, _ = cv2.findContours(stained.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    height, width = stained.shape
+    leukocyte = np.zeros((height, width), dtype=bool)
     if mask is not None:
-        taken = cv2.dilate(mask.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
+        leukocyte = cv2.dilate(mask.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
     else:
-        taken[height // 4 : -height // 4, width // 4 : -width // 4] = True
-    for line in outlines:
-        x, y, w, h = cv2.boundingRect(line)
+        leukocyte[height // 4 : -height // 4, width // 4 : -width // 4] = True
+    for contour in contours:
+        x, y, w, h = cv2.boundingRect(contour)
         x0, y0, x1, y1 = x - 4, y - 4, x + w + 4, y + h + 4
         if x0 < 0 or y0 < 0 or x1 > width or y1 > height or w * h < 60:
             continue
         inside = np.zeros((y1 - y0, x1 - x0), dtype=np.uint8)
-        cv2.drawContours(inside, [line], -1, 1, cv2.FILLED, offset=(-x0, -y0))
-        nuclear = ((red[y0:y1, x0:x1] > NUCLEAR) & (inside > 0)).sum()
-        if (taken[y0:y1, x0:x1] & (inside > 0)).any() or nuclear > 0.004 * width * height:
+        cv2.drawContours(inside, [contour], -1, 1, cv2.FILLED, offset=(-x0, -y0))
+        nuclear = ((red[y0:y1, x0:x1] > NUCLEUS) & (inside > 0)).sum()
+        if (leukocyte[y0:y1, x0:x1] & (inside > 0)).any() or nuclear > 0.004 * width * height:
             continue
         cover = cv2.GaussianBlur(cv2.dilate(inside, np.ones((5, 5), np.uint8)).astype(np.float32) * 255, (0, 0), 1)
-        yield Piece(through[y0:y1, x0:x1].copy(), cover.astype(np.uint8))
+        yield Cutout(transmission[y0:y1, x0:x1].copy(), cover.astype(np.uint8))
+
+
+# ---------------------------------------------------------------- from cutouts to a field
 
 
 def compose(
     rng: np.random.Generator,
     side: int,
-    cells: Sequence[Piece],
-    lookalikes: Sequence[Piece],
-    others: Sequence[Piece],
+    cells: Sequence[Cutout],
+    lookalikes: Sequence[Cutout],
+    others: Sequence[Cutout],
     white: np.ndarray,
     crowding: float,
-) -> Composed:
-    """Lay cells, then what looks like them, and red cells around them until ``crowding`` of the field is covered.
+) -> ComposedField:
+    """Lay cells, then look-alikes, and red cells around them until they cover the share ``crowding`` of the field.
 
     Args:
-        rng: where every choice comes from.
+        rng: source of all randomness.
         side: of the field, pixels.
-        cells: the leukocytes that get a box; lookalikes: those that get none.
-        others: red cells and platelets, each used as often as it takes.
-        white: [3] RGB of the bare slide.
+        cells: the leukocytes, which get a box; lookalikes: other nucleated cells, which get none.
+        others: red cells and platelets, each used as often as needed.
+        white: [3] RGB of the empty slide.
         crowding: 0..1, share of the field that red cells cover.
     """
     light = np.ones((side, side, 3), dtype=np.float32)
-    taken = np.zeros((side, side), dtype=bool)
-    nuclei: list[tuple[Piece, int, int]] = []
-    boxes, laid, visible = [], [], []
-    for number, piece in enumerate([*cells, *lookalikes]):
-        piece = piece.turned(int(rng.integers(4)), bool(rng.integers(2)))
-        spot = _free_spot(rng, taken, piece, margin=0 if rng.random() < 0.9 else -0.35)
-        if spot is None:
+    occupied = np.zeros((side, side), dtype=bool)
+    placed: list[tuple[Cutout, int, int]] = []
+    boxes, kept, visible = [], [], []
+    for i, cutout in enumerate([*cells, *lookalikes]):
+        cutout = cutout.at_random(rng)
+        corner = _free_corner(rng, occupied, cutout, margin=0 if rng.random() < 0.9 else -0.35)
+        if corner is None:
             continue
-        nuclei.append((piece, *spot))
-        here = _occupy(taken, piece, *spot)
-        if number < len(cells) and here.any():
-            boxes.append(box_of(here))
-            laid.append(number)
-            visible.append(here.sum() / (piece.cover > RIM).sum())
-    near = cv2.dilate(taken.astype(np.uint8), np.ones((7, 7), np.uint8)) > 0
-    _lay_red_cells(rng, light, near, others, crowding)
-    for piece, x, y in nuclei:
-        _lay(light, piece, x, y, HIDES)
-    picture = light * white * _uneven(rng, side)[:, :, None]
-    picture += rng.normal(0, 1.1, picture.shape[:2])[:, :, None]
-    image = np.clip(picture + 0.5, 0, 255).astype(np.uint8)
-    there = np.reshape(boxes, (-1, 4)).astype(np.float32)
-    return Composed(image, there, np.array(laid, dtype=int), np.array(visible))
+        placed.append((cutout, *corner))
+        view, part = crossing(occupied, cutout.cover, *corner)
+        shown = np.zeros_like(occupied)
+        shown[view] = cutout.cover[part] > MIN_COVER
+        occupied |= shown
+        if i < len(cells) and shown.any():
+            boxes.append(box_of(shown))
+            kept.append(i)
+            visible.append(shown.sum() / (cutout.cover > MIN_COVER).sum())
+    nearby = cv2.dilate(occupied.astype(np.uint8), np.ones((7, 7), np.uint8)) > 0
+    _lay_red_cells(rng, light, nearby, others, crowding)
+    for cutout, x, y in placed:
+        _lay(light, cutout, x, y, HIDE)
+    image = light * white * _uneven_light(rng, side)[:, :, None]
+    image += rng.normal(0, 1.1, image.shape[:2])[:, :, None]
+    image = np.clip(image + 0.5, 0, 255).astype(np.uint8)
+    return ComposedField(
+        image, np.reshape(boxes, (-1, 4)).astype(np.float32), np.array(kept, dtype=int), np.array(visible)
+    )
 
 
 def _lay_red_cells(
-    rng: np.random.Generator, light: np.ndarray, taken: np.ndarray, others: Sequence[Piece], crowding: float
+    rng: np.random.Generator, light: np.ndarray, occupied: np.ndarray, others: Sequence[Cutout], crowding: float
 ) -> None:
-    """Lay red cells where no leukocyte lies, few of them on each other."""
+    """Lay red cells outside of ``occupied`` [S, S] bool; few of them overlap."""
     side = len(light)
-    covered, wanted = taken.copy(), crowding * (~taken).sum()
-    area = np.array([piece.cover.size for piece in others])
-    weight = area / area.sum() if len(area) else area  # small ones, which are seldom cut by a crop's border, are many
+    covered, target = occupied.copy(), crowding * (~occupied).sum()
+    area = np.array([cutout.cover.size for cutout in others])
+    weight = area / area.sum() if len(area) else area  # small ones are over-represented: the border cuts fewer of them
     for _ in range(40 * side * side // 3000):
-        if (covered & ~taken).sum() >= wanted or not others:
+        if (covered & ~occupied).sum() >= target or not others:
             break
-        piece = others[rng.choice(len(others), p=weight)].turned(int(rng.integers(4)), bool(rng.integers(2)))
-        h, w = piece.cover.shape
+        cutout = others[rng.choice(len(others), p=weight)].at_random(rng)
+        h, w = cutout.cover.shape
         x, y = (int(v) for v in rng.integers([-w // 2, -h // 2], [side - w // 2, side - h // 2]))
-        view, mine = _overlap(covered, piece, x, y)
-        inside = mine > 127
-        hit = (covered[view] & inside).sum() / max(inside.sum(), 1)
-        if hit > (0.3 if rng.random() < 0.05 else 0.02) or (taken[view] & inside).any():
+        view, part = crossing(covered, cutout.cover, x, y)
+        inside = cutout.cover[part] > 127
+        overlapping = (covered[view] & inside).sum() / max(inside.sum(), 1)
+        if overlapping > (0.3 if rng.random() < 0.05 else 0.02) or (occupied[view] & inside).any():
             continue
         covered[view] |= inside
-        _lay(light, piece, x, y, 0.0)
+        _lay(light, cutout, x, y, 0.0)
 
 
-def _free_spot(rng: np.random.Generator, taken: np.ndarray, piece: Piece, margin: float) -> tuple[int, int] | None:
-    """A place where the piece lies on no other; a ``margin`` below 0 lets so much of it lie outside the field."""
-    side = len(taken)
-    h, w = piece.cover.shape
+def _free_corner(
+    rng: np.random.Generator, occupied: np.ndarray, cutout: Cutout, margin: float
+) -> tuple[int, int] | None:
+    """A random corner (x, y) at which the cutout overlaps nothing, or None.
+
+    ``margin`` is the least distance from the border as a share of the cutout's size; below 0, it may lie outside.
+    """
+    side = len(occupied)
+    h, w = cutout.cover.shape
     low, high = np.array([w, h]) * margin, np.array([side - w * (1 + margin), side - h * (1 + margin)])
-    for _ in range(TRIES):
+    for _ in range(ATTEMPTS):
         x, y = (int(v) for v in rng.uniform(np.minimum(low, high), np.maximum(low, high)))
-        view, mine = _overlap(taken, piece, x, y)
-        if not (taken[view] & (mine > RIM)).any():
+        view, part = crossing(occupied, cutout.cover, x, y)
+        if not (occupied[view] & (cutout.cover[part] > MIN_COVER)).any():
             return x, y
     return None
 
 
-def _overlap(board: np.ndarray, piece: Piece, x: int, y: int) -> tuple[tuple[slice, slice], np.ndarray]:
-    """Where a piece at (x, y) lies on a board, and its cover there."""
-    h, w = piece.cover.shape
-    top, left, bottom, right = max(y, 0), max(x, 0), min(y + h, board.shape[0]), min(x + w, board.shape[1])
-    return (slice(top, bottom), slice(left, right)), piece.cover[top - y : bottom - y, left - x : right - x]
+def _lay(light: np.ndarray, cutout: Cutout, x: int, y: int, hide: float) -> None:
+    """Lay a cutout with its corner at (x, y) on the slide's ``light`` [S, S, 3], in place.
 
-
-def _occupy(taken: np.ndarray, piece: Piece, x: int, y: int) -> np.ndarray:
-    """Mark a piece's place; returns the pixels [S, S] bool that it shows in."""
-    here = np.zeros_like(taken)
-    view, mine = _overlap(taken, piece, x, y)
-    here[view] = mine > RIM
-    taken |= here
-    return here
-
-
-def _lay(light: np.ndarray, piece: Piece, x: int, y: int, hides: float) -> None:
-    """Lay a piece on the slide: its light takes the place of what it ``hides``, and crosses the rest."""
-    view, mine = _overlap(light, piece, x, y)
-    cover = mine[:, :, None].astype(np.float32) / 255
-    through = piece.through[view[0].start - y : view[0].stop - y, view[1].start - x : view[1].stop - x] / 255
+    ``hide`` is the share (0..1) of what lies below the cutout that it hides.
+    """
+    view, part = crossing(light, cutout.cover, x, y)
+    cover = cutout.cover[part][:, :, None].astype(np.float32) / 255
+    transmission = cutout.transmission[part] / 255
     below = light[view]
-    light[view] = below * (1 - cover) + cover * through * (hides + (1 - hides) * below)
+    light[view] = below * (1 - cover) + cover * transmission * (hide + (1 - hide) * below)
 
 
-def _uneven(rng: np.random.Generator, side: int) -> np.ndarray:
-    """Uneven light [S, S] float32 about 1."""
+def _uneven_light(rng: np.random.Generator, side: int) -> np.ndarray:
+    """Uneven light [S, S], about 1."""
     light = cv2.resize(rng.normal(0, 0.012, (3, 3)).astype(np.float32), (side, side), interpolation=cv2.INTER_CUBIC)
     slope = rng.normal(0, 0.015, 2)
     axis = np.linspace(-1, 1, side, dtype=np.float32)

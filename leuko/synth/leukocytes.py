@@ -1,7 +1,7 @@
-"""The five leukocyte types as a haematologist tells them apart: nucleus, chromatin, granules, cytoplasm.
+"""The five leukocyte types, drawn by what a haematologist looks at: nucleus, chromatin, granules, cytoplasm.
 
-Each drawing function takes a generator and the cell's mean radius in pixels, and returns a ``Cell`` whose amounts of
-the absorbers are those of a well stained smear. Amounts were set by separating photographs of stained smears.
+Each drawing function takes a generator and the cell's mean radius in pixels and returns a ``DrawnCell`` with the
+amounts of absorbers of a well stained smear. The amounts were measured by separating photographs of stained smears.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from .canvas import Canvas, Cell, arc, outline, over, scatter, smoothstep, tinted, turn
+from .canvas import Canvas, DrawnCell, arc, outline, over, rotated, scatter, smoothstep, tinted
 
 # Amounts (eosin, azure, pigment).
 NUCLEUS = np.array([1.39, 1.83, 0.00], dtype=np.float32)
@@ -25,16 +25,16 @@ FINE_GRANULE = np.array([0.48, 0.52, 0.07], dtype=np.float32)
 
 
 def _segmented(
-    canvas: Canvas, lobes: int, area: float, bend: tuple[float, float], strand: float
+    canvas: Canvas, lobes: int, area: float, sweeps: tuple[float, float], strand: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A nucleus of lobes strung along an arc: its mask, and the grooves where one lobe lies on another.
+    """A nucleus of lobes along an arc: its mask, and the grooves where one lobe overlaps another.
 
-    ``area`` is the nucleus' share of the cell, ``bend`` the range of the arc's sweep in radians, ``strand`` the width
-    of the threads between lobes.
+    ``area`` is the nucleus' share of the cell's area, ``sweeps`` the range of the arc's angle in radians, ``strand``
+    the width of the threads between lobes.
     """
     rng = canvas.rng
     size = np.sqrt(area / lobes)
-    sweep, start = rng.uniform(*bend), rng.uniform(0, 2 * np.pi)
+    sweep, start = rng.uniform(*sweeps), rng.uniform(0, 2 * np.pi)
     distance = rng.uniform(0.40, 0.50) if lobes > 1 else 0.15
     path = arc(distance, start, sweep, lobes) * rng.uniform(0.72, 1.2, (lobes, 1)) + rng.normal(0, 0.05, 2)
     mask = canvas.stroke(path, strand)
@@ -46,25 +46,26 @@ def _segmented(
         ring = np.clip(canvas.blur(lobe, 0.035) * 2, 0, 1) * (1 - lobe)
         groove = np.maximum(groove * (1 - lobe), ring)
         mask = np.maximum(mask, lobe)
-    return canvas.melt(mask, 0.022), groove
+    return canvas.smooth(mask, 0.022), groove
 
 
-def _chromatin(canvas: Canvas, mask: np.ndarray, grain: float, light: float, share: float) -> np.ndarray:
-    """How dense the nucleus is, about 1: clumps, spots lighter by ``light`` 0..1, a dark membrane.
+def _chromatin(canvas: Canvas, mask: np.ndarray, grain: float, contrast: float, threshold: float) -> np.ndarray:
+    """Relative density of the nucleus, about 1: clumps, lighter spots, a dark membrane.
 
-    ``grain`` is the spots' width; they lie where noise of deviation 1 exceeds ``share``.
+    The spots are about ``grain`` wide, lighter by ``contrast`` (0..1), and lie where noise (std 1) exceeds
+    ``threshold``.
     """
     membrane = canvas.rim(mask, 0.035)
-    spots = smoothstep(canvas.noise(grain), share, share + 1.0) * (1 - 0.8 * membrane)
-    return (0.93 + 0.05 * canvas.noise(4 * grain)) * (1 - light * spots) + 0.20 * membrane
+    spots = smoothstep(canvas.noise(grain), threshold, threshold + 1.0) * (1 - 0.8 * membrane)
+    return (0.93 + 0.05 * canvas.noise(4 * grain)) * (1 - contrast * spots) + 0.20 * membrane
 
 
 def _vary(rng: np.random.Generator, colour: np.ndarray, spread: float = 0.12) -> np.ndarray:
     return colour * np.exp(rng.normal(0, spread, 3)).astype(np.float32)
 
 
-def neutrophil(rng: np.random.Generator, radius: float) -> Cell:
-    """Two to five lobes on thin strands (now and then a band); fine pinkish granules in pale cytoplasm."""
+def neutrophil(rng: np.random.Generator, radius: float) -> DrawnCell:
+    """Two to five lobes joined by thin strands (sometimes one band); fine pinkish granules in pale cytoplasm."""
     shape = outline(rng, 1.0, rng.uniform(0.02, 0.07), rng.uniform(1.0, 1.2))
     canvas = Canvas(rng, radius, shape)
     body = canvas.fill(shape)
@@ -72,7 +73,7 @@ def neutrophil(rng: np.random.Generator, radius: float) -> Cell:
     if lobes == 1:
         band = arc(rng.uniform(0.40, 0.48), rng.uniform(0, 2 * np.pi), rng.uniform(3.0, 4.4))
         band = band * (1 + 0.12 * np.sin(np.linspace(0, rng.uniform(3, 9), len(band))))[:, None]
-        nucleus, groove = canvas.melt(canvas.stroke(band, rng.uniform(0.34, 0.44)), 0.05), np.zeros_like(body)
+        nucleus, groove = canvas.smooth(canvas.stroke(band, rng.uniform(0.34, 0.44)), 0.05), np.zeros_like(body)
     else:
         sweep = 0.9 + 0.75 * lobes
         nucleus, groove = _segmented(
@@ -90,24 +91,20 @@ def neutrophil(rng: np.random.Generator, radius: float) -> Cell:
     return canvas.finish(amounts, body, nucleus)
 
 
-def basophil(rng: np.random.Generator, radius: float) -> Cell:
-    """Coarse blue-black granules all over the cell, hiding a pale, broad-lobed nucleus."""
+def basophil(rng: np.random.Generator, radius: float) -> DrawnCell:
+    """Coarse blue-black granules all over the cell, over a pale nucleus with broad lobes."""
     shape = outline(rng, 0.96, rng.uniform(0.02, 0.06), rng.uniform(1.0, 1.25))
     canvas = Canvas(rng, radius, shape)
     body = canvas.fill(shape)
     nucleus, groove = _segmented(canvas, int(rng.choice([2, 3])), rng.uniform(0.50, 0.64), (2.0, 4.0), 0.3)
-    nucleus = nucleus * canvas.melt(canvas.fill(outline(rng, 0.86, 0.03)), 0.05) * body
+    nucleus = nucleus * canvas.smooth(canvas.fill(outline(rng, 0.86, 0.03)), 0.05) * body
     amounts = tinted(1 + 0.15 * canvas.noise(0.12), _vary(rng, LILAC)) * body[:, :, None]
     density = rng.uniform(0.55, 0.95) * (_chromatin(canvas, nucleus, 0.10, 0.4, 0.3) - 0.6 * groove)
     amounts = over(amounts, nucleus, tinted(density, NUCLEUS))
 
-    n = int(rng.uniform(240, 620))
-    centres = scatter(rng, n, 0.97)
-    crowd = canvas.noise(0.45)
-    spot = np.clip((centres * canvas.scale + canvas.size / 2).astype(int), 0, canvas.size - 1)
-    keep = crowd[spot[:, 1], spot[:, 0]] > rng.uniform(-2.2, -0.9)  # granules lie in drifts, with gaps between
-    inside = body[spot[:, 1], spot[:, 0]] > 0.5
-    centres = centres[keep & inside]
+    centres = scatter(rng, int(rng.uniform(240, 620)), 0.97)
+    dense = canvas.sample(canvas.noise(0.45), centres) > rng.uniform(-2.2, -0.9)  # granules in groups, gaps between
+    centres = centres[dense & (canvas.sample(body, centres) > 0.5)]
     granules = canvas.discs(
         centres, rng.uniform(0.026, rng.uniform(0.048, 0.066), len(centres)), rng.uniform(0.65, 1.0, len(centres))
     )
@@ -119,8 +116,8 @@ def basophil(rng: np.random.Generator, radius: float) -> Cell:
     return canvas.finish(amounts, body, nucleus)
 
 
-def eosinophil(rng: np.random.Generator, radius: float) -> Cell:
-    """Two round lobes (three now and then), the rest packed with large orange-pink granules."""
+def eosinophil(rng: np.random.Generator, radius: float) -> DrawnCell:
+    """Two round lobes (sometimes three); the cytoplasm is packed with large orange-pink granules."""
     shape = outline(rng, 0.98, rng.uniform(0.02, 0.06), rng.uniform(1.0, 1.2))
     canvas = Canvas(rng, radius, shape)
     body = canvas.fill(shape)
@@ -132,12 +129,9 @@ def eosinophil(rng: np.random.Generator, radius: float) -> Cell:
     nucleus = nucleus * body
     amounts = tinted(1 + 0.1 * canvas.noise(0.1), _vary(rng, PALE_BLUE) + PALE_PINK * 0.5) * body[:, :, None]
 
-    n = int(rng.uniform(600, 950))
-    centres = scatter(rng, n, 0.98)
-    spot = np.clip((centres * canvas.scale + canvas.size / 2).astype(int), 0, canvas.size - 1)
-    bare = canvas.noise(0.8)  # a stretch of bare, bluish cytoplasm, usually at the edge
-    keep = (bare[spot[:, 1], spot[:, 0]] > rng.uniform(-3.0, -1.3)) & (body[spot[:, 1], spot[:, 0]] > 0.5)
-    centres = centres[keep]
+    centres = scatter(rng, int(rng.uniform(600, 950)), 0.98)
+    dense = canvas.sample(canvas.noise(0.8), centres) > rng.uniform(-3.0, -1.3)  # elsewhere bare, bluish cytoplasm
+    centres = centres[dense & (canvas.sample(body, centres) > 0.5)]
     radii = rng.uniform(0.034, 0.052, len(centres))
     granules = canvas.discs(centres, radii, rng.uniform(0.62, 1.0, len(centres)))
     packed = canvas.blur((granules > 0.3).astype(np.float32), 0.03)
@@ -150,22 +144,22 @@ def eosinophil(rng: np.random.Generator, radius: float) -> Cell:
     return canvas.finish(amounts, body, nucleus)
 
 
-def lymphocyte(rng: np.random.Generator, radius: float) -> Cell:
-    """A small cell filled by a round, dense nucleus; a thin blue rim, wider in the large ones."""
+def lymphocyte(rng: np.random.Generator, radius: float) -> DrawnCell:
+    """A small cell with a round, dense nucleus and a thin blue rim of cytoplasm, wider in large cells."""
     large = rng.uniform() < 0.25
     shape = outline(rng, 1.0, rng.uniform(0.03, 0.08), rng.uniform(1.0, 1.2))
-    shape = shape * (1 + rng.normal(0, rng.uniform(0.003, 0.022), (len(shape), 1)))  # the margin's hairs and blebs
+    shape = shape * (1 + rng.normal(0, rng.uniform(0.003, 0.022), (len(shape), 1)))  # hairs and blebs at the margin
     canvas = Canvas(rng, radius, shape)
-    body = canvas.melt(canvas.fill(shape), 0.012)
+    body = canvas.smooth(canvas.fill(shape), 0.012)
     ratio = rng.uniform(0.70, 0.80) if large else rng.uniform(0.82, 0.93)
     core = outline(rng, ratio, rng.uniform(0.01, 0.05), rng.uniform(1.0, 1.15))
     slack = 1 - ratio
-    core = core + turn(np.array([[rng.uniform(0, slack * 0.9), 0.0]]), rng.uniform(0, 2 * np.pi))
+    core = core + rotated([[rng.uniform(0, slack * 0.9), 0.0]], rng.uniform(0, 2 * np.pi))
     nucleus = canvas.fill(core)
     if rng.uniform() < 0.35:
-        notch = outline(rng, rng.uniform(0.10, 0.22), 0.05) + turn(np.array([[ratio + 0.02, 0.0]]), rng.uniform(0, 6.3))
+        notch = outline(rng, rng.uniform(0.10, 0.22), 0.05) + rotated([[ratio + 0.02, 0.0]], rng.uniform(0, 6.3))
         nucleus = nucleus * (1 - canvas.fill(notch))
-    nucleus = canvas.melt(nucleus, 0.04) * body
+    nucleus = canvas.smooth(nucleus, 0.04) * body
     blue = _vary(rng, PALE_BLUE + 0.5 * GREY_BLUE if large else DEEP_BLUE, 0.10)
     cytoplasm = tinted(1 + 0.15 * canvas.noise(0.08) + 0.14 * canvas.noise(0.3) + 0.35 * canvas.rim(body, 0.04), blue)
     if large:
@@ -178,30 +172,30 @@ def lymphocyte(rng: np.random.Generator, radius: float) -> Cell:
 
 
 def _folded(canvas: Canvas) -> tuple[np.ndarray, np.ndarray]:
-    """A monocyte's nucleus (kidney, horseshoe or folded lobes): its mask and the fold's groove."""
+    """A monocyte's nucleus (kidney, horseshoe or folded lobes): its mask, and the groove of the fold."""
     rng = canvas.rng
     angle = rng.uniform(0, 2 * np.pi)
     kind = rng.choice(["kidney", "horseshoe", "folded"], p=[0.45, 0.33, 0.22])
     if kind == "kidney":
         kidney = canvas.fill(outline(rng, rng.uniform(0.62, 0.70), 0.05, rng.uniform(1.2, 1.5), angle))
         hilum = outline(rng, rng.uniform(0.20, 0.30), 0.05, 1.5, angle + np.pi / 2)
-        hilum = hilum + turn(np.array([[rng.normal(0, 0.08), 0.56]]), angle)
-        return canvas.melt(kidney * (1 - canvas.fill(hilum)), 0.07), np.zeros_like(kidney)
+        hilum = hilum + rotated([[rng.normal(0, 0.08), 0.56]], angle)
+        return canvas.smooth(kidney * (1 - canvas.fill(hilum)), 0.07), np.zeros_like(kidney)
     if kind == "horseshoe":
         path = arc(rng.uniform(0.42, 0.50), angle, rng.uniform(2.6, 4.0)) * [1.0, rng.uniform(0.8, 1.0)]
         shoe = canvas.stroke(path, rng.uniform(0.46, 0.58))
         ends = [canvas.fill(outline(rng, rng.uniform(0.26, 0.34), 0.08) + path[i]) for i in (1, -2)]
-        return canvas.melt(np.maximum.reduce([shoe, *ends]), 0.06), np.zeros_like(shoe)
+        return canvas.smooth(np.maximum.reduce([shoe, *ends]), 0.06), np.zeros_like(shoe)
     return _segmented(canvas, int(rng.choice([2, 3])), rng.uniform(0.48, 0.58), (1.6, 3.2), 0.45)
 
 
-def monocyte(rng: np.random.Generator, radius: float) -> Cell:
-    """The largest: a folded nucleus of lacy chromatin in grey-blue, ground-glass cytoplasm with vacuoles."""
+def monocyte(rng: np.random.Generator, radius: float) -> DrawnCell:
+    """The largest type: a folded nucleus of lacy chromatin; grey-blue cytoplasm like ground glass, with vacuoles."""
     shape = outline(rng, 1.0, rng.uniform(0.04, 0.10), rng.uniform(1.0, 1.15))
     canvas = Canvas(rng, radius, shape)
-    body = canvas.melt(canvas.fill(shape), 0.03)
+    body = canvas.smooth(canvas.fill(shape), 0.03)
     nucleus, groove = _folded(canvas)
-    nucleus = nucleus * canvas.melt(body, 0.1) * body
+    nucleus = nucleus * canvas.smooth(body, 0.1) * body
     tint = _vary(rng, GREY_BLUE) * rng.uniform(0.8, 1.2)
     dust = 1 + 0.14 * canvas.noise(0.06) + 0.14 * canvas.noise(0.35) + 0.25 * canvas.rim(body, 0.05)
     n = int(rng.uniform(20, 140))
@@ -221,4 +215,4 @@ def monocyte(rng: np.random.Generator, radius: float) -> Cell:
 DRAW = {"NG": neutrophil, "BG": basophil, "EG": eosinophil, "L": lymphocyte, "M": monocyte}
 
 SIZES = {"NG": (1.60, 2.00), "BG": (1.50, 1.90), "EG": (1.65, 2.10), "L": (1.40, 1.70), "M": (1.85, 2.15)}
-"""Diameters of the types as multiples of the red cells' (7.5 micrometres), least and most."""
+"""Smallest and largest diameter of each type, in red cell diameters (7.5 micrometres)."""

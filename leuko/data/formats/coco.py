@@ -1,7 +1,7 @@
-"""COCO: one JSON file a split, with ``images``, ``annotations`` and ``categories``; the images lie near it.
+"""COCO: one JSON file per split, with ``images``, ``annotations`` and ``categories``; the images lie near it.
 
 Category and image ids are kept, so that results files fit the labels they came from. Further keys that leuko reads:
-``factors`` on images and annotations (lists of interference factors), ``group``, ``smear`` or ``patient`` on images.
+``factors`` of images and annotations (lists of interference factors), ``group``, ``smear`` or ``patient`` of images.
 Masks and areas are not kept: leuko's cells are boxes, and an area is its box's.
 """
 
@@ -12,37 +12,39 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from ...errors import LeukoError
 from ...io import make_folder, read_text, write_text
 from ..dataset import Dataset
-from ..validate import validate
 from .place import place_images
-from .records import Cell, Labels, Problems, Record
-from .sidecar import SIDE_FILE
+from .records import Annotation, Labels, Problems, Record
+from .sidecar import SIDECAR
 
+IMAGES, PART = "images", "{split}.json"
 _GROUPS = ("group", "smear", "patient")
 _OWN = ("id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation", "factors")  # no attributes
-_RESERVED = "reserved"  # key under which attributes that are called like one of those are kept
+_RESERVED = "reserved"  # the key for attributes that have the name of one of those
 _KEYS = ("images", "annotations", "categories")
 
 
+# ---------------------------------------------------------------- reading
+
+
 def find(folder: Path) -> dict[str, Path]:
-    """Return the splits that a folder holds as COCO files, there or in ``annotations/``, by name.
+    """The splits that a folder holds as COCO files, directly or in ``annotations/``, by name.
 
     Raises LeukoError where two files hold the same split.
     """
     for place in (folder, folder / "annotations"):
-        if place.is_dir() and (files := [p for p in sorted(place.iterdir()) if is_coco(p)]):
-            parts: dict[str, Path] = {}
-            for file in files:
-                other = parts.setdefault(split_name(file), file)
-                if other is not file:
-                    both = f"{other.name} and {file.name} are both the split {split_name(file)}"
-                    remedy = "write a data YAML that names the one to take, or both in a list"
-                    raise LeukoError(f"{place}: {both}; {remedy}")
+        files = [p for p in sorted(place.iterdir()) if is_coco(p)] if place.is_dir() else []
+        parts: dict[str, Path] = {}
+        for file in files:
+            if (other := parts.setdefault(split_name(file), file)) is not file:
+                both = f"{other.name} and {file.name} are both the split {split_name(file)}"
+                raise LeukoError(f"{place}: {both}; write a data YAML that names the one to take, or both in a list")
+        if parts:
             return parts
     return {}
 
@@ -55,31 +57,24 @@ def split_name(file: Path) -> str:
 
 
 def is_coco(file: Path) -> bool:
-    """Whether a file looks like COCO labels, from its beginning (results files are lists, and are none)."""
-    if file.suffix.lower() != ".json" or file.name == SIDE_FILE or not file.is_file():
+    """Whether the start of a file looks like COCO labels (a results file is a list, and does not)."""
+    if file.suffix.lower() != ".json" or file.name == SIDECAR or not file.is_file():
         return False
     with open(file, "rb") as stream:
         start = stream.read(1 << 16).removeprefix(b"\xef\xbb\xbf").lstrip()
     return start.startswith(b"{") and any(f'"{key}"'.encode() in start for key in _KEYS)
 
 
-def read(file: str | Path, types: Sequence[str] | None = None) -> Dataset:
-    """Read and check one COCO file; the classes are its categories in the order of their ids. Raises LeukoError."""
-    problems = Problems()
-    labels = parse(Path(file), problems)
-    return validate(Path(file), [labels], problems, types=types)
-
-
-def parse(file: Path, problems: Problems) -> Labels:
+def parse(part: Path, problems: Problems, **_: object) -> Labels:
     """Read a COCO file; raises LeukoError where it is broken as a whole, and adds single errors to ``problems``."""
-    content = _load(file)
-    names = _categories(file, content["categories"])
+    content = _load(part)
+    names = _categories(part, content["categories"])
     labels = Labels(categories={name: number for number, name in sorted(names.items())})
     records: dict[int, Record] = {}
-    images = _Images(file)
+    folders = _image_folders(part)
     for i, entry in enumerate(content["images"], 1):
         try:
-            record = _record(file, i, entry, images)
+            record = _record(part, i, entry, folders)
         except LeukoError as error:
             problems.add("image", str(error))
             continue
@@ -87,23 +82,24 @@ def parse(file: Path, problems: Problems) -> Labels:
             problems.add("image id", f"{record.place()}: the id is used twice; give every image an id of its own")
         records.setdefault(record.id, record)
         labels.records.append(record)
-    ids: Counter[int] = Counter()
+    ids: Counter[int | None] = Counter()
     for i, entry in enumerate(content["annotations"], 1):
         try:
-            record, cell, number = _cell(file, i, entry, records, names)
+            record, annotation, number = _annotation(part, i, entry, records, names)
         except LeukoError as error:
             problems.add("annotation", str(error))
             continue
-        record.cells.append(cell)
+        record.annotations.append(annotation)
         ids[number] += 1
         if number is not None and ids[number] == 2:
-            problems.add("annotation id", f"{file}: {cell.where}: the id is used twice; number the annotations anew")
+            remedy = "number the annotations anew"
+            problems.add("annotation id", f"{part}: {annotation.where}: the id is used twice; {remedy}")
     return labels
 
 
-def class_names(files: Iterable[Path]) -> set[str]:
-    """Return the names of all categories of the files."""
-    return {name for file in files for name in _categories(file, _load(file)["categories"]).values()}
+def class_names(parts: Iterable[Path]) -> set[str]:
+    """The names of all categories of the files."""
+    return {name for file in parts for name in _categories(file, _load(file)["categories"]).values()}
 
 
 def _load(file: Path) -> dict:
@@ -124,8 +120,7 @@ def _categories(file: Path, entries: list) -> dict[int, str]:
     names: dict[int, str] = {}
     for i, entry in enumerate(entries, 1):
         place = f"{file}: category number {i}"
-        number = _whole(entry, "id", place)
-        name = entry.get("name")
+        number, name = _whole(entry, "id", place), entry.get("name")
         if not isinstance(name, str) or not name.strip():
             raise LeukoError(f'{place}: "name" is {name!r}; give the class a name')
         name = name.strip()
@@ -135,29 +130,29 @@ def _categories(file: Path, entries: list) -> dict[int, str]:
     return names
 
 
-class _Images:
-    """Where a COCO file's images lie: the folder that held the last one is tried first."""
-
-    def __init__(self, file: Path) -> None:
-        split = split_name(file)
-        self._folders = [file.parent, file.parent / "images", file.parent / "images" / split, file.parent / split]
-        if file.parent.name == "annotations":
-            root = file.parent.parent
-            raw = file.stem.removeprefix("instances_")
-            self._folders += [root / "images", root, root / "images" / split, root / split, root / raw]
-
-    def path(self, name: str) -> Path:
-        for i, folder in enumerate(self._folders):
-            path = os.path.join(folder, name)
-            if os.path.isfile(path):
-                self._folders.insert(0, self._folders.pop(i))
-                return Path(path)
-        return self._folders[0] / name
+def _image_folders(file: Path) -> list[Path]:
+    """Where the images of a COCO file may lie."""
+    split, here = split_name(file), file.parent
+    folders = [here, here / "images", here / "images" / split, here / split]
+    if here.name == "annotations":
+        root = here.parent
+        folders += [root / "images", root, root / "images" / split, root / split]
+        folders.append(root / file.stem.removeprefix("instances_"))
+    return folders
 
 
-def _record(file: Path, number: int, entry: object, images: _Images) -> Record:
-    place = f"{file}: image number {number}"
-    identity = _whole(entry, "id", place)
+def _image_path(name: str, folders: list[Path]) -> Path:
+    """The path of an image; the folder that holds it is moved to the front, to be tried first for the next one."""
+    for i, folder in enumerate(folders):
+        path = os.path.join(folder, name)
+        if os.path.isfile(path):
+            folders.insert(0, folders.pop(i))
+            return Path(path)
+    return folders[0] / name
+
+
+def _record(file: Path, number: int, entry: object, folders: list[Path]) -> Record:
+    identity = _whole(entry, "id", f"{file}: image number {number}")
     place = f"{file}: image {identity}"
     name = entry.get("file_name")
     if not isinstance(name, str) or not name or "\0" in name:
@@ -168,31 +163,29 @@ def _record(file: Path, number: int, entry: object, images: _Images) -> Record:
     size = None
     if entry.get("width") is not None and entry.get("height") is not None:
         size = _whole(entry, "width", place), _whole(entry, "height", place)
-    group = next((entry[key] for key in _GROUPS if entry.get(key) is not None), "")
     return Record(
         file,
-        images.path(os.path.join(*parts)),
+        _image_path(os.path.join(*parts), folders),
         [],
         where=f"image {identity} ({name})",
         id=identity,
         size=size,
         factors=_factors(entry, place),
-        group=str(group),
+        group=str(next((entry[key] for key in _GROUPS if entry.get(key) is not None), "")),
     )
 
 
-def _cell(
+def _annotation(
     file: Path, number: int, entry: object, records: dict[int, Record], names: dict[int, str]
-) -> tuple[Record, Cell, int | None]:
-    """Return the record that the annotation belongs to, its cell, and its id or None where it has none."""
+) -> tuple[Record, Annotation, int | None]:
+    """The record that an annotation belongs to, the annotation, and its id or None where it has none."""
     where = f"annotation number {number}"
     if not isinstance(entry, dict):
-        raise LeukoError(f"{file}: {where}: {entry!r:.40} is no annotation; remove it")
+        raise LeukoError(f"{file}: {where}: {entry!r:.40} is not an annotation; remove it")
     identity = _whole(entry, "id", f"{file}: {where}") if "id" in entry else None
     where = where if identity is None else f"annotation {identity}"
     place = f"{file}: {where}"
-    image = _whole(entry, "image_id", place)
-    category = _whole(entry, "category_id", place)
+    image, category = _whole(entry, "image_id", place), _whole(entry, "category_id", place)
     if image not in records:
         raise LeukoError(f"{place}: image_id {image} is not among the images; correct it or remove the annotation")
     if category not in names:
@@ -205,9 +198,8 @@ def _cell(
     attributes = {key: value for key, value in entry.items() if key not in _OWN}
     if isinstance(attributes.get(_RESERVED), dict):
         attributes |= attributes.pop(_RESERVED)
-    crowd = entry.get("iscrowd") == 1
-    cell = Cell(where, names[category], (x, y, x + width, y + height), crowd, _factors(entry, place), attributes)
-    return records[image], cell, identity
+    box, crowd = (x, y, x + width, y + height), entry.get("iscrowd") == 1
+    return records[image], Annotation(where, names[category], box, crowd, _factors(entry, place), attributes), identity
 
 
 def _is_number(value: object) -> bool:
@@ -229,20 +221,25 @@ def _factors(entry: dict, place: str) -> tuple[str, ...]:
     return tuple(factors)
 
 
-def write(dataset: Dataset, folder: str | Path, split: str) -> None:
+# ---------------------------------------------------------------- writing
+
+
+def write(dataset: Dataset, folder: str | Path, split: str) -> list[Path]:
     """Write one split as ``SPLIT.json`` beside ``images/`` (linked or copied). Boxes come back bit for bit.
 
-    Attributes of cells become keys of their annotations. Raises LeukoError.
+    Attributes of cells become keys of their annotations. Returns the images' new paths; raises LeukoError.
     """
     folder = make_folder(Path(folder))
-    images = place_images([sample.image for sample in dataset.samples], folder / "images")
+    images = place_images([sample.image for sample in dataset.samples], folder / IMAGES)
     entries, annotations = [], []
     for sample, image in zip(dataset.samples, images, strict=True):
         entry = {"id": sample.id, "file_name": image.name, "width": sample.width, "height": sample.height}
         entry |= {"group": sample.group} if sample.group else {}
         entries.append(entry | ({"factors": list(sample.factors)} if sample.factors else {}))
         for i, (x0, y0, x1, y1) in enumerate(sample.boxes.tolist()):
-            annotation = {
+            attributes = sample.attributes[i]
+            reserved = {key: value for key, value in attributes.items() if key in (*_OWN, _RESERVED)}
+            annotation = {key: value for key, value in attributes.items() if key not in reserved} | {
                 "id": len(annotations) + 1,
                 "image_id": sample.id,
                 "category_id": dataset.category_ids[sample.labels[i]],
@@ -251,9 +248,8 @@ def write(dataset: Dataset, folder: str | Path, split: str) -> None:
                 "iscrowd": int(sample.crowd[i]),
             }
             annotation |= {"factors": list(sample.cell_factors[i])} if sample.cell_factors[i] else {}
-            reserved = {key: value for key, value in sample.attributes[i].items() if key in (*_OWN, _RESERVED)}
-            annotation |= {_RESERVED: reserved} if reserved else {}
-            annotations.append({k: v for k, v in sample.attributes[i].items() if k not in reserved} | annotation)
+            annotations.append(annotation | ({_RESERVED: reserved} if reserved else {}))
     categories = [{"id": i, "name": name} for i, name in zip(dataset.category_ids, dataset.types, strict=True)]
     content = {"images": entries, "categories": categories, "annotations": annotations}
-    write_text(folder / f"{split}.json", json.dumps(content, ensure_ascii=False))
+    write_text(folder / f"{split}.json", json.dumps(content, ensure_ascii=False), errors="strict")
+    return images

@@ -1,6 +1,6 @@
-"""What label files say, before it is held against the images: cells, records and the problems met on the way.
+"""What label files contain, before it is checked against the images.
 
-The readers of VOC, COCO and YOLO turn files into these; ``validate`` turns these into a checked ``Dataset``.
+The readers of VOC, COCO and YOLO turn files into ``Labels``; ``validate`` turns these into a checked ``Dataset``.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from ...io import one_line
 from ..dataset import LabelWarning
 
 
-class Cell(NamedTuple):
-    """One object of a label file: where it stands there (``object 3``), its class name and its box."""
+class Annotation(NamedTuple):
+    """One object of a label file: its place in the file (``object 3``), class name and box."""
 
     where: str
     name: str
@@ -29,13 +29,13 @@ class Cell(NamedTuple):
 class Record:
     """One image as its label file describes it.
 
-    ``file`` is the label file and ``where`` the object in it that stands for the image (COCO's ``image 7``, else "").
-    ``size`` is (width, height) as stated, or None. ``relative``: boxes are fractions of the image, as in YOLO.
+    ``file`` is the label file and ``where`` the entry for the image in it (COCO's ``image 7``, else ""). ``size`` is
+    the stated (width, height), or None. ``relative``: boxes are fractions of the image, as in YOLO.
     """
 
     file: Path
     image: Path
-    cells: list[Cell]
+    annotations: list[Annotation]
     where: str = ""
     id: int | None = None
     size: tuple[int, int] | None = None
@@ -43,25 +43,27 @@ class Record:
     factors: tuple[str, ...] = ()
     group: str = ""
 
-    def place(self, cell: Cell | None = None) -> str:
-        """Name the file and the object for a message."""
-        parts = (str(self.file), self.where, cell.where if cell else "")
+    def place(self, annotation: Annotation | None = None) -> str:
+        """The file and the object, for a message."""
+        parts = (str(self.file), self.where, annotation.where if annotation else "")
         return ": ".join(part for part in parts if part)
 
 
 @dataclass
 class Labels:
-    """What one folder, list or COCO file holds; ``categories`` maps class names to ids where the format has ids."""
+    """The content of one folder, list or COCO file. ``names`` are its classes in order, where a ``classes.txt`` lists
+    them; ``categories`` maps class names to ids, where there are ids."""
 
     records: list[Record] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
     categories: dict[str, int] = field(default_factory=dict)
     warnings: list[LabelWarning] = field(default_factory=list)
 
 
 class Problems:
-    """Errors met while a data set is read, told together: the first of its kind and how many more there are.
+    """Errors met while a data set is read. One of them is raised, with the number of others of its kind.
 
-    With ``collect`` they are only collected, and what can be read is read (for ``leuko data check``).
+    With ``collect`` none is raised, and what can be read is read (for ``leuko data check``).
     """
 
     def __init__(self, collect: bool = False) -> None:

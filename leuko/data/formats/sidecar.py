@@ -1,8 +1,10 @@
-"""``leuko.json`` beside VOC and YOLO labels: what these formats have no place for.
+"""``leuko.json`` in the folder of a data set: what VOC and YOLO have no place for.
 
-Category ids for both; for YOLO also each image's id, group and factors, and each cell's factors and attributes, in the
-order of the lines of its label file. Crowds, which YOLO would take for cells, stand only here, with boxes in fractions
-of the image. The file is written only where there is something to keep.
+Its sections: ``category_ids`` by class name, where they are not 1, 2, ...; ``ids`` (VOC): the images' ids by split and
+file name, where they are not 1, 2, ...; ``images`` (YOLO): by path in the folder each image's id, group and factors,
+its cells' factors and attributes in the order of the label file's lines, and crowds with boxes in fractions of the
+image, since YOLO would take them for cells; ``originals``: the images that those of a resized data set were made from.
+The file is written only where there is something to keep.
 """
 
 from __future__ import annotations
@@ -14,60 +16,63 @@ from pathlib import Path
 from ...errors import LeukoError
 from ...io import read_text, write_text
 from ..dataset import Dataset, LabelWarning, Sample
-from .records import Cell, Record
+from .records import Annotation, Record
 
-SIDE_FILE = "leuko.json"
-
-
-def category_ids(folder: Path) -> dict[str, int]:
-    """Class names and their ids in COCO files, as the side file of a data set's folder states them; {} without one."""
-    ids = _mapping(folder, "category_ids")
-    if not all(isinstance(i, int) for i in ids.values()):
-        raise LeukoError(f'{folder / SIDE_FILE}: "category_ids" does not map names to numbers; restore or remove it')
-    return ids
+SIDECAR = "leuko.json"
 
 
-def keep(folder: Path, dataset: Dataset, images: Sequence[Path] = (), numbered: Sequence[int] = ()) -> None:
-    """Enter a split's category ids and, of the ``images`` written for its samples, what YOLO labels cannot hold.
-
-    ``numbered`` are the ids that the images would get without it.
-    """
-    content = _load(folder)
-    if dataset.category_ids != list(range(1, len(dataset.types) + 1)):
-        content["category_ids"] = dict(zip(dataset.types, dataset.category_ids, strict=True))
-    ids_differ = [s.id for s in dataset.samples] != list(numbered)
-    for sample, image in zip(dataset.samples, images, strict=bool(images)):
-        about = {"id": sample.id} if ids_differ else {}
-        if about := about | _about(sample, dataset.types):
-            content.setdefault("images", {})[image.relative_to(folder).as_posix()] = about
-    if content:
-        write_text(folder / SIDE_FILE, json.dumps(content, ensure_ascii=False) + "\n")
-
-
-def keep_originals(folder: Path, links: dict[str, dict]) -> None:
-    """Enter the original (its path from the folder, width and height) of each image, by the image's path in it."""
-    write_text(folder / SIDE_FILE, json.dumps({**_load(folder), "originals": links}, ensure_ascii=False) + "\n")
+def read(folder: Path) -> dict[str, dict]:
+    """The sections of a folder's sidecar; {} without one. Raises LeukoError."""
+    file = folder / SIDECAR
+    if not file.is_file():
+        return {}
+    text = read_text(file)
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise LeukoError(f"{file}: broken JSON ({error}); restore or remove it") from error
+    if not isinstance(content, dict):
+        raise LeukoError(f"{file}: is not a mapping; restore or remove it")
+    for key, section in content.items():
+        if not isinstance(section, dict):
+            raise LeukoError(f'{file}: "{key}" is not a mapping; restore or remove it')
+    return content
 
 
-def original_of(image: Path) -> tuple[Path, int, int] | None:
-    """The original of an image of a resized data set, its width and its height; None where none is noted.
-
-    Raises LeukoError where the note is broken.
-    """
-    image = image.resolve()
-    for root in list(image.parents)[:3]:
-        about = _mapping(root, "originals").get(image.relative_to(root).as_posix())
-        if about is not None:
-            try:
-                return (root / str(about["image"])).resolve(), int(about["width"]), int(about["height"])
-            except (KeyError, OverflowError, TypeError, ValueError) as error:
-                raise LeukoError(
-                    f"{root / SIDE_FILE}: originals: {image.name}: broken ({error}); resize anew"
-                ) from error
-    return None
+def read_near(folder: Path) -> tuple[Path, dict[str, dict]]:
+    """The folder of a data set that holds the images in ``folder``, at most two levels up, and its sidecar."""
+    root = next((p for p in (folder, *list(folder.parents)[:2]) if (p / SIDECAR).is_file()), folder)
+    return root, read(root)
 
 
-def _about(sample: Sample, types: Sequence[str]) -> dict:
+def numbers(folder: Path, entries: dict, section: str) -> dict[str, int]:
+    """The ids that a section holds by name; LeukoError if they are not whole numbers."""
+    if not isinstance(entries, dict) or not all(type(i) is int for i in entries.values()):
+        raise LeukoError(f'{folder / SIDECAR}: "{section}" does not map names to numbers; restore or remove it')
+    return entries
+
+
+def update(folder: Path, **sections: dict) -> None:
+    """Merge entries into the sections of a folder's sidecar; what is empty is removed."""
+    content = read(folder)
+    for key, entries in sections.items():
+        content[key] = {name: entry for name, entry in {**content.get(key, {}), **entries}.items() if entry != {}}
+    if any(content.values()) or (folder / SIDECAR).is_file():
+        kept = {key: section for key, section in content.items() if section}
+        write_text(folder / SIDECAR, json.dumps(kept, ensure_ascii=False) + "\n", errors="strict")
+
+
+def category_ids(dataset: Dataset) -> dict[str, int]:
+    """The section ``category_ids`` of a data set."""
+    usual = dataset.category_ids == list(range(1, len(dataset.types) + 1))
+    return {} if usual else dict(zip(dataset.types, dataset.category_ids, strict=True))
+
+
+# ---------------------------------------------------------------- images of a YOLO data set
+
+
+def describe(sample: Sample, types: Sequence[str]) -> dict:
+    """What YOLO labels cannot hold of a sample, except for its id."""
     cells, crowds = [], []
     for i, (factors, attributes) in enumerate(zip(sample.cell_factors, sample.attributes, strict=True)):
         about = ({"factors": list(factors)} if factors else {}) | ({"attributes": attributes} if attributes else {})
@@ -77,73 +82,59 @@ def _about(sample: Sample, types: Sequence[str]) -> dict:
             crowds.append({"name": types[sample.labels[i]], "box": box, **about})
         else:
             cells.append(about)
-    found = {"group": sample.group, "factors": list(sample.factors), "cells": cells if any(cells) else []}
-    return {key: value for key, value in (found | {"crowds": crowds}).items() if value}
+    about = {"group": sample.group, "factors": list(sample.factors), "cells": cells if any(cells) else []}
+    return {key: value for key, value in (about | {"crowds": crowds}).items() if value}
 
 
-class Side:
-    """The side files near a split's images, read once each."""
-
-    def __init__(self) -> None:
-        self._folders: dict[Path, tuple[Path, dict]] = {}
-
-    def add_to(self, record: Record, warnings: list[LabelWarning]) -> None:
-        """Add to a YOLO record what a side file in a folder above its image says of it."""
-        root, images = self._of(record.image.parent)
-        about = images.get(record.image.relative_to(root).as_posix())
-        if about is None:
-            return
-        try:
-            record.id, record.group = about.get("id"), str(about.get("group", ""))
-            if record.id is not None and type(record.id) is not int:
-                raise ValueError(f"id {record.id!r:.40} is no whole number")
-            record.factors = tuple(map(str, about.get("factors", ())))
-            cells = [(tuple(c.get("factors", ())), dict(c.get("attributes", {}))) for c in about.get("cells", ())]
-            crowds = [_crowd(i, c) for i, c in enumerate(about.get("crowds", ()), 1)]
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise LeukoError(
-                f"{root / SIDE_FILE}: {record.image.name}: broken ({error}); restore or remove it"
-            ) from error
-        if cells and len(cells) != len(record.cells):
-            problem = f"tells of {len(cells)} cells, the label file of {len(record.cells)}"
-            warnings.append(
-                LabelWarning(root / SIDE_FILE, record.image.name, problem, "their factors and attributes are left out")
-            )
-            cells = []
-        for i, (factors, attributes) in enumerate(cells):
-            record.cells[i] = record.cells[i]._replace(factors=factors, attributes=attributes)
-        record.cells += crowds
-
-    def _of(self, folder: Path) -> tuple[Path, dict]:
-        if folder not in self._folders:
-            near = (folder, *list(folder.parents)[:2])
-            root = next((p for p in near if (p / SIDE_FILE).is_file()), folder)
-            self._folders[folder] = root, _mapping(root, "images")
-        return self._folders[folder]
-
-
-def _crowd(number: int, about: dict) -> Cell:
-    x0, y0, x1, y1 = map(float, about["box"])
-    factors, attributes = tuple(about.get("factors", ())), dict(about.get("attributes", {}))
-    return Cell(f"crowd {number} in {SIDE_FILE}", str(about["name"]), (x0, y0, x1, y1), True, factors, attributes)
-
-
-def _mapping(folder: Path, key: str) -> dict:
-    """What the side file of a folder says under a key; {} where it says nothing."""
-    value = _load(folder).get(key, {})
-    if not isinstance(value, dict):
-        raise LeukoError(f'{folder / SIDE_FILE}: "{key}" is no mapping; restore or remove it')
-    return value
-
-
-def _load(folder: Path) -> dict:
-    file = folder / SIDE_FILE
-    if not file.is_file():
-        return {}
+def add_to(record: Record, root: Path, content: dict[str, dict], warnings: list[LabelWarning]) -> None:
+    """Add to a YOLO record what the sidecar ``content`` of the folder ``root`` holds about it."""
+    about = content.get("images", {}).get(record.image.relative_to(root).as_posix())
+    if about is None:
+        return
+    file = root / SIDECAR
     try:
-        content = json.loads(read_text(file))
-    except (ValueError, RecursionError) as error:
-        raise LeukoError(f"{file}: broken JSON ({error}); restore or remove it") from error
-    if not isinstance(content, dict):
-        raise LeukoError(f"{file}: no mapping; restore or remove it")
-    return content
+        record.id, record.group = about.get("id"), str(about.get("group", ""))
+        if type(record.id) not in (int, type(None)):
+            raise ValueError(f"id {record.id!r:.40} is not a whole number")
+        record.factors = tuple(map(str, about.get("factors", ())))
+        cells = [_of_cell(cell) for cell in about.get("cells", ())]
+        crowds = [_crowd(i, crowd) for i, crowd in enumerate(about.get("crowds", ()), 1)]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise LeukoError(f"{file}: {record.image.name}: broken ({error}); restore or remove it") from error
+    if cells and len(cells) != len(record.annotations):
+        problem = f"describes {len(cells)} cells, the label file {len(record.annotations)}"
+        warnings.append(LabelWarning(file, record.image.name, problem, "their factors and attributes are left out"))
+    elif cells:
+        pairs = zip(record.annotations, cells, strict=True)
+        record.annotations = [annotation._replace(**cell) for annotation, cell in pairs]
+    record.annotations += crowds
+
+
+def _of_cell(about: dict) -> dict:
+    return {"factors": tuple(about.get("factors", ())), "attributes": dict(about.get("attributes", {}))}
+
+
+def _crowd(number: int, about: dict) -> Annotation:
+    x0, y0, x1, y1 = map(float, about["box"])
+    where = f"crowd {number} in {SIDECAR}"
+    return Annotation(where, str(about["name"]), (x0, y0, x1, y1), crowd=True, **_of_cell(about))
+
+
+# ---------------------------------------------------------------- originals of a resized data set
+
+
+def original_of(image: Path) -> tuple[Path, int, int] | None:
+    """The original of an image of a resized data set, its width and its height; None where none is noted.
+
+    Raises LeukoError where the note is broken.
+    """
+    image = image.resolve()
+    for root in list(image.parents)[:3]:
+        about = read(root).get("originals", {}).get(image.relative_to(root).as_posix())
+        if about is not None:
+            try:
+                return (root / str(about["image"])).resolve(), int(about["width"]), int(about["height"])
+            except (KeyError, OverflowError, TypeError, ValueError) as error:
+                where = f"{root / SIDECAR}: originals: {image.name}"
+                raise LeukoError(f"{where}: broken ({error}); resize the data set again") from error
+    return None

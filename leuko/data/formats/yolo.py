@@ -1,9 +1,9 @@
-"""YOLO: a text file an image, a line a cell: class index, then centre and size as fractions of the image.
+"""YOLO: one text file per image, one line per cell: class index, then centre and size as fractions of the image.
 
 The labels of ``.../images/a.jpg`` are in ``.../labels/a.txt``, or else beside the image. The class names are in
 ``data.yaml``, or in a ``classes.txt`` as LabelImg writes it. A line may be a polygon (class, then x y pairs): its
-bounding box is taken, and listed as a warning. The format holds no crowds, factors, groups, attributes or ids: they go
-into a file beside it (see ``side``).
+bounding box is taken, with a warning. The format has no place for crowds, factors, groups, attributes and ids: they go
+into a file beside it (see ``sidecar``).
 """
 
 from __future__ import annotations
@@ -12,24 +12,25 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import yaml
-
 from ...errors import LeukoError
-from ...io import make_folder, read_list, read_text, read_yaml, write_text
+from ...io import make_folder, read_list, read_text, read_yaml, write_text, write_yaml
 from ..dataset import Dataset, LabelWarning
 from ..images import list_images
-from ..validate import validate
-from .names import by_index, check_same, names_in
+from . import sidecar
+from .names import check_same, parse_names, read_names
 from .place import place_images
-from .records import Cell, Labels, Problems, Record
-from .sidecar import Side, category_ids, keep
+from .records import Annotation, Labels, Problems, Record
 
+IMAGES = PART = "images/{split}"
 YAML_SPLITS = ("train", "val", "test")
-_SNAP = 1e-9  # fractions nearer to the border than this are on it; what remains is the rounding of centre +- half
+_SNAP = 1e-9  # fractions nearer to the border than this are on it; the rest is the rounding of centre +- half
+
+
+# ---------------------------------------------------------------- reading
 
 
 def find(folder: Path) -> dict[str, Path]:
-    """Return the splits that a folder holds as YOLO (``images/`` + ``labels/``, or images beside their labels).
+    """The splits that a folder holds as YOLO (``images/`` + ``labels/``, or images beside their labels).
 
     Raises LeukoError where images lie both beside and in the folders of splits.
     """
@@ -38,9 +39,10 @@ def find(folder: Path) -> dict[str, Path]:
         folders = [p for p in sorted(images.iterdir()) if p.is_dir() and not p.name.startswith(".")]
         parts = {p.name: p for p in folders if list_images(p, recursive=True)}
         if parts and (beside := list_images(images)):
-            listed = ", ".join(parts)
             remedy = "write a data YAML that names the parts, or move them"
-            raise LeukoError(f"{images}: {beside[0].name} lies beside the folders of images {listed}; {remedy}")
+            raise LeukoError(
+                f"{images}: {beside[0].name} lies beside the folders of images {', '.join(parts)}; {remedy}"
+            )
         return parts or {"all": images}
     if any((label_folder(folder) / f"{image.stem}.txt").is_file() for image in list_images(folder)):
         return {"all": folder}
@@ -48,7 +50,7 @@ def find(folder: Path) -> dict[str, Path]:
 
 
 def label_folder(images: Path) -> Path:
-    """Return where the labels of a folder of images are: ``images`` in its path made ``labels``, else the folder."""
+    """Where the labels of a folder of images are: its path with ``labels`` for the last ``images``, or itself."""
     parts = list(Path(os.path.abspath(images)).parts)
     if "images" in parts:
         at = len(parts) - 1 - parts[::-1].index("images")
@@ -58,55 +60,47 @@ def label_folder(images: Path) -> Path:
     return images
 
 
-def names_beside(part: Path) -> dict[int, str]:
-    """Return the classes of a ``classes.txt`` among the labels or in a folder above, by index; {} where none is."""
-    images = part if part.is_dir() else part.parent
-    for folder in (label_folder(images), images, *images.parents[:2]):
-        if (file := folder / "classes.txt").is_file():
-            return names_in(file)
-    return {}
+def parse(part: Path, problems: Problems, *, names: dict[int, str] | None = None, **_: object) -> Labels:
+    """Read the labels of a folder of images, or of the images that a text file lists.
 
-
-def read(part: str | Path, names: Sequence[str] | dict[int, str] = (), types: Sequence[str] | None = None) -> Dataset:
-    """Read and check one split: a folder of images or a list of image paths.
-
-    ``names`` are the class names by index; without them a ``classes.txt`` must tell. Raises LeukoError.
+    ``names`` are the class names by index; without them a ``classes.txt`` among the labels or above is read.
     """
-    part, problems = Path(part), Problems()
-    classes = dict(names if isinstance(names, dict) else enumerate(names)) or names_beside(part)
-    labels = parse(part, problems, classes)
-    return validate(part, [labels], problems, names=list(classes.values()), types=types)
-
-
-def parse(part: Path, problems: Problems, names: dict[int, str]) -> Labels:
-    """Read the labels of a folder of images or of the images that a text file lists."""
-    labels = Labels()
+    names = names or _names_beside(part)
+    labels = Labels(names=list(names.values()))
     images = list_images(part, recursive=True) if part.is_dir() else [part.parent / line for line in read_list(part)]
     if images and not names:
         raise LeukoError(f'{part}: YOLO labels without class names; write a data.yaml with "names: [NG, BG, ...]"')
     folders = {folder: label_folder(folder) for folder in {image.parent for image in images}}
-    side = Side()
+    sidecars = {folder: sidecar.read_near(folder) for folder in folders}
     files = [folders[image.parent] / f"{image.stem}.txt" for image in images]
     if images and not any(file.is_file() for file in files):
         raise LeukoError(f"{part}: none of the {len(images)} images has a label file in {files[0].parent}; add labels")
     for image, file in zip(images, files, strict=True):
         if file.is_file():
-            labels.records.append(Record(file, image, _cells(file, names, labels.warnings, problems), relative=True))
+            record = Record(file, image, _annotations(file, names, labels.warnings, problems), relative=True)
         else:
-            labels.records.append(Record(image, image, [], relative=True))
-            labels.warnings.append(
-                LabelWarning(image, f"label file {file.name}", "missing", "taken as an image without cells")
-            )
-        side.add_to(labels.records[-1], labels.warnings)
-    for root in dict.fromkeys(root for folder in folders for root in (folder, *list(folder.parents)[:2])):
-        labels.categories = labels.categories or category_ids(root)
+            record = Record(image, image, [], relative=True)
+            action = "taken as an image without cells"
+            labels.warnings.append(LabelWarning(image, f"label file {file.name}", "missing", action))
+        sidecar.add_to(record, *sidecars[image.parent], labels.warnings)
+        labels.records.append(record)
+    for root, content in sidecars.values():
+        labels.categories |= sidecar.numbers(root, content.get("category_ids", {}), "category_ids")
     if part.is_dir():
         _check_orphans({label_folder(part), *folders.values()}, files, problems)
     return labels
 
 
+def _names_beside(part: Path) -> dict[int, str]:
+    images = part if part.is_dir() else part.parent
+    for folder in (label_folder(images), images, *images.parents[:2]):
+        if (file := folder / "classes.txt").is_file():
+            return read_names(file)
+    return {}
+
+
 def _check_orphans(folders: Iterable[Path], known: Iterable[Path], problems: Problems) -> None:
-    """Find label files whose image is missing."""
+    """Find label files without an image."""
     known = set(known)
     for folder in sorted(folders):
         for file in sorted(folder.glob("*.txt")):
@@ -115,31 +109,32 @@ def _check_orphans(folders: Iterable[Path], known: Iterable[Path], problems: Pro
                 problems.add("orphan", f"{file}: label file without image {file.stem}; {remedy}")
 
 
-def _cells(file: Path, names: dict[int, str], warnings: list[LabelWarning], problems: Problems) -> list[Cell]:
+def _annotations(
+    file: Path, names: dict[int, str], warnings: list[LabelWarning], problems: Problems
+) -> list[Annotation]:
     try:
         lines = read_text(file).splitlines()
     except LeukoError as error:
         problems.add("text", str(error))
         return []
-    cells, polygons = [], []
+    annotations, polygons = [], []
     for number, line in enumerate(lines, 1):
         if not (fields := line.split()):
             continue
         try:
-            cells.append(_cell(f"line {number}", fields, names))
+            annotations.append(_annotation(f"line {number}", fields, names))
         except LeukoError as error:
             problems.add("line", f"{file}: line {number}: {error}")
             continue
         if len(fields) > 5:
             polygons.append(str(number))
     if polygons:
-        warnings.append(
-            LabelWarning(file, f"line {', '.join(polygons)}", "a polygon, not a box", "its bounding box is taken")
-        )
-    return cells
+        where = f"line {', '.join(polygons)}"
+        warnings.append(LabelWarning(file, where, "a polygon, not a box", "its bounding box is taken"))
+    return annotations
 
 
-def _cell(where: str, fields: list[str], names: dict[int, str]) -> Cell:
+def _annotation(where: str, fields: list[str], names: dict[int, str]) -> Annotation:
     try:
         index, numbers = float(fields[0]), [float(field) for field in fields[1:]]
     except ValueError as error:
@@ -156,38 +151,48 @@ def _cell(where: str, fields: list[str], names: dict[int, str]) -> Cell:
         xs, ys = numbers[0::2], numbers[1::2]
         box = (min(xs), min(ys), max(xs), max(ys))
     name = names[int(index)]
-    return Cell(f"{where} ({name})", name, tuple(0.0 if abs(value) < _SNAP else value for value in box))
+    return Annotation(f"{where} ({name})", name, tuple(0.0 if abs(value) < _SNAP else value for value in box))
 
 
-def write(dataset: Dataset, folder: str | Path, split: str) -> None:
-    """Write one split as ``images/SPLIT`` (linked or copied) and ``labels/SPLIT``, and enter it in ``data.yaml``.
+# ---------------------------------------------------------------- writing
 
-    Coordinates of whole or at least a thousandth pixel come back bit for bit as float32. What the format cannot hold
-    goes into the side file. Raises LeukoError.
+
+def write(dataset: Dataset, folder: str | Path, split: str) -> list[Path]:
+    """Write one split as ``images/SPLIT`` (linked or copied) and ``labels/SPLIT``, and add it to ``data.yaml``.
+
+    Coordinates of whole or at least a thousandth pixel come back bit for bit as float32. What the format has no place
+    for goes into the sidecar. Returns the images' new paths; raises LeukoError.
     """
     folder = make_folder(Path(folder))
-    info = _info(folder / "data.yaml", dataset.types)
-    place = info if split in YAML_SPLITS else info.setdefault("splits", {})
-    place[split] = f"images/{split}"
-    images = place_images([sample.image for sample in dataset.samples], folder / "images" / split)
+    info = _data_yaml(folder / "data.yaml", dataset.types)
+    splits = info if split in YAML_SPLITS else info.setdefault("splits", {})
+    splits[split] = PART.format(split=split)
+    home = folder / splits[split]
+    images = place_images([sample.image for sample in dataset.samples], home)
     labels = make_folder(folder / "labels" / split)
     for sample, image in zip(dataset.samples, images, strict=True):
-        size = (sample.width, sample.height)
         cells = zip(sample.labels[~sample.crowd], sample.boxes[~sample.crowd].tolist(), strict=True)
-        lines = [_line(int(k), box, size) for k, box in cells]
+        lines = [_line(int(k), box, (sample.width, sample.height)) for k, box in cells]
         write_text(labels / f"{image.stem}.txt", "".join(lines))
-    write_text(folder / "data.yaml", yaml.safe_dump(info, sort_keys=False, allow_unicode=True))
-    rank = {path: number for number, path in enumerate(list_images(folder / "images" / split), 1)}
-    keep(folder, dataset, images, [rank[image] for image in images])
+    write_yaml(folder / "data.yaml", info)
+    rank = {path: number for number, path in enumerate(list_images(home), 1)}
+    usual = all(sample.id == rank[image] for sample, image in zip(dataset.samples, images, strict=True))
+    about = {
+        image.relative_to(folder).as_posix(): ({} if usual else {"id": sample.id})
+        | sidecar.describe(sample, dataset.types)
+        for sample, image in zip(dataset.samples, images, strict=True)
+    }
+    sidecar.update(folder, category_ids=sidecar.category_ids(dataset), images=about)
+    return images
 
 
-def _info(file: Path, types: Sequence[str]) -> dict:
-    """Return the content of the data YAML that is to be kept up to date, or a new one's."""
+def _data_yaml(file: Path, types: Sequence[str]) -> dict:
+    """The content of the data YAML that is to be kept up to date, or a new one's."""
     info = {"path": "."}
     if file.is_file():
         info = read_yaml(file)
-        check_same(file, list(by_index(info.get("names"), file).values()), types)
-    return {**info, "names": dict(enumerate(types))}
+        check_same(file, list(parse_names(info.get("names"), file).values()), types)
+    return {**info, "names": list(types)}
 
 
 def _line(label: int, box: Sequence[float], size: tuple[int, int]) -> str:

@@ -1,48 +1,56 @@
-"""Data sets of pictures that leuko makes: each drawn from the seed and its number, and written in any format."""
+"""Data sets whose images leuko makes: drawn from a seed and a number, or another data set's changed."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import cv2
 import numpy as np
 from tqdm import tqdm
 
 from ...errors import LeukoError, nearest
+from ...synth.dataset import Picture
 from .. import source
 from ..dataset import Dataset, LabelWarning, Sample
-from ..formats import coco, voc, yolo
+from ..formats import FORMATS, sidecar
 from ..validate import MIN_SIDE
-from .convert import check_apart, check_names, list_warnings, load_all
-from .folder import building
+from .folder import building, read_source, write_warnings
 
-Writer = Callable[[Dataset, Path, str], None]
-FORMATS: dict[str, tuple[Writer, str]] = {
-    "coco": (coco.write, "images"),
-    "voc": (voc.write, "JPEGImages"),
-    "yolo": (yolo.write, "images/{split}"),
-}
-"""For each format its writer, and the folder where it keeps a split's images, so that they are drawn in place."""
-
-MIN_SIZE, MAX_SIZE = 64, 8192
+T, R = TypeVar("T"), TypeVar("R")
+MIN_SIZE, MAX_SIZE = 64, 8192  # of an image's side in pixels
 QUALITY = 95  # of the JPEGs
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A picture that was made, and what is known of it (see ``Sample``)."""
+def in_threads(function: Callable[[T], R], items: Iterable[T], title: str, progress: bool, workers: int = 0) -> list[R]:
+    """``function`` of each item in order, with a bar on the terminal; 0 workers: one per core."""
+    items = list(items)
+    pool = ThreadPoolExecutor(workers or os.cpu_count() or 1)
+    try:
+        results = pool.map(function, items)
+        return list(tqdm(results, title, len(items), unit="image", disable=not progress))
+    finally:
+        pool.shutdown(cancel_futures=True)  # after an error or Ctrl-C, what is queued is not started
 
-    image: np.ndarray
-    boxes: np.ndarray
-    labels: np.ndarray
-    cell_factors: list[tuple[str, ...]] = field(default_factory=list)
-    factors: tuple[str, ...] = ()
-    group: str = ""
+
+def with_cells(sample: Sample, kept: Sequence[int]) -> Sample:
+    """The sample with some of its cells, by their indices."""
+    return replace(
+        sample,
+        boxes=sample.boxes[kept],
+        labels=sample.labels[kept],
+        crowd=sample.crowd[kept],
+        cell_factors=[sample.cell_factors[i] for i in kept],
+        attributes=[sample.attributes[i] for i in kept],
+    )
+
+
+# ---------------------------------------------------------------- drawn images
 
 
 Draw = Callable[[str, int], Picture]
@@ -87,46 +95,40 @@ def produce(
 ) -> dict[str, Dataset]:
     """Draw the numbered pictures of each split into ``dst``, which appears when all is done, and return the splits."""
     dst = Path(dst).resolve()
-    write, images = FORMATS[format]
     with building(dst, force) as folder:
-        jobs = []
-        for split, numbers in splits.items():
-            home = folder / images.format(split=split)
-            home.mkdir(parents=True, exist_ok=True)
-            jobs += [(home / f"{i:06d}.jpg", split, i) for i in numbers]
-        pool = ThreadPoolExecutor(workers or os.cpu_count() or 1)
-        try:
-            done = pool.map(lambda job: _save(*job, draw), jobs)
-            samples = list(tqdm(done, title, len(jobs), unit="image", disable=not progress))
-        finally:
-            pool.shutdown(cancel_futures=True)  # after Ctrl-C or a full disk, what is queued is not begun
+
+        def job(place: tuple[str, int]) -> Sample:
+            split, number = place
+            picture = draw(split, number)
+            path = folder / FORMATS[format].IMAGES.format(split=split) / f"{number:06d}.jpg"
+            save_image(path, picture.image)
+            about = {"factors": picture.factors, "group": picture.group, "cell_factors": picture.cell_factors}
+            height, width = picture.image.shape[:2]
+            return Sample(path, width, height, picture.boxes, picture.labels, number + 1, **about)
+
+        places = [(split, number) for split, numbers in splits.items() for number in numbers]
+        samples = in_threads(job, places, title, progress, workers)
         datasets = {split: Dataset(list(types), samples[r.start : r.stop]) for split, r in splits.items()}
         for split, dataset in datasets.items():
-            write(dataset, folder, split)
+            FORMATS[format].write(dataset, folder, split)
     for sample in samples:
         sample.image = dst / sample.image.relative_to(folder)
     return datasets
 
 
-def _save(path: Path, split: str, number: int, draw: Draw) -> Sample:
-    picture = draw(split, number)
-    save_jpeg(path, picture.image)
-    height, width = picture.image.shape[:2]
-    return Sample(
-        path,
-        width,
-        height,
-        picture.boxes,
-        picture.labels,
-        id=number + 1,
-        cell_factors=picture.cell_factors,
-        factors=picture.factors,
-        group=picture.group,
-    )
+def save_image(path: Path, image: np.ndarray) -> None:
+    """Write an image [H, W, 3] uint8 RGB as its name's suffix says; raises OSError."""
+    is_jpeg = path.suffix.lower() in (".jpg", ".jpeg")
+    _, data = cv2.imencode(path.suffix, image[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, QUALITY] if is_jpeg else [])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data.tobytes())
+
+
+# ---------------------------------------------------------------- changed images
 
 
 Change = Callable[[Sample, int], tuple[np.ndarray, Sample]]
-"""Makes a sample's image anew, the ``number``-th of the data set, with what is then known of it."""
+"""The new image of a sample, the ``number``-th of the data set, and what is then known about it."""
 
 
 def remake(
@@ -137,84 +139,62 @@ def remake(
     force: bool = False,
     progress: bool = False,
     title: str = "changing",
-    finish: Callable[[Path, dict[str, Dataset]], None] = lambda folder, datasets: None,
+    keep_originals: bool = False,
 ) -> dict[str, Dataset]:
     """Write a data set with every image changed, in its own format, and return it as it reads back.
 
-    JPEGs become JPEGs, all else PNGs, under their old names. An image that stands in several splits with the same
-    labels is changed once; with other labels it becomes two. A cell that shrinks to a pixel is dropped, and listed in
-    ``warnings.txt``.
-    ``finish`` is called with the new folder and what was read before it takes its place. Raises LeukoError.
+    JPEGs become JPEGs, all others PNGs, under their old names. An image that is in several splits with the same labels
+    is changed once; with different labels it becomes two. Cells that are lost, or shrink to a pixel, are listed in
+    ``warnings.txt``. With ``keep_originals`` the sidecar holds the original of each image. Raises LeukoError.
     """
-    form = source.find(src).format
-    datasets = load_all(src)
-    check_names(datasets, form)
-    check_apart(src, dst, datasets)
+    form, datasets = read_source(src, dst)
     with building(dst, force) as folder:
         made = folder / "made"
-        unique = {_content(s): s for dataset in datasets.values() for s in dataset.samples}
-        lost: list[LabelWarning] = []
 
-        def job(number: int, sample: Sample) -> Sample:
+        def job(item: tuple[int, Sample]) -> tuple[Sample, list[LabelWarning]]:
+            number, sample = item
             image, changed = change(sample, number)
-            changed = _without_small(changed, lost)
-            home = made / f"{number}"  # a folder each, since names may be the same
-            home.mkdir(parents=True)
-            is_jpeg = sample.image.suffix.lower() in (".jpg", ".jpeg")
-            path = home / (sample.image.name if is_jpeg else f"{sample.image.stem}.png")
-            save_jpeg(path, image) if is_jpeg else _save_png(path, image)
-            return replace(changed, image=path, width=image.shape[1], height=image.shape[0])
+            changed, warnings = _without_small(changed)
+            if lost := len(sample.boxes) - len(changed.boxes) - len(warnings):
+                warnings.append(LabelWarning(sample.image, f"{lost} cells", "lie on what was cut off", "dropped"))
+            suffix = sample.image.suffix if sample.image.suffix.lower() in (".jpg", ".jpeg") else ".png"
+            path = made / f"{number}" / f"{sample.image.stem}{suffix}"  # a folder each, as names may be the same
+            save_image(path, image)
+            return replace(changed, image=path, width=image.shape[1], height=image.shape[0]), warnings
 
-        pool = ThreadPoolExecutor()
-        try:
-            results = pool.map(job, range(len(unique)), unique.values())
-            done = list(tqdm(results, title, len(unique), unit="image", disable=not progress))
-        finally:
-            pool.shutdown(cancel_futures=True)  # after an error or Ctrl-C, what is queued is not begun
-        new = dict(zip(unique, done, strict=True))
+        unique = {_content(s): s for dataset in datasets.values() for s in dataset.samples}
+        done = in_threads(job, enumerate(unique.values()), title, progress)
+        new = {key: sample for key, (sample, _) in zip(unique, done, strict=True)}
+        originals = {}
         for split, dataset in datasets.items():
             samples = [replace(new[_content(s)], id=s.id) for s in dataset.samples]
-            FORMATS[form][0](replace(dataset, samples=samples), folder, split)
+            images = FORMATS[form].write(replace(dataset, samples=samples), folder, split)
+            originals |= {
+                image.relative_to(folder).as_posix(): {
+                    "image": os.path.relpath(sample.image.resolve(), Path(dst).resolve()),
+                    "width": sample.width,
+                    "height": sample.height,
+                }
+                for image, sample in zip(images, dataset.samples, strict=True)
+            }
         shutil.rmtree(made)
-        first = next(iter(datasets))
-        list_warnings(
-            folder, {**datasets, first: replace(datasets[first], warnings=[*datasets[first].warnings, *lost])}
-        )
-        finish(folder, datasets)
-    return load_all(dst)
+        next(iter(datasets.values())).warnings.extend(warning for _, warnings in done for warning in warnings)
+        write_warnings(folder, datasets)
+        if keep_originals:
+            sidecar.update(folder, originals=originals)
+    return source.load_all(dst)
 
 
 def _content(sample: Sample) -> tuple:
-    """An image with all that is known of it but its id."""
+    """An image with all that is known about it except its id, as a key."""
     arrays = (sample.boxes.tobytes(), sample.labels.tobytes(), sample.crowd.tobytes())
     about = (tuple(sample.cell_factors), repr(sample.attributes), sample.factors, sample.group)
     return sample.image.resolve(), *arrays, *about
 
 
-def _without_small(sample: Sample, lost: list[LabelWarning]) -> Sample:
-    """The sample without cells that are too small to be read back, which are added to ``lost``."""
-    kept = np.flatnonzero((sample.boxes[:, 2:] - sample.boxes[:, :2] > MIN_SIDE).all(1))
-    if len(kept) == len(sample.boxes):
-        return sample
-    for i in sorted(set(range(len(sample.boxes))) - set(kept.tolist())):
-        problem = f"is at most {MIN_SIDE:g} px wide or high after the change"
-        lost.append(LabelWarning(sample.image, f"cell {i + 1}", problem, "dropped"))
-    return replace(
-        sample,
-        boxes=sample.boxes[kept],
-        labels=sample.labels[kept],
-        crowd=sample.crowd[kept],
-        cell_factors=[sample.cell_factors[i] for i in kept],
-        attributes=[sample.attributes[i] for i in kept],
-    )
-
-
-def _save_png(path: Path, image: np.ndarray) -> None:
-    _, png = cv2.imencode(".png", image[:, :, ::-1])
-    path.write_bytes(png.tobytes())
-
-
-def save_jpeg(path: Path, image: np.ndarray) -> None:
-    """Write a picture [H, W, 3] uint8 RGB as JPEG; raises OSError."""
-    _, jpeg = cv2.imencode(".jpg", image[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
-    path.write_bytes(jpeg.tobytes())
+def _without_small(sample: Sample) -> tuple[Sample, list[LabelWarning]]:
+    """The sample without cells that are too small to be read back, and a warning for each of them."""
+    is_large = (sample.boxes[:, 2:] - sample.boxes[:, :2] > MIN_SIDE).all(1)
+    problem = f"is at most {MIN_SIDE:g} px wide or high after the change"
+    warnings = [LabelWarning(sample.image, f"cell {i + 1}", problem, "dropped") for i in np.flatnonzero(~is_large)]
+    return with_cells(sample, np.flatnonzero(is_large)), warnings

@@ -1,14 +1,14 @@
 """On-line augmentation: a composition of transforms, each with its own probability.
 
-It is given as a readable list, in the order in which the transforms are applied:
+It is written as a list, in the order in which the transforms are applied:
 
     augment:
       - horizontal_flip: 0.5                        # the probability alone
       - scale_crop: {p: 0.7, scale: [0.5, 1.5]}     # and options
       - stain_jitter: {p: 0.8, amount: 0.25}
 
-A transform takes a field and a numpy generator and returns the field changed; all randomness comes from the generator,
-so that a seed gives the same pictures on any number of workers.
+A transform takes a sample and a numpy generator and returns the changed sample. All randomness comes from the
+generator, so that a seed gives the same images with any number of workers.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ import numpy as np
 
 from ...errors import LeukoError, nearest
 from ...io import read_yaml
-from ...synth.factors import FACTORS
 from . import geometric, mixing, photometric
 from .sample import AugmentedSample
 
@@ -64,19 +63,12 @@ PRESETS: dict[str, list[dict]] = {
         {"jpeg": 0.3},
     ],
 }
-"""Lists by name."""
 
-ENOUGH = 10_000  # images shown in a training, from which on "smear" costs nothing at home (docs/travel.md)
-
-
-_MOST = {"side": 1, "visible": 1, "share": 1, "quality": 100, "scale": 20, "degrees": 180, "patches": 100, "cells": 20}
-_MOST |= {"brightness": 1, "contrast": 1, "saturation": 1, "gain": 1, "deviation": 255, "sigma": 10, "radius": 10}
-_MOST |= {"amount": 2, "strength": 2, "spectrum": 1, "light": 1, "power": 10}
-_LEAST = {"patches": 1, "cells": 1, "quality": 1, "scale": 0.05, "power": 0.05}
+ENOUGH = 10_000  # images shown in a training, from which on "smear" does not reduce the home mAP (docs/travel.md)
 
 
 class Step(NamedTuple):
-    """A transform by its name in ``TRANSFORMS``, and its probability."""
+    """A transform, its name in ``TRANSFORMS``, and its probability."""
 
     p: float
     name: str
@@ -84,18 +76,18 @@ class Step(NamedTuple):
 
 
 def augment(
-    field: AugmentedSample, steps: Sequence[Step], rng: np.random.Generator, others: mixing.Others
+    sample: AugmentedSample, steps: Sequence[Step], rng: np.random.Generator, others: mixing.Others
 ) -> AugmentedSample:
-    """Apply each transform with its probability, in order; ``others`` draws another field (see ``mixing``)."""
+    """Apply each transform with its probability, in order; ``others`` draws another sample (see ``mixing``)."""
     for p, _, transform in steps:
         if rng.random() < p:
             mixes = isinstance(transform, mixing.Mixing)
-            field = transform(field, rng, others) if mixes else transform(field, rng)
-    return field
+            sample = transform(sample, rng, others) if mixes else transform(sample, rng)
+    return sample
 
 
 def chosen(given: str | list, images: int) -> str | list:
-    """``given`` itself, or for ``auto`` the preset that suits a training which shows ``images`` in all its epochs."""
+    """``given``; for ``auto``, the preset that suits a training that shows ``images`` images in all its epochs."""
     if given != "auto":
         return given
     return "smear" if images >= ENOUGH else "standard"
@@ -110,57 +102,56 @@ def read_steps(given: str | list) -> list[Step]:
         path = Path(given)
         if path.suffix.lower() not in (".yaml", ".yml"):
             raise LeukoError(
-                f'--augment "{given}": is no preset{nearest(given, PRESETS)} ({", ".join(PRESETS)}, auto)'
-                " nor a YAML file"
+                f'--augment "{given}": is neither a preset{nearest(given, PRESETS)} ({", ".join(PRESETS)}, auto) '
+                "nor a YAML file"
             )
         where, given = given, read_yaml(path).get("augment")
     if not isinstance(given, list):
-        raise LeukoError(f'{where}: augment: is no list; write "- TRANSFORM: PROBABILITY" a line')
+        raise LeukoError(f'{where}: augment: is not a list; write "- TRANSFORM: PROBABILITY" lines')
     return [_step(entry, f"{where}: transform {i}") for i, entry in enumerate(given, 1)]
 
 
 def _step(entry: object, where: str) -> Step:
     if not isinstance(entry, dict) or len(entry) != 1:
-        raise LeukoError(f'{where}: {entry!r:.60} is no "TRANSFORM: PROBABILITY" nor "TRANSFORM: {{p: PROBABILITY}}"')
-    (name, about), *_ = entry.items()
+        raise LeukoError(f'{where}: {entry!r:.60}: write "TRANSFORM: PROBABILITY" or "TRANSFORM: {{p: PROBABILITY}}"')
+    (name, value), *_ = entry.items()
     if name not in TRANSFORMS:
         raise LeukoError(f'{where}: "{name}" is unknown{nearest(str(name), TRANSFORMS)} ({", ".join(TRANSFORMS)})')
-    options = dict(about) if isinstance(about, dict) else {"p": about}
-    p = options.pop("p", None)
+    where = f"{where}: {name}"
+    given = dict(value) if isinstance(value, dict) else {"p": value}
+    p = given.pop("p", None)
     if not _is_number(p) or not 0 <= p <= 1:
-        raise LeukoError(f"{where}: {name}: p: {p!r} is no probability; give a number from 0 to 1")
-    known = {f.name: f.default for f in dataclasses.fields(TRANSFORMS[name])}
-    for key, value in options.items():
-        if key not in known:
-            has = ", ".join(("p", *known))
-            raise LeukoError(f'{where}: {name}: unknown option "{key}"{nearest(str(key), known)} (it has {has})')
-        options[key] = _value(value, known[key], f"{where}: {name}: {key}")
-        for number in options[key] if isinstance(options[key], tuple) else [options[key]]:
-            least, most = _LEAST.get(key, 0), _MOST.get(key, float("inf"))
-            if not isinstance(number, str) and not least <= number <= most:
-                raise LeukoError(f"{where}: {name}: {key}: {number:g} is not from {least:g} to {most:g}")
+        raise LeukoError(f"{where}: p: {p!r} is not a probability; give a number from 0 to 1")
+    options = {option.name: option for option in dataclasses.fields(TRANSFORMS[name])}
+    for key in given:
+        if key not in options:
+            has = ", ".join(("p", *options))
+            raise LeukoError(f'{where}: unknown option "{key}"{nearest(str(key), options)} (it has {has})')
     try:
-        return Step(float(p), name, TRANSFORMS[name](**options))
+        return Step(float(p), name, TRANSFORMS[name](**{k: _checked(v, options[k]) for k, v in given.items()}))
     except ValueError as error:
-        raise LeukoError(f"{where}: {name}: {error}") from error
+        raise LeukoError(f"{where}: {error}") from error
 
 
-def _value(value: object, default: object, where: str) -> object:
-    """An option's value, if it is of the kind of its default."""
-    if isinstance(default, tuple):
-        numbers = isinstance(value, list | tuple) and len(value) == 2 and all(_is_number(v) for v in value)
-        if not numbers or not 0 < value[0] <= value[1]:
-            raise LeukoError(f"{where}: {value!r} are no two numbers above 0 in rising order, such as {list(default)}")
-        return tuple(type(default[0])(v) for v in value)
+def _checked(value: object, option: dataclasses.Field) -> float | str | tuple:
+    """The value of an option in the type of its default; ValueError if it is of another type or out of range."""
+    default, low, high = option.default, option.metadata["low"], option.metadata["high"]
     if isinstance(default, str):
-        for name in str(value).split():
-            if name not in FACTORS:
-                raise LeukoError(f'{where}: "{name}" is no factor{nearest(name, FACTORS)} ({", ".join(FACTORS)})')
         return str(value)
-    whole = isinstance(default, int)
-    if not _is_number(value) or value < 0 or (whole and int(value) != value):
-        raise LeukoError(f"{where}: {value!r} is no {'whole number' if whole else 'number'} of at least 0")
-    return type(default)(value)
+    if isinstance(default, tuple):
+        if not isinstance(value, list | tuple) or len(value) != 2:
+            raise ValueError(f"{option.name}: {value!r}: give two numbers, such as {list(default)}")
+        numbers, kind = tuple(value), type(default[0])
+    else:
+        numbers, kind = (value,), type(default)
+    for number in numbers:
+        if not _is_number(number) or kind(number) != number:
+            raise ValueError(f"{option.name}: {number!r} is not {'an integer' if kind is int else 'a number'}")
+        if not low <= number <= high:
+            raise ValueError(f"{option.name}: {number:g} is not from {low:g} to {high:g}")
+    if numbers[0] > numbers[-1]:
+        raise ValueError(f"{option.name}: {value!r}: give the lower number first")
+    return tuple(map(kind, numbers)) if isinstance(default, tuple) else kind(value)
 
 
 def _is_number(value: object) -> bool:
@@ -168,7 +159,7 @@ def _is_number(value: object) -> bool:
 
 
 def listed(steps: Sequence[Step]) -> list[dict]:
-    """The steps as the list that :func:`read_steps` reads, every option stated."""
+    """The steps as the list that :func:`read_steps` reads, with the value of every option."""
     result = []
     for p, name, transform in steps:
         options = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(transform).items()}

@@ -1,6 +1,7 @@
-"""Transforms of how things look: stain, light, focus, camera, interference factors.
+"""Photometric transforms: stain, light, focus, camera, interference factors.
 
-Each takes a ``AugmentedSample`` and a numpy generator and returns the field changed; the fields of the class are its options.
+Each takes an ``AugmentedSample`` and a numpy generator and returns the changed sample; the fields of a class are its
+options.
 """
 
 from __future__ import annotations
@@ -10,133 +11,137 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 
-from ...synth import factors, stain
-from .sample import AugmentedSample
+from ...cells import FACTORS
+from ...errors import nearest
+from ...synth import stain
+from ...synth.factors import apply_factor, out_of_focus
+from .sample import AugmentedSample, option
 
 GREY = np.tile([0.299, 0.587, 0.114], (3, 1))  # from R, G, B to luminance in each channel
 
 
 @dataclass(frozen=True)
 class StainJitter:
-    """Another batch of dye, another buffer, lamp and camera: optical densities change, not hues (see ``smear.stain``).
+    """Another batch of dye, another buffer, lamp and camera: it changes optical densities (see ``synth.stain``).
 
-    Each absorber's amount is multiplied by e to a normal deviate of deviation ``amount``, all of them by another of
-    ``strength``, the density in each channel by one of ``band`` (a camera whose filters are broad sees less of it);
-    each absorber's spectrum changes by about ``spectrum`` of itself; the light's level and each of its channels by
-    about ``light``. Up to ``flare`` of the light reaches the camera past the cells, which lose contrast.
+    Each factor is ``exp`` of a normal deviate of the given standard deviation: ``amount`` of each absorber,
+    ``strength`` of all absorbers, ``band`` of the density in each channel (a camera with broad filters records less of
+    it), ``light`` of the light's level and of each of its channels. The spectrum of each absorber changes by about
+    ``spectrum`` of itself. Up to ``flare`` of the light reaches the camera past the cells, which lose contrast.
     """
 
-    amount: float = 0.3
-    strength: float = 0.25
-    spectrum: float = 0.12
-    band: float = 0.25
-    light: float = 0.08
-    flare: float = 0.25
+    amount: float = option(0.3, high=2)
+    strength: float = option(0.25, high=2)
+    spectrum: float = option(0.12, high=1)
+    band: float = option(0.25, high=2)
+    light: float = option(0.08, high=1)
+    flare: float = option(0.25, high=1)
 
-    def __call__(self, field: AugmentedSample, rng: np.random.Generator) -> AugmentedSample:
+    def __call__(self, sample: AugmentedSample, rng: np.random.Generator) -> AugmentedSample:
         amounts = np.exp(rng.normal(0, self.amount, 3) + rng.normal(0, self.strength))
         spectra = stain.ABSORBERS * (1 + rng.normal(0, self.spectrum, (3, 3)))
         spectra = spectra * np.exp(rng.normal(0, self.band, 3))
         change = amounts[:, None] * (spectra @ np.linalg.inv(stain.ABSORBERS))
         light = np.exp(rng.normal(0, self.light) + rng.normal(0, self.light, 3))
         flare = rng.uniform(0, self.flare)
-        return replace(field, image=stain.restain(field.image, change, light, flare))
+        return replace(sample, image=stain.restain(sample.image, change, light, flare))
 
 
 @dataclass(frozen=True)
 class ColourJitter:
-    """Brightness, contrast and saturation, each by a factor of 1 +- its amount, and each channel's gain by ``gain``."""
+    """Brightness, contrast and saturation by a factor of 1 +- the option, and each channel by 1 +- ``gain``."""
 
-    brightness: float = 0.2
-    contrast: float = 0.2
-    saturation: float = 0.2
-    gain: float = 0.05
+    brightness: float = option(0.2, high=1)
+    contrast: float = option(0.2, high=1)
+    saturation: float = option(0.2, high=1)
+    gain: float = option(0.05, high=1)
 
-    def __call__(self, field: AugmentedSample, rng: np.random.Generator) -> AugmentedSample:
+    def __call__(self, sample: AugmentedSample, rng: np.random.Generator) -> AugmentedSample:
         amounts = np.array([self.brightness, self.contrast, self.saturation] + [self.gain] * 3)
         brightness, contrast, saturation, *gain = 1 + rng.uniform(-amounts, amounts)
         # All four are one linear map of the channels.
         mix = saturation * np.eye(3) + (1 - saturation) * GREY
         matrix = brightness * contrast * np.array(gain)[:, None] * mix
         shift = np.full((3, 1), brightness * 128 * (1 - contrast))
-        return replace(field, image=cv2.transform(field.image, np.hstack([matrix, shift])))
+        return replace(sample, image=cv2.transform(sample.image, np.hstack([matrix, shift])))
 
 
 @dataclass(frozen=True)
 class Gamma:
-    """Another tone curve: light to a ``power`` drawn from this range."""
+    """Another tone curve: light to the power of an exponent from the range ``power``."""
 
-    power: tuple[float, float] = (0.7, 1.4)
+    power: tuple[float, float] = option((0.7, 1.4), 0.05, 10)
 
-    def __call__(self, field: AugmentedSample, rng: np.random.Generator) -> AugmentedSample:
+    def __call__(self, sample: AugmentedSample, rng: np.random.Generator) -> AugmentedSample:
         power = np.exp(rng.uniform(*np.log(self.power)))
         table = (255 * (np.arange(256) / 255) ** power).round().astype(np.uint8)
-        return replace(field, image=cv2.LUT(field.image, table))
+        return replace(sample, image=cv2.LUT(sample.image, table))
 
 
 @dataclass(frozen=True)
 class Blur:
-    """Gaussian blur; ``sigma`` in percent of the field's longer side, drawn evenly from 0."""
+    """Gaussian blur of a random sigma from 0 to ``sigma`` percent of the longer side."""
 
-    sigma: float = 0.4
+    sigma: float = option(0.4, high=10)
 
-    def __call__(self, field: AugmentedSample, rng: np.random.Generator) -> AugmentedSample:
-        sigma = rng.uniform(0, self.sigma) / 100 * max(field.image.shape)
-        return replace(field, image=cv2.GaussianBlur(field.image, (0, 0), max(sigma, 0.1)))
+    def __call__(self, sample: AugmentedSample, rng: np.random.Generator) -> AugmentedSample:
+        sigma = rng.uniform(0, self.sigma) / 100 * max(sample.image.shape)
+        return replace(sample, image=cv2.GaussianBlur(sample.image, (0, 0), max(sigma, 0.1)))
 
 
 @dataclass(frozen=True)
 class Defocus:
-    """Out of focus: each point a disc; ``radius`` in percent of the field's longer side, drawn evenly from 0."""
+    """Out of focus: each point becomes a disc of a random radius from 0 to ``radius`` percent of the longer side."""
 
-    radius: float = 1.0
+    radius: float = option(1.0, high=10)
 
-    def __call__(self, field: AugmentedSample, rng: np.random.Generator) -> AugmentedSample:
-        radius = rng.uniform(0, self.radius) / 100 * max(field.image.shape)
-        return replace(field, image=factors.out_of_focus(field.image, max(radius, 0.2)))
+    def __call__(self, sample: AugmentedSample, rng: np.random.Generator) -> AugmentedSample:
+        radius = rng.uniform(0, self.radius) / 100 * max(sample.image.shape)
+        return replace(sample, image=out_of_focus(sample.image, max(radius, 0.2)))
 
 
 @dataclass(frozen=True)
 class Noise:
-    """A sensor's noise of a deviation of up to ``deviation`` grey values, of each channel's own in a third of cases."""
+    """Sensor noise of up to ``std`` grey values; independent per channel in a third of the cases."""
 
-    deviation: float = 8.0
+    std: float = option(8.0, high=255)
 
-    def __call__(self, field: AugmentedSample, rng: np.random.Generator) -> AugmentedSample:
-        height, width = field.image.shape[:2]
+    def __call__(self, sample: AugmentedSample, rng: np.random.Generator) -> AugmentedSample:
+        height, width = sample.image.shape[:2]
         channels = 3 if rng.random() < 1 / 3 else 1
         noise = rng.standard_normal((height, width, channels), dtype=np.float32)
-        noise *= rng.uniform(0, self.deviation)
-        return replace(field, image=np.clip(field.image + noise + 0.5, 0, 255).astype(np.uint8))
+        noise *= rng.uniform(0, self.std)
+        return replace(sample, image=np.clip(sample.image + noise + 0.5, 0, 255).astype(np.uint8))
 
 
 @dataclass(frozen=True)
 class JPEG:
-    """A JPEG's artefacts, of a ``quality`` drawn from this range."""
+    """JPEG artefacts, of a quality from the range ``quality``."""
 
-    quality: tuple[int, int] = (30, 90)
+    quality: tuple[int, int] = option((30, 90), 1, 100)
 
-    def __call__(self, field: AugmentedSample, rng: np.random.Generator) -> AugmentedSample:
+    def __call__(self, sample: AugmentedSample, rng: np.random.Generator) -> AugmentedSample:
         quality = int(rng.integers(self.quality[0], self.quality[1] + 1))
-        _, data = cv2.imencode(".jpg", field.image, [cv2.IMWRITE_JPEG_QUALITY, quality])
-        return replace(field, image=cv2.imdecode(data, cv2.IMREAD_UNCHANGED))
+        _, data = cv2.imencode(".jpg", sample.image, [cv2.IMWRITE_JPEG_QUALITY, quality])
+        return replace(sample, image=cv2.imdecode(data, cv2.IMREAD_UNCHANGED))
 
 
 @dataclass(frozen=True)
 class Factor:
-    """One of the nine interference factors (see ``smear.factors``), drawn from ``names`` (separated by spaces), at a
-    ``severity`` from this range."""
+    """One of the interference factors ``names`` (separated by spaces), at a severity from the range ``severity``."""
 
-    names: str = " ".join(factors.FACTORS)
-    severity: tuple[int, int] = (1, 3)
+    names: str = option(" ".join(FACTORS))
+    severity: tuple[int, int] = option((1, 3), 1, 5)
 
     def __post_init__(self) -> None:
-        if not self.names.split() or not set(self.severity) <= set(factors.SEVERITIES):
-            raise ValueError(f"severity {list(self.severity)}: give names of factors, and two numbers from 1 to 5")
+        for name in self.names.split() or [""]:
+            if name not in FACTORS:
+                raise ValueError(
+                    f'names: "{name}" is unknown{nearest(name, FACTORS)} (there are: {", ".join(FACTORS)})'
+                )
 
-    def __call__(self, field: AugmentedSample, rng: np.random.Generator) -> AugmentedSample:
+    def __call__(self, sample: AugmentedSample, rng: np.random.Generator) -> AugmentedSample:
         name = str(rng.choice(self.names.split()))
-        put = factors.put(
-            name, rng, field.image, field.boxes, int(rng.integers(self.severity[0], self.severity[1] + 1))
-        )
-        return AugmentedSample(put.image, put.boxes, field.labels[put.kept])
+        severity = int(rng.integers(self.severity[0], self.severity[1] + 1))
+        result = apply_factor(name, rng, sample.image, sample.boxes, severity)
+        return AugmentedSample(result.image, result.boxes, sample.labels[result.kept])

@@ -1,21 +1,27 @@
-"""What a transform takes and gives: an image and its cells."""
+"""What transforms have in common: how an option is declared, and which cells stay."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import field, replace
+from typing import Any
 
 import numpy as np
 
 from ..dataset import AugmentedSample
 
-FILL = (124, 116, 104)  # ImageNet's mean colour: near zero once normalised
+FILL = (124, 116, 104)  # ImageNet's mean colour: about zero once normalised
 
 
-def keep_visible(field: AugmentedSample, visible: float) -> AugmentedSample:
-    """Clip the boxes to the image and drop the cells of which less than ``visible`` (0..1 of the area) is left."""
-    height, width = field.image.shape[:2]
-    clipped = np.clip(field.boxes, 0, [width, height, width, height])
-    before = (field.boxes[:, 2:] - field.boxes[:, :2]).prod(1)
-    side = clipped[:, 2:] - clipped[:, :2]
-    stays = (side.prod(1) >= visible * before) & (side > 1).all(1)
-    return replace(field, boxes=clipped[stays], labels=field.labels[stays])
+def option(default: float | tuple | str, low: float = 0, high: float = float("inf")) -> Any:
+    """A transform's option (a number, or a range of two), with the lowest and the highest number that it takes."""
+    return field(default=default, metadata={"low": low, "high": high})
+
+
+def keep_visible(sample: AugmentedSample, visible: float) -> AugmentedSample:
+    """Clip the boxes to the image and drop cells of which less than ``visible`` (0..1 of the area) is left."""
+    height, width = sample.image.shape[:2]
+    clipped = np.clip(sample.boxes, 0, [width, height, width, height])
+    area = (sample.boxes[:, 2:] - sample.boxes[:, :2]).prod(1)
+    sides = clipped[:, 2:] - clipped[:, :2]
+    kept = (sides.prod(1) >= visible * area) & (sides > 1).all(1)
+    return replace(sample, boxes=clipped[kept], labels=sample.labels[kept])

@@ -1,4 +1,4 @@
-"""The stain, the renderer and ``leuko.data synth``."""
+"""The stain, the renderer and ``leuko data synth``."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ import pytest
 
 from leuko.cells import TYPES
 from leuko.data.source import load
-from leuko.data.tools.synth import synth
+from leuko.data.tools.draw import synth
 from leuko.errors import LeukoError
 from leuko.synth import stain
+from leuko.synth.canvas import DrawnCell
 from leuko.synth.leukocytes import DRAW
-from leuko.synth.render import render, render_field
+from leuko.synth.render import render
 
 CODES = [t.code for t in TYPES]
 
@@ -33,7 +34,7 @@ def test_density_and_amounts_round_trip():
 
 
 def test_layers_multiply_light():
-    """Beer and Lambert: what two layers let through is the product of what each lets through."""
+    """Beer-Lambert law: the transmission of two layers is the product of theirs."""
     one, two = np.array([0.3, 0.1, 0.2]), np.array([0.5, 1.2, 0.0])
     light = [stain.from_density(stain.mix(layer), np.ones(3)) for layer in (one, two, one + two)]
     np.testing.assert_allclose(light[0] * light[1], light[2], rtol=1e-5)
@@ -42,7 +43,7 @@ def test_layers_multiply_light():
 def test_acid_is_red_and_alkaline_blue():
     nucleus = np.array([1.4, 1.8, 0.0])
     red, blue = (stain.mix(nucleus * stain.uptake(ph)) for ph in (6.2, 7.0))
-    assert red[0] < blue[0]  # more red light is left
+    assert red[0] < blue[0]  # transmits more red light
     np.testing.assert_array_equal(stain.uptake(stain.NEUTRAL_PH), 1)
 
 
@@ -62,7 +63,7 @@ def test_boxes_are_the_extents_of_the_cells():
 
 
 def test_the_drawn_cell_fills_its_box():
-    """In the picture itself the box is darker than the bare slide around it."""
+    """In the image itself the cell is darker than the empty slide around it."""
     field = render(np.random.default_rng(3), 320, 320, ["L"], red_cell_px=40)
     x0, y0, x1, y1 = field.boxes[0].astype(int)
     assert field.image[y0:y1, x0:x1][field.masks[0, y0:y1, x0:x1]].mean() < 0.7 * np.median(field.image)
@@ -71,14 +72,14 @@ def test_the_drawn_cell_fills_its_box():
 def test_leukocytes_are_larger_than_red_cells():
     for code in CODES:
         for seed in range(8):
-            boxes = render_field(np.random.default_rng(seed), 300, 300, [code], red_cell_px=30)[1]
+            boxes = render(np.random.default_rng(seed), 300, 300, [code], red_cell_px=30).boxes
             inside = boxes[(boxes[:, :2].min(axis=1) > 0) & (boxes[:, 2:].max(axis=1) < 300)]
             sides = np.sqrt((inside[:, 2] - inside[:, 0]) * (inside[:, 3] - inside[:, 1]))
             assert ((sides > 1.3 * 30) & (sides < 2.6 * 30)).all()
 
 
-def by_the_book(cell) -> str:
-    """Name a cell as a textbook does: by its granules, the colour of its cytoplasm, and the nucleus' share."""
+def textbook_type(cell: DrawnCell) -> str:
+    """The type by a textbook's criteria: granules, colour of the cytoplasm, share of the nucleus."""
     inside = cell.cover > 0.5
     eosin, azure, _ = cell.amounts[inside & (cell.nucleus < 0.1)].mean(axis=0)
     if azure > 0.5 and eosin > 0.4:
@@ -90,9 +91,9 @@ def by_the_book(cell) -> str:
     return "L" if (cell.nucleus > 0.5).sum() > 0.55 * inside.sum() else "M"  # blue
 
 
-def test_the_five_types_can_be_told_apart():
+def test_the_five_types_can_be_distinguished():
     for code in CODES:
-        named = [by_the_book(DRAW[code](np.random.default_rng(i), 30.0)) for i in range(30)]
+        named = [textbook_type(DRAW[code](np.random.default_rng(i), 30.0)) for i in range(30)]
         assert named.count(code) >= 28, (code, named)
 
 
@@ -123,7 +124,7 @@ def test_the_three_formats_hold_the_same(tmp_path):
         assert len(pixels(tmp_path / form)) == 9  # nothing is stored twice
 
 
-def test_nothing_is_overwritten_unasked(tmp_path):
+def test_nothing_is_overwritten_without_force(tmp_path):
     synth(tmp_path / "set", 2, 64)
     before = pixels(tmp_path)
     with pytest.raises(LeukoError, match="--force"):
@@ -148,8 +149,8 @@ def run(*words: str) -> subprocess.CompletedProcess:
     ("words", "says"),
     [
         (["--size", "63"], "size 63"),
-        (["--images", "0"], "images 0"),
-        (["--format", "yollo"], 'did you mean "yolo"'),
+        (["--images", "-1"], "images -1"),
+        (["--format", "yollo"], "'yolo'"),
         (["--val", "0.6", "--test", "0.5"], "training"),
         (["--seed", "-1"], "seed -1"),
         (["--sise", "99"], 'did you mean "--size"'),
