@@ -124,7 +124,9 @@ class DetectionModel(nn.Module):
         for i, (target, original, size) in enumerate(zip(targets, originals, sizes, strict=True)):
             boxes, labels = target["boxes"].float().reshape(-1, 4), target["labels"].long()
             if len(labels) != len(boxes):
-                raise LeukoError(f"image {i} of the batch has {len(boxes)} boxes, {len(labels)} labels; give one per box")
+                raise LeukoError(
+                    f"image {i} of the batch has {len(boxes)} boxes, {len(labels)} labels; give one per box"
+                )
             good_box = torch.isfinite(boxes).all(1) & (boxes[:, 2:] > boxes[:, :2]).all(1)
             good_label = (labels >= 0) & (labels < self.num_classes)
             if not (good_box & good_label).all():
