@@ -10,16 +10,22 @@ import torch
 from conftest import Bomb, tensor
 from torch import nn
 
-from leuko.engine.evaluate import prepared
-from leuko.engine.trainer import param_groups_of
 from leuko.errors import LeukoError
-from leuko.models import DETECTORS, Backbone, ModelOptions, create, folding, winograd
+from leuko.models import DETECTORS, Backbone, ModelOptions, create, param_groups
+from leuko.models.conv_bn import FusedNorm, fuse_conv_bn
 from leuko.ops import boxes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 TINY = {"image_size": 64, "channels": 64, "fc_channels": 32, "proposals": 50, "rois": 16, "score_threshold": 0.0}
 BACKBONES = ("resnet18", "tf_efficientnet_lite0")
+# Of timm's families with BatchNorm, small ones that import and run fast.
+FUSIBLE = "resnet10t resnet18d resnetv2_18 seresnet18 skresnet18 mobilenetv2_035 mobilenetv3_small_050"
+FUSIBLE += (
+    " mobilenetv4_conv_small_035 efficientnet_b0 mnasnet_small lcnet_050 tinynet_e fbnetc_100 ghostnet_050 regnety_002"
+)
+FUSIBLE += " repvgg_a0 densenet121 dla46_c ese_vovnet19b_slim_dw mobilevit_xxs hgnetv2_b0 rexnet_100 fastvit_t8"
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA here"))]
 IMAGES = ((60, 80), (1, 1), (100, 40))  # height, width
 CELLS = ([[5, 5, 40, 35], [30, 20, 75, 58]], [], [[2, 30, 38, 90]])
 
@@ -44,14 +50,19 @@ def randomise_norm(model: nn.Module) -> None:
             nn.init.normal_(module.bias, std=0.1)
 
 
+def on(device: str, images: list, targets: list = ()) -> tuple[list, list]:
+    return [i.to(device) for i in images], [{k: v.to(device) for k, v in t.items()} for t in targets]
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("name", DETECTORS)
-def test_detector_keeps_the_contract(name, backbone):
-    model = build(name, backbone).train()
+def test_detector_keeps_the_contract(name, backbone, device):
+    model = build(name, backbone).train().to(device)
     randomise_norm(model)  # timm starts some of its scales at zero, which stops gradients
     for cells in (CELLS, ([], [], [])):
         model.zero_grad()
-        losses = model(*batch(cells))
+        losses = model(*on(device, *batch(cells)))
         assert losses and all(v.dim() == 0 and torch.isfinite(v) for v in losses.values())
         sum(losses.values()).backward()
         for key, parameter in model.named_parameters():
@@ -63,20 +74,31 @@ def test_detector_keeps_the_contract(name, backbone):
                 assert not any(cells) or parameter.grad.abs().max() > 0 or key.startswith("fpn."), key
             else:
                 assert parameter.grad is None, key
-    images, _ = batch()
+    images, _ = on(device, *batch())
     with torch.inference_mode():
-        found = model.eval()(images)
-    assert len(found) == 3 and sum(len(f["boxes"]) for f in found)
-    for image, f in zip(images, found, strict=True):
+        predictions = model.eval()(images)
+    assert len(predictions) == 3 and sum(len(f["boxes"]) for f in predictions)
+    for image, f in zip(images, predictions, strict=True):
         number, (height, width) = len(f["boxes"]), image.shape[-2:]
         assert f["boxes"].shape == (number, 4) and f["scores"].shape == f["labels"].shape == (number,)
         assert number <= ModelOptions().max_detections and f["labels"].dtype == torch.int64
+        assert {v.device.type for v in f.values()} == {device}
         x0, y0, x1, y1 = f["boxes"].unbind(1)
         assert (x0 >= 0).all() and (x0 <= x1).all() and (x1 <= width).all()
         assert (y0 >= 0).all() and (y0 <= y1).all() and (y1 <= height).all()
         assert (f["scores"].diff() <= 0).all() and ((f["scores"] >= 0) & (f["scores"] <= 1)).all()
         assert ((f["labels"] >= 0) & (f["labels"] < 5)).all()
     assert create(**model.recipe).load_state_dict(model.state_dict())
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_a_new_model_is_in_training_mode_throughout(name):
+    for norm, backbone in (("frozen", "resnet18"), ("train", "tf_efficientnet_lite0"), ("gn", "tf_efficientnet_lite0")):
+        model = build(name, backbone, norm=norm)
+        modes = {key: module.training for key, module in model.named_modules()}
+        model.train()
+        assert modes == {key: module.training for key, module in model.named_modules()}
+        assert model.training and model.backbone.training and model.backbone.body.training
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
@@ -126,28 +148,46 @@ def test_group_norm_starts_from_the_same_imagenet_weights():
     assert left and all(key.endswith(("running_mean", "running_var", "num_batches_tracked")) for key in left)
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
-def test_folded_norm_gives_the_same_maps_and_gradients(backbone):
+@pytest.mark.parametrize("backbone", FUSIBLE.split())
+def test_fused_norm_gives_the_same_maps(backbone):
+    torch.manual_seed(0)
     plain = Backbone(backbone, norm="train", freeze=False).eval()
     randomise_norm(plain)
-    folded = copy.deepcopy(plain)
-    folding.fold(folded)
+    fused = copy.deepcopy(plain)
+    fuse_conv_bn(fused, for_inference=True)
+    norms = sum(isinstance(m, nn.BatchNorm2d) for m in plain.modules())
+    assert sum(isinstance(m, FusedNorm) for m in fused.modules()) >= norms * 0.4  # others have no convolution before
+    assert plain.state_dict().keys() <= fused.state_dict().keys()
+    with torch.inference_mode():
+        images = torch.randn(1, 3, 64, 96)
+        for one, other in zip(fused(images), plain(images), strict=True):
+            assert near(one, other, 1e-4)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_fused_norm_gives_the_same_gradients(backbone):
+    plain = Backbone(backbone, norm="train", freeze=False).eval()
+    randomise_norm(plain)
+    fused = copy.deepcopy(plain)
+    fuse_conv_bn(fused)
     images = torch.randn(2, 3, 64, 96)
-    wanted, maps = plain(images), folded(images)
-    for found in (wanted, maps):
-        sum((m * m).mean() for m in found).backward()
-    others = dict(folded.named_parameters())
-    assert plain.state_dict().keys() == folded.state_dict().keys()
+    for network in (plain, fused):
+        sum((m * m).mean() for m in network(images)).backward()
+    others = dict(fused.named_parameters())
+    assert plain.state_dict().keys() == fused.state_dict().keys()
     for key, parameter in plain.named_parameters():
         assert near(others[key].grad, parameter.grad), key
-    folding.keep(folded)
-    with torch.inference_mode():
-        for kept, one, other in zip(folded(images), maps, wanted, strict=True):
-            assert near(one, other) and near(kept, other)
 
 
-def near(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return bool((one - other).abs().max() <= 1e-3 * max(1e-3, other.abs().max()))
+def near(one: torch.Tensor, other: torch.Tensor, tolerance: float = 1e-3) -> bool:
+    return bool((one - other).abs().max() <= tolerance * max(1e-3, other.abs().max()))
+
+
+def labelled(*labels: int) -> tuple[list[torch.Tensor], list[dict[str, torch.Tensor]]]:
+    """The batch with these labels in the last image, which has one box."""
+    images, targets = batch()
+    targets[-1]["labels"] = torch.tensor(labels)
+    return images, targets
 
 
 @pytest.mark.parametrize(
@@ -157,11 +197,18 @@ def near(one: torch.Tensor, other: torch.Tensor) -> bool:
         (('"resnet19"', "did you mean"), lambda: create("fcos", 5, "resnet19")),
         (('"chanels"', 'did you mean "channels"'), lambda: create("fcos", 5, "resnet18", chanels=64)),
         (("at least one class",), lambda: create("fcos", 0)),
+        (("channels=70", "multiple of 32"), lambda: build("fcos_improved", channels=70)),
+        (("channels=70", "multiple of 16"), lambda: build("grid_rcnn", channels=70)),
+        (("rois=0", "at least 1"), lambda: build("faster_rcnn", rois=0)),
+        (("2 weights for 5 classes",), lambda: build("faster_rcnn", class_weights=(1.0, 2.0))),
         (("levit_128s", "strides"), lambda: create("fcos", 5, "levit_128s")),
         (("no such file",), lambda: create("fcos", 5, "resnet18", pretrained="none.pth")),
         (("GroupNorm",), lambda: create("fcos", 5, "convnext_atto", norm="gn")),
         (("[9.0, 9.0, 3.0, 3.0]",), lambda: build().train()(*batch(([[9, 9, 3, 3]], [], [])))),
         (("needs targets",), lambda: build().train()(batch()[0])),
+        (("image 2", "label -1", "0..4"), lambda: build().train()(*labelled(-1))),
+        (("image 2", "label 5", "0..4"), lambda: build("faster_rcnn").train()(*labelled(5))),
+        (("image 2", "1 boxes, 2 labels"), lambda: build("fsaf").train()(*labelled(0, 1))),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else "",
 )
@@ -192,14 +239,13 @@ def test_backbone_weights_come_from_a_file(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["fcos", "faster_rcnn", "grid_rcnn", "double_head_rcnn"])
-def test_prepared_model_finds_what_the_model_finds(name):
+def test_fused_model_predicts_what_the_model_predicts(name):
     torch.manual_seed(0)
     model = create(name, 5, "resnet18", image_size=224, channels=128, score_threshold=0.0).eval()
     randomise_norm(model)
-    fast = prepared(model, torch.device("cpu"))
+    fast = copy.deepcopy(model)
+    fast.fuse()
     assert not any(type(m) is nn.BatchNorm2d for m in fast.modules())
-    assert any(isinstance(m, winograd.WinogradConv) for m in fast.modules())
-    assert not any(isinstance(m, winograd.WinogradConv) for m in model.modules())
     with torch.inference_mode():
         (wanted,), (found,) = model([image := torch.rand(3, 224, 200)]), fast([image])
     torch.testing.assert_close(found["scores"], wanted["scores"], rtol=0, atol=1e-3)
@@ -210,7 +256,7 @@ def test_prepared_model_finds_what_the_model_finds(name):
 
 
 @torch.no_grad()
-def test_double_head_skips_only_what_cannot_be_found():
+def test_double_head_skips_only_what_cannot_be_predicted():
     model = build("double_head_rcnn", score_threshold=None).eval()
     randomise_norm(model)
     nn.init.normal_(model.head.cls_logits.weight, std=1.0)
@@ -232,7 +278,7 @@ def test_double_head_skips_only_what_cannot_be_found():
         strict=True,
     )
     for (p, b, d, size), image, f in zip(every, images, found, strict=True):
-        whole = model.select(p, model.stage.coder.decode(b, d), size)
+        whole = model.select(p, model.criterion.coder.decode(b, d), size)
         scale = model.preprocess.scale(image.shape[-2:], size, f["boxes"])
         assert torch.equal(whole["labels"], f["labels"]) and torch.allclose(whole["scores"], f["scores"])
         assert torch.allclose(boxes.clip(whole["boxes"] / scale, image.shape[-2:]), f["boxes"], atol=1e-3)
@@ -253,15 +299,15 @@ def test_voting_moves_the_boxes_of_a_head_and_nothing_else(name):
 
 def test_fcos_moves_its_boxes_as_far_in_a_step_as_its_improved_form():
     plain, improved = build("fcos"), build("fcos_improved")
-    spread = [model.head.distances.weight.std().item() for model in (plain, improved)]
+    spread = [model.head.bbox_pred.weight.std().item() for model in (plain, improved)]
     assert spread[0] * 6 == pytest.approx(spread[1], rel=0.1)
     plain.head.box_tower.load_state_dict(improved.head.box_tower.state_dict(), strict=False)  # it has no biases
-    plain.head.distances.weight.data = improved.head.distances.weight.data / 6
+    plain.head.bbox_pred.weight.data = improved.head.bbox_pred.weight.data / 6
     feature, moved = torch.randn(2, 64, 8, 8), []
     for model in (plain, improved):
-        optimiser = torch.optim.SGD(
-            [{"params": p, "lr": 1e-3 * factor} for factor, p in param_groups_of(model).items()]
-        )
+        groups = param_groups(model)
+        assert sum(len(g["params"]) for g in groups) == sum(p.requires_grad for p in model.parameters())
+        optimiser = torch.optim.SGD([{**g, "lr": 1e-3 * g["lr_multiplier"]} for g in groups])
         before = model.head.regress(feature, feature, 0)[0].log()
         before.mean().backward()
         optimiser.step()
@@ -269,7 +315,7 @@ def test_fcos_moves_its_boxes_as_far_in_a_step_as_its_improved_form():
     assert 1e-4 < moved[0].std() < 1 and torch.allclose(*moved, rtol=0.1, atol=1e-5)
 
 
-def test_unit_maps_deviate_by_one_and_the_deviation_is_kept():
+def test_normalised_features_have_std_one_and_keep_it():
     torch.manual_seed(0)
     backbone, batch = Backbone("resnet18", normalize_features=True).eval(), torch.randn(2, 3, 96, 96)
     backbone.init_scale(batch)
@@ -280,12 +326,12 @@ def test_unit_maps_deviate_by_one_and_the_deviation_is_kept():
     ).eval()  # as a run from scratch begins
     before = copy.deepcopy(follows.state_dict())
     follows.init_scale(batch)
-    assert {k for k, v in follows.state_dict().items() if not torch.equal(v, before[k])} == {"deviation"}
+    assert {k for k, v in follows.state_dict().items() if not torch.equal(v, before[k])} == {"std"}
     with torch.no_grad():
         assert [m.std().item() for m in follows.train()(batch)] == pytest.approx([1.0] * 4, rel=1e-4)
     other = Backbone("resnet18", normalize_features=True)
     other.load_state_dict(backbone.state_dict())
-    assert torch.equal(other.deviation, backbone.deviation)
+    assert torch.equal(other.std, backbone.std)
 
 
 @pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224"])

@@ -29,9 +29,9 @@ Norm = Literal["frozen", "train", "gn"]
 class Backbone(nn.Module):
     """A timm network [N, 3, H, W] -> its maps C2 to C5, ``channels`` of them at strides 4, 8, 16, 32.
 
-    ``norm``: ``"frozen"`` keeps BatchNorm's pretrained statistics (its scale and shift still learn); ``"train"`` updates
-    them with the batches; ``"gn"`` replaces it by GroupNorm. With ``freeze``, everything up to C2 (the stem and the
-    first stage) is kept, statistics too; with GroupNorm nothing is frozen, since its statistics are new.
+    ``norm``: ``"frozen"`` keeps BatchNorm's pretrained statistics (its scale and shift still learn); ``"train"``
+    updates them with the batches; ``"gn"`` replaces it by GroupNorm. With ``freeze``, everything up to C2 (the stem and
+    the first stage) is kept, statistics too; with GroupNorm nothing is frozen, since its parameters are new.
     With ``normalize_features``, each map is divided by its standard deviation, which :meth:`init_scale` measures once.
     It is about 9 in networks that end their blocks without activation (EfficientNet) and below 1 in a ResNet; an FPN
     and heads without norm layers diverge on the former at learning rates that suit the latter.
@@ -124,7 +124,7 @@ class Backbone(nn.Module):
 
     @torch.no_grad()
     def init_scale(self, batch: Tensor) -> None:
-        """Measure the standard deviation of the maps of a normalised batch [N, 3, H, W], if they are to be divided by it.
+        """Measure the standard deviation of the maps of a normalised batch [N, 3, H, W], if they are divided by it.
 
         It is measured in training mode, where BatchNorm may follow the batch; on a copy, whose statistics that changes.
         """

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -61,7 +62,9 @@ class DetectionModel(nn.Module):
     default_lr = 0.01  # SGD's learning rate for batches of 8, as in Li et al. 2022
     default_clip = 35.0  # largest norm of the gradients, as in MMDetection
     wants_normalized_features = True  # whether maps with standard deviations far from 1 are normalised
-    lr_multipliers: Mapping[str, float] = {}  # factor on the learning rate of parameters, by the start of their names
+    lr_multipliers: Mapping[str, float] = MappingProxyType(
+        {}
+    )  # factor on the learning rate of parameters, by the start of their names
     channels_multiple = 1  # group norms need ``channels`` to be a multiple of this
 
     def __init__(
@@ -122,7 +125,7 @@ class DetectionModel(nn.Module):
             boxes, labels = target["boxes"].float().reshape(-1, 4), target["labels"].long()
             if len(labels) != len(boxes):
                 raise LeukoError(
-                    f"image {i} of the batch has {len(boxes)} boxes and {len(labels)} labels; give as many"
+                    f"image {i} of the batch has {len(boxes)} boxes, {len(labels)} labels; give one per box"
                 )
             good_box = torch.isfinite(boxes).all(1) & (boxes[:, 2:] > boxes[:, :2]).all(1)
             good_label = (labels >= 0) & (labels < self.num_classes)

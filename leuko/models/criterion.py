@@ -180,7 +180,7 @@ class FSAFCriterion:
 
 
 def best_levels(loss: Tensor, level: Tensor, gt: Tensor, boxes: int, levels: int) -> Tensor:
-    """Online feature selection (FSAF, section 3.2): the level [G] on which the mean loss over a box's positives is least.
+    """Online feature selection (FSAF, section 3.2): the level [G] with the least mean loss over a box's positives.
 
     loss, level and gt [P]: each positive's loss, its level and its box, an index into the G = ``boxes`` of the batch.
     """

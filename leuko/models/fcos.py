@@ -7,6 +7,7 @@ centerness on the box tower, positives only near a box's centre, and GIoU.
 from __future__ import annotations
 
 import math
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -55,9 +56,9 @@ class FCOS(OneStage):
     improved = False
     wants_normalized_features = False  # the heads have norm layers, and boxes are tighter from maps as they are
     channels_multiple = GROUPS
-    # A change of .1 in ln d moves a side by 10 %, in d / stride, which starts at START, by 1.7 %. So ln d has START times
-    # the gradient and the effect, and at the improved form's rate the boxes oscillate.
-    lr_multipliers = {"head.bbox_pred": START**-2, "head.scales": math.log(START * STRIDES[0]) ** -2}
+    # A change of .1 in ln d moves a side by 10 %, in d / stride, which starts at START, by 1.7 %. So ln d has START
+    # times the gradient and the effect, and at the improved form's rate the boxes oscillate.
+    lr_multipliers = MappingProxyType({"head.bbox_pred": START**-2, "head.scales": math.log(START * STRIDES[0]) ** -2})
 
     def __init__(self, *, num_classes: int, options: ModelOptions, groups: int = GROUPS, **parts: nn.Module):
         super().__init__(num_classes=num_classes, options=options, extra="output", relu=True, **parts)
@@ -78,5 +79,5 @@ class FCOSImproved(FCOS):
     """The authors' later form."""
 
     improved = True
-    lr_multipliers = {}
+    lr_multipliers = MappingProxyType({})
     nms_threshold = 0.6

@@ -66,13 +66,13 @@ def resize(image: Tensor, size: Size) -> Tensor:
     if max(size) > max(image.shape[-2:]):
         return F.interpolate(image[None], size=size, mode="bilinear")[0]
     with torch.autocast(image.device.type, enabled=False):  # half precision would cost grey values
-        rows, columns = (_shares(*sides, image) for sides in zip(image.shape[-2:], size, strict=True))
+        rows, columns = (_shares(*sides).to(image.device) for sides in zip(image.shape[-2:], size, strict=True))
         return rows @ image.float() @ columns.T
 
 
-def _shares(source: int, target: int, like: Tensor) -> Tensor:
-    """The share of each source cell in each target cell along one axis: [target, source], each row sums to 1."""
-    edges = torch.linspace(0, source, target + 1, device=like.device, dtype=torch.float64)
-    cells = torch.arange(source, device=like.device)
+def _shares(source: int, target: int) -> Tensor:
+    """The share of each source cell in each target cell along one axis: [target, source] float32, rows sum to 1."""
+    edges = torch.linspace(0, source, target + 1, dtype=torch.float64)
+    cells = torch.arange(source)
     overlap = torch.minimum(edges[1:, None], cells + 1) - torch.maximum(edges[:-1, None], cells)
     return (overlap.clamp(min=0) * (target / source)).float()

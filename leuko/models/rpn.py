@@ -85,7 +85,7 @@ class RPN(nn.Module):
         return self.criterion(*sampled, samples), self.propose(logits, deltas, levels, sizes)
 
     def at(self, pyramid: list[Tensor], image: Tensor, anchor: Tensor) -> tuple[Tensor, Tensor]:
-        """What :meth:`forward` gives for single anchors, logits [S] and deltas [S, 4], without the pass over whole maps.
+        """What :meth:`forward` gives, for single anchors without the pass over whole maps: logits [S], deltas [S, 4].
 
         image [S] is an index into N, anchor [S] into the anchors of all levels.
         """

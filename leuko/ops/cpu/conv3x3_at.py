@@ -16,7 +16,7 @@ from torch import Tensor
 def conv3x3_at(feature: Tensor, weight: Tensor, bias: Tensor, image_index: Tensor, cell: Tensor) -> Tensor:
     """``F.conv2d(feature, weight, bias, padding=1)`` at S cells only: [S, K].
 
-    feature [N, C, H, W], weight [K, C, 3, 3], bias [K]; image_index [S] into N, cell [S] into the H*W cells, row by row.
+    feature [N, C, H, W], weight [K, C, 3, 3], bias [K]; image_index [S] into N, cell [S] into the H*W cells.
     """
     width = feature.shape[-1]
     padded = F.pad(feature, (1, 1, 1, 1)).permute(0, 2, 3, 1)  # [N, H+2, W+2, C]
