@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 import torch
-from conftest import Bomb, tensor
+from conftest import DEVICES, Bomb, tensor
 from torch import nn
 
 from leuko.errors import LeukoError
@@ -25,7 +25,6 @@ FUSIBLE += (
     " mobilenetv4_conv_small_035 efficientnet_b0 mnasnet_small lcnet_050 tinynet_e fbnetc_100 ghostnet_050 regnety_002"
 )
 FUSIBLE += " repvgg_a0 densenet121 dla46_c ese_vovnet19b_slim_dw mobilevit_xxs hgnetv2_b0 rexnet_100 fastvit_t8"
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA here"))]
 IMAGES = ((60, 80), (1, 1), (100, 40))  # height, width
 CELLS = ([[5, 5, 40, 35], [30, 20, 75, 58]], [], [[2, 30, 38, 90]])
 

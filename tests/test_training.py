@@ -19,7 +19,7 @@ import cv2
 import pytest
 import torch
 import yaml
-from conftest import FASTER, FCOS, TINY
+from conftest import DEVICES, FASTER, FCOS, TINY
 from safetensors.torch import load_file
 
 from leuko.config import TrainOptions
@@ -263,6 +263,21 @@ def test_new_run_starts_from_weights(data, project, tmp_path, leuko, no_plots):
 
 
 # ---------------------------------------------------------------------- options
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_run_goes_from_training_to_prediction_on_any_device(device, data, tmp_path, leuko, no_plots):
+    words = ["train", "--data", data, "--project", tmp_path, *TINY, *FASTER[:2], "--epochs", "1", "--ema", "0.9"]
+    assert leuko(*words, "--device", device).code == 0
+    about = ["--weights", tmp_path / "faster_rcnn", "--device", device, "--save", tmp_path]
+    measured = leuko("val", *about, "--data", data, "--name", "val", "--draws", "0", "--workers", "0")
+    assert measured.code == 0
+    gpu = json.loads((tmp_path / "val/environment.json").read_text())["gpu"]
+    assert (gpu is None) == (device == "cpu")
+    images = source.load(data, "test").samples[0].image.parent
+    assert leuko("predict", *about, "--source", images, "--name", "predict").code == 0
+    extended = leuko("train", "--resume", tmp_path / "faster_rcnn", "--epochs", "2")
+    assert extended.code == 0 and len(rows(tmp_path / "faster_rcnn")) == 2
 
 
 OPTIONS = {
