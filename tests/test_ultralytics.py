@@ -147,7 +147,7 @@ def test_image_that_ultralytics_refuses_is_not_dropped_in_silence(tmp_path):
         sample.width = sample.height = side
     model, options = create_yolo("yolo11n", 5, image_size=64), TrainOptions(imgsz=64, workers=0)
     with pytest.raises(LeukoError, match="leaves out 1 of 2 images"):
-        train_ultralytics(model, options, tmp_path / "run", both, both, CPU, lambda *_: False)
+        train_ultralytics(model, options, tmp_path / "run", both, both, CPU, lambda *_: False, pytest.fail)
 
 
 def test_it_is_measured_fused_and_used_like_any_other(trained, project, data, tmp_path, leuko):
