@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .matching import Matches
+from .matching import Matches, pooled
 
 BINS = 10
 LEAST_SCORE = 0.05  # detections below it are not calibrated
@@ -26,12 +26,11 @@ class Reliability:
     error: float
 
 
-def outcomes(matches: Sequence[Matches], threshold: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Scores [D] float64 of all detections that count, from ``LEAST_SCORE`` on, and whether each is a true positive
-    [D] bool, at the IoU of this index into ``IOUS``."""
-    scores = np.concatenate([m.scores for m in matches])
-    tp = np.concatenate([m.tp[threshold] for m in matches])
-    counted = np.concatenate([~m.ignored[threshold] for m in matches]) & (scores >= LEAST_SCORE)
+def outcomes(matches: Sequence[Matches]) -> tuple[np.ndarray, np.ndarray]:
+    """Scores [D] float64 of all detections that count at IoU .50, from ``LEAST_SCORE`` on, and whether each is a true
+    positive [D] bool."""
+    scores, tp, counted = pooled(matches)
+    counted &= scores >= LEAST_SCORE
     return scores[counted].astype(np.float64), tp[counted]
 
 
@@ -60,7 +59,7 @@ class Scaling:
         return _sigmoid(_logit(np.asarray(scores, dtype=np.float64)) / self.temperature + self.shift)
 
 
-def fit(scores: np.ndarray, tp: np.ndarray, steps: int = 50) -> Scaling | None:
+def fit(scores: np.ndarray, tp: np.ndarray) -> Scaling | None:
     """The scaling of maximum likelihood, by Newton's method; None where there are too few outcomes to fit.
 
     The scores of a dense detector are wrong by a factor of their odds as often as by their spread, which is why a shift
@@ -70,7 +69,7 @@ def fit(scores: np.ndarray, tp: np.ndarray, steps: int = 50) -> Scaling | None:
         return None
     x = np.stack([_logit(scores), np.ones(len(scores))], axis=1)
     w = np.array([1.0, 0.0])
-    for _ in range(steps):
+    for _ in range(50):
         q = _sigmoid(x @ w)
         gradient = x.T @ (q - tp) + 1e-3 * (w - [1, 0])
         hessian = (x * (q * (1 - q))[:, None]).T @ x + 1e-3 * np.eye(2)

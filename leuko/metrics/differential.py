@@ -31,7 +31,7 @@ class Share:
 def count(predictions: Iterable[Detections], types: Sequence[str], threshold: float = 0.5) -> list[Share]:
     """Count the detections with score >= ``threshold`` of many images together (a folder, a smear, a patient): one
     Share per type, in the order of ``types``."""
-    cells = _cells([p.above(threshold).labels for p in predictions], len(types)).tolist()
+    cells = _cells(predictions, threshold, len(types)).sum(0).tolist()
     return [Share(name, n, *percent_of(n, sum(cells))) for name, n in zip(types, cells, strict=True)]
 
 
@@ -41,11 +41,11 @@ def percent_of(n: int, total: int) -> tuple[float, float, float]:
     return 100 * n / total if total else nan, 100 * low, 100 * high
 
 
-def wilson(successes: int, total: int, z: float = 1.959963984540054) -> tuple[float, float]:
-    """Return Wilson's score interval (0..1) of a proportion, by default at 95 %; (nan, nan) if ``total`` is 0."""
+def wilson(successes: int, total: int) -> tuple[float, float]:
+    """Return Wilson's 95 % score interval (0..1) of a proportion; (nan, nan) if ``total`` is 0."""
     if total == 0:
         return nan, nan
-    p = successes / total
+    p, z = successes / total, 1.959963984540054
     centre = p + z * z / (2 * total)
     spread = z * sqrt(p * (1 - p) / total + z * z / (4 * total * total))
     scale = 1 + z * z / total
@@ -55,9 +55,10 @@ def wilson(successes: int, total: int, z: float = 1.959963984540054) -> tuple[fl
     return low, high
 
 
-def _cells(labels: Sequence[np.ndarray], types: int) -> np.ndarray:
-    """Cells of each type, [types] int, of the labels of many images."""
-    return np.bincount(np.concatenate([np.zeros(0, np.int64), *labels]), minlength=types)
+def _cells(predictions: Iterable[Detections], threshold: float, types: int) -> np.ndarray:
+    """Detections with score >= ``threshold`` per image and type, [images, types] int."""
+    counts = [np.bincount(p.above(threshold).labels, minlength=types) for p in predictions]
+    return np.array(counts, dtype=int).reshape(-1, types)
 
 
 # ---------------------------------------------------------------- agreement of counts
@@ -65,19 +66,17 @@ def _cells(labels: Sequence[np.ndarray], types: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class GroupCount:
-    """Cells of each type in one group of images: by label and by prediction, [types] int each."""
+    """Cells of each type in one group of images, [2, types] int: by label, by prediction."""
 
     group: str
     images: int
-    labelled: np.ndarray
-    predicted: np.ndarray
+    cells: np.ndarray
 
     @property
     def percent(self) -> np.ndarray:
-        """Each type's share of the cells in percent, [2, types]: by label, by prediction; nan if there is no cell."""
-        cells = np.stack([self.labelled, self.predicted])
-        total = cells.sum(1, keepdims=True)
-        return 100 * cells / np.where(total, total, nan)
+        """Each type's share of the cells in percent, [2, types]; nan if there is no cell."""
+        total = self.cells.sum(1, keepdims=True)
+        return 100 * self.cells / np.where(total, total, nan)
 
 
 @dataclass(frozen=True)
@@ -98,13 +97,8 @@ def group_counts(dataset: Dataset, predictions: Sequence[Detections], score: flo
     groups: dict[str, list[int]] = {}
     for i, sample in enumerate(dataset.samples):
         groups.setdefault(sample.group or str(sample.image), []).append(i)
-    labelled = [s.labels[~s.crowd] for s in dataset.samples]
-    predicted = [p.above(score).labels for p in predictions]
-    k = len(dataset.types)
-    return [
-        GroupCount(group, len(at), _cells([labelled[i] for i in at], k), _cells([predicted[i] for i in at], k))
-        for group, at in groups.items()
-    ]
+    cells = np.stack([dataset.counts_per_image(), _cells(predictions, score, len(dataset.types))], axis=1)
+    return [GroupCount(group, len(at), cells[at].sum(0)) for group, at in groups.items()]
 
 
 def shares(counts: Sequence[GroupCount]) -> np.ndarray:
@@ -152,13 +146,13 @@ def review_queue(
     Doubtful is a detection whose score is near ``score``, and a number of cells of a type on which the members of an
     ensemble disagree. A member's detections count above a threshold of its own, since members' scores differ in scale.
     """
+    counts = [_cells(m, t, len(dataset.types)) for m, t in zip(members, thresholds, strict=True)]
+    spreads = np.ptp(counts, axis=0).sum(1) if counts else np.zeros(len(dataset), int)
     rows = []
-    for i, (sample, detections) in enumerate(zip(dataset.samples, predictions, strict=True)):
+    for sample, detections, spread in zip(dataset.samples, predictions, spreads.tolist(), strict=True):
         distances = np.append(np.abs(detections.scores - score), NEAR)
         nearest = int(distances.argmin())
         by_score = round(float(1 - distances[nearest] / NEAR), 3)
-        cells = [_cells([m[i].above(t).labels], len(dataset.types)) for m, t in zip(members, thresholds, strict=True)]
-        spread = int(np.ptp(cells, axis=0).sum()) if cells else 0
         why = [f"a score of {detections.scores[nearest]:.2f}"] if by_score > 0 else []
         why += [f"members differ by {spread} cell{'s' * (spread > 1)}"] if spread else []
         if why:
