@@ -130,9 +130,9 @@ def test_coco_results_measure_the_same(seed):
 @pytest.mark.parametrize(("successes", "total"), [(412, 447), (0, 12), (12, 12), (1, 3), (14, 2008)])
 def test_wilson_interval_solves_its_definition(successes, total):
     """The bounds are the proportions that lie 1.96 of their own standard errors from the one observed."""
-    low, high = differential.wilson(successes, total)
+    percent, low, high = (v / 100 for v in differential.percent_of(successes, total))
     observed = successes / total
-    assert 0 <= low <= observed <= high <= 1
+    assert 0 <= low <= observed == pytest.approx(percent) and observed <= high <= 1
     for bound in (low, high):
         if bound not in (0, 1):
             assert abs(observed - bound) == pytest.approx(1.959964 * np.sqrt(bound * (1 - bound) / total), rel=1e-5)

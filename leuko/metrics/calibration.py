@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -14,18 +15,6 @@ LEAST_SCORE = 0.05  # detections below it are not calibrated
 EPS = 1e-6
 
 
-@dataclass(frozen=True)
-class Reliability:
-    """Ten bins of the score: edges [11], number of detections [10], their mean score [10] and the share of true
-    positives [10] (both nan in an empty bin), and the expected calibration error over all of them."""
-
-    edges: np.ndarray
-    number: np.ndarray
-    score: np.ndarray
-    accuracy: np.ndarray
-    error: float
-
-
 def outcomes(matches: Sequence[Matches]) -> tuple[np.ndarray, np.ndarray]:
     """Scores [D] float64 of all detections that count at IoU .50, from ``LEAST_SCORE`` on, and whether each is a true
     positive [D] bool."""
@@ -34,9 +23,10 @@ def outcomes(matches: Sequence[Matches]) -> tuple[np.ndarray, np.ndarray]:
     return scores[counted].astype(np.float64), tp[counted]
 
 
-def reliability(scores: np.ndarray, tp: np.ndarray) -> Reliability:
-    """Sort detections into ten equal bins of the score; the expected calibration error is the mean of
-    |score - accuracy| over the detections (Guo et al. 2017), nan without any."""
+def reliability(scores: np.ndarray, tp: np.ndarray) -> dict[str, Any]:
+    """Sort detections into ten equal bins of the score: edges [11], number of detections [10], their mean score [10]
+    and accuracy, the share of true positives [10] (both nan in an empty bin); and error, the expected calibration
+    error: the mean of |score - accuracy| over the detections (Guo et al. 2017), nan without any."""
     edges = np.linspace(0, 1, BINS + 1)
     bins = np.clip(np.digitize(scores, edges) - 1, 0, BINS - 1)
     number = np.bincount(bins, minlength=BINS)
@@ -44,7 +34,7 @@ def reliability(scores: np.ndarray, tp: np.ndarray) -> Reliability:
         mean = np.bincount(bins, scores, BINS) / number
         accuracy = np.bincount(bins, tp, BINS) / number
     error = float(np.nansum(number * np.abs(mean - accuracy)) / len(scores)) if len(scores) else np.nan
-    return Reliability(edges, number, mean, accuracy, error)
+    return {"edges": edges, "number": number, "score": mean, "accuracy": accuracy, "error": error}
 
 
 @dataclass(frozen=True)

@@ -36,23 +36,17 @@ def count(predictions: Iterable[Detections], types: Sequence[str], threshold: fl
 
 
 def percent_of(n: int, total: int) -> tuple[float, float, float]:
-    """``n`` of ``total`` in percent, and its 95 % Wilson interval; nan if ``total`` is 0."""
-    low, high = wilson(n, total)
-    return 100 * n / total if total else nan, 100 * low, 100 * high
-
-
-def wilson(successes: int, total: int) -> tuple[float, float]:
-    """Return Wilson's 95 % score interval (0..1) of a proportion; (nan, nan) if ``total`` is 0."""
+    """``n`` of ``total`` in percent, and its 95 % Wilson score interval; nan if ``total`` is 0."""
     if total == 0:
-        return nan, nan
-    p, z = successes / total, 1.959963984540054
+        return nan, nan, nan
+    p, z = n / total, 1.959963984540054
     centre = p + z * z / (2 * total)
     spread = z * sqrt(p * (1 - p) / total + z * z / (4 * total * total))
     scale = 1 + z * z / total
     # With none or all of them the bound is exactly 0 or 1, which rounding would miss.
-    low = 0.0 if successes == 0 else (centre - spread) / scale
-    high = 1.0 if successes == total else (centre + spread) / scale
-    return low, high
+    low = 0.0 if n == 0 else (centre - spread) / scale
+    high = 1.0 if n == total else (centre + spread) / scale
+    return 100 * n / total, 100 * low, 100 * high
 
 
 def _cells(predictions: Iterable[Detections], threshold: float, types: int) -> np.ndarray:
@@ -64,62 +58,40 @@ def _cells(predictions: Iterable[Detections], threshold: float, types: int) -> n
 # ---------------------------------------------------------------- agreement of counts
 
 
-@dataclass(frozen=True)
-class GroupCount:
-    """Cells of each type in one group of images, [2, types] int: by label, by prediction."""
-
-    group: str
-    images: int
-    cells: np.ndarray
-
-    @property
-    def percent(self) -> np.ndarray:
-        """Each type's share of the cells in percent, [2, types]; nan if there is no cell."""
-        total = self.cells.sum(1, keepdims=True)
-        return 100 * self.cells / np.where(total, total, nan)
-
-
-@dataclass(frozen=True)
-class BlandAltman:
-    """Differences (prediction minus label, in percentage points) of one type's share over the groups: bias, limits of
-    agreement (bias -+ 1.96 standard deviations), Pearson's correlation, and the number of groups."""
-
-    type: str
-    bias: float = nan
-    low: float = nan
-    high: float = nan
-    correlation: float = nan
-    groups: int = 0
-
-
-def group_counts(dataset: Dataset, predictions: Sequence[Detections], score: float = 0.5) -> list[GroupCount]:
-    """One count per group of images, in the order of their first image; an image without a group is one of its own."""
+def group_counts(
+    dataset: Dataset, predictions: Sequence[Detections], score: float
+) -> tuple[dict[str, int], np.ndarray]:
+    """The groups of images, in the order of their first image, with their numbers of images; and their cells of each
+    type by label and by prediction, [groups, 2, types] int. An image without a group is one of its own."""
     groups: dict[str, list[int]] = {}
     for i, sample in enumerate(dataset.samples):
         groups.setdefault(sample.group or str(sample.image), []).append(i)
     cells = np.stack([dataset.counts_per_image(), _cells(predictions, score, len(dataset.types))], axis=1)
-    return [GroupCount(group, len(at), cells[at].sum(0)) for group, at in groups.items()]
+    return {name: len(at) for name, at in groups.items()}, np.array([cells[at].sum(0) for at in groups.values()])
 
 
-def shares(counts: Sequence[GroupCount]) -> np.ndarray:
-    """Shares in percent, [groups, 2, types], of the groups that have cells both by label and by prediction."""
-    percent = np.stack([c.percent for c in counts])
-    return percent[np.isfinite(percent).all((1, 2))]
+def shares(cells: np.ndarray) -> np.ndarray:
+    """Each type's share of the cells [..., types] in percent; nan if there is no cell."""
+    total = cells.sum(-1, keepdims=True)
+    return 100 * cells / np.where(total, total, nan)
 
 
-def bland_altman(counts: Sequence[GroupCount], types: Sequence[str]) -> list[BlandAltman]:
-    """Agreement of each type's shares over the groups of :func:`shares`; nan where there are too few."""
-    percent = shares(counts)
+def bland_altman(cells: np.ndarray, types: Sequence[str]) -> list[dict]:
+    """How the shares of each type agree over the groups that have cells by label and by prediction, ``cells`` [groups,
+    2, types]: a row per type of type, bias (mean difference, prediction minus label, in percentage points), low and
+    high (the limits of agreement, bias -+ 1.96 standard deviations), Pearson's correlation, and the number of groups;
+    nan where there are too few."""
+    percent = shares(cells)
+    percent = percent[np.isfinite(percent).all((1, 2))]
     n = len(percent)
-    if not n:
-        return [BlandAltman(name) for name in types]
     rows = []
     for name, (labelled, predicted) in zip(types, percent.transpose(2, 1, 0), strict=True):
         gap = predicted - labelled
-        bias, limit = gap.mean(), 1.96 * gap.std(ddof=1) if n > 1 else nan
+        bias, limit = gap.mean() if n else nan, 1.96 * gap.std(ddof=1) if n > 1 else nan
         varies = n > 2 and labelled.std() > 0 and predicted.std() > 0
         correlation = np.corrcoef(labelled, predicted)[0, 1] if varies else nan
-        rows.append(BlandAltman(name, *map(float, (bias, bias - limit, bias + limit, correlation)), n))
+        limits = {"bias": bias, "low": bias - limit, "high": bias + limit}
+        rows.append({"type": name, **limits, "correlation": correlation, "groups": n})
     return rows
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -14,26 +13,15 @@ from .differential import percent_of
 IMPURITIES = ("dye_residue", "cell_debris", "dust")
 
 
-@dataclass(frozen=True)
-class Rate:
-    """A rate: ``hits`` of ``total``, in percent, with its 95 % Wilson interval."""
-
-    factor: str
-    measure: str
-    hits: int
-    total: int
-    percent: float
-    low: float
-    high: float
-
-
-def rate(factor: str, measure: str, hits: Sequence[bool] | np.ndarray) -> Rate:
-    """The share of ``hits`` [total] bool that are true; nan where there are none."""
+def rate(factor: str, measure: str, hits: Sequence[bool] | np.ndarray) -> dict:
+    """A row: how many of ``hits`` [total] bool are true, in percent, and its 95 % Wilson interval; nan without any."""
     n = int(np.sum(hits))
-    return Rate(factor, measure, n, len(hits), *percent_of(n, len(hits)))
+    percent, low, high = percent_of(n, len(hits))
+    about = {"factor": factor, "measure": measure, "hits": n, "total": len(hits)}
+    return {**about, "percent": percent, "low": low, "high": high}
 
 
-def by_factor(pairings: Sequence[Pairing]) -> list[Rate]:
+def by_factor(pairings: Sequence[Pairing]) -> list[dict]:
     """The rates of each factor that the data set notes; [] if it notes none.
 
     Cell accuracy: correct cells of those with the factor (a factor of cells), or of those on images with it (a factor

@@ -148,14 +148,14 @@ def training_curves(rows: Sequence[dict], path: str | Path) -> None:
 def label_statistics(dataset: Dataset, path: str | Path) -> None:
     """Draw what the labels are like: cells per type, box sizes, where boxes are, cells per image (without crowds)."""
     with panels(path, 11, 8, 2, 2) as axes:
-        _draw_labels(*axes, dataset)
+        _draw_labels(axes, dataset)
 
 
 def data_statistics(dataset: Dataset, colours: Sequence[Colour], factors: Sequence[dict], path: str | Path) -> None:
     """Draw what a data set is like: the four panels of :func:`label_statistics`, the colours of its groups of images,
     and its interference factors (see ``leuko.data.tools.stats``)."""
     with panels(path, 16, 8, 2, 3) as (cells, sizes, tints, places, images, noted):
-        _draw_labels(cells, sizes, places, images, dataset)
+        _draw_labels((cells, sizes, places, images), dataset)
         _draw_colours(tints, colours)
         _draw_factors(noted, factors)
 
@@ -164,7 +164,7 @@ def differential_chart(shares: Sequence[Share], path: str | Path) -> None:
     """Draw a differential count: percent of the cells per type, with 95 % Wilson intervals."""
     types = [s.type for s in shares]
     with panels(path, 7, 0.5 * len(shares) + 1.4) as (axes,):
-        bars(axes, types, shares, 0.7, color=type_colours(types))
+        bars(axes, types, [(s.percent, s.low, s.high) for s in shares], 0.7, color=type_colours(types))
         for i, share in enumerate(shares):
             percent, high = np.nan_to_num([share.percent, share.high])
             text = f"{percent:.1f} % ({share.cells:,})"
@@ -174,48 +174,41 @@ def differential_chart(shares: Sequence[Share], path: str | Path) -> None:
         axes.set_xlabel("percent of cells (line: 95 % Wilson interval)")
 
 
-def _draw_labels(cells: Axes, sizes: Axes, places: Axes, images: Axes, dataset: Dataset) -> None:
+def _draw_labels(panels: Sequence[Axes], dataset: Dataset) -> None:
     """Cells per type, box sizes, where boxes are, and cells per image, crowds left out."""
-    per_image = dataset.counts_per_image()
-    _draw_type_counts(cells, dataset.types, per_image.sum(0))
-    _draw_box_sizes(sizes, dataset)
-    _draw_heat(places, dataset)
-    _draw_cells_per_image(images, per_image.sum(1))
+    for panel, draw in zip(panels, (_draw_types, _draw_sizes, _draw_heat, _draw_cells_per_image), strict=True):
+        draw(panel, dataset)
 
 
-def _draw_type_counts(axes: Axes, types: Sequence[str], counts: np.ndarray) -> None:
+def _draw_types(axes: Axes, dataset: Dataset) -> None:
+    counts = dataset.counts()
     total = int(counts.sum())
-    columns = axes.bar(types, counts, color=type_colours(types), width=0.7)
+    columns = axes.bar(dataset.types, counts, color=type_colours(dataset.types), width=0.7)
     axes.bar_label(columns, [f"{n:,}\n{100 * n / max(total, 1):.1f} %" for n in counts], padding=3)
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(title=f"cells per type ({total:,} in all)", xlabel="type", ylabel="cells")
     axes.set_ylim(0, 1.18 * max([4, *counts]))
 
 
-def _draw_cells_per_image(axes: Axes, cells: np.ndarray) -> None:
+def _draw_cells_per_image(axes: Axes, dataset: Dataset) -> None:
+    cells = dataset.counts_per_image().sum(1)
     values, counts = np.unique(cells, return_counts=True)
     axes.bar(values, counts, color=ACCENT, width=0.8)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(integer=True))
     axes.set(title=f"cells per image ({len(cells):,} images)", xlabel="cells in the image", ylabel="images")
-    axes.set(xlim=(-0.6, max([4, *cells]) + 0.6), ylim=(0, 1.05 * max([4, *counts])))
+    axes.set_xlim(-0.6, max([4, *cells]) + 0.6)
 
 
-def _draw_box_sizes(axes: Axes, dataset: Dataset) -> None:
+def _draw_sizes(axes: Axes, dataset: Dataset) -> None:
     """One box plot per type: side of the square of equal area, in percent of the image's shorter side."""
     sides: list[list[float]] = [[] for _ in dataset.types]
-    for sample in dataset.samples:
-        side = np.sqrt((sample.boxes[:, 2:] - sample.boxes[:, :2]).prod(axis=1)) / min(sample.width, sample.height)
-        for label, value in zip(sample.labels[~sample.crowd], 100 * side[~sample.crowd], strict=True):
+    for s in dataset.samples:
+        side = 100 * np.sqrt((s.boxes[:, 2:] - s.boxes[:, :2]).prod(axis=1)) / min(s.width, s.height)
+        for label, value in zip(s.labels[~s.crowd], side[~s.crowd], strict=True):
             sides[label].append(float(value))
-    parts = axes.boxplot(
-        sides,
-        tick_labels=dataset.types,
-        widths=0.6,
-        patch_artist=True,
-        flierprops={"markersize": 2},
-        medianprops={"color": "white", "linewidth": 2},
-    )
+    style = {"flierprops": {"markersize": 2}, "medianprops": {"color": "white", "linewidth": 2}}
+    parts = axes.boxplot(sides, tick_labels=dataset.types, widths=0.6, patch_artist=True, **style)
     for box, ink in zip(parts["boxes"], type_colours(dataset.types), strict=True):
         box.set(facecolor=ink, edgecolor=INK)
     axes.set(title="box size", xlabel="type", ylabel="side, sqrt(width x height)\n(% of the image's shorter side)")

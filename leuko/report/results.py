@@ -19,6 +19,7 @@ from ..metrics.coco import Evaluation
 from ..metrics.confusion import Pairing
 from ..metrics.matching import Matches
 from . import figures, pictures, plots
+from .style import type_colours
 from .tables import rate
 
 SCORE, IOU = 0.5, 0.5  # of a detection that counts, where nothing else is stated
@@ -82,9 +83,10 @@ def _write_curves(folder: Path, types: Sequence[str], matches: dict[str, list[Ma
     ]
     write_csv(folder / "precision_recall.csv", rows)
     figures.precision_recall({name: c[-1] for name, c in by_recall.items()}, folder / "precision_recall.png")
-    reported = next(iter(by_recall))
-    of_types = dict(zip(types, by_recall[reported], strict=False))
-    figures.precision_recall_of_types(of_types, reported, folder / "precision_recall_types.png")
+    reported, of_reported = next(iter(by_recall.items()))
+    about = {"title": f"{reported}, ", "shown": (0, 1, -1), "colours": type_colours(types)}
+    of_types = dict(zip(types, of_reported, strict=False))
+    figures.precision_recall(of_types, folder / "precision_recall_types.png", **about)
     by_score = {name: curves.score_curve(m) for name, m in matches.items()}
     rows = [
         {"model": name, "score": score, "precision": p, "recall": r, "f1": f1}
@@ -107,25 +109,26 @@ def _write_confusion(folder: Path, dataset: Dataset, reported: ModelResult, pair
     write_csv(folder / "confusion.csv", rows)
     title = f"{reported.name}: score >= {SCORE}, IoU >= {IOU}; {len(dataset):,} images, {matrix[:-1].sum():,} cells"
     figures.confusion(matrix, types, title, folder / "confusion.png")
-    counts = differential.group_counts(dataset, reported.predictions, SCORE)
+    groups, cells = differential.group_counts(dataset, reported.predictions, SCORE)
+    shares = differential.shares(cells)
     rows = []
-    for c in counts:
+    for (group, images), counts, share in zip(groups.items(), cells.tolist(), shares.tolist(), strict=True):
         for k, name in enumerate(types):
-            percent, low, high = differential.percent_of(int(c.cells[1, k]), int(c.cells[1].sum()))
-            group = {"group": c.group, "images": c.images, "type": name, "label": c.cells[0, k]}
-            shares = {"label_percent": c.percent[0, k], "prediction_percent": percent}
-            rows.append({**group, "prediction": c.cells[1, k], **shares, "low95": low, "high95": high})
+            percent, low, high = differential.percent_of(counts[1][k], sum(counts[1]))
+            row = {"group": group, "images": images, "type": name, "label": counts[0][k], "prediction": counts[1][k]}
+            row |= {"label_percent": share[0][k], "prediction_percent": percent, "low95": low, "high95": high}
+            rows.append(row)
     write_csv(folder / "differential.csv", rows)
-    kappa, agreement = differential.kappa(matrix), differential.bland_altman(counts, types)
+    kappa, agreement = differential.kappa(matrix), differential.bland_altman(cells, types)
     write_json(folder / "agreement.json", {"score": SCORE, "iou": IOU, "kappa": kappa, "bland_altman": agreement})
-    if agreement[0].groups:
-        figures.agreement(counts, agreement, folder / "agreement.png")
+    if agreement[0]["groups"]:
+        figures.agreement(shares, agreement, folder / "agreement.png")
     return kappa
 
 
 def _write_factors(folder: Path, pairings: dict[str, list[Pairing]]) -> list[str]:
     rates = {name: factors.by_factor(of_model) for name, of_model in pairings.items()}
-    rows = [{"model": name, **asdict(r)} for name, of_model in rates.items() for r in of_model]
+    rows = [{"model": name, **row} for name, of_model in rates.items() for row in of_model]
     if not rows:
         return ["the data notes no interference factors: no results by factor"]
     write_csv(folder / "factors.csv", rows)

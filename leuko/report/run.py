@@ -18,6 +18,7 @@ from typing import Any
 import cv2
 import torch
 
+from .. import __version__
 from ..data.dataset import Dataset
 from ..errors import LeukoError
 from ..io import io_errors_as, plain, read_text, write_csv, write_json, write_text
@@ -64,9 +65,9 @@ def write_evaluation(folder: str | Path, evaluation: Evaluation, results: list[d
     folder = Path(folder)
     measures = dataclasses.asdict(evaluation)
     per_class = measures.pop("per_class")
-    by_type = {row["type"]: {key: value for key, value in row.items() if key != "type"} for row in per_class}
-    write_json(folder / "metrics.json", {**measures, **more, "per_class": by_type})
     write_csv(folder / "per_class.csv", per_class)
+    by_type = {row.pop("type"): row for row in per_class}
+    write_json(folder / "metrics.json", {**measures, **more, "per_class": by_type})
     write_json(folder / "predictions.json", results, indent=None)
 
 
@@ -111,7 +112,8 @@ def environment(device: torch.device | None = None) -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        **{name: _version(name) for name in ("leuko", "torch", "torchvision", "timm", "numpy")},
+        "leuko": __version__,
+        **{name: metadata.version(name) for name in ("torch", "torchvision", "timm", "numpy")},
         "opencv": cv2.__version__,
         "cpu": _cpu(),
         "cores": os.cpu_count(),
@@ -119,11 +121,6 @@ def environment(device: torch.device | None = None) -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "gpu": torch.cuda.get_device_name(device) if device is not None and device.type == "cuda" else None,
     }
-
-
-def _version(name: str) -> str | None:
-    with contextlib.suppress(metadata.PackageNotFoundError):
-        return metadata.version(name)
 
 
 def _cpu() -> str:

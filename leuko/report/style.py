@@ -15,8 +15,6 @@ from matplotlib.figure import Figure
 
 from ..cells import colour
 from ..io import write_bytes
-from ..metrics.differential import Share
-from ..metrics.factors import Rate
 
 INK, ACCENT = "#222222", "#4d4d4d"
 # Models take these colours in their order, the reported one first (C0, C1, ...). They are Okabe and Ito's, which stay
@@ -28,15 +26,12 @@ STYLE = {
     "axes.prop_cycle": matplotlib.cycler(color=COLOURS),
     "axes.spines.right": False,
     "axes.spines.top": False,
-    "axes.titlecolor": INK,
     "axes.titlelocation": "left",
     "axes.titlesize": 11,
     "figure.constrained_layout.h_pad": 0.1,
     "figure.constrained_layout.w_pad": 0.1,
     "grid.color": "#e3e3e3",
-    "legend.edgecolor": "none",
     "legend.fontsize": 8,
-    "legend.framealpha": 0.85,
     "legend.title_fontsize": 8,
     "savefig.dpi": 120,
     "text.parse_math": False,  # a name with dollar signs is not a formula
@@ -63,9 +58,9 @@ def type_colours(types: Sequence[str]) -> list[tuple[float, ...]]:
     return [tuple(v / 255 for v in colour(name, i)) for i, name in enumerate(types)]
 
 
-def bars(axes: Axes, places: Any, rates: Sequence[Share] | Sequence[Rate], height: float, **style: Any) -> None:
-    """Horizontal bars of the percentages, from top to bottom, with their intervals; no bar where there is none."""
-    percent, low, high = np.nan_to_num([(r.percent, r.low, r.high) for r in rates]).reshape(-1, 3).T
+def bars(axes: Axes, places: Any, intervals: Sequence[tuple], height: float, **style: Any) -> None:
+    """Horizontal bars from top to bottom of ``intervals``, (percent, low, high) each; none where that is nan."""
+    percent, low, high = np.nan_to_num(intervals).T
     lines = {"ecolor": "#888888", "elinewidth": 1, "capsize": 2}
     axes.barh(places, percent, height, xerr=np.clip([percent - low, high - percent], 0, None), error_kw=lines, **style)
     axes.yaxis.set_inverted(True)
