@@ -26,8 +26,7 @@ from ..errors import LeukoError, nearest
 from ..io import io_errors_as, read_list, read_yaml
 from .dataset import Dataset
 from .formats import FORMATS, coco, voc
-from .formats.names import parse_names
-from .formats.records import Labels, Problems
+from .formats.records import Labels, Problems, parse_names
 from .images import is_image, list_images
 from .validate import validate
 
@@ -60,7 +59,7 @@ class Source:
         """Read the label files of a split; where the first part lists the classes, that list is for all."""
         labels: list[Labels] = []
         for part in self.splits[split]:
-            names = self.names or (dict(enumerate(labels[0].names)) if labels else {})
+            names = self.names or (labels[0].names if labels else {})
             labels.append(FORMATS[self.format].parse(part, problems, names=names, voc_origin=self.voc_origin))
         return labels
 
@@ -87,7 +86,7 @@ def load(data: str | Path, split: str, types: Sequence[str] | None = None, probl
     split = source.split_name(split)
     problems = problems or Problems()
     labels = source.parse(split, problems)
-    names = list(source.names.values()) or labels[0].names
+    names = list((source.names or labels[0].names).values())
     # The types are the same in every split, and a class to ignore may occur in another split only.
     are_unknown = not (names or types or labels[0].categories)
     other_names: Collection[str] = ()
