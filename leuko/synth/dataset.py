@@ -6,7 +6,7 @@ A picture depends only on the seed, its number and its size, not on the other pi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -15,24 +15,7 @@ from ..cells import BY_CODE, IMAGE_FACTORS, TYPES, in_order
 from ..errors import LeukoError
 from .compose import Cutout, Donor, compose
 from .factors import VISIBLE, apply_factor
-from .render import INDEX, Look, default_red_cell, render
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A picture and its annotation.
-
-    ``image`` [H, W, 3] uint8 RGB; ``boxes`` [N, 4] float32 xyxy in pixels; ``labels`` [N] int64; ``cell_factors``, one
-    tuple of interference factors per cell (or empty); ``factors`` of the image; ``group``: the smear.
-    """
-
-    image: np.ndarray
-    boxes: np.ndarray
-    labels: np.ndarray
-    cell_factors: list[tuple[str, ...]] = field(default_factory=list)
-    factors: tuple[str, ...] = ()
-    group: str = ""
-
+from .render import INDEX, Look, Picture, default_red_cell, render
 
 # ---------------------------------------------------------------- random fields
 
@@ -45,8 +28,7 @@ def random_picture(seed: int, number: int, size: int) -> Picture:
     n = 1 + rng.choice(len(_CELLS_PER_FIELD), p=_CELLS_PER_FIELD)
     labels = rng.integers(0, len(TYPES), n)
     labels[0] = number % len(TYPES)  # any five consecutive pictures show every type
-    rendered = render(rng, size, size, [TYPES[label].code for label in labels])
-    return Picture(rendered.image, rendered.boxes, rendered.labels)
+    return render(rng, size, size, [TYPES[label].code for label in labels])
 
 
 # ---------------------------------------------------------------- the paper's data set

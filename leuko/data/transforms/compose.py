@@ -123,18 +123,15 @@ def _step(entry: object, where: str) -> Step:
     if name not in TRANSFORMS:
         raise LeukoError(f'{where}: "{name}" is unknown{nearest(str(name), TRANSFORMS)} ({", ".join(TRANSFORMS)})')
     where = f"{where}: {name}"
-    given = dict(value) if isinstance(value, dict) else {"p": value}
-    p = given.pop("p", None)
-    if not _is_number(p) or not 0 <= p <= 1:
-        raise LeukoError(f"{where}: p: {p!r} is not a probability; give a number from 0 to 1")
     parameters = inspect.signature(TRANSFORMS[name]).parameters.values()
-    options = {o.name: o.default for o in parameters if o.default is not o.empty}
-    for key, setting in given.items():
+    options = {"p": 0.0} | {o.name: o.default for o in parameters if o.default is not o.empty}
+    given = value if isinstance(value, dict) else {"p": value}
+    for key, setting in ({"p": None} | given).items():
         if key not in options:
-            has = ", ".join(("p", *options))
+            has = ", ".join(options)
             raise LeukoError(f'{where}: unknown option "{key}"{nearest(str(key), options)} (it has {has})')
         options[key] = _checked(setting, options[key], *LIMITS.get(key, (0, 1)), f"{where}: {key}")
-    return Step(float(p), name, options)
+    return Step(options.pop("p"), name, options)
 
 
 def _checked(value: object, default: float | str | tuple, low: float, high: float, where: str) -> float | str | tuple:
@@ -150,17 +147,13 @@ def _checked(value: object, default: float | str | tuple, low: float, high: floa
         raise LeukoError(f"{where}: {value!r}: give two numbers, such as {list(default)}")
     numbers, kind = (value, type(default[0])) if is_range else ([value], type(default))
     for number in numbers:
-        if not _is_number(number) or kind(number) != number:
-            raise LeukoError(f"{where}: {number!r} is not {'an integer' if kind is int else 'a number'}")
-        if not low <= number <= high:
-            raise LeukoError(f"{where}: {number:g} is not from {low:g} to {high:g}")
+        is_number = isinstance(number, int | float) and not isinstance(number, bool)
+        if not is_number or not low <= number <= high or kind(number) != number:
+            what = "an integer" if kind is int else "a number"
+            raise LeukoError(f"{where}: {number!r} is not {what} from {low:g} to {high:g}")
     if numbers[0] > numbers[-1]:
         raise LeukoError(f"{where}: {value!r}: give the lower number first")
     return tuple(map(kind, numbers)) if is_range else kind(value)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and np.isfinite(value)
 
 
 def listed(steps: Sequence[Step]) -> list[dict]:
