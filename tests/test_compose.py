@@ -77,8 +77,8 @@ def test_boxes_of_a_composed_field_fit_its_cells(donors):
     apart = [compose.take_apart(read_image(p)) for p in sorted((donors / "NG").iterdir())]
     cells = [d.cell for d in apart if d.cell is not None][:3]
     white = np.float32([240, 235, 230])
-    with_cells = compose.compose(np.random.default_rng(3), 400, cells, [], [], white, 0.0)
-    without = compose.compose(np.random.default_rng(3), 400, cells, [], [], white, 0.0)
+    with_cells = compose.compose(np.random.default_rng(3), 400, cells, [0] * len(cells), [], [], white, 0.0)
+    without = compose.compose(np.random.default_rng(3), 400, cells, [0] * len(cells), [], [], white, 0.0)
     assert (with_cells.image == without.image).all() and len(with_cells.boxes) == len(cells)
     dark = cv2.cvtColor(with_cells.image, cv2.COLOR_RGB2GRAY) < 200
     rest = dark.copy()

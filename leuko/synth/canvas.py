@@ -1,4 +1,7 @@
-"""Drawing primitives: antialiased shapes, smooth outlines and noise, a canvas per cell, and cells laid on a slide."""
+"""Drawing primitives: antialiased shapes, smooth outlines and noise, a canvas per cell, and cells laid on a slide.
+
+Points are [n, 2] (x, y), masks [H, W] float32 0..1.
+"""
 
 from __future__ import annotations
 
@@ -7,45 +10,44 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+from numpy.random import Generator
 
-SUPERSAMPLE = 2  # a leukocyte is drawn at this multiple of its final size, then averaged: antialiasing
 _SHIFT = 4  # fractional bits of the coordinates that OpenCV draws with
 _THETA = np.linspace(0, 2 * np.pi, 96, endpoint=False)
 _CIRCLE = np.stack([np.cos(_THETA), np.sin(_THETA)], axis=1)
 _ORDERS = np.arange(2, 7)  # waves per outline
 
 
-# ---------------------------------------------------------------- shapes [H, W] float32 0..1; pixel centres at integers
+class Plane:
+    """Draws masks [H, W]; points and sizes are in pixels, the origin is the corner of the image."""
 
+    def __init__(self, shape: tuple[int, int], scale: float = 1.0, origin: float = -0.5) -> None:
+        """A point lies at ``scale * point + origin`` in pixels whose centres are integers."""
+        self.shape, self.scale, self.origin = shape, scale, origin
 
-def polygon(shape: tuple[int, int], points: np.ndarray) -> np.ndarray:
-    """The filled outline ``points`` [n, 2] (x, y)."""
-    mask = np.zeros(shape, dtype=np.uint8)
-    cv2.fillPoly(mask, [_fixed(points)], 255, cv2.LINE_AA, _SHIFT)
-    return mask.astype(np.float32) / 255
+    def fill(self, outline: np.ndarray) -> np.ndarray:
+        """The inside of a closed outline."""
+        mask = np.zeros(self.shape, dtype=np.uint8)
+        cv2.fillPoly(mask, [self._fixed(outline)], 255, cv2.LINE_AA, _SHIFT)
+        return mask.astype(np.float32) / 255
 
+    def stroke(self, path: np.ndarray, width: float) -> np.ndarray:
+        """An open path with round ends."""
+        mask = np.zeros(self.shape, dtype=np.uint8)
+        cv2.polylines(mask, [self._fixed(path)], False, 255, max(1, round(width * self.scale)), cv2.LINE_AA, _SHIFT)
+        return mask.astype(np.float32) / 255
 
-def polyline(shape: tuple[int, int], points: np.ndarray, width: float) -> np.ndarray:
-    """The open path ``points`` [n, 2] (x, y), ``width`` pixels wide, with round ends."""
-    mask = np.zeros(shape, dtype=np.uint8)
-    cv2.polylines(mask, [_fixed(points)], False, 255, max(1, round(width)), cv2.LINE_AA, _SHIFT)
-    return mask.astype(np.float32) / 255
+    def discs(self, centres: np.ndarray, radii: np.ndarray, levels: np.ndarray | float = 1.0) -> np.ndarray:
+        """Discs with radii [n] and levels [n] 0..1; later ones lie on top."""
+        mask = np.zeros(self.shape, dtype=np.uint8)
+        levels = np.broadcast_to(np.round(np.asarray(levels) * 255).astype(int), len(centres))
+        radii = np.round(radii * self.scale * (1 << _SHIFT)).astype(int)
+        for centre, radius, level in zip(self._fixed(centres).tolist(), radii.tolist(), levels.tolist(), strict=True):
+            cv2.circle(mask, centre, radius, level, -1, cv2.LINE_AA, _SHIFT)
+        return mask.astype(np.float32) / 255
 
-
-def discs(shape: tuple[int, int], centres: np.ndarray, radii: np.ndarray, levels: np.ndarray) -> np.ndarray:
-    """Discs with centres [n, 2] (x, y), radii [n] in pixels and integer levels [n] 0..255; later ones lie on top."""
-    mask = np.zeros(shape, dtype=np.uint8)
-    radii = np.round(np.asarray(radii) * (1 << _SHIFT)).astype(int)
-    for centre, radius, level in zip(_fixed(centres).tolist(), radii.tolist(), levels.tolist(), strict=True):
-        cv2.circle(mask, centre, radius, level, -1, cv2.LINE_AA, _SHIFT)
-    return mask.astype(np.float32) / 255
-
-
-def _fixed(points: np.ndarray) -> np.ndarray:
-    return np.round(np.asarray(points, dtype=np.float64) * (1 << _SHIFT)).astype(np.int32)
-
-
-# ---------------------------------------------------------------- a cell on its canvas
+    def _fixed(self, points: np.ndarray) -> np.ndarray:
+        return np.round((points * self.scale + self.origin) * (1 << _SHIFT)).astype(np.int32)
 
 
 @dataclass(frozen=True)
@@ -64,39 +66,30 @@ class DrawnCell:
     y: int
 
 
-class Canvas:
-    """A square canvas around one cell. Coordinates are in units of the cell's mean radius, the origin is its centre.
+class Canvas(Plane):
+    """A square around one cell. Points and sizes are in units of the cell's mean radius, the origin is its centre."""
 
-    All masks are [size, size] float32.
-    """
-
-    def __init__(
-        self, rng: np.random.Generator, radius: float, outline: np.ndarray, supersample: int = SUPERSAMPLE
-    ) -> None:
-        """``radius`` in pixels of the final image; the canvas holds ``outline`` [n, 2] with a margin."""
+    def __init__(self, rng: Generator, radius: float, outline: np.ndarray, supersample: int = 2) -> None:
+        """``radius`` in pixels of the final image, which a drawing ``supersample`` times as large is averaged to; the
+        canvas holds ``outline`` with a margin."""
         self.rng = rng
         self.half = int(np.ceil(radius * (np.abs(outline).max() + 0.09))) + 1
         self.size = 2 * self.half * supersample
-        self.scale = radius * supersample
+        super().__init__((self.size, self.size), radius * supersample, (self.size - 1) / 2)
 
-    def _pixels(self, points: np.ndarray) -> np.ndarray:
-        return np.asarray(points, dtype=np.float64) * self.scale + (self.size - 1) / 2
-
-    def fill(self, outline: np.ndarray) -> np.ndarray:
-        """The inside of a closed outline [n, 2], 0..1."""
-        return polygon((self.size, self.size), self._pixels(outline))
-
-    def stroke(self, path: np.ndarray, width: float) -> np.ndarray:
-        """An open path [n, 2], ``width`` wide, with round ends, 0..1."""
-        return polyline((self.size, self.size), self._pixels(path), width * self.scale)
-
-    def discs(self, centres: np.ndarray, radii: np.ndarray, levels: np.ndarray | float = 1.0) -> np.ndarray:
-        """Discs with centres [n, 2], radii [n] and levels [n] 0..1; later ones lie on top."""
-        levels = np.broadcast_to(np.round(np.asarray(levels) * 255).astype(int), len(centres))
-        return discs((self.size, self.size), self._pixels(centres), np.asarray(radii) * self.scale, levels)
+    def granules(
+        self,
+        number: tuple[float, float],
+        radii: tuple[float, float],
+        levels: tuple[float, float],
+        reach: float = 1.0,
+    ) -> np.ndarray:
+        """Discs at random within ``reach``; number, radii and levels are drawn from the ranges."""
+        n = int(self.rng.uniform(*number))
+        return self.discs(scatter(self.rng, n, reach), self.rng.uniform(*radii, n), self.rng.uniform(*levels, n))
 
     def sample(self, mask: np.ndarray, points: np.ndarray) -> np.ndarray:
-        """Values [n] of a mask at points [n, 2]."""
+        """Values [n] of a mask at points."""
         x, y = np.clip((points * self.scale + self.size / 2).astype(int), 0, self.size - 1).T
         return mask[y, x]
 
@@ -106,12 +99,10 @@ class Canvas:
         coarse = int(self.size / step) + 4
         values = self.rng.standard_normal((coarse, coarse), dtype=np.float32)
         smooth = cv2.GaussianBlur(values, (0, 0), 1.0) * 3.5  # 2 sqrt(pi) sigma restores the standard deviation of 1
-        if step > 1:
-            smooth = cv2.resize(smooth, None, fx=step, fy=step, interpolation=cv2.INTER_CUBIC)
-        return smooth[: self.size, : self.size]
+        return cv2.resize(smooth, None, fx=step, fy=step, interpolation=cv2.INTER_CUBIC)[: self.size, : self.size]
 
     def blur(self, mask: np.ndarray, sigma: float) -> np.ndarray:
-        """Gaussian blur; ``sigma`` in units of the radius."""
+        """Gaussian blur."""
         sigma = max(0.3, sigma * self.scale)
         kernel = 2 * round(2.5 * sigma) + 1  # smaller than OpenCV's default, and faster
         return cv2.GaussianBlur(mask, (kernel, kernel), sigma)
@@ -128,11 +119,9 @@ class Canvas:
         """Reduce to the final size and crop to the visible part. ``amounts`` [size, size] or [size, size, absorber]."""
         side = 2 * self.half
         maps = [amounts, cover, np.zeros_like(cover) if nucleus is None else nucleus]
-        if side < self.size:
-            maps = [cv2.resize(each, (side, side), interpolation=cv2.INTER_AREA) for each in maps]
+        maps = [cv2.resize(each, (side, side), interpolation=cv2.INTER_AREA) for each in maps]
         x, y, w, h = cv2.boundingRect((maps[1] > 0.004).astype(np.uint8))
-        amounts, cover, nucleus = (each[y : y + h, x : x + w] for each in maps)
-        return DrawnCell(amounts, cover, nucleus, x - self.half, y - self.half)
+        return DrawnCell(*(each[y : y + h, x : x + w] for each in maps), x - self.half, y - self.half)
 
 
 def crossing(slide: np.ndarray, patch: np.ndarray, x: int, y: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
@@ -157,9 +146,6 @@ def lay(slide: np.ndarray, cell: DrawnCell, x: float, y: float, hide: float) -> 
     return view, cover
 
 
-# ---------------------------------------------------------------- values and colours
-
-
 def smoothstep(x: np.ndarray, low: float, high: float) -> np.ndarray:
     """0 below ``low``, 1 above ``high``, a smooth S in between."""
     t = np.clip((x - low) / (high - low), 0, 1)
@@ -167,30 +153,23 @@ def smoothstep(x: np.ndarray, low: float, high: float) -> np.ndarray:
 
 
 def tinted(mask: np.ndarray, colour: np.ndarray) -> np.ndarray:
-    """A mask [H, W] in a colour [3]: [H, W, 3] float32."""
+    """A mask in a colour [3]: [H, W, 3] float32."""
     return cv2.merge([mask * np.float32(c) for c in colour])
 
 
 def over(amounts: np.ndarray, mask: np.ndarray, colour: np.ndarray) -> np.ndarray:
-    """``amounts`` [H, W, 3], replaced by ``colour`` ([3] or [H, W, 3]) where ``mask`` [H, W] is 1."""
+    """``amounts`` [H, W, 3], replaced by ``colour`` ([3] or [H, W, 3]) where the mask is 1."""
     return amounts + mask[:, :, None] * (colour - amounts)
 
 
-# ---------------------------------------------------------------- points [n, 2] (x, y) about the origin
-
-
 def rotated(points: np.ndarray | Sequence, angle: float) -> np.ndarray:
-    """Points [n, 2] rotated about the origin by ``angle`` radians."""
+    """Points rotated about the origin by ``angle`` radians."""
     c, s = np.cos(angle), np.sin(angle)
     return np.asarray(points) @ np.array([[c, s], [-s, c]])
 
 
 def outline(
-    rng: np.random.Generator,
-    radius: float = 1.0,
-    wobble: float = 0.05,
-    stretch: float = 1.0,
-    angle: float | None = None,
+    rng: Generator, radius: float = 1.0, wobble: float = 0.05, stretch: float = 1.0, angle: float | None = None
 ) -> np.ndarray:
     """A closed, rounded outline [96, 2]: an ellipse with smooth bumps.
 
@@ -204,12 +183,12 @@ def outline(
 
 
 def arc(radius: float, start: float, sweep: float, n: int = 24) -> np.ndarray:
-    """``n`` points [n, 2] along an arc; angles in radians."""
+    """``n`` points along an arc; angles in radians."""
     theta = np.linspace(start, start + sweep, n)
     return radius * np.stack([np.cos(theta), np.sin(theta)], axis=1)
 
 
-def scatter(rng: np.random.Generator, n: int, radius: float = 1.0) -> np.ndarray:
-    """``n`` points [n, 2], uniform over a disc of ``radius``."""
+def scatter(rng: Generator, n: int, radius: float = 1.0) -> np.ndarray:
+    """``n`` points, uniform over a disc of ``radius``."""
     r, theta = radius * np.sqrt(rng.uniform(0, 1, n)), rng.uniform(0, 2 * np.pi, n)
     return np.stack([r * np.cos(theta), r * np.sin(theta)], axis=1)

@@ -12,16 +12,16 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+from numpy.random import Generator
 
 from . import stain
 from .canvas import crossing
 from .cutout import box_of, cell_mask
+from .render import Picture
 
-HIDE = 0.9  # share of what lies below a leukocyte that it hides
-EDGE = 1.2  # sigma of the blend at a leukocyte's edge, pixels
 MIN_COVER = 25  # of 255, where a cell ends: a person's box includes the soft rim outside of half cover
 NUCLEUS = 0.4  # density in red above which a pixel belongs to a nucleus or a platelet
-ATTEMPTS = 60  # positions tried for a cell before it is left out
+COMPLETE = 0.95  # visible share of a cell, below which it is tagged as incomplete
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,10 @@ class Cutout:
     transmission: np.ndarray
     cover: np.ndarray
 
-    def at_random(self, rng: np.random.Generator) -> Cutout:
+    def at_random(self, rng: Generator) -> Cutout:
         """The cutout, rotated by a multiple of 90 degrees and mirrored at random."""
-        quarters, mirrored = int(rng.integers(4)), bool(rng.integers(2))
-        maps = [np.rot90(each, quarters) for each in (self.transmission, self.cover)]
-        return Cutout(*(each[:, ::-1] if mirrored else each for each in maps))
+        quarters, step = rng.integers(4), 1 - 2 * rng.integers(2)
+        return Cutout(*(np.rot90(each, quarters)[:, ::step] for each in (self.transmission, self.cover)))
 
 
 @dataclass(frozen=True)
@@ -50,23 +49,6 @@ class Donor:
     white: np.ndarray
 
 
-@dataclass(frozen=True)
-class ComposedField:
-    """A composed field.
-
-    ``image`` [S, S, 3] uint8 RGB; ``boxes`` [N, 4] float32 xyxy, tight around the cells; ``kept`` [N], their indices
-    among the given cells (a cell that finds no room is left out); ``visible`` [N] 0..1, share of each inside the field.
-    """
-
-    image: np.ndarray
-    boxes: np.ndarray
-    kept: np.ndarray
-    visible: np.ndarray
-
-
-# ---------------------------------------------------------------- from a crop to cutouts
-
-
 def take_apart(image: np.ndarray) -> Donor:
     """Take a crop [H, W, 3] uint8 RGB with one leukocyte in its middle apart."""
     white = stain.bare_slide(image)
@@ -75,17 +57,16 @@ def take_apart(image: np.ndarray) -> Donor:
     level = np.clip(density[:, :, 1] * 400, 0, 255).astype(np.uint8)
     threshold, _ = cv2.threshold(level, 0, 1, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
     stained = level > min(threshold, 0.1 * 400) * 0.6
-    tint = np.median(density[(level > threshold) & (density[:, :, 0] < NUCLEUS)], axis=0, keepdims=True)
-    tint = np.nan_to_num(tint).reshape(3).astype(np.float32)
+    pale = density[(level > threshold) & (density[:, :, 0] < NUCLEUS)]
+    tint = np.median(pale, axis=0) if len(pale) else np.zeros(3, dtype=np.float32)
     mask = cell_mask(image)
     others = tuple(_whole_parts(transmission, stained, density[:, :, 0], mask))
-    return Donor(None if mask is None else _leukocyte(transmission, mask), others, tint, white)
-
-
-def _leukocyte(transmission: np.ndarray, mask: np.ndarray) -> Cutout:
-    cover = cv2.GaussianBlur(mask.astype(np.float32) * 255, (0, 0), EDGE)
+    if mask is None:
+        return Donor(None, others, tint, white)
+    cover = cv2.GaussianBlur(mask.astype(np.float32) * 255, (0, 0), 1.2)
     x, y, w, h = cv2.boundingRect((cover > 2).astype(np.uint8))
-    return Cutout(transmission[y : y + h, x : x + w].copy(), cover[y : y + h, x : x + w].astype(np.uint8))
+    cell = Cutout(transmission[y : y + h, x : x + w].copy(), cover[y : y + h, x : x + w].astype(np.uint8))
+    return Donor(cell, others, tint, white)
 
 
 def _whole_parts(
@@ -95,51 +76,46 @@ def _whole_parts(
     nor by the leukocyte."""
     contours, _ = cv2.findContours(stained.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     height, width = stained.shape
-    leukocyte = np.zeros((height, width), dtype=bool)
-    if mask is not None:
-        leukocyte = cv2.dilate(mask.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
-    else:
+    leukocyte = np.zeros((height, width), dtype=bool) if mask is None else _dilated(mask, 5)
+    if mask is None:
         leukocyte[height // 4 : -height // 4, width // 4 : -width // 4] = True
     for contour in contours:
         x, y, w, h = cv2.boundingRect(contour)
         x0, y0, x1, y1 = x - 4, y - 4, x + w + 4, y + h + 4
         if x0 < 0 or y0 < 0 or x1 > width or y1 > height or w * h < 60:
             continue
-        inside = np.zeros((y1 - y0, x1 - x0), dtype=np.uint8)
-        cv2.drawContours(inside, [contour], -1, 1, cv2.FILLED, offset=(-x0, -y0))
-        nuclear = ((red[y0:y1, x0:x1] > NUCLEUS) & (inside > 0)).sum()
-        if (leukocyte[y0:y1, x0:x1] & (inside > 0)).any() or nuclear > 0.004 * width * height:
-            continue
-        cover = cv2.GaussianBlur(cv2.dilate(inside, np.ones((5, 5), np.uint8)).astype(np.float32) * 255, (0, 0), 1)
-        yield Cutout(transmission[y0:y1, x0:x1].copy(), cover.astype(np.uint8))
+        filled = np.zeros((y1 - y0, x1 - x0), dtype=np.uint8)
+        inside = cv2.drawContours(filled, [contour], -1, 1, cv2.FILLED, offset=(-x0, -y0)) > 0
+        nuclear = ((red[y0:y1, x0:x1] > NUCLEUS) & inside).sum()
+        if not (leukocyte[y0:y1, x0:x1] & inside).any() and nuclear <= 0.004 * width * height:
+            cover = cv2.GaussianBlur(_dilated(inside, 5).astype(np.float32) * 255, (0, 0), 1)
+            yield Cutout(transmission[y0:y1, x0:x1].copy(), cover.astype(np.uint8))
 
 
-# ---------------------------------------------------------------- from cutouts to a field
+def _dilated(mask: np.ndarray, size: int) -> np.ndarray:
+    return cv2.dilate(mask.astype(np.uint8), np.ones((size, size), np.uint8)) > 0
 
 
 def compose(
-    rng: np.random.Generator,
+    rng: Generator,
     side: int,
     cells: Sequence[Cutout],
+    labels: Sequence[int],
     lookalikes: Sequence[Cutout],
     others: Sequence[Cutout],
     white: np.ndarray,
     crowding: float,
-) -> ComposedField:
+) -> Picture:
     """Lay cells, then look-alikes, and red cells around them until they cover the share ``crowding`` of the field.
 
-    Args:
-        rng: source of all randomness.
-        side: of the field, pixels.
-        cells: the leukocytes, which get a box; lookalikes: other nucleated cells, which get none.
-        others: red cells and platelets, each used as often as needed.
-        white: [3] RGB of the empty slide.
-        crowding: 0..1, share of the field that red cells cover.
+    The field is ``side`` pixels wide and high, its empty slide of the colour ``white`` [3] RGB. Cells have labels and
+    get a box, look-alikes (other nucleated cells) get none; a cell that finds no room is left out. Red cells and
+    platelets (``others``) are used as often as needed.
     """
     light = np.ones((side, side, 3), dtype=np.float32)
     occupied = np.zeros((side, side), dtype=bool)
     placed: list[tuple[Cutout, int, int]] = []
-    boxes, kept, visible = [], [], []
+    boxes, kept, tags = [], [], []
     for i, cutout in enumerate([*cells, *lookalikes]):
         cutout = cutout.at_random(rng)
         corner = _free_corner(rng, occupied, cutout, margin=0 if rng.random() < 0.9 else -0.35)
@@ -152,30 +128,28 @@ def compose(
         occupied |= shown
         if i < len(cells) and shown.any():
             boxes.append(box_of(shown))
-            kept.append(i)
-            visible.append(shown.sum() / (cutout.cover > MIN_COVER).sum())
-    nearby = cv2.dilate(occupied.astype(np.uint8), np.ones((7, 7), np.uint8)) > 0
-    _lay_red_cells(rng, light, nearby, others, crowding)
+            kept.append(labels[i])
+            visible = shown.sum() / (cutout.cover > MIN_COVER).sum()
+            tags.append(("incomplete",) if visible < COMPLETE else ())
+    _lay_red_cells(rng, light, _dilated(occupied, 7), others, crowding)
     for cutout, x, y in placed:
-        _lay(light, cutout, x, y, HIDE)
+        _lay(light, cutout, x, y, 0.9)
     image = light * white * _uneven_light(rng, side)[:, :, None]
     image += rng.normal(0, 1.1, image.shape[:2])[:, :, None]
     image = np.clip(image + 0.5, 0, 255).astype(np.uint8)
-    return ComposedField(
-        image, np.reshape(boxes, (-1, 4)).astype(np.float32), np.array(kept, dtype=int), np.array(visible)
-    )
+    return Picture(image, np.reshape(boxes, (-1, 4)).astype(np.float32), np.array(kept, dtype=np.int64), tags)
 
 
 def _lay_red_cells(
-    rng: np.random.Generator, light: np.ndarray, occupied: np.ndarray, others: Sequence[Cutout], crowding: float
+    rng: Generator, light: np.ndarray, occupied: np.ndarray, others: Sequence[Cutout], crowding: float
 ) -> None:
     """Lay red cells outside of ``occupied`` [S, S] bool; few of them overlap."""
     side = len(light)
     covered, target = occupied.copy(), crowding * (~occupied).sum()
     area = np.array([cutout.cover.size for cutout in others])
-    weight = area / area.sum() if len(area) else area  # small ones are over-represented: the border cuts fewer of them
-    for _ in range(40 * side * side // 3000):
-        if (covered & ~occupied).sum() >= target or not others:
+    weight = area / area.sum()  # small ones are over-represented in crops: the border cuts fewer of them
+    for _ in range(40 * side * side // 3000 if others else 0):
+        if (covered & ~occupied).sum() >= target:
             break
         cutout = others[rng.choice(len(others), p=weight)].at_random(rng)
         h, w = cutout.cover.shape
@@ -183,23 +157,19 @@ def _lay_red_cells(
         view, part = crossing(covered, cutout.cover, x, y)
         inside = cutout.cover[part] > 127
         overlapping = (covered[view] & inside).sum() / max(inside.sum(), 1)
-        if overlapping > (0.3 if rng.random() < 0.05 else 0.02) or (occupied[view] & inside).any():
-            continue
-        covered[view] |= inside
-        _lay(light, cutout, x, y, 0.0)
+        if overlapping <= (0.3 if rng.random() < 0.05 else 0.02) and not (occupied[view] & inside).any():
+            covered[view] |= inside
+            _lay(light, cutout, x, y, 0.0)
 
 
-def _free_corner(
-    rng: np.random.Generator, occupied: np.ndarray, cutout: Cutout, margin: float
-) -> tuple[int, int] | None:
+def _free_corner(rng: Generator, occupied: np.ndarray, cutout: Cutout, margin: float) -> tuple[int, int] | None:
     """A random corner (x, y) at which the cutout overlaps nothing, or None.
 
     ``margin`` is the least distance from the border as a share of the cutout's size; below 0, it may lie outside.
     """
-    side = len(occupied)
-    h, w = cutout.cover.shape
-    low, high = np.array([w, h]) * margin, np.array([side - w * (1 + margin), side - h * (1 + margin)])
-    for _ in range(ATTEMPTS):
+    size = np.array(cutout.cover.shape[::-1])
+    low, high = size * margin, len(occupied) - size * (1 + margin)
+    for _ in range(60):
         x, y = (int(v) for v in rng.uniform(np.minimum(low, high), np.maximum(low, high)))
         view, part = crossing(occupied, cutout.cover, x, y)
         if not (occupied[view] & (cutout.cover[part] > MIN_COVER)).any():
@@ -208,10 +178,8 @@ def _free_corner(
 
 
 def _lay(light: np.ndarray, cutout: Cutout, x: int, y: int, hide: float) -> None:
-    """Lay a cutout with its corner at (x, y) on the slide's ``light`` [S, S, 3], in place.
-
-    ``hide`` is the share (0..1) of what lies below the cutout that it hides.
-    """
+    """Lay a cutout, which hides the share ``hide`` (0..1) of what lies below it, with its corner at (x, y) on the
+    slide's ``light`` [S, S, 3], in place."""
     view, part = crossing(light, cutout.cover, x, y)
     cover = cutout.cover[part][:, :, None].astype(np.float32) / 255
     transmission = cutout.transmission[part] / 255
@@ -219,7 +187,7 @@ def _lay(light: np.ndarray, cutout: Cutout, x: int, y: int, hide: float) -> None
     light[view] = below * (1 - cover) + cover * transmission * (hide + (1 - hide) * below)
 
 
-def _uneven_light(rng: np.random.Generator, side: int) -> np.ndarray:
+def _uneven_light(rng: Generator, side: int) -> np.ndarray:
     """Uneven light [S, S], about 1."""
     light = cv2.resize(rng.normal(0, 0.012, (3, 3)).astype(np.float32), (side, side), interpolation=cv2.INTER_CUBIC)
     slope = rng.normal(0, 0.015, 2)

@@ -5,34 +5,18 @@ A picture depends only on the seed, its number and its size, not on the other pi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.random import Generator
 from PIL import Image, ImageDraw, ImageFont
 
 from ..cells import BY_CODE, IMAGE_FACTORS, TYPES, in_order
 from ..errors import LeukoError
 from .compose import Cutout, Donor, compose
 from .factors import VISIBLE, apply_factor
-from .render import INDEX, Look, default_red_cell, render
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A picture and its annotation.
-
-    ``image`` [H, W, 3] uint8 RGB; ``boxes`` [N, 4] float32 xyxy in pixels; ``labels`` [N] int64; ``cell_factors``, one
-    tuple of interference factors per cell (or empty); ``factors`` of the image; ``group``: the smear.
-    """
-
-    image: np.ndarray
-    boxes: np.ndarray
-    labels: np.ndarray
-    cell_factors: list[tuple[str, ...]] = field(default_factory=list)
-    factors: tuple[str, ...] = ()
-    group: str = ""
-
+from .render import Look, Picture, default_red_cell, render
 
 # ---------------------------------------------------------------- random fields
 
@@ -45,8 +29,7 @@ def random_picture(seed: int, number: int, size: int) -> Picture:
     n = 1 + rng.choice(len(_CELLS_PER_FIELD), p=_CELLS_PER_FIELD)
     labels = rng.integers(0, len(TYPES), n)
     labels[0] = number % len(TYPES)  # any five consecutive pictures show every type
-    rendered = render(rng, size, size, [TYPES[label].code for label in labels])
-    return Picture(rendered.image, rendered.boxes, rendered.labels)
+    return render(rng, size, size, [TYPES[label].code for label in labels])
 
 
 # ---------------------------------------------------------------- the paper's data set
@@ -97,35 +80,21 @@ def paper_plan(images: int, seed: int) -> dict[str, list[PlannedPicture]]:
     for split, types in PAPER.items():
         fields = []
         for code, (paper_images, paper_cells) in types.items():
-            n = max(1, round(paper_images * scale))
-            fields += [(code,) * k for k in _cells_per_image(rng, n, max(n, round(paper_cells * scale)))]
+            counts = np.ones(max(1, round(paper_images * scale)), dtype=int)  # cells per image
+            for _ in range(min(round(paper_cells * scale), MAX_CELLS * len(counts)) - len(counts)):
+                counts[rng.choice(np.flatnonzero(counts < MAX_CELLS))] += 1
+            fields += [(code,) * k for k in counts]
         fields = [fields[i] for i in rng.permutation(len(fields))]
+        factors = [""] * len(fields)
         share = len(fields) / sum(n for n, _ in PAPER["test"].values())
-        factors = _factor_per_image(rng, [len(cells) for cells in fields], share)
-        plan[split] = [
-            PlannedPicture(cells, smear + i // FIELDS_PER_SMEAR, factor)
-            for i, (cells, factor) in enumerate(zip(fields, factors, strict=True))
-        ]
-        smear += -(-len(fields) // FIELDS_PER_SMEAR)
+        for name in sorted(PAPER_FACTORS, key=lambda name: name in IMAGE_FACTORS):  # the more constrained ones first
+            free = [i for i, f in enumerate(factors) if not f and (len(fields[i]) == 1 or name in IMAGE_FACTORS)]
+            for i in rng.permutation(free)[: round(PAPER_FACTORS[name] * share)]:
+                factors[i] = name
+        smears = [smear + i // FIELDS_PER_SMEAR for i in range(len(fields))]
+        plan[split] = [PlannedPicture(*planned) for planned in zip(fields, smears, factors, strict=True)]
+        smear = smears[-1] + 1
     return plan
-
-
-def _cells_per_image(rng: np.random.Generator, images: int, cells: int) -> list[int]:
-    """Distribute cells over images at random, 1 to ``MAX_CELLS`` each."""
-    counts = np.ones(images, dtype=int)
-    for _ in range(min(cells, MAX_CELLS * images) - images):
-        counts[rng.choice(np.flatnonzero(counts < MAX_CELLS))] += 1
-    return counts.tolist()
-
-
-def _factor_per_image(rng: np.random.Generator, cells: list[int], share: float) -> list[str]:
-    """The factor of each image ("": none), given its number of cells; ``share`` scales ``PAPER_FACTORS``."""
-    factors = [""] * len(cells)
-    for name in sorted(PAPER_FACTORS, key=lambda name: name in IMAGE_FACTORS):  # the more constrained ones first
-        free = [i for i, f in enumerate(factors) if not f and (cells[i] == 1 or name in IMAGE_FACTORS)]
-        for i in rng.permutation(free)[: round(PAPER_FACTORS[name] * share)]:
-            factors[i] = name
-    return factors
 
 
 def paper_picture(planned: PlannedPicture, seed: int, number: int, size: int) -> Picture:
@@ -137,27 +106,21 @@ def paper_picture(planned: PlannedPicture, seed: int, number: int, size: int) ->
     is_cut = planned.factor == "incomplete"
     side = round(1.4 * size) if is_cut else size
     corner = None
-    while True:
-        rendered = render(rng, side, side, planned.types, red_cell_px, look)
-        if len(rendered.boxes) == len(planned.types):
-            corner = _cutting_window(rng, rendered.boxes[0], side, size, VISIBLE[severity - 1]) if is_cut else (0, 0)
-            if corner is not None:
-                break
+    while corner is None:
+        field = render(rng, side, side, planned.types, red_cell_px, look)
+        if len(field.boxes) == len(planned.types):
+            corner = _cutting_window(rng, field.boxes[0], side, size, VISIBLE[severity - 1]) if is_cut else (0, 0)
     x, y = corner
-    image = np.ascontiguousarray(rendered.image[y : y + size, x : x + size])
-    boxes = np.clip(rendered.boxes - np.float32([x, y, x, y]), 0, size)
+    image = np.ascontiguousarray(field.image[y : y + size, x : x + size])
+    boxes = np.clip(field.boxes - np.float32([x, y, x, y]), 0, size)
     marked = np.full(len(boxes), is_cut)
     if planned.factor and not is_cut:
         result = apply_factor(planned.factor, rng, image, boxes, severity)
         image, boxes, marked = result.image, result.boxes, result.marked
-    return Picture(
-        image,
-        boxes,
-        np.array([INDEX[code] for code in planned.types]),
-        [(planned.factor,) if on else () for on in marked],
-        (planned.factor,) if planned.factor in IMAGE_FACTORS else (),
-        f"centre {planned.smear % CENTRES + 1}, smear {planned.smear + 1}",
-    )
+    tags = [(planned.factor,) if on else () for on in marked]
+    of_image = (planned.factor,) if planned.factor in IMAGE_FACTORS else ()
+    group = f"centre {planned.smear % CENTRES + 1}, smear {planned.smear + 1}"
+    return Picture(image, boxes, field.labels, tags, of_image, group)
 
 
 def _look(seed: int, smear: int, red_cell_px: float) -> Look:
@@ -167,92 +130,75 @@ def _look(seed: int, smear: int, red_cell_px: float) -> Look:
     return replace(own, white=centre.white, glare=centre.glare, noise=centre.noise)
 
 
-def _cutting_window(
-    rng: np.random.Generator, box: np.ndarray, side: int, size: int, visible: float
-) -> tuple[int, int] | None:
+def _cutting_window(rng: Generator, box: np.ndarray, side: int, size: int, visible: float) -> tuple[int, int] | None:
     """The corner (x, y) of a window of ``size`` in a field of ``side`` pixels, whose border cuts a cell so that a share
     ``visible`` of its box is inside; None if there is no such window."""
-    x0, y0, x1, y1 = (float(v) for v in box)
-    hidden_w, hidden_h = (1 - visible) * (x1 - x0), (1 - visible) * (y1 - y0)
-    cuts = [(x0 + hidden_w, None), (x1 - hidden_w - size, None), (None, y0 + hidden_h), (None, y1 - hidden_h - size)]
+    start, stop = box.astype(float).reshape(2, 2)
+    hidden = (1 - visible) * (stop - start)
     for i in rng.permutation(4):
-        x, y = cuts[i]
-        x_range = (x, x) if x is not None else (max(0, x1 - size), min(x0, side - size))
-        y_range = (y, y) if y is not None else (max(0, y1 - size), min(y0, side - size))
-        if 0 <= x_range[0] <= x_range[1] <= side - size and 0 <= y_range[0] <= y_range[1] <= side - size:
-            return round(rng.uniform(*x_range)), round(rng.uniform(*y_range))
+        axis = i // 2
+        low, high = np.maximum(stop - size, 0), np.minimum(start, side - size)
+        low[axis] = high[axis] = (stop - hidden - size if i % 2 else start + hidden)[axis]
+        if (low >= 0).all() and (low <= high).all() and (high <= side - size).all():
+            x, y = rng.uniform(low, high)
+            return round(x), round(y)
     return None
 
 
 # ---------------------------------------------------------------- fields composed of donors' cells
 
-SIMILAR = 0.4  # share of the donors, those with the most similar stain, that a field is composed of
-MIN_SIMILAR = 6
-LOOKALIKES = (0.65, 0.25, 0.1)  # share of the fields with none, one, two of them
-CROWDING = (0.12, 0.6)
-COMPLETE = 0.95  # visible share of a cell, below which it is tagged as incomplete
 
-
-@dataclass(frozen=True)
-class Shelf:
-    """The donors for the fields of one split: by type, of look-alikes, and all with red cells."""
-
-    types: dict[str, list[Donor]]
-    lookalikes: list[Donor]
-    others: list[Donor]
-
-
-def fill_shelves(donors: dict[str, list[Donor]], shares: dict[str, float], seed: int, folder: str) -> dict[str, Shelf]:
-    """Distribute the donors of each class over the splits, by the splits' shares.
+def fill_shelves(
+    donors: dict[str, list[Donor]], shares: dict[str, float], seed: int, folder: str
+) -> dict[str, dict[str, list[Donor]]]:
+    """Distribute the donors of each class over the splits, by the splits' shares: {split: {class: donors}}.
 
     Raises LeukoError, which names the ``folder`` of the donors, if a split is left without red cells or without a type.
     """
     rng = np.random.default_rng(seed)
-    shelves = {split: Shelf({}, [], []) for split in shares}
+    shelves: dict[str, dict[str, list[Donor]]] = {split: {} for split in shares}
     ends = np.cumsum(list(shares.values()))
     for name, all_of_class in donors.items():
         order = rng.permutation(len(all_of_class))
-        bounds = [0, *np.round(ends * len(order)).astype(int)]
-        for shelf, start, stop in zip(shelves.values(), bounds, bounds[1:], strict=False):
-            own = [all_of_class[i] for i in order[start:stop]]
-            with_cell = [donor for donor in own if donor.cell is not None]
-            shelf.others.extend(donor for donor in own if donor.others)
-            if name in BY_CODE:
-                shelf.types[name] = with_cell
-            else:
-                shelf.lookalikes.extend(with_cell)
+        parts = np.split(order, np.round(ends * len(order)).astype(int))
+        for shelf, part in zip(shelves.values(), parts, strict=False):
+            shelf[name] = [all_of_class[i] for i in part]
     for split, shelf in shelves.items():
-        missing = [name for name, own in shelf.types.items() if not own] + ["red cells"] * (not shelf.others)
-        if missing:
+        missing = [name for name in shelf if name in BY_CODE and not _with_cell(shelf[name])]
+        if missing or not any(donor.others for own in shelf.values() for donor in own):
+            what = (*missing, "red cells")[0]
             raise LeukoError(
-                f"{folder}: too few crops: no {missing[0]} left for the split {split}; add crops, or make fewer splits"
+                f"{folder}: too few crops: no {what} left for the split {split}; add crops, or make fewer splits"
             )
     return shelves
 
 
-def composed_picture(rng: np.random.Generator, shelf: Shelf, size: int, least: int, most: int) -> Picture:
+def composed_picture(rng: Generator, shelf: dict[str, list[Donor]], size: int, least: int, most: int) -> Picture:
     """A field of ``size`` pixels with ``least`` to ``most`` cells of donors from the shelf, all of a similar stain."""
-    reference = shelf.others[int(rng.integers(len(shelf.others)))]
+    with_others = [donor for own in shelf.values() for donor in own if donor.others]
+    with_lookalike = _with_cell(donor for name, own in shelf.items() if name not in BY_CODE for donor in own)
+    reference = with_others[int(rng.integers(len(with_others)))]
 
-    def draw(donors: Sequence[Donor]) -> Cutout:
-        similar = _similar(donors, reference.tint)
-        return similar[int(rng.integers(len(similar)))].cell
+    def similar(donors: list[Donor]) -> list[Donor]:
+        """The 40 %, at least six, whose stain is most similar to the reference's."""
+        distance = [float(np.abs(np.log((d.tint + 0.05) / (reference.tint + 0.05))).sum()) for d in donors]
+        return [donors[i] for i in np.argsort(distance)[: max(6, round(0.4 * len(donors)))]]
 
-    types = in_order(shelf.types)
+    def draw(donors: list[Donor]) -> Cutout:
+        nearest = similar(donors)
+        return nearest[int(rng.integers(len(nearest)))].cell
+
+    types = [name for name in in_order(shelf) if name in BY_CODE]
     labels = rng.integers(0, len(types), int(rng.integers(least, most + 1)))
-    cells = [draw(shelf.types[types[label]]) for label in labels]
-    number = rng.choice(len(LOOKALIKES), p=LOOKALIKES) if shelf.lookalikes else 0
-    lookalikes = [draw(shelf.lookalikes) for _ in range(number)]
-    others = [cutout for donor in _similar(shelf.others, reference.tint) for cutout in donor.others]
-    composed = compose(rng, size, cells, lookalikes, others, reference.white, rng.uniform(*CROWDING))
-    tags: list[tuple[str, ...]] = [("incomplete",) if share < COMPLETE else () for share in composed.visible]
-    return Picture(composed.image, composed.boxes, labels[composed.kept], tags)
+    cells = [draw(_with_cell(shelf[types[label]])) for label in labels]
+    number = rng.choice(3, p=(0.65, 0.25, 0.1)) if with_lookalike else 0
+    lookalikes = [draw(with_lookalike) for _ in range(number)]
+    others = [cutout for donor in similar(with_others) for cutout in donor.others]
+    return compose(rng, size, cells, labels, lookalikes, others, reference.white, rng.uniform(0.12, 0.6))
 
 
-def _similar(donors: Sequence[Donor], tint: np.ndarray) -> list[Donor]:
-    """The donors whose stain is most similar to ``tint`` [3]."""
-    distance = [float(np.abs(np.log((donor.tint + 0.05) / (tint + 0.05))).sum()) for donor in donors]
-    return [donors[i] for i in np.argsort(distance)[: max(MIN_SIMILAR, round(SIMILAR * len(donors)))]]
+def _with_cell(donors: Iterable[Donor]) -> list[Donor]:
+    return [donor for donor in donors if donor.cell is not None]
 
 
 # ---------------------------------------------------------------- the five types side by side
@@ -266,17 +212,12 @@ def types_sheet(seed: int = 0, side: int = 190) -> Image.Image:
     sheet = Image.new("RGB", (len(TYPES) * (side + gap) - gap, side + caption), "white")
     draw = ImageDraw.Draw(sheet)
     for i, cell in enumerate(TYPES):
-        x = i * (side + gap)
-        sheet.paste(Image.fromarray(_portrait(rng, cell.code, side, look)), (x, 0))
-        centre = (x + side / 2, side + caption / 2)
+        x, y = -1, -1
+        while min(x, y) < 0 or max(x, y) > 2 * side:  # until the cell is far enough from the border
+            field = render(rng, 3 * side, 3 * side, [cell.code], 0.32 * side, look)
+            x, y = ((field.boxes[0, :2] + field.boxes[0, 2:] - side) / 2).astype(int)
+        left = i * (side + gap)
+        sheet.paste(Image.fromarray(field.image[y : y + side, x : x + side]), (left, 0))
+        centre = (left + side / 2, side + caption / 2)
         draw.text(centre, f"{cell.code}  {cell.name}", (40, 40, 40), ImageFont.load_default(side / 11), "mm")
     return sheet
-
-
-def _portrait(rng: np.random.Generator, code: str, side: int, look: Look) -> np.ndarray:
-    """One leukocyte in the middle of red cells, [side, side, 3] uint8 RGB."""
-    while True:  # until the cell is far enough from the border
-        rendered = render(rng, 3 * side, 3 * side, [code], 0.32 * side, look)
-        x, y = ((rendered.boxes[0, :2] + rendered.boxes[0, 2:] - side) / 2).astype(int)
-        if min(x, y) >= 0 and max(x, y) <= 2 * side:
-            return rendered.image[y : y + side, x : x + side]

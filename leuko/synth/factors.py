@@ -7,15 +7,15 @@ darkens what is below it instead of hiding it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
+from numpy.random import Generator
 
 from .. import cells
 from . import stain
-from .canvas import arc, discs, lay, outline, polygon, polyline, rotated, tinted
+from .canvas import Plane, arc, lay, outline, rotated, tinted
 from .leukocytes import LACE, VIOLET
 from .render import RED_CELL, default_red_cell, red_cell
 
@@ -47,7 +47,7 @@ class FactorResult:
 
 def apply_factor(
     name: str,
-    rng: np.random.Generator,
+    rng: Generator,
     image: np.ndarray,
     boxes: np.ndarray,
     severity: int,
@@ -89,19 +89,19 @@ def red_cell_size(image: np.ndarray, boxes: np.ndarray) -> float:
 # ---------------------------------------------------------------- of the image; ``scale``: red cell diameter, pixels
 
 
-def overstained(rng: np.random.Generator, image: np.ndarray, severity: int, scale: float) -> np.ndarray:
+def overstained(rng: Generator, image: np.ndarray, severity: int, scale: float) -> np.ndarray:
     """An alkaline buffer: the basic dyes bind more, eosin less."""
     return stain.restain(image, np.diag(stain.uptake(OVERSTAINED_PH[severity - 1])))
 
 
-def understained(rng: np.random.Generator, image: np.ndarray, severity: int, scale: float) -> np.ndarray:
+def understained(rng: Generator, image: np.ndarray, severity: int, scale: float) -> np.ndarray:
     """An acid buffer and too much rinsing: pale nuclei, a reddish smear."""
     amounts = stain.uptake(UNDERSTAINED_PH[severity - 1])
     amounts[stain.EOSIN] = amounts[stain.EOSIN] ** 0.3  # most of the additional eosin is rinsed out again
     return stain.restain(image, np.diag(amounts))
 
 
-def dye_residue(rng: np.random.Generator, image: np.ndarray, severity: int, scale: float) -> np.ndarray:
+def dye_residue(rng: Generator, image: np.ndarray, severity: int, scale: float) -> np.ndarray:
     """Precipitated dye: clusters of round violet-black grains, in focus, on cells and between them."""
     height, width = image.shape[:2]
     clusters = rng.uniform([0, 0], [width, height], (_number(rng, image, scale, 0.012 * severity), 2))
@@ -111,48 +111,48 @@ def dye_residue(rng: np.random.Generator, image: np.ndarray, severity: int, scal
         centres.append(cluster + scale * rng.uniform(0.15, 0.2 + 0.12 * severity) * rng.normal(0, 1, (n, 2)))
     grains = np.concatenate(centres)
     radii = scale * 0.022 * np.exp(rng.normal(0.1 * severity, 0.35, len(grains)))
-    levels = (rng.uniform(0.5, 1, len(grains)) * 255).astype(int)
-    mask = discs(image.shape[:2], grains - 0.5, np.maximum(radii, 0.6), levels)
+    levels = np.floor(255 * rng.uniform(0.5, 1, len(grains))) / 255
+    mask = Plane(image.shape[:2]).discs(grains, np.maximum(radii, 0.6), levels)
     return _absorb(image, stain.mix(tinted(mask, VIOLET * rng.uniform(1.0, 1.5))))
 
 
-def cell_debris(rng: np.random.Generator, image: np.ndarray, severity: int, scale: float) -> np.ndarray:
+def cell_debris(rng: Generator, image: np.ndarray, severity: int, scale: float) -> np.ndarray:
     """Smudged nuclei without a border, and fragments of nuclei, stained like nuclei but paler."""
     height, width = shape = image.shape[:2]
-    smudges = np.zeros(shape, dtype=np.float32)
+    plane, smudges = Plane(shape), np.zeros(shape, dtype=np.float32)
     for _ in range(_number(rng, image, scale, 0.006 * severity)):
         points = outline(rng, scale * rng.uniform(0.35, 0.85), rng.uniform(0.25, 0.5), rng.uniform(1.0, 2.2))
-        smudge = polygon(shape, points + rng.uniform([0, 0], [width, height]) - 0.5)
+        smudge = plane.fill(points + rng.uniform([0, 0], [width, height]))
         smudge = cv2.GaussianBlur(smudge, (0, 0), scale * rng.uniform(0.05, 0.12))
         smudges = np.maximum(smudges, smudge * rng.uniform(0.3, 0.75))
     smudges *= 1 + 0.35 * _noise(rng, shape, 0.16 * scale)
     fragments = np.zeros_like(smudges)
     for place in rng.uniform([0, 0], [width, height], (_number(rng, image, scale, 0.02 * severity), 2)):
-        points = outline(rng, scale * rng.uniform(0.05, 0.16), 0.25, rng.uniform(1, 1.8)) + place - 0.5
-        fragments = np.maximum(fragments, polygon(shape, points) * rng.uniform(0.4, 0.9))
+        points = outline(rng, scale * rng.uniform(0.05, 0.16), 0.25, rng.uniform(1, 1.8)) + place
+        fragments = np.maximum(fragments, plane.fill(points) * rng.uniform(0.4, 0.9))
     fragments = cv2.GaussianBlur(fragments, (0, 0), max(0.02 * scale, 0.5))
     return _absorb(image, stain.mix(tinted(np.maximum(smudges, fragments).clip(0), LACE)))
 
 
-def dust(rng: np.random.Generator, image: np.ndarray, severity: int, scale: float) -> np.ndarray:
+def dust(rng: Generator, image: np.ndarray, severity: int, scale: float) -> np.ndarray:
     """Specks and fibres on the glass, grey and out of focus."""
     height, width = shape = image.shape[:2]
-    grey = np.zeros(shape, dtype=np.float32)
+    plane, grey = Plane(shape), np.zeros(shape, dtype=np.float32)
     for i in range(_number(rng, image, scale, 0.012 * severity)):
         place = rng.uniform([0, 0], [width, height])
         if i % 3 == 0:
             bend = arc(1, rng.uniform(0, 6.28), rng.uniform(0.6, 2.8)) * [1, rng.uniform(0.3, 1)]
             fibre = rotated(bend - bend.mean(0), rng.uniform(0, 6.28)) * scale * rng.uniform(0.8, 0.9 + 0.45 * severity)
-            mask = polyline(shape, fibre + place - 0.5, scale * rng.uniform(0.03, 0.08))
+            mask = plane.stroke(fibre + place, scale * rng.uniform(0.03, 0.08))
         else:
             speck = outline(rng, scale * rng.uniform(0.05, 0.12 + 0.035 * severity), 0.3, rng.uniform(1, 1.8))
-            mask = polygon(shape, speck + place - 0.5)
+            mask = plane.fill(speck + place)
         mask = cv2.GaussianBlur(mask, (0, 0), max(scale * rng.uniform(0.015, 0.06), 0.5))
         grey = np.maximum(grey, mask * rng.uniform(0.5, 1.3))
     return _absorb(image, grey[:, :, None] * np.float32([1.0, 1.05, 1.15]))
 
 
-def defocus(rng: np.random.Generator, image: np.ndarray, severity: int, scale: float) -> np.ndarray:
+def defocus(rng: Generator, image: np.ndarray, severity: int, scale: float) -> np.ndarray:
     """Out of focus: every point becomes a disc."""
     return out_of_focus(image, DEFOCUS[severity - 1] * scale)
 
@@ -172,7 +172,7 @@ def out_of_focus(image: np.ndarray, radius: float) -> np.ndarray:
 
 
 def overlap(
-    rng: np.random.Generator, image: np.ndarray, boxes: np.ndarray, is_cell: np.ndarray, severity: int, scale: float
+    rng: Generator, image: np.ndarray, boxes: np.ndarray, is_cell: np.ndarray, severity: int, scale: float
 ) -> FactorResult:
     """Red cells lie on the edge of each leukocyte; their number is the severity."""
     slide = np.zeros(image.shape[:2], dtype=np.float32)
@@ -189,7 +189,7 @@ def overlap(
 
 
 def incomplete(
-    rng: np.random.Generator, image: np.ndarray, boxes: np.ndarray, is_cell: np.ndarray, severity: int, scale: float
+    rng: Generator, image: np.ndarray, boxes: np.ndarray, is_cell: np.ndarray, severity: int, scale: float
 ) -> FactorResult:
     """The image is cut through one cell, of which 50 (severity 1) to 25 % stay visible; the boxes are clipped.
 
@@ -216,7 +216,7 @@ def incomplete(
 
 
 def small_cell(
-    rng: np.random.Generator, image: np.ndarray, boxes: np.ndarray, is_cell: np.ndarray, severity: int, scale: float
+    rng: Generator, image: np.ndarray, boxes: np.ndarray, is_cell: np.ndarray, severity: int, scale: float
 ) -> FactorResult:
     """Each cell shrinks about its centre, and its surroundings are stretched to meet it."""
     for i in np.flatnonzero(is_cell):
@@ -258,7 +258,7 @@ def _shrink(image: np.ndarray, boxes: np.ndarray, cell: int, factor: float) -> t
 # ---------------------------------------------------------------- helpers
 
 
-def _number(rng: np.random.Generator, image: np.ndarray, scale: float, density: float) -> int:
+def _number(rng: Generator, image: np.ndarray, scale: float, density: float) -> int:
     """A random number of objects, at least 1: ``density`` per square of a red cell's diameter on average."""
     return max(1, int(rng.poisson(density * image.shape[0] * image.shape[1] / scale**2)))
 
@@ -276,26 +276,13 @@ def _red_cell_density(image: np.ndarray) -> np.ndarray:
     return np.median(some, axis=0) if len(some) else stain.mix(RED_CELL * 2)
 
 
-def _noise(rng: np.random.Generator, shape: tuple[int, int], grain: float) -> np.ndarray:
+def _noise(rng: Generator, shape: tuple[int, int], grain: float) -> np.ndarray:
     """Smooth noise [H, W] of a standard deviation of about 1, with lumps about ``grain`` pixels wide."""
     height, width = shape
     coarse = rng.standard_normal((int(height / grain) + 2, int(width / grain) + 2), dtype=np.float32)
     return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC) * 1.3
 
 
-_IMAGE_FACTORS: dict[str, Callable[[np.random.Generator, np.ndarray, int, float], np.ndarray]] = {
-    "overstained": overstained,
-    "understained": understained,
-    "dye_residue": dye_residue,
-    "cell_debris": cell_debris,
-    "dust": dust,
-    "defocus": defocus,
-}
-_CELL_FACTORS: dict[
-    str, Callable[[np.random.Generator, np.ndarray, np.ndarray, np.ndarray, int, float], FactorResult]
-] = {
-    "overlap": overlap,
-    "incomplete": incomplete,
-    "small_cell": small_cell,
-}
+_IMAGE_FACTORS = {f.__name__: f for f in (overstained, understained, dye_residue, cell_debris, dust, defocus)}
+_CELL_FACTORS = {f.__name__: f for f in (overlap, incomplete, small_cell)}
 assert (tuple(_IMAGE_FACTORS), tuple(_CELL_FACTORS)) == (cells.IMAGE_FACTORS, cells.CELL_FACTORS)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
+from numpy.random import Generator
 
 from .canvas import Canvas, DrawnCell, arc, outline, over, rotated, scatter, smoothstep, tinted
 
@@ -60,11 +61,26 @@ def _chromatin(canvas: Canvas, mask: np.ndarray, grain: float, contrast: float, 
     return (0.93 + 0.05 * canvas.noise(4 * grain)) * (1 - contrast * spots) + 0.20 * membrane
 
 
-def _vary(rng: np.random.Generator, colour: np.ndarray, spread: float = 0.12) -> np.ndarray:
+def _packed(
+    canvas: Canvas,
+    body: np.ndarray,
+    number: tuple[float, float],
+    reach: float,
+    grain: float,
+    gaps: tuple[float, float],
+) -> np.ndarray:
+    """Centres [n, 2] of granules that fill the cell, except for gaps about ``grain`` wide where noise (std 1) is below
+    a threshold from the range ``gaps``."""
+    centres = scatter(canvas.rng, int(canvas.rng.uniform(*number)), reach)
+    dense = canvas.sample(canvas.noise(grain), centres) > canvas.rng.uniform(*gaps)
+    return centres[dense & (canvas.sample(body, centres) > 0.5)]
+
+
+def _vary(rng: Generator, colour: np.ndarray, spread: float = 0.12) -> np.ndarray:
     return colour * np.exp(rng.normal(0, spread, 3)).astype(np.float32)
 
 
-def neutrophil(rng: np.random.Generator, radius: float) -> DrawnCell:
+def neutrophil(rng: Generator, radius: float) -> DrawnCell:
     """Two to five lobes joined by thin strands (sometimes one band); fine pinkish granules in pale cytoplasm."""
     shape = outline(rng, 1.0, rng.uniform(0.02, 0.07), rng.uniform(1.0, 1.2))
     canvas = Canvas(rng, radius, shape)
@@ -76,22 +92,19 @@ def neutrophil(rng: np.random.Generator, radius: float) -> DrawnCell:
         nucleus, groove = canvas.smooth(canvas.stroke(band, rng.uniform(0.34, 0.44)), 0.05), np.zeros_like(body)
     else:
         sweep = 0.9 + 0.75 * lobes
-        nucleus, groove = _segmented(
-            canvas, lobes, rng.uniform(0.34, 0.44), (sweep, sweep + 1.2), rng.uniform(0.05, 0.13)
-        )
+        area, strand = rng.uniform(0.34, 0.44), rng.uniform(0.05, 0.13)
+        nucleus, groove = _segmented(canvas, lobes, area, (sweep, sweep + 1.2), strand)
     nucleus = nucleus * body
     tint = _vary(rng, PALE_PINK) * rng.uniform(0.8, 1.25)
     cytoplasm = tinted(1 + 0.12 * canvas.noise(0.08) + 0.10 * canvas.noise(0.4), tint)
     cytoplasm = over(cytoplasm, 0.8 * canvas.rim(body, 0.10) * smoothstep(canvas.noise(0.7), -0.2, 1.2), PALE_BLUE)
-    n = int(rng.uniform(60, 260))
-    granules = canvas.discs(scatter(rng, n), rng.uniform(0.014, 0.030, n), rng.uniform(0.2, 0.8, n))
-    amounts = over(cytoplasm, granules, FINE_GRANULE)
+    amounts = over(cytoplasm, canvas.granules((60, 260), (0.014, 0.030), (0.2, 0.8)), FINE_GRANULE)
     density = _chromatin(canvas, nucleus, 0.08, rng.uniform(0.35, 0.60), 0.5) - 0.4 * groove
     amounts = over(amounts * body[:, :, None], nucleus, tinted(density, _vary(rng, NUCLEUS, 0.06)))
     return canvas.finish(amounts, body, nucleus)
 
 
-def basophil(rng: np.random.Generator, radius: float) -> DrawnCell:
+def basophil(rng: Generator, radius: float) -> DrawnCell:
     """Coarse blue-black granules all over the cell, over a pale nucleus with broad lobes."""
     shape = outline(rng, 0.96, rng.uniform(0.02, 0.06), rng.uniform(1.0, 1.25))
     canvas = Canvas(rng, radius, shape)
@@ -102,12 +115,9 @@ def basophil(rng: np.random.Generator, radius: float) -> DrawnCell:
     density = rng.uniform(0.55, 0.95) * (_chromatin(canvas, nucleus, 0.10, 0.4, 0.3) - 0.6 * groove)
     amounts = over(amounts, nucleus, tinted(density, NUCLEUS))
 
-    centres = scatter(rng, int(rng.uniform(240, 620)), 0.97)
-    dense = canvas.sample(canvas.noise(0.45), centres) > rng.uniform(-2.2, -0.9)  # granules in groups, gaps between
-    centres = centres[dense & (canvas.sample(body, centres) > 0.5)]
-    granules = canvas.discs(
-        centres, rng.uniform(0.026, rng.uniform(0.048, 0.066), len(centres)), rng.uniform(0.65, 1.0, len(centres))
-    )
+    centres = _packed(canvas, body, (240, 620), 0.97, 0.45, (-2.2, -0.9))
+    radii = rng.uniform(0.026, rng.uniform(0.048, 0.066), len(centres))
+    granules = canvas.discs(centres, radii, rng.uniform(0.65, 1.0, len(centres)))
     body = np.maximum(body, (granules > 0.3).astype(np.float32))
     halo = canvas.blur(granules, 0.03)
     amounts = over(amounts, 0.35 * halo * body, VIOLET * 0.55)
@@ -116,7 +126,7 @@ def basophil(rng: np.random.Generator, radius: float) -> DrawnCell:
     return canvas.finish(amounts, body, nucleus)
 
 
-def eosinophil(rng: np.random.Generator, radius: float) -> DrawnCell:
+def eosinophil(rng: Generator, radius: float) -> DrawnCell:
     """Two round lobes (sometimes three); the cytoplasm is packed with large orange-pink granules."""
     shape = outline(rng, 0.98, rng.uniform(0.02, 0.06), rng.uniform(1.0, 1.2))
     canvas = Canvas(rng, radius, shape)
@@ -129,9 +139,7 @@ def eosinophil(rng: np.random.Generator, radius: float) -> DrawnCell:
     nucleus = nucleus * body
     amounts = tinted(1 + 0.1 * canvas.noise(0.1), _vary(rng, PALE_BLUE) + PALE_PINK * 0.5) * body[:, :, None]
 
-    centres = scatter(rng, int(rng.uniform(600, 950)), 0.98)
-    dense = canvas.sample(canvas.noise(0.8), centres) > rng.uniform(-3.0, -1.3)  # elsewhere bare, bluish cytoplasm
-    centres = centres[dense & (canvas.sample(body, centres) > 0.5)]
+    centres = _packed(canvas, body, (600, 950), 0.98, 0.8, (-3.0, -1.3))
     radii = rng.uniform(0.034, 0.052, len(centres))
     granules = canvas.discs(centres, radii, rng.uniform(0.62, 1.0, len(centres)))
     packed = canvas.blur((granules > 0.3).astype(np.float32), 0.03)
@@ -144,7 +152,7 @@ def eosinophil(rng: np.random.Generator, radius: float) -> DrawnCell:
     return canvas.finish(amounts, body, nucleus)
 
 
-def lymphocyte(rng: np.random.Generator, radius: float) -> DrawnCell:
+def lymphocyte(rng: Generator, radius: float) -> DrawnCell:
     """A small cell with a round, dense nucleus and a thin blue rim of cytoplasm, wider in large cells."""
     large = rng.uniform() < 0.25
     shape = outline(rng, 1.0, rng.uniform(0.03, 0.08), rng.uniform(1.0, 1.2))
@@ -153,9 +161,8 @@ def lymphocyte(rng: np.random.Generator, radius: float) -> DrawnCell:
     body = canvas.smooth(canvas.fill(shape), 0.012)
     ratio = rng.uniform(0.70, 0.80) if large else rng.uniform(0.82, 0.93)
     core = outline(rng, ratio, rng.uniform(0.01, 0.05), rng.uniform(1.0, 1.15))
-    slack = 1 - ratio
-    core = core + rotated([[rng.uniform(0, slack * 0.9), 0.0]], rng.uniform(0, 2 * np.pi))
-    nucleus = canvas.fill(core)
+    shift = rotated([[rng.uniform(0, (1 - ratio) * 0.9), 0.0]], rng.uniform(0, 2 * np.pi))
+    nucleus = canvas.fill(core + shift)
     if rng.uniform() < 0.35:
         notch = outline(rng, rng.uniform(0.10, 0.22), 0.05) + rotated([[ratio + 0.02, 0.0]], rng.uniform(0, 6.3))
         nucleus = nucleus * (1 - canvas.fill(notch))
@@ -166,8 +173,7 @@ def lymphocyte(rng: np.random.Generator, radius: float) -> DrawnCell:
         n = int(rng.uniform(0, 14))
         cytoplasm = over(cytoplasm, canvas.discs(scatter(rng, n), np.full(n, 0.03)), FINE_GRANULE)
     density = 0.98 * _chromatin(canvas, nucleus, 0.07, rng.uniform(0.22, 0.48), 0.4)
-    dark = _vary(rng, NUCLEUS, 0.06)
-    amounts = over(cytoplasm * body[:, :, None], nucleus, tinted(density, dark))
+    amounts = over(cytoplasm * body[:, :, None], nucleus, tinted(density, _vary(rng, NUCLEUS, 0.06)))
     return canvas.finish(amounts, body, nucleus)
 
 
@@ -189,7 +195,7 @@ def _folded(canvas: Canvas) -> tuple[np.ndarray, np.ndarray]:
     return _segmented(canvas, int(rng.choice([2, 3])), rng.uniform(0.48, 0.58), (1.6, 3.2), 0.45)
 
 
-def monocyte(rng: np.random.Generator, radius: float) -> DrawnCell:
+def monocyte(rng: Generator, radius: float) -> DrawnCell:
     """The largest type: a folded nucleus of lacy chromatin; grey-blue cytoplasm like ground glass, with vacuoles."""
     shape = outline(rng, 1.0, rng.uniform(0.04, 0.10), rng.uniform(1.0, 1.15))
     canvas = Canvas(rng, radius, shape)
@@ -198,9 +204,7 @@ def monocyte(rng: np.random.Generator, radius: float) -> DrawnCell:
     nucleus = nucleus * canvas.smooth(body, 0.1) * body
     tint = _vary(rng, GREY_BLUE) * rng.uniform(0.8, 1.2)
     dust = 1 + 0.14 * canvas.noise(0.06) + 0.14 * canvas.noise(0.35) + 0.25 * canvas.rim(body, 0.05)
-    n = int(rng.uniform(20, 140))
-    granules = canvas.discs(scatter(rng, n), rng.uniform(0.012, 0.022, n), rng.uniform(0.2, 0.7, n))
-    amounts = over(tinted(dust, tint), granules, FINE_GRANULE)
+    amounts = over(tinted(dust, tint), canvas.granules((20, 140), (0.012, 0.022), (0.2, 0.7)), FINE_GRANULE)
     lace = np.clip(1 - 1.2 * np.abs(canvas.noise(0.08)), -0.6, 1)  # a net: dense where the noise crosses 0
     density = 0.66 + 0.15 * lace - 0.10 * smoothstep(canvas.noise(0.06), 0.3, 1.2) + 0.05 * canvas.noise(0.4)
     density += 0.25 * canvas.rim(nucleus, 0.035)

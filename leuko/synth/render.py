@@ -7,14 +7,16 @@ light, focus and noise. All randomness comes from the generator that is passed i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
+from numpy.random import Generator
 
 from ..cells import TYPES
 from . import stain
-from .canvas import Canvas, DrawnCell, lay, outline, scatter, tinted
+from .canvas import Canvas, DrawnCell, lay, outline, tinted
+from .cutout import box_of
 from .leukocytes import DRAW, PALE_BLUE, SIZES, VIOLET
 
 INDEX = {t.code: i for i, t in enumerate(TYPES)}
@@ -24,18 +26,22 @@ _NEUTRAL = np.array([234.0, 230.0, 226.0])
 
 
 @dataclass(frozen=True)
-class RenderedField:
-    """A rendered field.
+class Picture:
+    """A picture and its annotation.
 
     ``image`` [H, W, 3] uint8 RGB; ``boxes`` [N, 4] float32 xyxy in pixels, tight around the leukocytes and clipped to
-    the field; ``labels`` [N] int64, indices into ``leuko.cells.TYPES``; ``masks`` [N, H, W] bool, the pixels that each
-    leukocyte covers by at least half.
+    the picture; ``labels`` [N] int64; ``cell_factors``, one tuple of interference factors per cell (or empty);
+    ``factors`` of the image; ``group``: the smear; ``masks`` [N, H, W] bool, the pixels that each rendered leukocyte
+    covers by at least half.
     """
 
     image: np.ndarray
     boxes: np.ndarray
     labels: np.ndarray
-    masks: np.ndarray
+    cell_factors: list[tuple[str, ...]] = field(default_factory=list)
+    factors: tuple[str, ...] = ()
+    group: str = ""
+    masks: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,7 @@ class Look:
     noise: float  # std of the sensor noise at full light, grey values
 
     @classmethod
-    def draw(cls, rng: np.random.Generator, red_cell: float) -> Look:
+    def draw(cls, rng: Generator, red_cell: float) -> Look:
         """A random look within good practice; ``red_cell`` is the diameter of red cells in pixels."""
         ph = float(np.clip(rng.normal(stain.NEUTRAL_PH, 0.09), 6.4, 6.8))
         warmth = rng.uniform(0, 1)
@@ -66,7 +72,7 @@ class Look:
         )
 
 
-def red_cell(rng: np.random.Generator, radius: float, pallor: float) -> DrawnCell:
+def red_cell(rng: Generator, radius: float, pallor: float) -> DrawnCell:
     """An erythrocyte: a disc, thinner in the middle, sometimes stretched. ``pallor`` 0..1.
 
     Its amounts [h, w] are multiples of ``RED_CELL``.
@@ -84,20 +90,17 @@ def red_cell(rng: np.random.Generator, radius: float, pallor: float) -> DrawnCel
     return canvas.finish(thickness * np.float32(rng.uniform(0.88, 1.12)), body)
 
 
-def platelet(rng: np.random.Generator, radius: float) -> DrawnCell:
+def platelet(rng: Generator, radius: float) -> DrawnCell:
     """A thrombocyte: a pale blue fragment with purple granules in the middle."""
     shape = outline(rng, 1.0, 0.18, rng.uniform(1.0, 1.5))
     canvas = Canvas(rng, radius, shape)
     body = canvas.smooth(canvas.fill(shape), 0.05)
-    n = int(rng.uniform(12, 40))
-    granules = canvas.discs(scatter(rng, n, 0.75), rng.uniform(0.12, 0.26, n), rng.uniform(0.4, 1.0, n)) * body
+    granules = canvas.granules((12, 40), (0.12, 0.26), (0.4, 1.0), reach=0.75) * body
     amounts = tinted(body, PALE_BLUE * 1.5) + tinted(granules, VIOLET * rng.uniform(0.45, 0.95))
     return canvas.finish(amounts, body)
 
 
-def _place(
-    rng: np.random.Generator, width: int, height: int, radius: float, others: np.ndarray
-) -> tuple[float, float] | None:
+def _place(rng: Generator, width: int, height: int, radius: float, others: np.ndarray) -> tuple[float, float] | None:
     """A random centre (x, y) at which a leukocyte hardly overlaps ``others`` [n, 3] (x, y, radius), or None."""
     margin = radius * (rng.uniform(-0.35, 0.6) if rng.uniform() < 0.15 else 1.1)
     margin = min(margin, 0.45 * min(width, height))
@@ -109,7 +112,7 @@ def _place(
 
 
 def _red_cell_centres(
-    rng: np.random.Generator, width: int, height: int, radius: float, crowding: float, leukocytes: np.ndarray
+    rng: Generator, width: int, height: int, radius: float, crowding: float, leukocytes: np.ndarray
 ) -> np.ndarray:
     """Centres [n, 2] of red cells: some overlap, most do not, and leukocytes [m, 3] (x, y, radius) push them aside."""
     number = int(crowding * (width + 2 * radius) * (height + 2 * radius) / (np.pi * radius**2))
@@ -131,7 +134,7 @@ def _red_cell_centres(
     return np.stack([centres[:n].real, centres[:n].imag], axis=1)
 
 
-def _photograph(rng: np.random.Generator, slide: np.ndarray, look: Look) -> np.ndarray:
+def _photograph(rng: Generator, slide: np.ndarray, look: Look) -> np.ndarray:
     """The camera's image [H, W, 3] uint8 of a slide [H, W, absorber]."""
     height, width = slide.shape[:2]
     light = cv2.resize(rng.normal(0, 0.02, (3, 3)).astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC)
@@ -144,13 +147,9 @@ def _photograph(rng: np.random.Generator, slide: np.ndarray, look: Look) -> np.n
     image = cv2.GaussianBlur(image, (0, 0), max(look.blur, 0.3))
     # Photon noise: its variance is proportional to the light. Uniform noise of the same std looks the same at one or
     # two grey values and takes a quarter of the time.
-    noise = rng.random(image.shape, dtype=np.float32)
-    noise -= 0.5
-    noise *= cv2.sqrt(image)
+    noise = (rng.random(image.shape, dtype=np.float32) - 0.5) * cv2.sqrt(image)
     noise *= look.noise * np.sqrt(12) / 16
-    image += noise
-    image += 0.5
-    return np.clip(image, 0, 255, out=image).astype(np.uint8)
+    return np.clip(image + noise + 0.5, 0, 255).astype(np.uint8)
 
 
 def default_red_cell(width: int, height: int) -> float:
@@ -159,32 +158,28 @@ def default_red_cell(width: int, height: int) -> float:
 
 
 def render(
-    rng: np.random.Generator,
+    rng: Generator,
     width: int,
     height: int,
     types: Sequence[str],
     red_cell_px: float | None = None,
     look: Look | None = None,
-) -> RenderedField:
-    """Render a field of a Wright-stained smear with one leukocyte of each of ``types``.
+) -> Picture:
+    """Render a field of a Wright-stained smear with one leukocyte of each of ``types`` (codes, duplicates allowed).
 
-    Args:
-        rng: source of all randomness.
-        width, height: size of the image in pixels.
-        types: codes from ``leuko.cells.TYPES``, duplicates allowed. A leukocyte that finds no room is left out.
-        red_cell_px: diameter of a red cell in pixels; leukocytes are 1.4 to 2.15 times as wide. By default it follows
-            from the size of the field.
-        look: stain, light and camera; random by default.
+    Labels are indices into ``leuko.cells.TYPES``. A leukocyte that finds no room is left out. ``red_cell_px`` is the
+    diameter of a red cell in pixels, by default about ``default_red_cell``; leukocytes are 1.4 to 2.15 times as wide.
+    The ``look`` is random by default.
     """
     red_cell_px = red_cell_px or default_red_cell(width, height) * rng.uniform(0.9, 1.1)
     look = look or Look.draw(rng, red_cell_px)
-    leukocytes: list[tuple[str, float, float, float]] = []  # code, x, y, radius
-    circles = np.zeros((0, 3))
+    leukocytes: list[str] = []
+    circles = np.zeros((0, 3))  # of the leukocytes: x, y, radius
     for code in types:
         radius = red_cell_px / 2 * rng.uniform(*SIZES[code])
         centre = _place(rng, width, height, radius, circles)
         if centre is not None:
-            leukocytes.append((code, *centre, radius))
+            leukocytes.append(code)
             circles = np.vstack([circles, [*centre, radius]])
 
     reds = np.zeros((height, width), dtype=np.float32)
@@ -192,24 +187,21 @@ def render(
         lay(reds, red_cell(rng, red_cell_px / 2 * np.exp(rng.normal(0, 0.06)), look.pallor), x, y, hide=0.6)
     slide = tinted(reds, RED_CELL)
     for _ in range(rng.poisson(0.025 * width * height / red_cell_px**2)):
-        lay(
-            slide, platelet(rng, red_cell_px * rng.uniform(0.12, 0.24)), *rng.uniform([0, 0], [width, height]), hide=0.5
-        )
+        cell = platelet(rng, red_cell_px * rng.uniform(0.12, 0.24))
+        lay(slide, cell, *rng.uniform([0, 0], [width, height]), hide=0.5)
 
     boxes, labels, masks = [], [], []
-    for code, x, y, radius in leukocytes:
+    for code, (x, y, radius) in zip(leukocytes, circles, strict=True):
         view, cover = lay(slide, DRAW[code](rng, radius), x, y, hide=0.85)
         mask = np.zeros((height, width), dtype=bool)
         mask[view] = cover >= 0.5
-        if not mask.any():
-            continue
-        bx, by, bw, bh = cv2.boundingRect(mask.view(np.uint8))
-        boxes.append((bx, by, bx + bw, by + bh))
-        labels.append(INDEX[code])
-        masks.append(mask)
-    return RenderedField(
+        if mask.any():
+            boxes.append(box_of(mask))
+            labels.append(INDEX[code])
+            masks.append(mask)
+    return Picture(
         _photograph(rng, slide, look),
         np.reshape(boxes, (-1, 4)).astype(np.float32),
         np.array(labels, dtype=np.int64),
-        np.reshape(masks, (-1, height, width)).astype(bool),
+        masks=np.reshape(masks, (-1, height, width)).astype(bool),
     )

@@ -13,38 +13,42 @@ generator, so that a seed gives the same images with any number of workers.
 
 from __future__ import annotations
 
-import dataclasses
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from ...cells import FACTORS
 from ...errors import LeukoError, nearest
 from ...io import read_yaml
-from . import geometric, mixing, photometric
+from . import geometric as geo
+from . import mixing
+from . import photometric as photo
 from .sample import AugmentedSample
 
-TRANSFORMS = {
-    "horizontal_flip": geometric.HorizontalFlip,
-    "vertical_flip": geometric.VerticalFlip,
-    "right_angle": geometric.RightAngle,
-    "rotate": geometric.Rotate,
-    "scale_crop": geometric.ScaleCrop,
-    "translate": geometric.Translate,
-    "erase": geometric.Erase,
-    "colour_jitter": photometric.ColourJitter,
-    "stain_jitter": photometric.StainJitter,
-    "gamma": photometric.Gamma,
-    "blur": photometric.Blur,
-    "defocus": photometric.Defocus,
-    "noise": photometric.Noise,
-    "jpeg": photometric.JPEG,
-    "factor": photometric.Factor,
-    "copy_paste": mixing.CopyPaste,
-    "mosaic": mixing.Mosaic,
-    "mixup": mixing.MixUp,
+GEOMETRIC = (geo.horizontal_flip, geo.vertical_flip, geo.right_angle, geo.rotate, geo.scale_crop, geo.translate)
+PHOTOMETRIC = (photo.colour_jitter, photo.stain_jitter, photo.gamma, photo.blur, photo.defocus, photo.noise, photo.jpeg)
+MIXING = (mixing.copy_paste, mixing.mosaic, mixing.mixup)
+TRANSFORMS = {f.__name__: f for f in (*GEOMETRIC, geo.erase, *PHOTOMETRIC, photo.factor, *MIXING)}
+
+LIMITS = {
+    "amount": (0, 2),
+    "band": (0, 2),
+    "cells": (1, 20),
+    "degrees": (0, 180),
+    "patches": (1, 100),
+    "power": (0.05, 10),
+    "quality": (1, 100),
+    "radius": (0, 10),
+    "scale": (0.05, 20),
+    "severity": (1, 5),
+    "sigma": (0, 10),
+    "std": (0, 255),
+    "strength": (0, 2),
 }
+"""Lowest and highest value of an option; 0 and 1 for all others."""
 
 _FLIPS: list[dict] = [{"horizontal_flip": 0.5}, {"vertical_flip": 0.5}]
 PRESETS: dict[str, list[dict]] = {
@@ -68,21 +72,22 @@ ENOUGH = 10_000  # images shown in a training, from which on "smear" does not re
 
 
 class Step(NamedTuple):
-    """A transform, its name in ``TRANSFORMS``, and its probability."""
+    """A transform's name in ``TRANSFORMS``, its probability, and the value of each of its options."""
 
     p: float
     name: str
-    transform: object
+    options: dict[str, float | str | tuple]
 
 
 def augment(
     sample: AugmentedSample, steps: Sequence[Step], rng: np.random.Generator, others: mixing.Others
 ) -> AugmentedSample:
     """Apply each transform with its probability, in order; ``others`` draws another sample (see ``mixing``)."""
-    for p, _, transform in steps:
+    for p, name, options in steps:
         if rng.random() < p:
-            mixes = isinstance(transform, mixing.Mixing)
-            sample = transform(sample, rng, others) if mixes else transform(sample, rng)
+            transform = TRANSFORMS[name]
+            sources = (others,) if transform in MIXING else ()
+            sample = transform(sample, rng, *sources, **options)
     return sample
 
 
@@ -118,50 +123,43 @@ def _step(entry: object, where: str) -> Step:
     if name not in TRANSFORMS:
         raise LeukoError(f'{where}: "{name}" is unknown{nearest(str(name), TRANSFORMS)} ({", ".join(TRANSFORMS)})')
     where = f"{where}: {name}"
-    given = dict(value) if isinstance(value, dict) else {"p": value}
-    p = given.pop("p", None)
-    if not _is_number(p) or not 0 <= p <= 1:
-        raise LeukoError(f"{where}: p: {p!r} is not a probability; give a number from 0 to 1")
-    options = {option.name: option for option in dataclasses.fields(TRANSFORMS[name])}
-    for key in given:
+    parameters = inspect.signature(TRANSFORMS[name]).parameters.values()
+    options = {"p": 0.0} | {o.name: o.default for o in parameters if o.default is not o.empty}
+    given = value if isinstance(value, dict) else {"p": value}
+    for key, setting in ({"p": None} | given).items():
         if key not in options:
-            has = ", ".join(("p", *options))
+            has = ", ".join(options)
             raise LeukoError(f'{where}: unknown option "{key}"{nearest(str(key), options)} (it has {has})')
-    try:
-        return Step(float(p), name, TRANSFORMS[name](**{k: _checked(v, options[k]) for k, v in given.items()}))
-    except ValueError as error:
-        raise LeukoError(f"{where}: {error}") from error
+        options[key] = _checked(setting, options[key], *LIMITS.get(key, (0, 1)), f"{where}: {key}")
+    return Step(options.pop("p"), name, options)
 
 
-def _checked(value: object, option: dataclasses.Field) -> float | str | tuple:
-    """The value of an option in the type of its default; ValueError if it is of another type or out of range."""
-    default, low, high = option.default, option.metadata["low"], option.metadata["high"]
+def _checked(value: object, default: float | str | tuple, low: float, high: float, where: str) -> float | str | tuple:
+    """The value of an option in the type of its default; LeukoError if it is of another type or out of range."""
     if isinstance(default, str):
+        for name in str(value).split() or [""]:
+            if name not in FACTORS:
+                known = ", ".join(FACTORS)
+                raise LeukoError(f'{where}: "{name}" is unknown{nearest(name, FACTORS)} (there are: {known})')
         return str(value)
-    if isinstance(default, tuple):
-        if not isinstance(value, list | tuple) or len(value) != 2:
-            raise ValueError(f"{option.name}: {value!r}: give two numbers, such as {list(default)}")
-        numbers, kind = tuple(value), type(default[0])
-    else:
-        numbers, kind = (value,), type(default)
+    is_range = isinstance(default, tuple)
+    if is_range and not (isinstance(value, list | tuple) and len(value) == 2):
+        raise LeukoError(f"{where}: {value!r}: give two numbers, such as {list(default)}")
+    numbers, kind = (value, type(default[0])) if is_range else ([value], type(default))
     for number in numbers:
-        if not _is_number(number) or kind(number) != number:
-            raise ValueError(f"{option.name}: {number!r} is not {'an integer' if kind is int else 'a number'}")
-        if not low <= number <= high:
-            raise ValueError(f"{option.name}: {number:g} is not from {low:g} to {high:g}")
+        is_number = isinstance(number, int | float) and not isinstance(number, bool)
+        if not is_number or not low <= number <= high or kind(number) != number:
+            what = "an integer" if kind is int else "a number"
+            raise LeukoError(f"{where}: {number!r} is not {what} from {low:g} to {high:g}")
     if numbers[0] > numbers[-1]:
-        raise ValueError(f"{option.name}: {value!r}: give the lower number first")
-    return tuple(map(kind, numbers)) if isinstance(default, tuple) else kind(value)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and np.isfinite(value)
+        raise LeukoError(f"{where}: {value!r}: give the lower number first")
+    return tuple(map(kind, numbers)) if is_range else kind(value)
 
 
 def listed(steps: Sequence[Step]) -> list[dict]:
     """The steps as the list that :func:`read_steps` reads, with the value of every option."""
     result = []
-    for p, name, transform in steps:
-        options = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(transform).items()}
+    for p, name, given in steps:
+        options = {k: list(v) if isinstance(v, tuple) else v for k, v in given.items()}
         result.append({name: {"p": p, **options} if options else p})
     return result

@@ -1,150 +1,106 @@
 """Geometric transforms: flips, rotations, scale and crop, translation, erasing.
 
-Each takes an ``AugmentedSample`` and a numpy generator and returns the changed sample; the fields of a class are its
-options.
+Each takes an ``AugmentedSample``, a numpy generator and options, and returns the changed sample. A cell of whose area
+less than ``visible`` (0..1) is left is dropped.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import cv2
 import numpy as np
+from numpy.random import Generator
 
-from .sample import FILL, AugmentedSample, keep_visible, option
+from .sample import FILL, AugmentedSample, keep_visible
 
 MAX_ERASED = 0.4  # share of a cell's box
 
 
-@dataclass(frozen=True)
-class HorizontalFlip:
+def horizontal_flip(sample: AugmentedSample, rng: Generator) -> AugmentedSample:
     """Mirror left and right."""
-
-    def __call__(self, sample: AugmentedSample, rng: np.random.Generator) -> AugmentedSample:
-        width = sample.image.shape[1]
-        boxes = sample.boxes[:, [2, 1, 0, 3]] * [-1, 1, -1, 1] + [width, 0, width, 0]
-        return replace(sample, image=cv2.flip(sample.image, 1), boxes=boxes)
+    width = sample.image.shape[1]
+    boxes = sample.boxes[:, [2, 1, 0, 3]] * [-1, 1, -1, 1] + [width, 0, width, 0]
+    return replace(sample, image=cv2.flip(sample.image, 1), boxes=boxes)
 
 
-@dataclass(frozen=True)
-class VerticalFlip:
+def vertical_flip(sample: AugmentedSample, rng: Generator) -> AugmentedSample:
     """Mirror top and bottom; a smear has no upright orientation."""
-
-    def __call__(self, sample: AugmentedSample, rng: np.random.Generator) -> AugmentedSample:
-        height = sample.image.shape[0]
-        boxes = sample.boxes[:, [0, 3, 2, 1]] * [1, -1, 1, -1] + [0, height, 0, height]
-        return replace(sample, image=cv2.flip(sample.image, 0), boxes=boxes)
+    height = sample.image.shape[0]
+    boxes = sample.boxes[:, [0, 3, 2, 1]] * [1, -1, 1, -1] + [0, height, 0, height]
+    return replace(sample, image=cv2.flip(sample.image, 0), boxes=boxes)
 
 
-@dataclass(frozen=True)
-class RightAngle:
+def right_angle(sample: AugmentedSample, rng: Generator) -> AugmentedSample:
     """Rotate by 90, 180 or 270 degrees."""
-
-    def __call__(self, sample: AugmentedSample, rng: np.random.Generator) -> AugmentedSample:
-        for _ in range(int(rng.integers(1, 4))):
-            width = sample.image.shape[1]
-            x0, y0, x1, y1 = sample.boxes.T
-            sample = replace(sample, image=np.rot90(sample.image), boxes=np.stack([y0, width - x1, y1, width - x0], 1))
-        return sample
+    for _ in range(int(rng.integers(1, 4))):
+        width = sample.image.shape[1]
+        x0, y0, x1, y1 = sample.boxes.T
+        sample = replace(sample, image=np.rot90(sample.image), boxes=np.stack([y0, width - x1, y1, width - x0], 1))
+    return sample
 
 
-@dataclass(frozen=True)
-class Rotate:
-    """Rotate about the centre by up to ``degrees``. The new box is exact for a cell that is an ellipse in its box.
-
-    A cell of whose area less than ``visible`` is left is dropped.
-    """
-
-    degrees: float = option(15.0, high=180)
-    visible: float = option(0.4, high=1)
-
-    def __call__(self, sample: AugmentedSample, rng: np.random.Generator) -> AugmentedSample:
-        height, width = sample.image.shape[:2]
-        matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), rng.uniform(-1, 1) * self.degrees, 1)
-        image = cv2.warpAffine(sample.image, matrix, (width, height), flags=cv2.INTER_LINEAR, borderValue=FILL)
-        rotation, middle = matrix[:, :2], np.array([width, height]) / 2
-        centres = ((sample.boxes[:, :2] + sample.boxes[:, 2:]) / 2 - middle) @ rotation.T + middle
-        half = np.sqrt(((sample.boxes[:, 2:] - sample.boxes[:, :2]) / 2) ** 2 @ (rotation**2).T)
-        return keep_visible(
-            replace(sample, image=image, boxes=np.hstack([centres - half, centres + half])), self.visible
-        )
+def rotate(sample: AugmentedSample, rng: Generator, degrees: float = 15.0, visible: float = 0.4) -> AugmentedSample:
+    """Rotate about the centre by up to ``degrees``. The new box is exact for a cell that is an ellipse in its box."""
+    height, width = sample.image.shape[:2]
+    matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), rng.uniform(-1, 1) * degrees, 1)
+    image = cv2.warpAffine(sample.image, matrix, (width, height), flags=cv2.INTER_LINEAR, borderValue=FILL)
+    rotation, middle = matrix[:, :2], np.array([width, height]) / 2
+    centres = ((sample.boxes[:, :2] + sample.boxes[:, 2:]) / 2 - middle) @ rotation.T + middle
+    half = np.sqrt(((sample.boxes[:, 2:] - sample.boxes[:, :2]) / 2) ** 2 @ (rotation**2).T)
+    return keep_visible(replace(sample, image=image, boxes=np.hstack([centres - half, centres + half])), visible)
 
 
-@dataclass(frozen=True)
-class ScaleCrop:
-    """Scale by a factor from the range ``scale`` and crop or pad to the original size at a random position.
-
-    A cell of whose area less than ``visible`` is left is dropped.
-    """
-
-    scale: tuple[float, float] = option((0.7, 1.4), 0.05, 20)
-    visible: float = option(0.4, high=1)
-
-    def __call__(self, sample: AugmentedSample, rng: np.random.Generator) -> AugmentedSample:
-        height, width = sample.image.shape[:2]
-        factor = float(np.exp(rng.uniform(*np.log(self.scale))))
-        room = np.array([width, height]) * (1 - factor)  # negative: how far the window can move over the image
-        shift = rng.uniform(np.minimum(room, 0), np.maximum(room, 0))
-        # The visible window of the image and its new position, both in whole pixels: several times faster than a warp
-        # by the exact factor, and as exact, since the boxes follow the factors that result.
-        frame = np.array([width, height])
-        start = np.round(np.maximum(-shift, 0) / factor).astype(int)
-        stop = np.minimum(start + np.maximum(np.round(frame / factor).astype(int), 1), frame)
-        at = np.round(np.maximum(shift, 0)).astype(int)
-        size = frame if factor >= 1 else np.clip(np.round((stop - start) * factor).astype(int), 1, frame - at)
-        interpolation = cv2.INTER_LINEAR if factor > 0.6 else cv2.INTER_AREA
-        window = sample.image[start[1] : stop[1], start[0] : stop[0]]
-        image = cv2.resize(window, size.tolist(), interpolation=interpolation)
-        if factor < 1:
-            left, top, right, bottom = (*at.tolist(), *(frame - at - size).tolist())
-            image = cv2.copyMakeBorder(image, top, bottom, left, right, cv2.BORDER_CONSTANT, value=FILL)
-        scale = np.tile(size / (stop - start), 2)
-        boxes = (sample.boxes - np.tile(start, 2)) * scale + np.tile(at, 2)
-        return keep_visible(replace(sample, image=image, boxes=boxes), self.visible)
+def scale_crop(
+    sample: AugmentedSample, rng: Generator, scale: tuple[float, float] = (0.7, 1.4), visible: float = 0.4
+) -> AugmentedSample:
+    """Scale by a factor from the range ``scale`` and crop or pad to the original size at a random position."""
+    frame = np.array(sample.image.shape[1::-1])
+    factor = float(np.exp(rng.uniform(*np.log(scale))))
+    room = frame * (1 - factor)  # negative: how far the window can move over the image
+    shift = rng.uniform(np.minimum(room, 0), np.maximum(room, 0))
+    # The visible window of the image and its new position, both in whole pixels: several times faster than a warp
+    # by the exact factor, and as exact, since the boxes follow the factors that result.
+    start = np.round(np.maximum(-shift, 0) / factor).astype(int)
+    stop = np.minimum(start + np.maximum(np.round(frame / factor).astype(int), 1), frame)
+    at = np.round(np.maximum(shift, 0)).astype(int)
+    size = frame if factor >= 1 else np.clip(np.round((stop - start) * factor).astype(int), 1, frame - at)
+    interpolation = cv2.INTER_LINEAR if factor > 0.6 else cv2.INTER_AREA
+    window = sample.image[start[1] : stop[1], start[0] : stop[0]]
+    image = np.full(sample.image.shape, FILL, dtype=np.uint8)
+    (left, top), (right, bottom) = at, at + size
+    image[top:bottom, left:right] = cv2.resize(window, size.tolist(), interpolation=interpolation)
+    boxes = (sample.boxes - np.tile(start, 2)) * np.tile(size / (stop - start), 2) + np.tile(at, 2)
+    return keep_visible(replace(sample, image=image, boxes=boxes), visible)
 
 
-@dataclass(frozen=True)
-class Translate:
-    """Shift by up to ``share`` of the width and height.
-
-    A cell of whose area less than ``visible`` is left is dropped.
-    """
-
-    share: float = option(0.1, high=1)
-    visible: float = option(0.4, high=1)
-
-    def __call__(self, sample: AugmentedSample, rng: np.random.Generator) -> AugmentedSample:
-        height, width = sample.image.shape[:2]
-        shift = np.round(rng.uniform(-self.share, self.share, 2) * [width, height])
-        matrix = np.array([[1, 0, shift[0]], [0, 1, shift[1]]])
-        image = cv2.warpAffine(sample.image, matrix, (width, height), borderValue=FILL)
-        return keep_visible(replace(sample, image=image, boxes=sample.boxes + np.tile(shift, 2)), self.visible)
+def translate(sample: AugmentedSample, rng: Generator, share: float = 0.1, visible: float = 0.4) -> AugmentedSample:
+    """Shift by up to ``share`` of the width and height."""
+    height, width = sample.image.shape[:2]
+    shift = np.round(rng.uniform(-share, share, 2) * [width, height])
+    matrix = np.array([[1, 0, shift[0]], [0, 1, shift[1]]])
+    image = cv2.warpAffine(sample.image, matrix, (width, height), borderValue=FILL)
+    return keep_visible(replace(sample, image=image, boxes=sample.boxes + np.tile(shift, 2)), visible)
 
 
-@dataclass(frozen=True)
-class Erase:
+def erase(sample: AugmentedSample, rng: Generator, patches: int = 3, side: float = 0.15) -> AugmentedSample:
     """Fill up to ``patches`` rectangles, each at most ``side`` of the width and height, with grey.
 
     A patch is left out if more than 40 % of a cell's box would then be hidden.
     """
-
-    patches: int = option(3, 1, 100)
-    side: float = option(0.15, high=1)
-
-    def __call__(self, sample: AugmentedSample, rng: np.random.Generator) -> AugmentedSample:
-        height, width = sample.image.shape[:2]
-        hidden = np.zeros((height, width), dtype=bool)
-        for _ in range(int(rng.integers(1, self.patches + 1))):
-            w, h = np.maximum(rng.uniform(0.2, 1, 2) * self.side * [width, height], 1)
-            x0, y0 = rng.uniform([0, 0], [width - w, height - h])
-            x0, y0, x1, y1 = (round(v) for v in (x0, y0, x0 + w, y0 + h))
-            with_patch = hidden.copy()
-            with_patch[y0:y1, x0:x1] = True
-            if all(_share(with_patch, box) <= MAX_ERASED for box in sample.boxes):
-                hidden = with_patch
-        image = sample.image.copy()
-        image[hidden] = FILL
-        return replace(sample, image=image)
+    height, width = sample.image.shape[:2]
+    hidden = np.zeros((height, width), dtype=bool)
+    for _ in range(int(rng.integers(1, patches + 1))):
+        w, h = np.maximum(rng.uniform(0.2, 1, 2) * side * [width, height], 1)
+        x0, y0 = rng.uniform([0, 0], [width - w, height - h])
+        x0, y0, x1, y1 = (round(v) for v in (x0, y0, x0 + w, y0 + h))
+        with_patch = hidden.copy()
+        with_patch[y0:y1, x0:x1] = True
+        if all(_share(with_patch, box) <= MAX_ERASED for box in sample.boxes):
+            hidden = with_patch
+    image = sample.image.copy()
+    image[hidden] = FILL
+    return replace(sample, image=image)
 
 
 def _share(mask: np.ndarray, box: np.ndarray) -> float:

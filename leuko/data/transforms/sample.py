@@ -1,20 +1,14 @@
-"""What transforms have in common: how an option is declared, and which cells stay."""
+"""What transforms have in common: the colour that fills, and which cells stay."""
 
 from __future__ import annotations
 
-from dataclasses import field, replace
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 
 from ..dataset import AugmentedSample
 
 FILL = (124, 116, 104)  # ImageNet's mean colour: about zero once normalised
-
-
-def option(default: float | tuple | str, low: float = 0, high: float = float("inf")) -> Any:
-    """A transform's option (a number, or a range of two), with the lowest and the highest number that it takes."""
-    return field(default=default, metadata={"low": low, "high": high})
 
 
 def keep_visible(sample: AugmentedSample, visible: float) -> AugmentedSample:
