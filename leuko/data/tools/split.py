@@ -15,7 +15,7 @@ from ...errors import LeukoError
 from ...io import read_text, write_yaml
 from ..dataset import Dataset, Sample
 from ..formats import FORMATS
-from .folder import building, read_source, write_warnings
+from .builder import building, read_source, write_warnings
 
 NAMES = {2: ("train", "test"), 3: ("train", "val", "test")}
 
@@ -177,7 +177,7 @@ def divide(dataset: Dataset, ratios: Sequence[float], seed: int = 0) -> np.ndarr
     targets = np.outer(ratios, counts.sum(0)) / sum(ratios)  # [splits, columns]
     rng = np.random.default_rng(seed)
     best = _descend(rng.permutation(groups) % splits, counts, targets)
-    for _ in range(min(100 * groups, 200_000 // groups)):  # few groups need few tries; with many, chance hardly matters
+    for _ in range(min(40 * groups, 200_000 // groups)):  # few groups need few tries; with many, chance hardly matters
         part, moved = best.copy(), rng.integers(2, 7)
         part[rng.integers(0, groups, moved)] = rng.integers(0, splits, moved)
         if len(np.unique(part)) == splits:
