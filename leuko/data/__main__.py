@@ -118,11 +118,7 @@ def factors(options: config.FactorOptions) -> None:
 def compose(options: config.ComposeOptions) -> None:
     """Compose a data set from crops of single cells."""
     _require(options, "donors", "a folder with one folder of crops per class")
-    values = dict(vars(options))
-    least, _, most = values.pop("cells").partition("-")
-    if not (least.isdecimal() and (most or least).isdecimal()):
-        raise LeukoError(f"--cells {options.cells}: give the least and the most leukocytes per field, such as 1-6")
-    datasets, uncertain = draw.compose(**values, least=int(least), most=int(most or least), progress=True)
+    datasets, uncertain = draw.compose(**vars(options), progress=True)
     print(f"{options.dst}: {options.format}, {options.size}x{options.size} pixels, seed {options.seed}")
     if uncertain:
         print(f"{len(uncertain)} crops gave no cell, since its outline is uncertain, such as {uncertain[0]}")
@@ -131,12 +127,10 @@ def compose(options: config.ComposeOptions) -> None:
 
 def synth(options: config.SynthOptions) -> None:
     """Render a data set."""
-    values = dict(vars(options))
-    sheet = values.pop("sheet")
-    datasets = draw.synth(**values, progress=True)
+    datasets = draw.synth(**vars(options), progress=True)
     print(f"{options.dst}: {options.format}, {options.size}x{options.size} pixels, seed {options.seed}")
     _print_written(options.dst, datasets)
-    if sheet:
+    if sheet := options.sheet:
         try:
             types_sheet(options.seed).save(sheet)
         except (OSError, ValueError) as error:  # ValueError: Pillow does not know the file's suffix

@@ -49,7 +49,7 @@ class Source:
     voc_origin: int = 0
 
     def __post_init__(self) -> None:
-        """Call ``valid`` or ``validation`` ``val``, and put the usual splits first; raises LeukoError for both names."""
+        """Call ``valid`` or ``validation`` ``val``, and put the usual splits first; LeukoError for both names."""
         if "val" not in self.splits and len(both := [name for name in self.splits if name in _ALIASES]) > 1:
             remedy = "write a data YAML that names the one to take, or both in a list"
             raise LeukoError(f"{self.file}: {' and '.join(both)} are both the split val; {remedy}")

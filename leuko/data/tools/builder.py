@@ -1,11 +1,14 @@
-"""Data sets whose images leuko makes: drawn from a seed and a number, or another data set's changed."""
+"""Writing a data set: read from another one or not, its images made or changed, in a folder that appears when all is
+done, or not at all, and replaces only a data set."""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -14,17 +17,109 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from ...errors import LeukoError, nearest
-from ...synth.dataset import Picture
+from ...errors import LeukoError
+from ...io import io_errors_as, one_line, write_text
 from .. import source
 from ..dataset import Dataset, LabelWarning, Sample
-from ..formats import FORMATS, sidecar
+from ..formats import FORMATS, coco, sidecar
+from ..images import IMAGE_SUFFIXES
 from ..validate import MIN_SIDE
-from .folder import building, read_source, write_warnings
 
 T, R = TypeVar("T"), TypeVar("R")
-MIN_SIZE, MAX_SIZE = 64, 8192  # of an image's side in pixels
-QUALITY = 95  # of the JPEGs
+_CONTENT = ("images", "labels", "JPEGImages", "Annotations", "ImageSets")
+_CONTENT += ("classes.txt", "data.yaml", "warnings.txt", "reviewed.csv", sidecar.SIDECAR)
+_SUFFIXES = (*IMAGE_SUFFIXES, ".xml", ".txt", ".json", ".csv", ".cache")  # of files in a data set's folders
+
+
+def check_size(size: int) -> None:
+    """Raise LeukoError unless ``size``, the side of an image in pixels, is usable."""
+    if not 64 <= size <= 8192:
+        raise LeukoError(f"--size {size}: give 64 to 8192 pixels")
+
+
+def read_source(
+    src: str | Path, dst: str | Path, form: str = "", names: Sequence[str] = ()
+) -> tuple[str, dict[str, Dataset]]:
+    """The format to write, ``form`` or else the source's own, and all splits of the source.
+
+    Raises LeukoError where ``dst`` is the source, lies in it or holds any of it, since that would be changed, or where
+    the name of a split (the source's own, or ``names``) is not a file's name or would be read back as another.
+    """
+    found = source.find(src)
+    form = form or found.format
+    for name in names or found.splits:
+        if name.startswith(".") or not name.strip() or re.search(r"[/\\\x00-\x1f]", name):
+            raise LeukoError(f'split "{one_line(name)}": cannot be a file\'s name; rename it')
+        file = Path(f"{name}.json")
+        if form == "coco" and (coco.split_name(file) != name or file.name == sidecar.SIDECAR):
+            raise LeukoError(f'split "{name}": a COCO file {file} would not read back as that split; rename it')
+    datasets = source.load_all(src)
+    here, there = Path(src).resolve(), Path(dst).resolve()
+    parts = {here, *(part.resolve() for parts in found.splits.values() for part in parts)}
+    parts |= {folder.resolve() for dataset in datasets.values() for folder in {s.image.parent for s in dataset.samples}}
+    lies_in_source = here.is_dir() and here in (there, *there.parents)
+    if lies_in_source or any(there in (part, *part.parents) for part in parts):
+        raise LeukoError(f"{dst}: is the source, lies in it or holds it; name another folder")
+    return form, datasets
+
+
+def write_warnings(folder: Path, datasets: dict[str, Dataset]) -> None:
+    """Write ``warnings.txt``, a line for each thing that was fixed or left out, if anything was."""
+    lines = [str(warning) for dataset in datasets.values() for warning in dataset.warnings]
+    for split, dataset in datasets.items():
+        for name, number in dataset.ignored.items():
+            lines.append(f"{split}: class {name}: {number} cells; left out, as the data YAML says")
+    if lines:
+        write_text(folder / "warnings.txt", "\n".join(dict.fromkeys(lines)) + "\n")
+
+
+@contextmanager
+def building(dst: str | Path, force: bool = False) -> Iterator[Path]:
+    """Yield a temporary folder beside ``dst`` to build a data set in, which takes the place of ``dst`` at the end.
+
+    If the block fails, ``dst`` is left as it was. Raises LeukoError where ``dst`` is a file, holds a data set and
+    ``force`` is not given, holds anything else, or cannot be written.
+    """
+    dst = Path(dst).resolve()  # so that behind a symbolic link the folder itself is replaced
+    _check_free(dst, force)
+    folder = dst.with_name(f".{dst.name}.leuko-{os.getpid()}")
+    old = folder.with_name(folder.name + "-old")
+    try:
+        with io_errors_as("written", dst):
+            folder.mkdir(parents=True)
+            yield folder
+            if dst.exists():
+                dst.rename(old)
+            folder.rename(dst)
+    finally:
+        if old.exists() and not dst.exists():
+            old.rename(dst)
+        for leftover in (folder, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _check_free(dst: Path, force: bool) -> None:
+    """Refuse a destination that would be overwritten without consent, or that holds more than a data set."""
+    if dst.exists() and not dst.is_dir():
+        raise LeukoError(f"{dst}: is a file; name a folder")
+    if not dst.exists() or not (content := sorted(dst.iterdir())):
+        return
+    if not force:
+        raise LeukoError(f"{dst}: exists and is not empty; choose another folder, or replace its data set with --force")
+    foreign = [p for p in content if p.name not in _CONTENT]
+    foreign = [p for p in foreign if not coco.is_coco(p) and not re.fullmatch(r"fold\d+\.yaml", p.name)]
+    inside = (p for top in content for p in sorted(top.rglob("*")))
+    foreign += [p for p in inside if p.is_file() and p.suffix.lower() not in _SUFFIXES]
+    if foreign:
+        name = foreign[0].relative_to(dst)
+        raise LeukoError(f'{dst}: holds "{name}", which is no part of a data set; choose another folder')
+    try:
+        source.find(dst)
+    except LeukoError as error:
+        raise LeukoError(f"{dst}: holds no data set to replace ({error}); choose another folder") from error
+
+
+# ---------------------------------------------------------------- images made or changed
 
 
 def in_threads(function: Callable[[T], R], items: Iterable[T], title: str, progress: bool, workers: int = 0) -> list[R]:
@@ -50,101 +145,29 @@ def with_cells(sample: Sample, kept: Sequence[int]) -> Sample:
     )
 
 
-# ---------------------------------------------------------------- drawn images
-
-
-Draw = Callable[[str, int], Picture]
-"""Draws picture ``number`` (of all splits together) of a split."""
-
-
-def check(images: int, size: int, format: str, seed: int, val: float, test: float, workers: int = 0) -> None:
-    """Raise LeukoError naming the argument whose value cannot be used."""
-    if format not in FORMATS:
-        raise LeukoError(f'format "{format}" is unknown{nearest(format, FORMATS)}; use {", ".join(FORMATS)}')
-    if images < 1:
-        raise LeukoError(f"images {images}: give at least 1")
-    if not MIN_SIZE <= size <= MAX_SIZE:
-        raise LeukoError(f"size {size}: give {MIN_SIZE} to {MAX_SIZE} pixels")
-    for name, value in (("seed", seed), ("workers", workers)):
-        if value < 0:
-            raise LeukoError(f"{name} {value}: give 0 or more")
-    if not (val >= 0 and test >= 0 and val + test < 1):
-        raise LeukoError(f"val {val} and test {test}: give shares of at least 0 that leave some images for training")
-
-
-def shares(images: int, val: float, test: float) -> dict[str, range]:
-    """The numbers of the images in each split; training comes first and is never empty."""
-    n_val = min(round(images * val), images - 1)
-    n_test = min(round(images * test), images - 1 - n_val)
-    n_train = images - n_val - n_test
-    ends = {"train": (0, n_train), "val": (n_train, n_train + n_val), "test": (n_train + n_val, images)}
-    return {split: range(*bounds) for split, bounds in ends.items() if bounds[0] < bounds[1]}
-
-
-def produce(
-    dst: str | Path,
-    types: Sequence[str],
-    splits: dict[str, range],
-    draw: Draw,
-    *,
-    format: str,
-    force: bool,
-    workers: int = 0,
-    progress: bool = False,
-    title: str = "rendering",
-) -> dict[str, Dataset]:
-    """Draw the numbered pictures of each split into ``dst``, which appears when all is done, and return the splits."""
-    dst = Path(dst).resolve()
-    with building(dst, force) as folder:
-
-        def job(place: tuple[str, int]) -> Sample:
-            split, number = place
-            picture = draw(split, number)
-            path = folder / FORMATS[format].IMAGES.format(split=split) / f"{number:06d}.jpg"
-            save_image(path, picture.image)
-            about = {"factors": picture.factors, "group": picture.group, "cell_factors": picture.cell_factors}
-            height, width = picture.image.shape[:2]
-            return Sample(path, width, height, picture.boxes, picture.labels, number + 1, **about)
-
-        places = [(split, number) for split, numbers in splits.items() for number in numbers]
-        samples = in_threads(job, places, title, progress, workers)
-        datasets = {split: Dataset(list(types), samples[r.start : r.stop]) for split, r in splits.items()}
-        for split, dataset in datasets.items():
-            FORMATS[format].write(dataset, folder, split)
-    for sample in samples:
-        sample.image = dst / sample.image.relative_to(folder)
-    return datasets
-
-
 def save_image(path: Path, image: np.ndarray) -> None:
     """Write an image [H, W, 3] uint8 RGB as its name's suffix says; raises OSError."""
     is_jpeg = path.suffix.lower() in (".jpg", ".jpeg")
-    _, data = cv2.imencode(path.suffix, image[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, QUALITY] if is_jpeg else [])
+    _, data = cv2.imencode(path.suffix, image[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95] if is_jpeg else [])
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data.tobytes())
-
-
-# ---------------------------------------------------------------- changed images
-
-
-Change = Callable[[Sample, int], tuple[np.ndarray, Sample]]
-"""The new image of a sample, the ``number``-th of the data set, and what is then known about it."""
 
 
 def remake(
     src: str | Path,
     dst: str | Path,
-    change: Change,
+    change: Callable[[Sample, int], tuple[np.ndarray, Sample]],
     *,
+    title: str,
     force: bool = False,
     progress: bool = False,
-    title: str = "changing",
     keep_originals: bool = False,
 ) -> dict[str, Dataset]:
     """Write a data set with every image changed, in its own format, and return it as it reads back.
 
-    JPEGs become JPEGs, all others PNGs, under their old names. An image that is in several splits with the same labels
-    is changed once; with different labels it becomes two. Cells that are lost, or shrink to a pixel, are listed in
+    ``change`` gives the new image of the data set's ``number``-th sample, and what is then known about it. JPEGs become
+    JPEGs, all others PNGs, under their old names. An image that is in several splits with the same labels is changed
+    once; with different labels it becomes two. Cells that are lost, or shrink to a pixel, are listed in
     ``warnings.txt``. With ``keep_originals`` the sidecar holds the original of each image. Raises LeukoError.
     """
     form, datasets = read_source(src, dst)
@@ -154,12 +177,16 @@ def remake(
         def job(item: tuple[int, Sample]) -> tuple[Sample, list[LabelWarning]]:
             number, sample = item
             image, changed = change(sample, number)
-            changed, warnings = _without_small(changed)
-            if lost := len(sample.boxes) - len(changed.boxes) - len(warnings):
+            is_large = (changed.boxes[:, 2:] - changed.boxes[:, :2] > MIN_SIDE).all(1)
+            problem = f"is at most {MIN_SIDE:g} px wide or high after the change"
+            small = np.flatnonzero(~is_large)
+            warnings = [LabelWarning(sample.image, f"cell {i + 1}", problem, "dropped") for i in small]
+            if lost := len(sample.boxes) - len(changed.boxes):
                 warnings.append(LabelWarning(sample.image, f"{lost} cells", "lie on what was cut off", "dropped"))
             suffix = sample.image.suffix if sample.image.suffix.lower() in (".jpg", ".jpeg") else ".png"
             path = made / f"{number}" / f"{sample.image.stem}{suffix}"  # a folder each, as names may be the same
             save_image(path, image)
+            changed = with_cells(changed, np.flatnonzero(is_large))
             return replace(changed, image=path, width=image.shape[1], height=image.shape[0]), warnings
 
         unique = {_content(s): s for dataset in datasets.values() for s in dataset.samples}
@@ -169,14 +196,10 @@ def remake(
         for split, dataset in datasets.items():
             samples = [replace(new[_content(s)], id=s.id) for s in dataset.samples]
             images = FORMATS[form].write(replace(dataset, samples=samples), folder, split)
-            originals |= {
-                image.relative_to(folder).as_posix(): {
-                    "image": os.path.relpath(sample.image.resolve(), Path(dst).resolve()),
-                    "width": sample.width,
-                    "height": sample.height,
-                }
-                for image, sample in zip(images, dataset.samples, strict=True)
-            }
+            for image, s in zip(images, dataset.samples, strict=True):
+                original = os.path.relpath(s.image.resolve(), Path(dst).resolve())
+                about = {"image": original, "width": s.width, "height": s.height}
+                originals[image.relative_to(folder).as_posix()] = about
         shutil.rmtree(made)
         next(iter(datasets.values())).warnings.extend(warning for _, warnings in done for warning in warnings)
         write_warnings(folder, datasets)
@@ -190,11 +213,3 @@ def _content(sample: Sample) -> tuple:
     arrays = (sample.boxes.tobytes(), sample.labels.tobytes(), sample.crowd.tobytes())
     about = (tuple(sample.cell_factors), repr(sample.attributes), sample.factors, sample.group)
     return sample.image.resolve(), *arrays, *about
-
-
-def _without_small(sample: Sample) -> tuple[Sample, list[LabelWarning]]:
-    """The sample without cells that are too small to be read back, and a warning for each of them."""
-    is_large = (sample.boxes[:, 2:] - sample.boxes[:, :2] > MIN_SIDE).all(1)
-    problem = f"is at most {MIN_SIDE:g} px wide or high after the change"
-    warnings = [LabelWarning(sample.image, f"cell {i + 1}", problem, "dropped") for i in np.flatnonzero(~is_large)]
-    return with_cells(sample, np.flatnonzero(is_large)), warnings

@@ -10,7 +10,7 @@ from ...errors import LeukoError, nearest
 from ...io import write_yaml
 from ..dataset import Dataset
 from ..formats import FORMATS, voc
-from .folder import building, read_source, write_warnings
+from .builder import building, read_source, write_warnings
 
 
 def convert(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from ...cells import BY_CODE, IMAGE_FACTORS, TYPES, factor_names
-from ...errors import LeukoError, nearest
+from ...errors import LeukoError
 from ...synth.compose import take_apart
 from ...synth.dataset import (
     PAPER_IMAGES,
@@ -20,7 +21,9 @@ from ...synth.dataset import (
     random_picture,
 )
 from ...synth.factors import SEVERITIES, apply_factor
+from ..config import ComposeOptions, SynthOptions
 from ..dataset import Dataset, Sample
+from ..formats import FORMATS
 from ..images import list_images, read_image
 from . import builder
 
@@ -32,85 +35,112 @@ def synth(
     images: int = 0,
     size: int = 320,
     format: str = "coco",
-    seed: int = 0,
-    val: float = 0.15,
-    test: float = 0.15,
-    force: bool = False,
-    workers: int = 0,
+    *,
     progress: bool = False,
-    preset: str = "demo",
+    **options: object,
 ) -> dict[str, Dataset]:
     """Render a data set of Wright-stained fields with the five leukocyte types into the folder ``dst``.
 
-    The arguments are the options of ``leuko data synth`` (see ``SynthOptions``); ``progress`` shows a progress bar. The
-    image of a number depends on nothing but ``seed`` and ``size``. With the preset ``paper`` the images form smears
-    (groups) of three centres, and ``val`` and ``test`` are ignored.
+    ``options`` are those of ``SynthOptions``; ``progress`` shows a progress bar. The image of a number depends on
+    nothing but ``seed`` and ``size``. With the preset ``paper`` the images form smears (groups) of three centres, and
+    ``val`` and ``test`` are ignored.
 
-    Returns the splits by name. Raises LeukoError if an argument is out of range, or if ``dst`` exists or cannot
+    Returns the splits by name. Raises LeukoError if an option is out of range, or if ``dst`` exists or cannot
     be written; ``dst`` appears only when it is complete.
     """
-    if preset not in ("demo", "paper"):
-        raise LeukoError(f'preset "{preset}" is unknown{nearest(preset, ("demo", "paper"))}; use demo or paper')
-    images = images or (200 if preset == "demo" else PAPER_IMAGES)
-    builder.check(images, size, format, seed, val, test, workers)
-    plan = paper_plan(images, seed) if preset == "paper" else {}
+    o = SynthOptions(dst=str(dst), images=images, size=size, format=format, **options)
+    o.images = o.images or (PAPER_IMAGES if o.preset == "paper" else 200)
+    splits = _shares(o)
+    if o.preset != "paper":
+        return _produce(o, CODES, splits, lambda _, number: random_picture(o.seed, number, o.size), progress)
+    plan = paper_plan(o.images, o.seed)
     planned = [picture for split in plan.values() for picture in split]
     ends = np.cumsum([len(split) for split in plan.values()]).tolist()
     splits = {name: range(end - len(plan[name]), end) for name, end in zip(plan, ends, strict=True)}
-    splits = splits or builder.shares(images, val, test)
-
-    def draw(split: str, number: int) -> Picture:
-        return paper_picture(planned[number], seed, number, size) if plan else random_picture(seed, number, size)
-
-    return builder.produce(dst, CODES, splits, draw, format=format, force=force, workers=workers, progress=progress)
+    return _produce(o, CODES, splits, lambda _, n: paper_picture(planned[n], o.seed, n, o.size), progress)
 
 
 def compose(
-    dst: str | Path,
-    donors: str | Path,
-    images: int = 200,
-    size: int = 600,
-    least: int = 1,
-    most: int = 6,
-    format: str = "coco",
-    seed: int = 0,
-    val: float = 0.15,
-    test: float = 0.15,
-    force: bool = False,
-    workers: int = 0,
-    progress: bool = False,
+    dst: str | Path, donors: str | Path, *, progress: bool = False, **options: object
 ) -> tuple[dict[str, Dataset], list[Path]]:
     """Compose a data set of fields with several leukocytes from crops of single ones.
 
-    The arguments are the options of ``leuko data compose`` (see ``ComposeOptions``), with ``least`` to ``most``
-    leukocytes per field; fewer if one finds no room. ``donors`` holds one folder of crops per class: the five types'
-    codes are labelled, the cells of all other classes (platelets, erythroblasts, ...) are laid among them without a
-    label. All types are equally frequent. The cells of a donor appear in one split only, and a field is composed of
-    donors of a similar stain.
+    ``options`` are those of ``ComposeOptions``. A field has fewer leukocytes than asked for if one finds no room.
+    ``donors`` holds one folder of crops per class: the five types' codes are labelled, the cells of all other classes
+    (platelets, erythroblasts, ...) are laid among them without a label. All types are equally frequent. The cells of a
+    donor appear in one split only, and a field is composed of donors of a similar stain.
 
     Returns the splits by name, and the donors whose cell was not used because its outline is uncertain. Raises
     LeukoError as :func:`synth`, or if there are too few donors.
     """
-    builder.check(images, size, format, seed, val, test, workers)
-    if not 1 <= least <= most <= 50:
-        raise LeukoError(f"cells {least}-{most}: give the least and the most leukocytes per field, such as 1-6")
-    splits = builder.shares(images, val, test)
+    o = ComposeOptions(dst=str(dst), donors=str(donors), **options)
+    splits = _shares(o)
+    first, _, last = o.cells.partition("-")
+    numbers = [int(text) for text in (first, last or first) if text.isdecimal()]
+    if len(numbers) != 2 or not 1 <= numbers[0] <= numbers[1] <= 50:
+        raise LeukoError(f"--cells {o.cells}: give the least and the most leukocytes per field, such as 1-6")
     crops = _crops(Path(donors))
     apart = {
         name: builder.in_threads(
-            lambda path: take_apart(read_image(path)), paths, f"cutting out {name}", progress, workers
+            lambda path: take_apart(read_image(path)), paths, f"cutting out {name}", progress, o.workers
         )
         for name, paths in crops.items()
     }
     uncertain = [p for name in crops for p, donor in zip(crops[name], apart[name], strict=True) if donor.cell is None]
-    shelves = fill_shelves(apart, {split: len(r) / images for split, r in splits.items()}, seed, str(donors))
+    shelves = fill_shelves(apart, {split: len(r) / o.images for split, r in splits.items()}, o.seed, o.donors)
 
     def draw(split: str, number: int) -> Picture:
-        return composed_picture(np.random.default_rng([seed, number]), shelves[split], size, least, most)
+        return composed_picture(np.random.default_rng([o.seed, number]), shelves[split], o.size, *numbers)
 
-    types = [code for code in CODES if code in crops]
-    options = {"format": format, "force": force, "workers": workers, "progress": progress}
-    return builder.produce(dst, types, splits, draw, title="composing", **options), uncertain
+    return _produce(o, [code for code in CODES if code in crops], splits, draw, progress), uncertain
+
+
+def _shares(o: SynthOptions | ComposeOptions) -> dict[str, range]:
+    """The numbers of the images in each split; training comes first and is never empty.
+
+    Raises LeukoError naming the option whose value cannot be used.
+    """
+    builder.check_size(o.size)
+    for name, value, least in (("images", o.images, 1), ("seed", o.seed, 0), ("workers", o.workers, 0)):
+        if value < least:
+            raise LeukoError(f"--{name} {value}: give at least {least}")
+    if not (o.val >= 0 and o.test >= 0 and o.val + o.test < 1):
+        raise LeukoError(f"--val {o.val} --test {o.test}: give shares from 0 that leave some images for training")
+    n_val = min(round(o.images * o.val), o.images - 1)
+    n_test = min(round(o.images * o.test), o.images - 1 - n_val)
+    n_train = o.images - n_val - n_test
+    ends = {"train": (0, n_train), "val": (n_train, n_train + n_val), "test": (n_train + n_val, o.images)}
+    return {split: range(*bounds) for split, bounds in ends.items() if bounds[0] < bounds[1]}
+
+
+def _produce(
+    o: SynthOptions | ComposeOptions,
+    types: Sequence[str],
+    splits: dict[str, range],
+    draw: Callable[[str, int], Picture],
+    progress: bool,
+) -> dict[str, Dataset]:
+    """Draw the numbered pictures of each split into ``o.dst``, which appears when all is done; return the splits."""
+    dst = Path(o.dst).resolve()
+    with builder.building(dst, o.force) as folder:
+
+        def job(place: tuple[str, int]) -> Sample:
+            split, number = place
+            picture = draw(split, number)
+            path = folder / FORMATS[o.format].IMAGES.format(split=split) / f"{number:06d}.jpg"
+            builder.save_image(path, picture.image)
+            about = {"factors": picture.factors, "group": picture.group, "cell_factors": picture.cell_factors}
+            height, width = picture.image.shape[:2]
+            return Sample(path, width, height, picture.boxes, picture.labels, number + 1, **about)
+
+        places = [(split, number) for split, numbers in splits.items() for number in numbers]
+        samples = builder.in_threads(job, places, "drawing", progress, o.workers)
+        datasets = {split: Dataset(list(types), samples[r.start : r.stop]) for split, r in splits.items()}
+        for split, dataset in datasets.items():
+            FORMATS[o.format].write(dataset, folder, split)
+    for sample in samples:
+        sample.image = dst / sample.image.relative_to(folder)
+    return datasets
 
 
 def _crops(folder: Path) -> dict[str, list[Path]]:

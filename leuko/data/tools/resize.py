@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 
-from ...errors import LeukoError
 from ..dataset import Dataset, Sample
 from ..images import fit, read_image
 from . import builder
@@ -23,8 +22,7 @@ def resize(
 
     Returns the splits as they read back; raises LeukoError.
     """
-    if not builder.MIN_SIZE <= size <= builder.MAX_SIZE:
-        raise LeukoError(f"--size {size}: give {builder.MIN_SIZE} to {builder.MAX_SIZE} pixels")
+    builder.check_size(size)
 
     def change(sample: Sample, _: int) -> tuple[np.ndarray, Sample]:
         image = fit(read_image(sample.image, size), size)

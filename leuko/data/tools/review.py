@@ -12,8 +12,7 @@ from ...errors import LeukoError, nearest
 from ...io import read_text, write_csv
 from ..dataset import Dataset, LabelWarning, Sample
 from ..formats import FORMATS
-from .builder import with_cells
-from .folder import building, read_source, write_warnings
+from .builder import building, read_source, with_cells, write_warnings
 
 KEEP, ACCEPT = "keep", "accept"
 COLUMNS = ("image", "kind", "before", "after", "x0", "y0", "x1", "y1")

@@ -15,12 +15,9 @@ from ...errors import LeukoError
 from ...io import read_text, write_yaml
 from ..dataset import Dataset, Sample
 from ..formats import FORMATS
-from .folder import building, read_source, write_warnings
+from .builder import building, read_source, write_warnings
 
 NAMES = {2: ("train", "test"), 3: ("train", "val", "test")}
-FEW = 1 << 15  # up to so many divisions all are tried
-RESTARTS = 6  # random divisions that are improved; the best is kept
-TRIES = 20_000  # moves and exchanges of groups that are tried on each
 
 
 def split(
@@ -51,9 +48,9 @@ def split(
         groups = join([s.group for s in merged.samples], _groups(merged.samples, group_by))
         for sample, group in zip(merged.samples, groups, strict=True):
             sample.group = group
-    part = divide(merged, ratios, seed)
+    division = divide(merged, ratios, seed)
     parts = {
-        name: replace(merged, samples=[merged.samples[k] for k in np.flatnonzero(part == i)])
+        name: replace(merged, samples=[s for s, part in zip(merged.samples, division, strict=True) if part == i])
         for i, name in enumerate(names)
     }
     with building(dst, force) as folder:
@@ -108,17 +105,19 @@ def merge(datasets: dict[str, Dataset]) -> Dataset:
 
 def _groups(samples: Sequence[Sample], group_by: str) -> list[str]:
     """Each image's group by a CSV file or a regular expression."""
+    where = f"--group-by {group_by}"
     if group_by.lower().endswith(".csv"):
-        by_path, where = _read_groups(Path(group_by)), group_by
-        groups = [_by_path(s.image, by_path) for s in samples]
+        by_path = _read_groups(Path(group_by))
+        groups = []
+        for parts in (sample.image.absolute().parts for sample in samples):  # the longest path of the file that fits
+            groups.append(next((by_path[parts[i:]] for i in range(len(parts)) if parts[i:] in by_path), ""))
     else:
         try:
             pattern = re.compile(group_by)
         except re.error as error:
-            raise LeukoError(f"--group-by {group_by}: not a regular expression ({error}), nor a .csv file") from error
+            raise LeukoError(f"{where}: not a regular expression ({error}), nor a .csv file") from error
         hits = [pattern.search(s.image.as_posix()) for s in samples]
-        groups = [((hit[1] if pattern.groups else hit[0]) or "") if hit else "" for hit in hits]
-        where = f"--group-by {group_by}"
+        groups = [(hit[min(pattern.groups, 1)] or "") if hit else "" for hit in hits]
     if "" in groups:
         missing, number = samples[groups.index("")].image, groups.count("")
         raise LeukoError(f"{where}: gives no group to {missing} ({number} of {len(samples)} images); correct it")
@@ -140,12 +139,6 @@ def _read_groups(file: Path) -> dict[tuple[str, ...], str]:
         if by_path.setdefault(path, group) != group:
             raise LeukoError(f"{file}: {row['image']} has two groups, {by_path[path]} and {group}; keep one")
     return by_path
-
-
-def _by_path(image: Path, by_path: dict[tuple[str, ...], str]) -> str:
-    """The group of the longest path in ``by_path`` with which the image's path ends; "" without any."""
-    parts = image.absolute().parts
-    return next((by_path[parts[i:]] for i in range(len(parts)) if parts[i:] in by_path), "")
 
 
 def join(own: Sequence[str], given: Sequence[str]) -> list[str]:
@@ -170,25 +163,26 @@ def join(own: Sequence[str], given: Sequence[str]) -> list[str]:
 def divide(dataset: Dataset, ratios: Sequence[float], seed: int = 0) -> np.ndarray:
     """Which split each image goes to: [images] int, whole groups together, an image without group alone.
 
-    The cells of each type, the images and the groups come as near to the wanted shares as was found: with few groups
-    every division is tried, else random ones are improved by moving and exchanging groups.
+    The cells of each type, the images and the groups come as near to the wanted shares as was found, by iterated local
+    search: groups are moved one by one while that lowers the :func:`cost`; then a few are moved at random, and again.
     """
     keys = [s.group or f"\0{i}" for i, s in enumerate(dataset.samples)]
-    index = {key: number for number, key in enumerate(dict.fromkeys(keys))}
-    group = np.array([index[key] for key in keys])
-    if len(index) < len(ratios):
-        raise LeukoError(f"{len(index)} groups cannot be divided into {len(ratios)} splits; give fewer")
-    counts = np.zeros((len(index), len(dataset.types) + 2))
+    _, group = np.unique(keys, return_inverse=True)
+    groups, splits = int(group.max()) + 1, len(ratios)
+    if groups < splits:
+        raise LeukoError(f"{groups} groups cannot be divided into {splits} splits; give fewer")
+    counts = np.zeros((groups, len(dataset.types) + 2))  # of each group: cells of each type, images, and itself
+    np.add.at(counts[:, :-1], group, np.column_stack([dataset.counts_per_image(), np.ones(len(dataset))]))
     counts[:, -1] = 1
-    for sample, g in zip(dataset.samples, group, strict=True):
-        counts[g, :-2] += np.bincount(sample.labels[~sample.crowd], minlength=len(dataset.types))
-        counts[g, -2] += 1
     targets = np.outer(ratios, counts.sum(0)) / sum(ratios)  # [splits, columns]
     rng = np.random.default_rng(seed)
-    if len(ratios) ** len(counts) <= FEW:
-        return _best_of_all(counts, targets, rng)[group]
-    found = [_improved(counts, targets, rng) for _ in range(RESTARTS)]
-    return min(found, key=lambda part: cost(part, counts, targets))[group]
+    best = _descend(rng.permutation(groups) % splits, counts, targets)
+    for _ in range(min(40 * groups, 200_000 // groups)):  # few groups need few tries; with many, chance hardly matters
+        part, moved = best.copy(), rng.integers(2, 7)
+        part[rng.integers(0, groups, moved)] = rng.integers(0, splits, moved)
+        if len(np.unique(part)) == splits:
+            best = min(best, _descend(part, counts, targets), key=lambda part: cost(part, counts, targets))
+    return best[group]
 
 
 def cost(part: np.ndarray, counts: np.ndarray, targets: np.ndarray) -> float:
@@ -196,44 +190,25 @@ def cost(part: np.ndarray, counts: np.ndarray, targets: np.ndarray) -> float:
 
     part [G] is the split of each group, counts [G, columns] what a group holds, targets [splits, columns].
     """
-    sums = np.stack([counts[part == split].sum(0) for split in range(len(targets))])
+    sums = np.eye(len(targets))[part].T @ counts
     return float(((sums - targets) ** 2 / np.maximum(targets, 1e-9)).sum())
 
 
-def _best_of_all(counts: np.ndarray, targets: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The division of least :func:`cost` of all that leave no split empty; among equals a random one."""
-    splits, groups = len(targets), len(counts)
-    every = np.stack(np.unravel_index(np.arange(splits**groups), (splits,) * groups), axis=1)
-    is_in = every[:, :, None] == np.arange(splits)  # [divisions, groups, splits]
-    every, is_in = (a[is_in.any(1).all(1)] for a in (every, is_in))
-    sums = np.einsum("dgs,gc->dsc", is_in, counts)
-    costs = ((sums - targets) ** 2 / np.maximum(targets, 1e-9)).sum((1, 2))
-    return every[rng.choice(np.flatnonzero(costs <= costs.min() + 1e-9))]
-
-
-def _improved(counts: np.ndarray, targets: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A random division in which groups were moved, and pairs exchanged, wherever that lowers the :func:`cost`."""
-    splits, groups = len(targets), len(counts)
-    part = rng.choice(splits, groups, p=targets[:, -1] / targets[:, -1].sum())
-    part[rng.permutation(groups)[:splits]] = np.arange(splits)  # no split is empty
-    size = np.bincount(part, minlength=splits)
-    excess = np.stack([counts[part == split].sum(0) for split in range(splits)]) - targets
+def _descend(part: np.ndarray, counts: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Move groups, always the one that lowers the :func:`cost` most, as long as one does; no split becomes empty."""
     weight = 1 / np.maximum(targets, 1e-9)
-    tries = np.column_stack([rng.integers(0, groups, (TRIES, 2)), rng.integers(0, splits, TRIES)])
-    for a, b, target in tries.tolist():
-        is_move = part[a] == part[b]
-        here, there = part[a], target if is_move else part[b]
-        if here == there or (is_move and size[here] == 1):
-            continue
-        change = counts[a] if is_move else counts[a] - counts[b]  # from here to there
-        gain = ((2 * excess[there] + change) * change * weight[there]).sum()
-        gain += ((change - 2 * excess[here]) * change * weight[here]).sum()
-        if gain < -1e-9:
-            excess[here] -= change
-            excess[there] += change
-            part[a] = there
-            if is_move:
-                size[here], size[there] = size[here] - 1, size[there] + 1
-            else:
-                part[b] = here
-    return part
+    excess = np.eye(len(targets))[part].T @ counts - targets
+    while True:
+        join = (counts[:, None] * (counts[:, None] + 2 * excess) * weight).sum(
+            2
+        )  # [groups, splits], change of the cost
+        leave = (counts * (counts - 2 * excess[part]) * weight[part]).sum(1)
+        change = join + leave[:, None]
+        change[np.arange(len(part)), part] = 0
+        change[np.bincount(part)[part] == 1] = 0
+        moved, there = np.unravel_index(change.argmin(), change.shape)
+        if change[moved, there] > -1e-9:
+            return part
+        excess[part[moved]] -= counts[moved]
+        excess[there] += counts[moved]
+        part[moved] = there
