@@ -90,13 +90,13 @@ def test_intervals_cover_and_differences_are_paired():
     rng = np.random.default_rng(3)
     one, other = rng.normal(0.5, 0.01, 1000), rng.normal(0.48, 0.01, 1000)
     span = bootstrap.interval(0.5, one)
-    assert span.low < 0.5 < span.high and span.high - span.low == pytest.approx(4 * 0.01, rel=0.1)
-    gap, p = bootstrap.difference(one, one - 0.02, 0.02)
-    assert gap.low == pytest.approx(0.02) and gap.high == pytest.approx(0.02)
-    assert p == pytest.approx(2 / 1001), "a thousand samples cannot show that p is 0"
-    assert bootstrap.difference(one[:1], one[:1] - 0.02, 0.02)[1] == 1
-    assert bootstrap.difference(one, other[::-1], 0.0)[1] > 0 and bootstrap.difference(one, one, 0.0)[1] == 1
-    assert np.isnan(bootstrap.difference(one, one * np.nan, np.nan)[1])
+    assert span["low"] < 0.5 < span["high"] and span["high"] - span["low"] == pytest.approx(4 * 0.01, rel=0.1)
+    gap = bootstrap.difference(one, one - 0.02, 0.02)
+    assert gap["low"] == pytest.approx(0.02) and gap["high"] == pytest.approx(0.02)
+    assert gap["p"] == pytest.approx(2 / 1001), "a thousand samples cannot show that p is 0"
+    assert bootstrap.difference(one[:1], one[:1] - 0.02, 0.02)["p"] == 1
+    assert bootstrap.difference(one, other[::-1], 0.0)["p"] > 0 and bootstrap.difference(one, one, 0.0)["p"] == 1
+    assert np.isnan(bootstrap.difference(one, one * np.nan, np.nan)["p"])
 
 
 def test_confusion_agrees_with_recall_and_counts_all():

@@ -6,7 +6,6 @@ The matching is done once; a bootstrap sample only changes how often each image 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -15,15 +14,6 @@ from .matching import IOUS, RECALLS, Matches
 
 DRAWS = 1000
 CHUNK = 50  # bootstrap samples that are computed together
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A measure and its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 def resample(dataset: Dataset, draws: int, seed: int = 0) -> np.ndarray:
@@ -73,16 +63,17 @@ def _ap_ar(matches: Matches, times: np.ndarray) -> np.ndarray:
     return np.where(cells > 0, np.stack([ap.mean(0), ar.mean(0)]), np.nan)
 
 
-def interval(value: float, samples: np.ndarray) -> Interval:
-    """The 95 % percentile interval of a measure from its values on bootstrap samples; nan where none is finite."""
+def interval(value: float, samples: np.ndarray) -> dict[str, float]:
+    """A measure's ``value`` and its 95 % percentile interval, ``low`` to ``high``, from its values on bootstrap
+    samples; nan where none is finite."""
     known = samples[np.isfinite(samples)]
     low, high = np.percentile(known, (2.5, 97.5)) if len(known) else (np.nan, np.nan)
-    return Interval(float(value), float(low), float(high))
+    return {"value": value, "low": float(low), "high": float(high)}
 
 
-def difference(a: np.ndarray, b: np.ndarray, value: float) -> tuple[Interval, float]:
-    """The paired difference ``a - b`` of a measure on the same bootstrap samples, about its ``value``, and the
-    two-sided p value of no difference: twice the smaller share of samples on either side of 0; nan without samples.
+def difference(a: np.ndarray, b: np.ndarray, value: float) -> dict[str, float]:
+    """The :func:`interval` of the paired difference ``a - b`` of a measure on the same bootstrap samples; ``p`` is the
+    two-sided p value of no difference: twice the smaller share of samples on either side of 0, nan without samples.
 
     The share is (k + 1) / (n + 1), so that n samples never give a p of 0 (Phipson and Smyth 2010).
     """
@@ -90,4 +81,4 @@ def difference(a: np.ndarray, b: np.ndarray, value: float) -> tuple[Interval, fl
     gaps = gaps[np.isfinite(gaps)]
     smaller = min((gaps <= 0).sum(), (gaps >= 0).sum())
     p = min(1.0, 2 * (smaller + 1) / (len(gaps) + 1)) if len(gaps) else np.nan
-    return interval(value, gaps), float(p)
+    return {**interval(value, gaps), "p": float(p)}

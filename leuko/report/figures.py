@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from ..metrics.bootstrap import Interval
 from ..metrics.curves import PANELS, SCORES, ScoreCurve
 from ..metrics.matching import RECALLS
 from .style import ACCENT, INK, bars, panels, type_colours
@@ -39,7 +38,7 @@ def precision_recall(
             panel.set(xlabel="recall", ylabel="precision", xlim=(0, 1.01), ylim=(0, 1.02))
             panel.set_title(title + ("mean of IoU .50 to .95" if PANELS[i] == "mean" else f"IoU {PANELS[i]}"))
             if panel.lines:
-                panel.legend(title="AP")
+                panel.legend(title="AP", loc="lower left")
         for panel in axes[len(shown) :]:
             panel.set_visible(False)
 
@@ -144,14 +143,14 @@ def reliability(before: dict, after: dict | None, model: str, path: str | Path) 
             panel.legend(loc="upper left")
 
 
-def intervals(rows: dict[str, dict[str, Interval]], path: str | Path) -> None:
-    """mAP and mAR of each model with 95 % bootstrap intervals."""
+def intervals(rows: dict[str, dict[str, dict]], path: str | Path) -> None:
+    """mAP and mAR of each model, ``rows[model][measure]``, with 95 % bootstrap intervals."""
     with panels(path, 11, 0.42 * len(rows) + 1.6, 1, 2, sharey=True) as axes:
         for panel, measure in zip(axes, ("mAP", "mAR"), strict=True):
             for i, of_model in enumerate(rows.values()):
-                x = of_model[measure]
-                error = np.nan_to_num([[x.value - x.low], [x.high - x.value]]).clip(0)
-                panel.errorbar(x.value, i, xerr=error, fmt="o", color=f"C{i}", elinewidth=2, capsize=4)
-                panel.annotate(rate(x.value), (x.value, i), (0, 7), textcoords="offset points", ha="center", fontsize=8)
+                value, low, high = (of_model[measure][key] for key in ("value", "low", "high"))
+                error = np.nan_to_num([[value - low], [high - value]]).clip(0)
+                panel.errorbar(value, i, xerr=error, fmt="o", color=f"C{i}", elinewidth=2, capsize=4)
+                panel.annotate(rate(value), (value, i), (0, 7), textcoords="offset points", ha="center", fontsize=8)
             panel.set_yticks(range(len(rows)), list(rows))
             panel.set(title=measure, xlabel=f"{measure}, 95 % bootstrap interval", ylim=(len(rows) - 0.4, -0.6))

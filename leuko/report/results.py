@@ -171,29 +171,28 @@ def _write_intervals(
         }
         for m in models
     }
-    rows = [{"model": name, "measure": k, **asdict(v)} for name, of in intervals.items() for k, v in of.items()]
+    rows = [{"model": name, "measure": k, **v} for name, of_model in intervals.items() for k, v in of_model.items()]
     write_csv(folder / "intervals.csv", rows)
     figures.intervals(intervals, folder / "intervals.png")
     reported, *members = models
     own = intervals[reported.name]["mAP"]
-    if math.isnan(own.value):
+    if math.isnan(own["value"]):
         return ["no cell is labelled: there is no mAP, and nothing to compare"]
-    span = f"{rate(own.low)} to {rate(own.high)} ({draws} draws)"
+    span = f"{rate(own['low'])} to {rate(own['high'])} ({draws} draws)"
     if not len(times):
         span = "- (all images are of one group, such as a smear: draws need two)"
-    summary = [f"mAP {rate(own.value)}, 95 % interval {span}"]
+    summary = [f"mAP {rate(own['value'])}, 95 % interval {span}"]
     if not members:
         return summary
     rows = []
     for m in members:
-        value = own.value - m.evaluation.mAP
-        gap, p = bootstrap.difference(samples[reported.name][:, 0], samples[m.name][:, 0], value)
-        about = {"model": reported.name, "against": m.name, "mAP_difference": gap.value}
-        rows.append({**about, "low": gap.low, "high": gap.high, "p": p})
+        value = own["value"] - m.evaluation.mAP
+        gap = bootstrap.difference(samples[reported.name][:, 0], samples[m.name][:, 0], value)
+        rows.append({"model": reported.name, "against": m.name, "mAP_difference": gap.pop("value"), **gap})
     write_csv(folder / "differences.csv", rows)
     best = min(rows, key=lambda row: row["mAP_difference"])  # the member of the highest mAP
     certainty = "95 % interval -, p -"
     if not math.isnan(best["low"]):
         verdict = "no more than noise" if best["low"] <= 0 <= best["high"] else "a difference"
-        certainty = f"95 % interval {best['low']:+.3f} to {best['high']:+.3f}, p {best['p']:.3f}: {verdict}"
+        certainty = "95 % interval {low:+.3f} to {high:+.3f}, p {p:.3f}: ".format(**best) + verdict
     return [*summary, f"{reported.name} minus {best['against']}: mAP {best['mAP_difference']:+.3f}, {certainty}"]

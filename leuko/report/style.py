@@ -31,6 +31,7 @@ STYLE = {
     "figure.constrained_layout.h_pad": 0.1,
     "figure.constrained_layout.w_pad": 0.1,
     "grid.color": "#e3e3e3",
+    "legend.edgecolor": "none",
     "legend.fontsize": 8,
     "legend.title_fontsize": 8,
     "savefig.dpi": 120,
