@@ -110,7 +110,7 @@ BAD = {  # what is wrong: (format, how to do it, what the message must say)
         lambda d: (d / "ImageSets/Main/train.txt").write_text("1\n1\n"),
         ("1.jpg is listed twice",),
     ),
-    "json broken": ("coco", lambda d: edit(d / "train.json", "}]", "}"), ("train.json: line 1 column", "broken JSON")),
+    "json broken": ("coco", lambda d: edit(d / "train.json", "}]", "}"), ("train.json: broken JSON", "line 1 column")),
     "json deep": (
         "coco",
         lambda d: (d / "train.json").write_text('{"images":' + "[" * 10**6),

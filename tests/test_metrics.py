@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from torch import nn
 
 from leuko.data.dataset import Dataset, Sample
 from leuko.detections import Detections
@@ -53,11 +54,11 @@ def numbers(evaluation: coco.Evaluation) -> list[float]:
 
 
 def test_both_evaluators_agree(monkeypatch):
-    pytest.importorskip("faster_coco_eval")
+    """faster-coco-eval, and pycocotools in its place."""
     cases = [random_case(seed) for seed in range(300)]
     fast = [numbers(coco.evaluate(*case)) for case in cases]
-    monkeypatch.setitem(sys.modules, "faster_coco_eval", None)  # as if it were not installed
-    assert coco._evaluator()[1].__module__.startswith("pycocotools")
+    monkeypatch.setattr(coco, "COCO", COCO)
+    monkeypatch.setattr(coco, "COCOeval", COCOeval)
     slow = [numbers(coco.evaluate(*case)) for case in cases]
     for a, b in zip(fast, slow, strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-12)
@@ -101,9 +102,6 @@ def test_predictions_that_do_not_fit():
 @pytest.mark.parametrize("seed", [1, 32, 50])
 def test_coco_results_measure_the_same(seed):
     """The file's numbers, with the data set's own ids, give another evaluator what ``evaluate`` said."""
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
-
     data, predictions = random_case(seed)
     data.category_ids = [10 + 3 * k for k in range(len(data.types))]
     annotations = []
@@ -132,9 +130,9 @@ def test_coco_results_measure_the_same(seed):
 @pytest.mark.parametrize(("successes", "total"), [(412, 447), (0, 12), (12, 12), (1, 3), (14, 2008)])
 def test_wilson_interval_solves_its_definition(successes, total):
     """The bounds are the proportions that lie 1.96 of their own standard errors from the one observed."""
-    low, high = differential.wilson(successes, total)
+    percent, low, high = (v / 100 for v in differential.percent_of(successes, total))
     observed = successes / total
-    assert 0 <= low <= observed <= high <= 1
+    assert 0 <= low <= observed == pytest.approx(percent) and observed <= high <= 1
     for bound in (low, high):
         if bound not in (0, 1):
             assert abs(observed - bound) == pytest.approx(1.959964 * np.sqrt(bound * (1 - bound) / total), rel=1e-5)
@@ -159,8 +157,29 @@ def test_a_score_at_the_threshold_is_counted_as_it_is_listed(threshold):
     assert [s.cells for s in differential.count([one], ["NG"], threshold)] == [listed] == [1]
 
 
-def test_speed_and_parameters():
-    assert cost.parameters(torch.nn.Linear(3, 2)) == 8
-    calls = []
-    fps = cost.frames_per_second(lambda image: (calls.append(image), time.sleep(0.004)), list("abcde"), warmup=2)
-    assert calls == list("ab" + "abcde") and 20 < fps <= 250
+def test_parameters_count_all_and_operations_count_two_per_multiply_add():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Flatten(), nn.Linear(4 * 8 * 8, 2))
+    model[0].requires_grad_(False)
+    assert cost.parameters(model) == (4 * 3 * 9 + 4) + (4 * 64 * 2 + 2)
+    multiply_adds = 8 * 8 * 4 * 3 * 9 + 4 * 64 * 2
+    measured = cost.gflops(lambda images: model(torch.stack(images)), 8, torch.device("cpu"))
+    assert measured == pytest.approx(2 * multiply_adds / 1e9)
+
+
+def test_percentiles_are_milliseconds():
+    seconds = np.arange(101) / 1000  # 0 to 100 ms
+    assert cost.percentiles(seconds) == {"p50_ms": 50.0, "p95_ms": 95.0, "p99_ms": 99.0}
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak is measured on Linux")
+def test_the_peak_memory_of_one_model_is_not_that_of_the_process():
+    """A model after a larger one shows its own peak."""
+
+    def peak(megabytes: int) -> float:
+        cost.reset_peak_memory(torch.device("cpu"))
+        before = cost.peak_memory(torch.device("cpu"))
+        np.ones(megabytes * 2**20, np.uint8)  # written, so resident; freed at once
+        return cost.peak_memory(torch.device("cpu")) - before
+
+    assert 290 < peak(300) < 400
+    assert 40 < peak(50) < 150

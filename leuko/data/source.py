@@ -26,8 +26,7 @@ from ..errors import LeukoError, nearest
 from ..io import io_errors_as, read_list, read_yaml
 from .dataset import Dataset
 from .formats import FORMATS, coco, voc
-from .formats.names import parse_names
-from .formats.records import Labels, Problems
+from .formats.records import Labels, Problems, parse_names
 from .images import is_image, list_images
 from .validate import validate
 
@@ -49,6 +48,15 @@ class Source:
     ignore: list[str] = field(default_factory=list)
     voc_origin: int = 0
 
+    def __post_init__(self) -> None:
+        """Call ``valid`` or ``validation`` ``val``, and put the usual splits first; raises LeukoError for both names."""
+        if "val" not in self.splits and len(both := [name for name in self.splits if name in _ALIASES]) > 1:
+            remedy = "write a data YAML that names the one to take, or both in a list"
+            raise LeukoError(f"{self.file}: {' and '.join(both)} are both the split val; {remedy}")
+        names = {name if _ALIASES.get(name, name) in self.splits else _ALIASES[name]: name for name in self.splits}
+        usual = [name for name in _ORDER if name in names]
+        self.splits = {name: self.splits[names[name]] for name in dict.fromkeys([*usual, *sorted(names)])}
+
     def split_name(self, split: str) -> str:
         """The name of the split that is given by it or by an alias; raises LeukoError where there is none."""
         name = split if split in self.splits else _ALIASES.get(split, split)
@@ -60,7 +68,7 @@ class Source:
         """Read the label files of a split; where the first part lists the classes, that list is for all."""
         labels: list[Labels] = []
         for part in self.splits[split]:
-            names = self.names or (dict(enumerate(labels[0].names)) if labels else {})
+            names = self.names or (labels[0].names if labels else {})
             labels.append(FORMATS[self.format].parse(part, problems, names=names, voc_origin=self.voc_origin))
         return labels
 
@@ -87,7 +95,7 @@ def load(data: str | Path, split: str, types: Sequence[str] | None = None, probl
     split = source.split_name(split)
     problems = problems or Problems()
     labels = source.parse(split, problems)
-    names = list(source.names.values()) or labels[0].names
+    names = list((source.names or labels[0].names).values())
     # The types are the same in every split, and a class to ignore may occur in another split only.
     are_unknown = not (names or types or labels[0].categories)
     other_names: Collection[str] = ()
@@ -143,50 +151,47 @@ def find(data: str | Path) -> Source:
     if path.suffix.lower() in (".yaml", ".yml"):
         return _from_yaml(path)
     if path.suffix.lower() == ".json":
-        return Source(path, "coco", _in_order({coco.split_name(path): [path]}, path))
+        return Source(path, "coco", {coco.split_name(path): [path]})
     raise LeukoError(f"{path}: not a data set; name a folder, a COCO .json or a data YAML")
 
 
 def _from_folder(folder: Path) -> Source:
-    form, parts = _splits_in(folder, FORMATS)
-    if not parts:
-        inside = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-        found = {child.name: _splits_in(child, FORMATS) for child in inside}
-        formats = {name: form for name, (form, _) in found.items() if form}
-        if not formats:
-            raise LeukoError(f"{folder}: a folder without annotations; {_EXPECTED}")
-        if len({*formats.values()}) > 1:
-            listed = ", ".join(f"{split} {form}" for split, form in formats.items())
-            raise LeukoError(f"{folder}: its folders hold different formats ({listed}); name one of them")
-        form = next(iter(formats.values()))
-        parts = {name: _only(folder / name, found[name][1]) for name in formats}
-    return Source(folder, form, _in_order({split: [part] for split, part in parts.items()}, folder))
+    form, parts = _splits_in(folder)
+    if parts:
+        return Source(folder, form, {split: [part] for split, part in parts.items()})
+    inside = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    found = {child.name: _part(child) for child in inside}
+    found = {name: (form, part) for name, (form, part) in found.items() if form}
+    formats = {form for form, _ in found.values()}
+    if not formats:
+        raise LeukoError(f"{folder}: a folder without annotations; {_EXPECTED}")
+    if len(formats) > 1:
+        listed = ", ".join(f"{split} {form}" for split, (form, _) in found.items())
+        raise LeukoError(f"{folder}: its folders hold different formats ({listed}); name one of them")
+    return Source(folder, formats.pop(), {name: [part] for name, (_, part) in found.items()})
 
 
-def _splits_in(folder: Path, formats: Collection[str]) -> tuple[str, dict[str, Path]]:
-    """The first of the formats in which a folder holds splits, and these; ("", {}) where there is none."""
-    for form in formats:
-        if parts := FORMATS[form].find(folder):
-            return form, parts
-    return "", {}
+def _splits_in(folder: Path, form: str = "") -> tuple[str, dict[str, Path]]:
+    """The format, if not given the first, in which a folder holds splits, and these; ("", {}) where there is none."""
+    found = ((name, FORMATS[name].find(folder)) for name in ([form] if form else FORMATS))
+    return next(((name, parts) for name, parts in found if parts), (form, {}))
 
 
-def _only(folder: Path, parts: dict[str, Path]) -> Path:
-    """The one part that was found in a folder; LeukoError if there are several."""
-    if len(parts) > 1:
-        remedy = "name one of them, or what is wanted in a data YAML"
-        raise LeukoError(f"{folder}: the folder holds several splits ({', '.join(parts)}); {remedy}")
-    return next(iter(parts.values()))
-
-
-def _in_order(parts: dict[str, list[Path]], file: Path) -> dict[str, list[Path]]:
-    """Rename ``valid`` or ``validation`` to ``val``, and put the usual splits first; both names raise LeukoError."""
-    if "val" not in parts and len(both := [name for name in parts if name in _ALIASES]) > 1:
-        remedy = "write a data YAML that names the one to take, or both in a list"
-        raise LeukoError(f"{file}: {' and '.join(both)} are both the split val; {remedy}")
-    parts = {_ALIASES.get(name, name) if _ALIASES.get(name) not in parts else name: p for name, p in parts.items()}
-    rank = {name: i for i, name in enumerate(_ORDER)}
-    return dict(sorted(parts.items(), key=lambda item: (rank.get(item[0], len(rank)), item[0])))
+def _part(path: Path, form: str = "") -> tuple[str, Path]:
+    """The format of a folder, list or COCO file, ``form`` if that is given and "" if it is not clear, and the one part
+    that it holds: the COCO file, list or folder of images in it."""
+    if path.is_dir():
+        form, parts = _splits_in(path, form)
+        if len(parts) > 1:
+            remedy = "name one of them, or what is wanted in a data YAML"
+            raise LeukoError(f"{path}: the folder holds several splits ({', '.join(parts)}); {remedy}")
+        return form, next(iter(parts.values()), path)
+    if not form and path.suffix.lower() == ".json":
+        form = "coco"
+    elif not form:
+        has_xml = any(file.is_file() for file, _ in voc.annotation_files(path))
+        form = "voc" if has_xml or not all(map(is_image, read_list(path))) else "yolo"
+    return form, path
 
 
 def _from_yaml(file: Path) -> Source:
@@ -202,38 +207,34 @@ def _from_yaml(file: Path) -> Source:
         raise LeukoError(f'{file}: format: "{form}" is not one of {", ".join(FORMATS)}{nearest(form, FORMATS)}')
     if keys.get("voc_origin", 0) not in (0, 1):
         raise LeukoError(f"{file}: voc_origin: {keys['voc_origin']!r} is neither 0 (LabelImg) nor 1 (official VOC)")
+    extra = keys.get("splits") or {}
+    if not isinstance(extra, dict):
+        raise LeukoError(f"{file}: splits: {extra!r:.60} is not a mapping of split names to files or folders")
+    stated = {key: keys[key] for key in _ORDER if keys.get(key)}
+    if both := [name for name in stated if extra.get(name)]:
+        remedy = "leave one out, or give both in a list"
+        raise LeukoError(f"{file}: {both[0]}: is given on its own and under splits; {remedy}")
     root = file.parent / str(keys.get("path") or ".")
-    found = {
-        split: [_part(_locate(file, root, split, value), form) for value in values]
-        for split, values in _stated_splits(keys, file).items()
-    }
+    found: dict[str, list[tuple[str, Path]]] = {}
+    for split, value in (stated | extra).items():
+        for path in (_locate(file, root, split, text) for text in _as_list(value)):
+            kind, part = _part(path, form)
+            if not kind and list_images(path, recursive=True):
+                kind = "yolo"  # images whose labels are missing
+            found.setdefault(str(split), []).append((kind, part))
+    if not found:
+        raise LeukoError(f'{file}: no split; write "train: FOLDER" and "val: FOLDER"')
     formats = {name for parts in found.values() for name, _ in parts if name}
     if len(formats) != 1:
         listed = ", ".join(f"{part} {name or 'unknown'}" for parts in found.values() for name, part in parts)
         raise LeukoError(f'{file}: the format is not clear ({listed}); write "format: voc", "coco" or "yolo"')
-    parts = _in_order({split: [part for _, part in parts] for split, parts in found.items()}, file)
-    ignore = [str(value) for value in _as_list(keys.get("ignore") or [])]
+    parts = {split: [part for _, part in parts] for split, parts in found.items()}
+    ignore = [str(value) for value in _as_list(keys.get("ignore"))]
     return Source(file, formats.pop(), parts, names, ignore, int(keys.get("voc_origin", 0)))
 
 
-def _stated_splits(keys: dict, file: Path) -> dict[str, list]:
-    """What a data YAML names for each split."""
-    extra = keys.get("splits") or {}
-    if not isinstance(extra, dict):
-        raise LeukoError(f"{file}: splits: {extra!r:.60} is not a mapping of split names to files or folders")
-    for name in _ORDER:
-        if keys.get(name) and extra.get(name):
-            remedy = "leave one out, or give both in a list"
-            raise LeukoError(f"{file}: {name}: is given on its own and under splits; {remedy}")
-    stated = {key: keys.get(key) for key in _ORDER} | extra
-    stated = {str(name): _as_list(value) for name, value in stated.items() if value}
-    if not stated:
-        raise LeukoError(f'{file}: no split; write "train: FOLDER" and "val: FOLDER"')
-    return stated
-
-
 def _as_list(value: object) -> list:
-    return value if isinstance(value, list) else [value]
+    return value if isinstance(value, list) else [value] if value else []
 
 
 def _locate(file: Path, root: Path, split: str, value: object) -> Path:
@@ -242,19 +243,3 @@ def _locate(file: Path, root: Path, split: str, value: object) -> Path:
         if os.path.exists(root / text):  # unlike Path.exists, also where the name is too long
             return root / text
     raise LeukoError(f"{file}: {split}: there is no {root / str(value)}; correct the path (it is relative to {root})")
-
-
-def _part(path: Path, form: str) -> tuple[str, Path]:
-    """The format of a folder or file of a data YAML, ``form`` if that is given and "" if it is not clear, and the one
-    part that it holds: the COCO file, list or folder of images in it."""
-    if path.is_dir():
-        found, parts = _splits_in(path, [form] if form else FORMATS)
-        if parts:
-            return found, _only(path, parts)
-        return form or ("yolo" if list_images(path, recursive=True) else ""), path
-    if not form and path.suffix.lower() == ".json":
-        form = "coco"
-    elif not form:
-        has_xml = any(file.is_file() for file, _ in voc.annotation_files(path))
-        form = "voc" if has_xml or not all(map(is_image, read_list(path))) else "yolo"
-    return form, path

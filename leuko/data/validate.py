@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -44,67 +43,48 @@ def validate(
     counted. Raises LeukoError.
     """
     records = [record for part in labels for record in part.records]
-    declared = _merged_categories(labels)
-    every = {*names, *declared, *other_names, *(a.name for record in records for a in record.annotations)}
+    category_ids: dict[
+        str, int
+    ] = {}  # several COCO files: the first one's ids, those of later ones where they are free
+    for name, number in (item for part in labels for item in part.categories.items()):
+        taken = category_ids.values()
+        category_ids.setdefault(name, number if number not in taken else max(taken) + 1)
+    every = {*names, *category_ids, *other_names, *(a.name for record in records for a in record.annotations)}
     for name in ignore:
         if name not in every:
             raise LeukoError(f'{source}: ignore: no class is called "{name}"{nearest(name, every)}; correct the name')
-    known = [name for name in names or declared or cells.in_order(every) if name not in ignore]
-    sizes = _image_sizes(records, problems)
-    _check_repeats(records, problems)
-    ids = {record.id for record in records}
-    if len(ids) < len(records) or None in ids:  # ids of several COCO files may clash
-        for number, record in enumerate(records, 1):
-            record.id = number
-    for name in known if types is not None else ():
+    known = [name for name in names or category_ids or cells.in_order(every) if name not in ignore]
+    types = list(known if types is None else types)
+    for name in known:
         if name not in types:
             raise LeukoError(
                 f'{source}: class "{name}" is not among the types asked for ({", ".join(types)})'
                 f'{nearest(name, types)}; rename it, or list it under "ignore" in a data YAML'
             )
-    types = list(known if types is None else types)
-    index = {name: types.index(name) for name in known}
-    check = _Check(index, ignore, problems, [warning for part in labels for warning in part.warnings])
-    samples = [check.sample(record, size) for record, size in zip(records, sizes, strict=True)]
-    samples = [sample for sample in samples if sample]
+    _check_repeats(records, problems)
+    ids = {record.id for record in records}
+    if len(ids) < len(records) or None in ids:  # ids of several COCO files may clash
+        for number, record in enumerate(records, 1):
+            record.id = number
+    dataset = Dataset(types, [], [], [w for part in labels for w in part.warnings], dict.fromkeys(ignore, 0))
+    checker = _Checker(known, dataset, problems)
+    for record in records:
+        with problems.catch("image", f"{_place(record)}: image"):
+            dataset.samples.append(checker.sample(record))
     problems.stop()
-    if not samples:
+    if not dataset.samples:
         raise LeukoError(f"{source}: no images; an empty data set cannot be used")
-    return Dataset(types, samples, _category_ids(types, declared), check.warnings, check.ignored)
+    free = max(category_ids.values(), default=0)
+    for name in types:
+        if name not in category_ids:
+            category_ids[name] = free = free + 1
+    dataset.category_ids = [category_ids[name] for name in types]
+    return dataset
 
 
-def _merged_categories(labels: Iterable[Labels]) -> dict[str, int]:
-    """The categories of several COCO files; the first file's ids are kept, later ones where they are free."""
-    merged: dict[str, int] = {}
-    for part in labels:
-        for name, number in part.categories.items():
-            if name not in merged:
-                merged[name] = number if number not in merged.values() else max(merged.values()) + 1
-    return merged
-
-
-def _category_ids(names: Sequence[str], known: dict[str, int]) -> list[int]:
-    """Each class's known id; classes without one get the ids after the highest."""
-    first = max(known.values(), default=0) + 1
-    new = {name: first + i for i, name in enumerate(name for name in names if name not in known)}
-    return [(known | new)[name] for name in names]
-
-
-def _image_sizes(records: Sequence[Record], problems: Problems) -> list[tuple[int, int] | None]:
-    """The (width, height) of all images from their headers; None where the image is missing or unreadable."""
-
-    def size(record: Record) -> tuple[int, int] | LeukoError:
-        try:
-            return image_size(record.image)
-        except LeukoError as error:
-            return error
-
-    with ThreadPoolExecutor(8) as pool:
-        sizes = list(pool.map(size, records))
-    for record, result in zip(records, sizes, strict=True):
-        if isinstance(result, LeukoError):
-            problems.add("image", f"{record.place()}: image {result}")
-    return [None if isinstance(result, LeukoError) else result for result in sizes]
+def _place(record: Record, annotation: Annotation | None = None) -> str:
+    """The file and the object, for a message."""
+    return ": ".join(filter(None, (str(record.file), record.where, annotation.where if annotation else "")))
 
 
 def _check_repeats(records: Iterable[Record], problems: Problems) -> None:
@@ -112,51 +92,43 @@ def _check_repeats(records: Iterable[Record], problems: Problems) -> None:
     for record in records:
         other = first.setdefault(os.path.abspath(record.image), record)
         if other is not record:
-            also = f" (also {other.place()})" if other.place() != record.place() else ""
-            problems.add("twice", f"{record.place()}: image {record.image} is listed twice{also}; remove one of them")
+            also = f" (also {_place(other)})" if _place(other) != _place(record) else ""
+            problems.add("twice", f"{_place(record)}: image {record.image} is listed twice{also}; remove one of them")
 
 
-class _Check:
-    """Compares records with their images; collects errors in ``problems``, fixes in ``warnings``."""
+class _Checker:
+    """Compares records with their images; collects errors in ``problems``, what is fixed or ignored in ``dataset``."""
 
-    def __init__(
-        self, index: dict[str, int], ignore: Sequence[str], problems: Problems, warnings: list[LabelWarning]
-    ) -> None:
-        self.index = index  # the labels of the class names
-        self.ignored = dict.fromkeys(ignore, 0)
-        self.problems = problems
-        self.warnings = warnings
+    def __init__(self, known: Sequence[str], dataset: Dataset, problems: Problems) -> None:
+        self.known, self.dataset, self.problems = known, dataset, problems
 
-    def sample(self, record: Record, size: tuple[int, int] | None) -> Sample | None:
-        """The sample of a record whose image has this size; None where the image cannot be read."""
-        for annotation in record.annotations:
-            if annotation.name not in self.index and annotation.name not in self.ignored:
-                self.problems.add("class", self._unknown_class(record, annotation))
-        if size is None:
-            return None
+    def sample(self, record: Record) -> Sample:
+        """The sample of a record; LeukoError where its image cannot be read."""
+        size = image_size(record.image)
         if record.size not in (None, size):
             self._check_size(record, size)
         kept: dict[tuple, tuple[Annotation, np.ndarray]] = {}
         for annotation in record.annotations:
             name = annotation.name
-            if name in self.ignored:
-                self.ignored[name] += 1
-                continue
-            box = self._box(record, annotation, size)
-            if box is None or name not in self.index:
-                continue
-            key = (name, annotation.crowd, box.tobytes())
-            if key in kept:
-                self._warn(record, annotation, f"repeats another {name} box", "dropped")
-            kept.setdefault(key, (annotation, box))
+            if name in self.dataset.ignored:
+                self.dataset.ignored[name] += 1
+            elif name not in self.known:
+                problem = f'unknown class "{name}", the data set\'s are {", ".join(self.known)}'
+                remedy = 'correct the label or "names", or list it under "ignore" in the data YAML'
+                self._error("class", record, annotation, f"{problem}{nearest(name, self.known)}; {remedy}")
+            elif (box := self._box(record, annotation, size)) is not None:
+                key = (name, annotation.crowd, box.tobytes())
+                if key in kept:
+                    self._warn(record, annotation, f"repeats another {name} box", "dropped")
+                kept.setdefault(key, (annotation, box))
         annotations = [annotation for annotation, _ in kept.values()]
         return Sample(
             record.image,
             *size,
-            boxes=np.array([box for _, box in kept.values()], dtype=np.float32),
-            labels=np.array([self.index[a.name] for a in annotations], dtype=np.int64),
+            boxes=[box for _, box in kept.values()],
+            labels=[self.dataset.types.index(a.name) for a in annotations],
             id=record.id,
-            crowd=np.array([a.crowd for a in annotations], dtype=bool),
+            crowd=[a.crowd for a in annotations],
             cell_factors=[a.factors for a in annotations],
             attributes=[dict(a.attributes) for a in annotations],
             factors=record.factors,
@@ -170,55 +142,43 @@ class _Check:
         scale_x, scale_y = stated_width / width, stated_height / height
         if (stated_height, stated_width) == size and is_turned(record.image):
             remedy = "the labels were made on the image as EXIF turns it; store it turned, without the EXIF orientation"
-            self.problems.add("turned", f"{record.place()}: {stated}: {remedy}")
+            self._error("turned", record, None, f"{stated}: {remedy}")
         elif scale_x > 0 and abs(scale_x - 1) > 0.02 and abs(scale_x - scale_y) < 0.01 * scale_x:
             remedy = "the labels belong to the image at another scale; use that image, or scale the boxes"
-            self.problems.add("scale", f"{record.place()}: {stated}: {remedy}")
+            self._error("scale", record, None, f"{stated}: {remedy}")
         else:
             action = "the image's own is taken"
-            self.warnings.append(LabelWarning(record.file, record.where or "size", stated, action))
+            self.dataset.warnings.append(LabelWarning(record.file, record.where or "size", stated, action))
 
     def _box(self, record: Record, annotation: Annotation, size: tuple[int, int]) -> np.ndarray | None:
         """The box as [4] float32 pixels inside the image, or None where it is dropped or an error."""
         width, height = size
-        x0, y0, x1, y1 = annotation.box
-        if record.relative:
-            x0, y0, x1, y1 = x0 * width, y0 * height, x1 * width, y1 * height
-        shown, place = _text((x0, y0, x1, y1)), record.place(annotation)
-        if not all(map(math.isfinite, (x0, y0, x1, y1))):
-            problem = f"box {_text(annotation.box)} is not finite; draw it again or remove it"
-            self.problems.add("number", f"{place}: {problem}")
-            return None
-        if x0 > x1 or y0 > y1:
-            self.problems.add("inverted", f"{place}: box {shown} is inverted; exchange its corners or remove it")
-            return None
+        scale = (width, height) * 2 if record.relative else (1, 1, 1, 1)
+        x0, y0, x1, y1 = corners = [value * side for value, side in zip(annotation.box, scale, strict=True)]
+        shown = f"box [{', '.join(f'{value:.6g}' for value in corners)}]"
         box = np.array((max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)), dtype=np.float32)
         is_point = min(x1 - x0, y1 - y0) <= MIN_SIDE
-        if not is_point and (x0 >= width or y0 >= height or x1 <= 0 or y1 <= 0):
+        if not all(map(math.isfinite, corners)):
+            self._error("number", record, annotation, f"{shown} is not finite; draw it again or remove it")
+        elif x0 > x1 or y0 > y1:
+            self._error("inverted", record, annotation, f"{shown} is inverted; exchange its corners or remove it")
+        elif not is_point and (x0 >= width or y0 >= height or x1 <= 0 or y1 <= 0):
             hint = "; YOLO's numbers are fractions of the image, not pixels" if record.relative else ""
-            problem = f"box {shown} lies outside the image ({width}x{height}); correct or remove it{hint}"
-            self.problems.add("outside", f"{place}: {problem}")
-            return None
-        if is_point or (box[2:] - box[:2]).min() <= MIN_SIDE:
-            problem = f"{annotation.name} box {shown} is at most {MIN_SIDE:g} px wide or high"
+            problem = f"{shown} lies outside the image ({width}x{height}); correct or remove it{hint}"
+            self._error("outside", record, annotation, problem)
+        elif is_point or (box[2:] - box[:2]).min() <= MIN_SIDE:
+            problem = f"{annotation.name} {shown} is at most {MIN_SIDE:g} px wide or high"
             self._warn(record, annotation, problem, "dropped")
-            return None
-        if max(-x0, -y0, x1 - width, y1 - height) > ROUNDING:
-            problem = f"{annotation.name} box {shown} leaves the image ({width}x{height})"
-            self._warn(record, annotation, problem, "clipped")
-        return box
+        else:
+            if max(-x0, -y0, x1 - width, y1 - height) > ROUNDING:
+                problem = f"{annotation.name} {shown} leaves the image ({width}x{height})"
+                self._warn(record, annotation, problem, "clipped")
+            return box
+        return None
+
+    def _error(self, kind: str, record: Record, annotation: Annotation | None, problem: str) -> None:
+        self.problems.add(kind, f"{_place(record, annotation)}: {problem}")
 
     def _warn(self, record: Record, annotation: Annotation, problem: str, action: str) -> None:
         where = f"{record.where}: {annotation.where}" if record.where else annotation.where
-        self.warnings.append(LabelWarning(record.file, where, problem, action))
-
-    def _unknown_class(self, record: Record, annotation: Annotation) -> str:
-        return (
-            f'{record.place(annotation)}: unknown class "{annotation.name}", the data set\'s are '
-            f"{', '.join(self.index)}{nearest(annotation.name, self.index)}; "
-            'correct the label or "names", or list it under "ignore" in the data YAML'
-        )
-
-
-def _text(box: Iterable[float]) -> str:
-    return "[" + ", ".join(f"{value:.6g}" for value in box) + "]"
+        self.dataset.warnings.append(LabelWarning(record.file, where, problem, action))

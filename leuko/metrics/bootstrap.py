@@ -11,10 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..data.dataset import Dataset
-from .matching import IOUS, RECALLS, Matches, trimmed
+from .matching import IOUS, RECALLS, Matches
 
 DRAWS = 1000
-PERCENTILES = (2.5, 97.5)
 CHUNK = 50  # bootstrap samples that are computed together
 
 
@@ -27,26 +26,23 @@ class Interval:
     high: float
 
 
-def resample(dataset: Dataset, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
+def resample(dataset: Dataset, draws: int, seed: int = 0) -> np.ndarray:
     """How often each image counts in each bootstrap sample, [draws, images] int; groups are drawn as a whole.
 
     With fewer than two groups (or images without one) all samples would be the same, and [0, images] is returned.
     """
-    rng = np.random.default_rng(seed)
     keys = [s.group or f"\0{i}" for i, s in enumerate(dataset.samples)]
     index = {key: i for i, key in enumerate(dict.fromkeys(keys))}
     n = len(index)
-    times = rng.multinomial(n, np.full(n, 1 / n), size=draws if n > 1 else 0)
+    times = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=draws if n > 1 else 0)
     return times[:, [index[key] for key in keys]]
 
 
 def mean_measures(matches: Sequence[Matches], times: np.ndarray) -> np.ndarray:
     """mAP and mAR of each bootstrap sample of ``resample``, [draws, 2]; the means leave out types of which a sample has
     no cell."""
-    matches = [trimmed(m) for m in matches]
-    result = [np.zeros((0, 2))]
-    for start in range(0, len(times), CHUNK):
-        chunk = times[start : start + CHUNK].astype(np.float32)
+    result = []
+    for chunk in np.split(times.astype(np.float32), range(CHUNK, len(times), CHUNK)):
         by_type = np.array([_ap_ar(m, chunk) for m in matches])  # [types, 2, draws]
         known = np.isfinite(by_type)
         with np.errstate(invalid="ignore"):
@@ -58,32 +54,29 @@ def _ap_ar(matches: Matches, times: np.ndarray) -> np.ndarray:
     """AP and recall of one type, means over the IoU thresholds, [2, draws]; nan where a sample has no cell.
 
     ``matching.precision_recall`` for all samples at once. Only the columns of true positives are computed, since
-    precision is interpolated from them.
+    precision is interpolated from them; what is below the last one changes nothing.
     """
     cells = times @ matches.cells.astype(np.float32)
-    weights = times[:, matches.images]  # [draws, D]
-    all_detections = np.cumsum(weights, axis=1)
+    end = 1 + np.flatnonzero(matches.tp.any(0)).max(initial=-1)
+    weights = times[:, matches.images[:end]]  # [draws, D]
     ap, ar = np.zeros((2, len(IOUS), len(times)))
-    for t in range(len(IOUS)):
-        at, ignored = np.flatnonzero(matches.tp[t]), matches.ignored[t]
-        if not len(at):
+    for t, (hit, ignored) in enumerate(zip(matches.tp[:, :end], matches.ignored[:, :end], strict=True)):
+        if not hit.any():
             continue
-        counted = (np.cumsum(weights * ~ignored, axis=1) if ignored.any() else all_detections)[:, at]
-        tp = np.cumsum(weights[:, at], axis=1)
-        precision = tp / np.maximum(counted, 1e-9)
+        tp = np.cumsum(weights[:, hit], axis=1)
+        precision = tp / np.maximum(np.cumsum(weights * ~ignored, axis=1)[:, hit], 1e-9)
         envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
         envelope = np.pad(envelope, ((0, 0), (0, 1)))
         recall = tp.astype(np.float64) / np.maximum(cells, 1e-9)[:, None]
-        for d in range(len(times)):
-            ap[t, d] = envelope[d, np.searchsorted(recall[d], RECALLS)].mean()
+        ap[t] = [e[np.searchsorted(r, RECALLS)].mean() for e, r in zip(envelope, recall, strict=True)]
         ar[t] = recall[:, -1]
     return np.where(cells > 0, np.stack([ap.mean(0), ar.mean(0)]), np.nan)
 
 
 def interval(value: float, samples: np.ndarray) -> Interval:
-    """The percentile interval of a measure from its values on bootstrap samples; nan where none is finite."""
+    """The 95 % percentile interval of a measure from its values on bootstrap samples; nan where none is finite."""
     known = samples[np.isfinite(samples)]
-    low, high = np.percentile(known, PERCENTILES) if len(known) else (np.nan, np.nan)
+    low, high = np.percentile(known, (2.5, 97.5)) if len(known) else (np.nan, np.nan)
     return Interval(float(value), float(low), float(high))
 
 

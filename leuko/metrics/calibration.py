@@ -4,40 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from .matching import Matches
+from .matching import Matches, pooled
 
 BINS = 10
 LEAST_SCORE = 0.05  # detections below it are not calibrated
 EPS = 1e-6
 
 
-@dataclass(frozen=True)
-class Reliability:
-    """Ten bins of the score: edges [11], number of detections [10], their mean score [10] and the share of true
-    positives [10] (both nan in an empty bin), and the expected calibration error over all of them."""
-
-    edges: np.ndarray
-    number: np.ndarray
-    score: np.ndarray
-    accuracy: np.ndarray
-    error: float
-
-
-def outcomes(matches: Sequence[Matches], threshold: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Scores [D] float64 of all detections that count, from ``LEAST_SCORE`` on, and whether each is a true positive
-    [D] bool, at the IoU of this index into ``IOUS``."""
-    scores = np.concatenate([m.scores for m in matches])
-    tp = np.concatenate([m.tp[threshold] for m in matches])
-    counted = np.concatenate([~m.ignored[threshold] for m in matches]) & (scores >= LEAST_SCORE)
+def outcomes(matches: Sequence[Matches]) -> tuple[np.ndarray, np.ndarray]:
+    """Scores [D] float64 of all detections that count at IoU .50, from ``LEAST_SCORE`` on, and whether each is a true
+    positive [D] bool."""
+    scores, tp, counted = pooled(matches)
+    counted &= scores >= LEAST_SCORE
     return scores[counted].astype(np.float64), tp[counted]
 
 
-def reliability(scores: np.ndarray, tp: np.ndarray) -> Reliability:
-    """Sort detections into ten equal bins of the score; the expected calibration error is the mean of
-    |score - accuracy| over the detections (Guo et al. 2017), nan without any."""
+def reliability(scores: np.ndarray, tp: np.ndarray) -> dict[str, Any]:
+    """Sort detections into ten equal bins of the score: edges [11], number of detections [10], their mean score [10]
+    and accuracy, the share of true positives [10] (both nan in an empty bin); and error, the expected calibration
+    error: the mean of |score - accuracy| over the detections (Guo et al. 2017), nan without any."""
     edges = np.linspace(0, 1, BINS + 1)
     bins = np.clip(np.digitize(scores, edges) - 1, 0, BINS - 1)
     number = np.bincount(bins, minlength=BINS)
@@ -45,7 +34,7 @@ def reliability(scores: np.ndarray, tp: np.ndarray) -> Reliability:
         mean = np.bincount(bins, scores, BINS) / number
         accuracy = np.bincount(bins, tp, BINS) / number
     error = float(np.nansum(number * np.abs(mean - accuracy)) / len(scores)) if len(scores) else np.nan
-    return Reliability(edges, number, mean, accuracy, error)
+    return {"edges": edges, "number": number, "score": mean, "accuracy": accuracy, "error": error}
 
 
 @dataclass(frozen=True)
@@ -60,7 +49,7 @@ class Scaling:
         return _sigmoid(_logit(np.asarray(scores, dtype=np.float64)) / self.temperature + self.shift)
 
 
-def fit(scores: np.ndarray, tp: np.ndarray, steps: int = 50) -> Scaling | None:
+def fit(scores: np.ndarray, tp: np.ndarray) -> Scaling | None:
     """The scaling of maximum likelihood, by Newton's method; None where there are too few outcomes to fit.
 
     The scores of a dense detector are wrong by a factor of their odds as often as by their spread, which is why a shift
@@ -70,7 +59,7 @@ def fit(scores: np.ndarray, tp: np.ndarray, steps: int = 50) -> Scaling | None:
         return None
     x = np.stack([_logit(scores), np.ones(len(scores))], axis=1)
     w = np.array([1.0, 0.0])
-    for _ in range(steps):
+    for _ in range(50):
         q = _sigmoid(x @ w)
         gradient = x.T @ (q - tp) + 1e-3 * (w - [1, 0])
         hessian = (x * (q * (1 - q))[:, None]).T @ x + 1e-3 * np.eye(2)

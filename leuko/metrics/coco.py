@@ -1,7 +1,7 @@
 """COCO's measures, from the one evaluator that leuko uses everywhere.
 
-Predictions are a list with one ``Detections`` per sample of a data set, in its order. The evaluator is faster-coco-eval
-where it is installed and pycocotools otherwise; the two agree to rounding. Areas are those of the boxes.
+Predictions are a list with one ``Detections`` per sample of a data set, in its order. The evaluator is
+faster-coco-eval, which agrees with pycocotools to rounding. Areas are those of the boxes.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ import io
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+from faster_coco_eval import COCO
+from faster_coco_eval import COCOeval_faster as COCOeval
 
 from ..data.dataset import Dataset, Sample
 from ..detections import Detections
@@ -60,15 +61,14 @@ def evaluate(dataset: Dataset, predictions: Sequence[Detections]) -> Evaluation:
     """
     check(dataset, predictions)
     precision, recall = _precision_recall(dataset, predictions)
-    cells = dataset.counts().tolist()
-    with_type = [np.unique(s.labels[~s.crowd]) for s in dataset.samples]
-    images = np.bincount(np.concatenate([np.zeros(0, int), *with_type]), minlength=len(cells)).tolist()
-    per_class = []
-    for k, name in enumerate(dataset.types):
-        measures = precision[:, :, k], precision[AP50, :, k], precision[AP75, :, k], recall[:, k]
-        per_class.append(TypeResult(name, *map(_mean, measures), cells[k], images[k]))
-    measures = precision, precision[AP50], precision[AP75], recall
-    return Evaluation(*map(_mean, measures), sum(cells), len(dataset), per_class)
+
+    def measures(types: int | slice) -> list[float]:
+        return [_mean(v[..., types]) for v in (precision, precision[AP50], precision[AP75], recall)]
+
+    cells = dataset.counts_per_image()
+    support = zip(dataset.types, cells.sum(0).tolist(), (cells > 0).sum(0).tolist(), strict=True)
+    per_class = [TypeResult(name, *measures(k), *numbers) for k, (name, *numbers) in enumerate(support)]
+    return Evaluation(*measures(slice(None)), int(cells.sum()), len(dataset), per_class)
 
 
 def check(dataset: Dataset, predictions: Sequence[Detections]) -> None:
@@ -107,11 +107,10 @@ def to_coco_results(dataset: Dataset, predictions: Sequence[Detections]) -> list
 
 def _precision_recall(dataset: Dataset, predictions: Sequence[Detections]) -> tuple[np.ndarray, np.ndarray]:
     """Return precision [10 IoUs, 101 recalls, types] and recall [10 IoUs, types]; -1 for a type without cells."""
-    COCO, COCOeval = _evaluator()
     crowds, scores = [s.crowd.astype(int) for s in dataset.samples], [p.scores for p in predictions]
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
-        gt = _index(COCO(), dataset, dataset.samples, "iscrowd", crowds)
-        evaluator = COCOeval(gt, _index(COCO(), dataset, predictions, "score", scores), "bbox")
+    with contextlib.redirect_stdout(io.StringIO()):  # the evaluator prints its progress
+        gt = _index(dataset, dataset.samples, "iscrowd", crowds)
+        evaluator = COCOeval(gt, _index(dataset, predictions, "score", scores), "bbox")
         evaluator.params.areaRng = [[0, float("inf")]]
         evaluator.params.areaRngLbl = ["all"]
         evaluator.params.maxDets = [MAX_DETECTIONS]
@@ -120,24 +119,11 @@ def _precision_recall(dataset: Dataset, predictions: Sequence[Detections]) -> tu
     return np.asarray(evaluator.eval["precision"])[..., 0, 0], np.asarray(evaluator.eval["recall"])[..., 0, 0]
 
 
-def _evaluator() -> tuple[type, type]:
-    try:
-        from faster_coco_eval import COCO, COCOeval_faster
-
-        return COCO, COCOeval_faster
-    except ImportError:
-        from pycocotools.coco import COCO
-        from pycocotools.cocoeval import COCOeval
-
-        return COCO, COCOeval
-
-
-def _index(
-    coco: Any, dataset: Dataset, cells: Sequence[Sample | Detections], key: str, values: Sequence[np.ndarray]
-) -> Any:
-    """Put the cells of each image, with one more value per cell under ``key``, into a COCO object. Images and types are
+def _index(dataset: Dataset, cells: Sequence[Sample | Detections], key: str, values: Sequence[np.ndarray]) -> COCO:
+    """The cells of each image, with one more value per cell under ``key``, as a COCO object. Images and types are
     numbered by their position, since a data set's own ids may repeat."""
     ids = itertools.count(1)  # id 0 would read as "not matched"
+    coco = COCO()
     coco.dataset = {
         "images": [{"id": i, "width": s.width, "height": s.height} for i, s in enumerate(dataset.samples)],
         "categories": [{"id": k, "name": name} for k, name in enumerate(dataset.types)],

@@ -17,8 +17,25 @@ class Pairing:
     """One image: for each cell the index of its detection (-1: missed), for each detection the index of its cell (-1:
     extra; -2: on a crowd or below the threshold, not counted). The types of a pair may differ."""
 
+    sample: Sample
+    detections: Detections
     of_cell: np.ndarray
     of_detection: np.ndarray
+
+    @property
+    def predicted(self) -> np.ndarray:
+        """The label that each cell was found with, [cells] int; -1 where it was missed."""
+        return np.append(self.detections.labels, -1)[self.of_cell]
+
+    @property
+    def correct(self) -> np.ndarray:
+        """Which cells are found with their own type, [cells] bool."""
+        return self.predicted == self.sample.labels
+
+    @property
+    def extra(self) -> np.ndarray:
+        """The labels of the extra detections."""
+        return self.detections.labels[self.of_detection == -1]
 
 
 def pair(sample: Sample, detections: Detections, score: float, min_iou: float) -> Pairing:
@@ -43,9 +60,8 @@ def pair(sample: Sample, detections: Detections, score: float, min_iou: float) -
             if free.any():
                 cell = int((free * overlap[d]).argmax())
                 of_cell[cell], of_detection[d] = d, cell
-    on_crowd = overlap.any(1, where=sample.crowd)
-    of_detection[(of_detection == -1) & on_crowd] = -2
-    return Pairing(of_cell, of_detection)
+    of_detection[(of_detection == -1) & overlap.any(1, where=sample.crowd)] = -2
+    return Pairing(sample, detections, of_cell, of_detection)
 
 
 def pair_all(
@@ -55,25 +71,11 @@ def pair_all(
     return [pair(s, detections, score, min_iou) for s, detections in zip(dataset.samples, predictions, strict=True)]
 
 
-def matrix(dataset: Dataset, predictions: Sequence[Detections], pairings: Sequence[Pairing]) -> np.ndarray:
+def matrix(pairings: Sequence[Pairing], types: int) -> np.ndarray:
     """Counts [types + 1, types + 1]: rows are labels, the last *extra*; columns are predictions, the last *missed*."""
-    k = len(dataset.types)
-    counts = np.zeros((k + 1, k + 1), dtype=int)
-    for sample, detections, pairing in zip(dataset.samples, predictions, pairings, strict=True):
-        cells = ~sample.crowd
-        np.add.at(counts, (sample.labels[cells], _predicted(detections, pairing, k)[cells]), 1)
-        np.add.at(counts, (k, detections.labels[pairing.of_detection == -1]), 1)
+    counts = np.zeros((types + 1, types + 1), dtype=int)
+    for p in pairings:
+        cells = ~p.sample.crowd
+        np.add.at(counts, (p.sample.labels[cells], p.predicted[cells]), 1)  # -1 is the last column
+        np.add.at(counts, (-1, p.extra), 1)
     return counts
-
-
-def correct_cells(dataset: Dataset, predictions: Sequence[Detections], pairings: Sequence[Pairing]) -> list[np.ndarray]:
-    """Per image, which of its cells are found with their own type, [cells] bool."""
-    return [
-        _predicted(detections, pairing, -1) == sample.labels
-        for sample, detections, pairing in zip(dataset.samples, predictions, pairings, strict=True)
-    ]
-
-
-def _predicted(detections: Detections, pairing: Pairing, missed: int) -> np.ndarray:
-    """The label that each cell was found with, [cells] int; ``missed`` where it was not found."""
-    return np.append(detections.labels, missed)[pairing.of_cell]  # -1 is the last

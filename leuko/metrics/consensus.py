@@ -6,12 +6,12 @@ type, a cell that they find where there is no label, or a label that none of the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from ..data.dataset import Dataset
+from ..data.dataset import Dataset, Sample
 from ..detections import Detections
 from ..ops.boxes import box_iou
 
@@ -27,8 +27,8 @@ class Vote:
     """What one model finds at a place: the model's name, the type ("" for nothing), score and box."""
 
     model: str
-    type: str
-    score: float
+    type: str = ""
+    score: float = 0.0
     box: Box | None = None
 
 
@@ -49,23 +49,35 @@ class Suspect:
     votes: tuple[Vote, ...]
 
 
-def suspects(
-    dataset: Dataset, members: Sequence[Sequence[Detections]], names: Sequence[str], at_least: int | None = None
-) -> list[Suspect]:
-    """All suspects, in descending order of ``sure``.
-
-    ``members[m][i]`` are model m's detections on image i; ``at_least`` of the models must agree (default: all but one,
-    and at least two). Raises ValueError with fewer than two models.
-    """
-    if len(members) < 2:
-        raise ValueError("consensus needs at least two models")
-    needed = at_least or max(2, len(members) - 1)
-    result: list[Suspect] = []
-    for i in range(len(dataset)):
-        predictions = [m[i] for m in members]
-        votes = [_strongest(p) for p in predictions]
-        result += _labelled(dataset, i, votes, predictions, names, needed)
-        result += _unlabelled(dataset, i, votes, names, needed)
+def suspects(dataset: Dataset, members: Sequence[Sequence[Detections]], names: Sequence[str]) -> list[Suspect]:
+    """All suspects, in descending order of ``sure``. ``members[m][i]`` are the detections of model m, called
+    ``names[m]``, on image i; all models but one must agree, and at least two."""
+    needed, types = max(2, len(members) - 1), dataset.types
+    result = []
+    for i, (sample, *predictions) in enumerate(zip(dataset.samples, *members, strict=True)):
+        found = [_strongest(p) for p in predictions]
+        for cell in np.flatnonzero(~sample.crowd):
+            box, label = sample.boxes[cell], types[sample.labels[cell]]
+            overlaps = [box_iou(f.boxes, box)[:, 0] for f in found]
+            at_cell = {m: o.argmax() for m, o in enumerate(overlaps) if o.max(initial=0) >= AGREE_IOU}
+            votes = _votes(names, types, found, at_cell)
+            called = [v.type for v in votes if v.type]
+            most = max(set(called), key=lambda t: (called.count(t), t), default="")
+            about = int(cell), label, most, _rounded(box)
+            if not called:
+                scores = [p.scores[box_iou(p.boxes, box)[:, 0] >= AGREE_IOU] for p in predictions]
+                sure = 1 - float(np.concatenate(scores).max(initial=0))
+                result.append(Suspect(i, "missed", *about, sure, votes))
+            elif most != label and called.count(most) >= needed:
+                sure = float(np.mean([v.score for v in votes if v.type == most]))
+                result.append(Suspect(i, "type", *about, sure, votes))
+        for label, at_place in _unlabelled(sample, found):
+            agreeing = [(m, d) for m, d in at_place.items() if found[m].labels[d] == label]
+            if len(agreeing) >= needed:
+                place = _rounded(np.mean([found[m].boxes[d] for m, d in agreeing], axis=0))
+                sure = float(np.mean([found[m].scores[d] for m, d in agreeing]))
+                votes = _votes(names, types, found, at_place)
+                result.append(Suspect(i, "unlabelled", -1, "", types[label], place, sure, votes))
     return sorted(result, key=lambda s: -s.sure)
 
 
@@ -76,75 +88,35 @@ def _strongest(detections: Detections) -> Detections:
     overlap = box_iou(detections.boxes, detections.boxes)
     kept: list[int] = []
     for d in range(len(detections)):
-        if not kept or overlap[d, kept].max() < AGREE_IOU:
+        if overlap[d, kept].max(initial=0) < AGREE_IOU:
             kept.append(d)
     return detections[kept]
 
 
-def _vote(model: str, types: Sequence[str], detections: Detections, d: int | None) -> Vote:
-    """A model's vote by its detection ``d``; for nothing if that is None."""
-    if d is None:
-        return Vote(model, "", 0.0)
-    return Vote(model, types[detections.labels[d]], float(detections.scores[d]), _rounded(detections.boxes[d]))
-
-
-def _labelled(
-    dataset: Dataset,
-    i: int,
-    votes: Sequence[Detections],
-    predictions: Sequence[Detections],
-    names: Sequence[str],
-    needed: int,
-) -> list[Suspect]:
-    """Labels of image i that no model finds, or that enough models find with one other type."""
-    sample, types = dataset.samples[i], dataset.types
-    result = []
-    for cell in np.flatnonzero(~sample.crowd):
-        box, label = sample.boxes[cell], types[sample.labels[cell]]
-        at_cell = []
-        for name, of_model in zip(names, votes, strict=True):
-            overlap = np.append(box_iou(of_model.boxes, box)[:, 0], 0)
-            best = int(overlap.argmax())
-            at_cell.append(_vote(name, types, of_model, best if overlap[best] >= AGREE_IOU else None))
-        called = [v.type for v in at_cell if v.type]
-        if not called:
-            scores = [p.scores[box_iou(p.boxes, box)[:, 0] >= AGREE_IOU] for p in predictions]
-            sure = 1 - float(np.concatenate(scores).max(initial=0.0))
-            result.append(Suspect(i, "missed", int(cell), label, "", _rounded(box), sure, tuple(at_cell)))
-            continue
-        most = max(set(called), key=lambda t: (called.count(t), t))
-        if most != label and called.count(most) >= needed:
-            sure = float(np.mean([v.score for v in at_cell if v.type == most]))
-            result.append(Suspect(i, "type", int(cell), label, most, _rounded(box), sure, tuple(at_cell)))
-    return result
-
-
-def _unlabelled(
-    dataset: Dataset, i: int, votes: Sequence[Detections], names: Sequence[str], needed: int
-) -> list[Suspect]:
-    """Places of image i without a label where enough models find a cell of one type."""
-    sample, types = dataset.samples[i], dataset.types
-    free = []  # (score, model, detection) away from all labels, crowds too
-    for m, of_model in enumerate(votes):
+def _unlabelled(sample: Sample, found: Sequence[Detections]) -> Iterator[tuple[int, dict[int, int]]]:
+    """Places away from all labels, crowds too, by the best score there: its label, and {model: its detection there}."""
+    free = []  # (score, model, detection)
+    for m, of_model in enumerate(found):
         near = box_iou(of_model.boxes, sample.boxes, sample.crowd).max(1, initial=0)
         free += [(float(of_model.scores[d]), m, int(d)) for d in np.flatnonzero(near < AGREE_IOU / 2)]
     free.sort(reverse=True)
-    result = []
     while free:
-        _, m, d = free[0]
-        box, label = votes[m].boxes[d], votes[m].labels[d]
-        at_place = {m: d}  # model -> its detection there
-        for _, other, e in free[1:]:
-            if other not in at_place and box_iou(votes[other].boxes[e], box)[0, 0] >= AGREE_IOU:
-                at_place[other] = e
+        _, first, best = free[0]
+        at_place = {first: best}
+        for _, m, d in free[1:]:
+            if m not in at_place and box_iou(found[m].boxes[d], found[first].boxes[best])[0, 0] >= AGREE_IOU:
+                at_place[m] = d
         free = [f for f in free if at_place.get(f[1]) != f[2]]
-        agreeing = [(votes[j].boxes[e], votes[j].scores[e]) for j, e in at_place.items() if votes[j].labels[e] == label]
-        if len(agreeing) >= needed:
-            boxes, scores = zip(*agreeing, strict=True)
-            each_vote = tuple(_vote(name, types, votes[j], at_place.get(j)) for j, name in enumerate(names))
-            place, sure = _rounded(np.mean(boxes, axis=0)), float(np.mean(scores))
-            result.append(Suspect(i, "unlabelled", -1, "", types[label], place, sure, each_vote))
-    return result
+        yield int(found[first].labels[best]), at_place
+
+
+def _votes(names: Sequence[str], types: Sequence[str], found: Sequence[Detections], at: dict) -> tuple[Vote, ...]:
+    """The vote of each model m by its detection ``at[m]``, for nothing where it has none."""
+    of_models = [f[[at[m]] if m in at else []] for m, f in enumerate(found)]
+    return tuple(
+        Vote(name, types[f.labels[0]], float(f.scores[0]), _rounded(f.boxes[0])) if len(f) else Vote(name)
+        for name, f in zip(names, of_models, strict=True)
+    )
 
 
 def _rounded(box: np.ndarray) -> Box:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .matching import IOUS, Matches, precision_recall
+from .matching import IOUS, Matches, pooled, precision_recall
 
 PANELS = ("0.50", "0.75", "0.80", "0.85", "0.90", "0.95", "mean")
 """The IoU thresholds of the paper's Figure 3, and the mean over all ten."""
@@ -37,11 +37,9 @@ class ScoreCurve:
     best_f1: float = np.nan
 
 
-def score_curve(matches: Sequence[Matches], threshold: int = 0) -> ScoreCurve:
-    """The curve over all types together, at the IoU of this index into ``IOUS``."""
-    scores = np.concatenate([m.scores for m in matches])
-    tp = np.concatenate([m.tp[threshold] for m in matches])
-    counted = np.concatenate([~m.ignored[threshold] for m in matches])
+def score_curve(matches: Sequence[Matches]) -> ScoreCurve:
+    """The curve over all types together, at IoU .50."""
+    scores, tp, counted = pooled(matches)
     cells = sum(m.cells.sum() for m in matches)
     order = np.argsort(scores)
     # In float32, the type of the scores: as float64 the threshold .7 is above the float32 score .7.

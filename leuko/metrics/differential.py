@@ -31,101 +31,67 @@ class Share:
 def count(predictions: Iterable[Detections], types: Sequence[str], threshold: float = 0.5) -> list[Share]:
     """Count the detections with score >= ``threshold`` of many images together (a folder, a smear, a patient): one
     Share per type, in the order of ``types``."""
-    cells = _cells([p.above(threshold).labels for p in predictions], len(types)).tolist()
+    cells = _cells(predictions, threshold, len(types)).sum(0).tolist()
     return [Share(name, n, *percent_of(n, sum(cells))) for name, n in zip(types, cells, strict=True)]
 
 
 def percent_of(n: int, total: int) -> tuple[float, float, float]:
-    """``n`` of ``total`` in percent, and its 95 % Wilson interval; nan if ``total`` is 0."""
-    low, high = wilson(n, total)
-    return 100 * n / total if total else nan, 100 * low, 100 * high
-
-
-def wilson(successes: int, total: int, z: float = 1.959963984540054) -> tuple[float, float]:
-    """Return Wilson's score interval (0..1) of a proportion, by default at 95 %; (nan, nan) if ``total`` is 0."""
+    """``n`` of ``total`` in percent, and its 95 % Wilson score interval; nan if ``total`` is 0."""
     if total == 0:
-        return nan, nan
-    p = successes / total
+        return nan, nan, nan
+    p, z = n / total, 1.959963984540054
     centre = p + z * z / (2 * total)
     spread = z * sqrt(p * (1 - p) / total + z * z / (4 * total * total))
     scale = 1 + z * z / total
     # With none or all of them the bound is exactly 0 or 1, which rounding would miss.
-    low = 0.0 if successes == 0 else (centre - spread) / scale
-    high = 1.0 if successes == total else (centre + spread) / scale
-    return low, high
+    low = 0.0 if n == 0 else (centre - spread) / scale
+    high = 1.0 if n == total else (centre + spread) / scale
+    return 100 * n / total, 100 * low, 100 * high
 
 
-def _cells(labels: Sequence[np.ndarray], types: int) -> np.ndarray:
-    """Cells of each type, [types] int, of the labels of many images."""
-    return np.bincount(np.concatenate([np.zeros(0, np.int64), *labels]), minlength=types)
+def _cells(predictions: Iterable[Detections], threshold: float, types: int) -> np.ndarray:
+    """Detections with score >= ``threshold`` per image and type, [images, types] int."""
+    counts = [np.bincount(p.above(threshold).labels, minlength=types) for p in predictions]
+    return np.array(counts, dtype=int).reshape(-1, types)
 
 
 # ---------------------------------------------------------------- agreement of counts
 
 
-@dataclass(frozen=True)
-class GroupCount:
-    """Cells of each type in one group of images: by label and by prediction, [types] int each."""
-
-    group: str
-    images: int
-    labelled: np.ndarray
-    predicted: np.ndarray
-
-    @property
-    def percent(self) -> np.ndarray:
-        """Each type's share of the cells in percent, [2, types]: by label, by prediction; nan if there is no cell."""
-        cells = np.stack([self.labelled, self.predicted])
-        total = cells.sum(1, keepdims=True)
-        return 100 * cells / np.where(total, total, nan)
-
-
-@dataclass(frozen=True)
-class BlandAltman:
-    """Differences (prediction minus label, in percentage points) of one type's share over the groups: bias, limits of
-    agreement (bias -+ 1.96 standard deviations), Pearson's correlation, and the number of groups."""
-
-    type: str
-    bias: float = nan
-    low: float = nan
-    high: float = nan
-    correlation: float = nan
-    groups: int = 0
-
-
-def group_counts(dataset: Dataset, predictions: Sequence[Detections], score: float = 0.5) -> list[GroupCount]:
-    """One count per group of images, in the order of their first image; an image without a group is one of its own."""
+def group_counts(
+    dataset: Dataset, predictions: Sequence[Detections], score: float
+) -> tuple[dict[str, int], np.ndarray]:
+    """The groups of images, in the order of their first image, with their numbers of images; and their cells of each
+    type by label and by prediction, [groups, 2, types] int. An image without a group is one of its own."""
     groups: dict[str, list[int]] = {}
     for i, sample in enumerate(dataset.samples):
         groups.setdefault(sample.group or str(sample.image), []).append(i)
-    labelled = [s.labels[~s.crowd] for s in dataset.samples]
-    predicted = [p.above(score).labels for p in predictions]
-    k = len(dataset.types)
-    return [
-        GroupCount(group, len(at), _cells([labelled[i] for i in at], k), _cells([predicted[i] for i in at], k))
-        for group, at in groups.items()
-    ]
+    cells = np.stack([dataset.counts_per_image(), _cells(predictions, score, len(dataset.types))], axis=1)
+    return {name: len(at) for name, at in groups.items()}, np.array([cells[at].sum(0) for at in groups.values()])
 
 
-def shares(counts: Sequence[GroupCount]) -> np.ndarray:
-    """Shares in percent, [groups, 2, types], of the groups that have cells both by label and by prediction."""
-    percent = np.stack([c.percent for c in counts])
-    return percent[np.isfinite(percent).all((1, 2))]
+def shares(cells: np.ndarray) -> np.ndarray:
+    """Each type's share of the cells [..., types] in percent; nan if there is no cell."""
+    total = cells.sum(-1, keepdims=True)
+    return 100 * cells / np.where(total, total, nan)
 
 
-def bland_altman(counts: Sequence[GroupCount], types: Sequence[str]) -> list[BlandAltman]:
-    """Agreement of each type's shares over the groups of :func:`shares`; nan where there are too few."""
-    percent = shares(counts)
+def bland_altman(cells: np.ndarray, types: Sequence[str]) -> list[dict]:
+    """How the shares of each type agree over the groups that have cells by label and by prediction, ``cells`` [groups,
+    2, types]: a row per type of type, bias (mean difference, prediction minus label, in percentage points), low and
+    high (the limits of agreement, bias -+ 1.96 standard deviations), Pearson's correlation, and the number of groups;
+    nan where there are too few."""
+    percent = shares(cells)
+    percent = percent[np.isfinite(percent).all((1, 2))]
     n = len(percent)
-    if not n:
-        return [BlandAltman(name) for name in types]
     rows = []
     for name, (labelled, predicted) in zip(types, percent.transpose(2, 1, 0), strict=True):
         gap = predicted - labelled
-        bias, limit = gap.mean(), 1.96 * gap.std(ddof=1) if n > 1 else nan
+        bias, limit = gap.mean() if n else nan, 1.96 * gap.std(ddof=1) if n > 1 else nan
         varies = n > 2 and labelled.std() > 0 and predicted.std() > 0
         correlation = np.corrcoef(labelled, predicted)[0, 1] if varies else nan
-        rows.append(BlandAltman(name, *map(float, (bias, bias - limit, bias + limit, correlation)), n))
+        limits = {"bias": bias, "low": bias - limit, "high": bias + limit}
+        rows.append({"type": name, **limits, "correlation": correlation, "groups": n})
     return rows
 
 
@@ -152,13 +118,13 @@ def review_queue(
     Doubtful is a detection whose score is near ``score``, and a number of cells of a type on which the members of an
     ensemble disagree. A member's detections count above a threshold of its own, since members' scores differ in scale.
     """
+    counts = [_cells(m, t, len(dataset.types)) for m, t in zip(members, thresholds, strict=True)]
+    spreads = np.ptp(counts, axis=0).sum(1) if counts else np.zeros(len(dataset), int)
     rows = []
-    for i, (sample, detections) in enumerate(zip(dataset.samples, predictions, strict=True)):
+    for sample, detections, spread in zip(dataset.samples, predictions, spreads.tolist(), strict=True):
         distances = np.append(np.abs(detections.scores - score), NEAR)
         nearest = int(distances.argmin())
         by_score = round(float(1 - distances[nearest] / NEAR), 3)
-        cells = [_cells([m[i].above(t).labels], len(dataset.types)) for m, t in zip(members, thresholds, strict=True)]
-        spread = int(np.ptp(cells, axis=0).sum()) if cells else 0
         why = [f"a score of {detections.scores[nearest]:.2f}"] if by_score > 0 else []
         why += [f"members differ by {spread} cell{'s' * (spread > 1)}"] if spread else []
         if why:

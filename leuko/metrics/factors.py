@@ -3,38 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from ..cells import CELL_FACTORS, FACTORS
-from ..data.dataset import Dataset, Sample
-from ..detections import Detections
-from .confusion import Pairing, correct_cells
+from .confusion import Pairing
 from .differential import percent_of
 
 IMPURITIES = ("dye_residue", "cell_debris", "dust")
 
 
-@dataclass(frozen=True)
-class Rate:
-    """A rate: ``hits`` of ``total``, in percent, with its 95 % Wilson interval."""
-
-    factor: str
-    measure: str
-    hits: int
-    total: int
-    percent: float
-    low: float
-    high: float
+def rate(factor: str, measure: str, hits: Sequence[bool] | np.ndarray) -> dict:
+    """A row: how many of ``hits`` [total] bool are true, in percent, and its 95 % Wilson interval; nan without any."""
+    n = int(np.sum(hits))
+    percent, low, high = percent_of(n, len(hits))
+    about = {"factor": factor, "measure": measure, "hits": n, "total": len(hits)}
+    return {**about, "percent": percent, "low": low, "high": high}
 
 
-def rate(factor: str, measure: str, hits: int, total: int) -> Rate:
-    """A rate from its counts; nan where the total is 0."""
-    return Rate(factor, measure, hits, total, *percent_of(hits, total))
-
-
-def by_factor(dataset: Dataset, predictions: Sequence[Detections], pairings: Sequence[Pairing]) -> list[Rate]:
+def by_factor(pairings: Sequence[Pairing]) -> list[dict]:
     """The rates of each factor that the data set notes; [] if it notes none.
 
     Cell accuracy: correct cells of those with the factor (a factor of cells), or of those on images with it (a factor
@@ -42,28 +29,20 @@ def by_factor(dataset: Dataset, predictions: Sequence[Detections], pairings: Seq
     the image or on a cell). Impurity ratio: images with an extra detection, of those with an impurity (``impurity`` is
     the three of them together); lower is better.
     """
-    correct = correct_cells(dataset, predictions, pairings)
-    extra = np.array([(p.of_detection == -1).any() for p in pairings], dtype=bool)
-    right = np.array([c[~s.crowd].all() for c, s in zip(correct, dataset.samples, strict=True)], dtype=bool) & ~extra
-    noted = [set(s.factors).union(*s.cell_factors) for s in dataset.samples]
+    noted = [set(p.sample.factors).union(*p.sample.cell_factors) for p in pairings]
+    found = set().union(*noted)
     rows = []
-    for name in [*FACTORS, *sorted(set().union(*noted) - set(FACTORS))]:
-        images = [i for i, factors in enumerate(noted) if name in factors]
-        if not images:
-            continue
-        with_factor = {i: _cells_with(name, dataset.samples[i]) for i in images}
-        of_cells = name in CELL_FACTORS or (name not in FACTORS and any(m.any() for m in with_factor.values()))
-        counted = with_factor if of_cells else {i: ~dataset.samples[i].crowd for i in images}
-        cells = np.concatenate([correct[i][mask] for i, mask in counted.items()])
-        rows.append(rate(name, "cell accuracy", int(cells.sum()), len(cells)))
-        rows.append(rate(name, "image accuracy", int(right[images].sum()), len(images)))
+    for name in [f for f in FACTORS if f in found] + sorted(found - set(FACTORS)):
+        images = [p for p, names in zip(pairings, noted, strict=True) if name in names]
+        cells = [~p.sample.crowd for p in images]
+        tagged = [~p.sample.crowd & np.array([name in f for f in p.sample.cell_factors], dtype=bool) for p in images]
+        if name in CELL_FACTORS or (name not in FACTORS and np.concatenate(tagged).any()):
+            cells = tagged
+        correct = [p.correct[of_image] for p, of_image in zip(images, cells, strict=True)]
+        right = [p.correct[~p.sample.crowd].all() and not p.extra.size for p in images]
+        rows.append(rate(name, "cell accuracy", np.concatenate(correct)))
+        rows.append(rate(name, "image accuracy", right))
         if name in IMPURITIES:
-            rows.append(rate(name, "impurity ratio", int(extra[images].sum()), len(images)))
-    if images := [i for i, factors in enumerate(noted) if factors & set(IMPURITIES)]:
-        rows.append(rate("impurity", "impurity ratio", int(extra[images].sum()), len(images)))
-    return rows
-
-
-def _cells_with(factor: str, sample: Sample) -> np.ndarray:
-    """Which cells of a sample have the factor, [cells] bool, crowds left out."""
-    return np.array([factor in factors for factors in sample.cell_factors], dtype=bool) & ~sample.crowd
+            rows.append(rate(name, "impurity ratio", [p.extra.size > 0 for p in images]))
+    impure = [p.extra.size > 0 for p, names in zip(pairings, noted, strict=True) if names & set(IMPURITIES)]
+    return rows + ([rate("impurity", "impurity ratio", impure)] if impure else [])

@@ -38,22 +38,18 @@ class Matches:
 
 def match(dataset: Dataset, predictions: Sequence[Detections]) -> list[Matches]:
     """Match the detections of each type with its cells: one ``Matches`` per type of the data set."""
-    none = (np.zeros(0, int), np.zeros(0, np.float32), *np.zeros((2, len(IOUS), 0), bool))
-    parts: list[list[tuple]] = [[none] for _ in dataset.types]
-    cells = np.zeros((len(dataset.types), len(dataset)), dtype=int)
-    for i, (sample, detections) in enumerate(zip(dataset.samples, predictions, strict=True)):
-        for k in np.union1d(detections.labels, sample.labels):
-            of_type = sample.labels == k
-            cells[k, i] = (of_type & ~sample.crowd).sum()
+    result = []
+    for k, cells in enumerate(dataset.counts_per_image().T):
+        parts = []
+        for i, (sample, detections) in enumerate(zip(dataset.samples, predictions, strict=True)):
             best = detections[detections.labels == k]
             best = best[np.argsort(-best.scores, kind="stable")[:MAX_DETECTIONS]]
-            tp, ignored = _match_image(best.boxes, sample.boxes[of_type], sample.crowd[of_type])
-            parts[k].append((np.full(len(best), i), best.scores, tp, ignored))
-    result = []
-    for k, of_type in enumerate(parts):
-        images, scores, tp, ignored = (np.concatenate(arrays, axis=-1) for arrays in zip(*of_type, strict=True))
+            of_type = sample.labels == k
+            matched = _match_image(best.boxes, sample.boxes[of_type], sample.crowd[of_type])
+            parts.append((np.full(len(best), i), best.scores, *matched))
+        images, scores, tp, ignored = (np.concatenate(arrays, axis=-1) for arrays in zip(*parts, strict=True))
         order = np.argsort(-scores, kind="stable")
-        result.append(Matches(images[order], scores[order], tp[:, order], ignored[:, order], cells[k]))
+        result.append(Matches(images[order], scores[order], tp[:, order], ignored[:, order], cells))
     return result
 
 
@@ -66,10 +62,8 @@ def _match_image(boxes: np.ndarray, gt_boxes: np.ndarray, crowd: np.ndarray) -> 
     tp, ignored = np.zeros((2, len(IOUS), len(boxes)), dtype=bool)
     crowd = crowd[::-1]
     overlap = box_iou(boxes, gt_boxes[::-1], crowd)
-    if not overlap.size:
-        return tp, ignored
     with_cells = np.where(crowd, 0, overlap)
-    candidates = np.flatnonzero(with_cells.max(1) >= IOUS[0])
+    candidates = np.flatnonzero(with_cells.max(1, initial=0) >= IOUS[0])
     for t, threshold in enumerate(IOUS):
         free = with_cells.copy()
         for d in candidates:
@@ -79,6 +73,12 @@ def _match_image(boxes: np.ndarray, gt_boxes: np.ndarray, crowd: np.ndarray) -> 
                 free[:, cell] = 0
         ignored[t] = (overlap >= threshold).any(1, where=crowd) & ~tp[t]
     return tp, ignored
+
+
+def pooled(matches: Sequence[Matches]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scores [D] of all types' detections, and which are true positives, and which count, [D] bool each, at IoU .50."""
+    parts = [(m.scores, m.tp[0], ~m.ignored[0]) for m in matches]
+    return tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))  # type: ignore[return-value]
 
 
 def precision_recall(matches: Matches, threshold: int) -> tuple[np.ndarray, float]:
@@ -92,12 +92,3 @@ def precision_recall(matches: Matches, threshold: int) -> tuple[np.ndarray, floa
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
     recall = tp / cells
     return np.append(envelope, 0)[np.searchsorted(recall, RECALLS)], float(recall[-1]) if len(recall) else 0.0
-
-
-def trimmed(matches: Matches) -> Matches:
-    """Without the detections below the last true positive, which change no average precision, on any sample."""
-    at = np.flatnonzero(matches.tp.any(0))
-    end = at[-1] + 1 if len(at) else 0
-    return Matches(
-        matches.images[:end], matches.scores[:end], matches.tp[:, :end], matches.ignored[:, :end], matches.cells
-    )

@@ -5,68 +5,55 @@ A type has the same place and colour in every chart; a model has the same colour
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from ..metrics.bootstrap import Interval
-from ..metrics.calibration import Reliability
 from ..metrics.curves import PANELS, SCORES, ScoreCurve
-from ..metrics.differential import BlandAltman, GroupCount, shares
-from ..metrics.factors import Rate
 from ..metrics.matching import RECALLS
-from .style import ACCENT, INK, error_bars, panels, type_colours
+from .style import ACCENT, INK, bars, panels, type_colours
 from .tables import rate
 
-MODELS = ("#222222", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8a6d3b")
-"""Colours of models, the reported one first; Okabe and Ito's, which stay apart with a colour-vision deficiency."""
 
-
-def precision_recall(curves: dict[str, np.ndarray], path: str | Path) -> None:
-    """Precision against recall of each model: ``curves[model]`` is [7, 101], a row per panel of ``curves.PANELS``."""
-    with panels(path, 15, 7.2, 2, 4, sharey=True) as axes:
-        for i, (panel, title) in enumerate(zip(axes, _iou_titles(), strict=False)):
-            _precision_recall(panel, {name: c[i] for name, c in curves.items()}, _model_colours(curves), "area")
-            panel.set_title(title)
-        axes[-1].set_visible(False)
-
-
-def precision_recall_of_types(curves: dict[str, np.ndarray], model: str, path: str | Path) -> None:
-    """The same of each type, ``curves[type]`` [7, 101], at IoU .50, .75 and the mean."""
-    with panels(path, 13, 4.2, 1, 3, sharey=True) as axes:
-        for panel, i in zip(axes, (0, 1, -1), strict=True):
-            of_types = {name: c[i] for name, c in curves.items()}
-            _precision_recall(panel, of_types, type_colours(list(curves)), "type, AP")
-            panel.set_title(f"{model}, {_iou_titles()[i]}")
-
-
-def _precision_recall(panel: Axes, curves: dict[str, np.ndarray], colours: Sequence, legend: str) -> None:
-    """A line per entry of ``curves`` [101]; no line where it is nan."""
-    for (name, precision), ink in zip(curves.items(), colours, strict=True):
-        if np.isfinite(precision).all():
-            panel.plot(RECALLS, precision, color=ink, label=f"{name} {rate(precision.mean())}")
-    panel.set(xlabel="recall", ylabel="precision", xlim=(0, 1.01), ylim=(0, 1.02))
-    if panel.lines:
-        panel.legend(title=legend)
-
-
-def _iou_titles() -> list[str]:
-    return ["mean of IoU .50 to .95" if iou == "mean" else f"IoU {iou}" for iou in PANELS]
+def precision_recall(
+    curves: dict[str, np.ndarray],
+    path: str | Path,
+    title: str = "",
+    shown: Sequence[int] = range(len(PANELS)),
+    colours: Sequence = (),
+) -> None:
+    """Precision against recall of each model or type: ``curves[name]`` is [7, 101], a row per entry of
+    ``curves.PANELS``; those whose indices are ``shown`` get a panel. No line where a curve is nan."""
+    colours = colours or [f"C{i}" for i in range(len(curves))]
+    columns = min(len(shown), 4)
+    rows = -(-len(shown) // columns)
+    with panels(path, 3.75 * columns, 3.6 * rows, rows, columns, sharey=True) as axes:
+        for panel, i in zip(axes, shown, strict=False):
+            for (name, of_panels), ink in zip(curves.items(), colours, strict=True):
+                if np.isfinite(of_panels[i]).all():
+                    panel.plot(RECALLS, of_panels[i], color=ink, label=f"{name} {rate(of_panels[i].mean())}")
+            panel.set(xlabel="recall", ylabel="precision", xlim=(0, 1.01), ylim=(0, 1.02))
+            panel.set_title(title + ("mean of IoU .50 to .95" if PANELS[i] == "mean" else f"IoU {PANELS[i]}"))
+            if panel.lines:
+                panel.legend(title="AP")
+        for panel in axes[len(shown) :]:
+            panel.set_visible(False)
 
 
 def scores(curves: dict[str, ScoreCurve], path: str | Path) -> None:
     """Precision, recall and F1 of each model against the score at IoU .5, the best F1 marked."""
     with panels(path, 14, 4.4, 1, 3, sharey=True) as axes:
         for panel, name in zip(axes, ("f1", "recall", "precision"), strict=True):
-            for (model, curve), ink in zip(curves.items(), _model_colours(curves), strict=True):
+            for i, (model, curve) in enumerate(curves.items()):
                 label = model
                 if name == "f1" and np.isfinite(curve.best_f1):
-                    panel.plot(curve.best_score, curve.best_f1, "o", color=ink, markersize=8, fillstyle="none")
+                    panel.plot(curve.best_score, curve.best_f1, "o", color=f"C{i}", markersize=8, fillstyle="none")
                     label = f"{model}: best {curve.best_f1:.3f} at {curve.best_score:.2f}"
-                panel.plot(SCORES, getattr(curve, name), color=ink, label=label)
+                panel.plot(SCORES, getattr(curve, name), color=f"C{i}", label=label)
             panel.set(xlabel="score threshold", xlim=(0, 1), ylim=(0, 1.02))
             panel.set_title(f"{'F1' if name == 'f1' else name}, IoU .50, all types")
             panel.legend(loc="lower center")
@@ -75,46 +62,38 @@ def scores(curves: dict[str, ScoreCurve], path: str | Path) -> None:
 def confusion(counts: np.ndarray, types: Sequence[str], title: str, path: str | Path) -> None:
     """A confusion matrix [types + 1, types + 1]: counts, and percent of the row; rows labels, columns predictions."""
     k = len(types)
-    total = counts.sum(1, keepdims=True)
-    percent = 100 * counts / np.maximum(total, 1)
+    cells = counts.sum(1, keepdims=True)
+    percent = 100 * counts / np.maximum(cells, 1)
+    percent[k] = np.nan  # extra detections are a part of no cells
     with panels(path, 1.15 * k + 3.2, 0.85 * k + 2.4) as (axes,):
-        shaded = np.where(np.arange(k + 1)[:, None] < k, percent, np.nan)  # extra detections are a part of no cells
-        axes.imshow(shaded, cmap="Blues", vmin=0, vmax=100, aspect="auto")
-        for i, j in np.ndindex(*counts.shape):
-            if i == j == k:
-                continue
-            text = f"{counts[i, j]:,}" if i == k else f"{counts[i, j]:,}\n{percent[i, j]:.1f} %"
-            ink = "white" if i < k and percent[i, j] > 55 else (INK if counts[i, j] else "#9a9a9a")
-            weight = "bold" if i == j else None
-            axes.text(j, i, text, ha="center", va="center", color=ink, fontsize=9, fontweight=weight)
+        axes.imshow(percent, cmap="Blues", vmin=0, vmax=100, aspect="auto")
+        for i, j in np.ndindex(k + 1, k + 1):
+            text = f"{counts[i, j]:,}\n{percent[i, j]:.1f} %" if i < k else f"{counts[i, j]:,}" if j < k else ""
+            ink = "white" if percent[i, j] > 55 else INK if counts[i, j] else "#9a9a9a"
+            axes.text(j, i, text, ha="center", va="center", color=ink, fontweight="bold" if i == j else None)
         axes.set_xticks(range(k + 1), [*types, "missed"])
-        rows = [f"{name} ({n:,})" for name, n in zip(types, total[:-1, 0], strict=True)]
-        axes.set_yticks(range(k + 1), [*rows, "extra"])
+        axes.set_yticks(range(k + 1), [*(f"{t} ({n:,})" for t, n in zip(types, cells[:k, 0], strict=True)), "extra"])
         axes.axhline(k - 0.5, color=INK, linewidth=1)
         axes.axvline(k - 0.5, color=INK, linewidth=1)
         axes.set(xlabel="prediction", ylabel="label (cells)")
         axes.set_title(title, fontsize=10)
         axes.grid(False)
-        axes.spines[["top", "right"]].set_visible(True)
 
 
-def factors(rates: dict[str, Sequence[Rate]], path: str | Path) -> None:
+def factors(rates: dict[str, Sequence[dict]], path: str | Path) -> None:
     """Rates by interference factor with 95 % intervals: a panel per measure, the models side by side."""
     first = next(iter(rates.values()))
-    measures = list(dict.fromkeys(r.measure for r in first))
-    height = max(sum(r.measure == m for r in first) for m in measures)
+    measures = Counter(row["measure"] for row in first)
     width = 0.8 / len(rates)
-    size = 5.2 * len(measures), 0.28 * height * (len(rates) + 1) + 1.8
+    size = 5.2 * len(measures), 0.28 * max(measures.values()) * (len(rates) + 1) + 1.8
     with panels(path, *size, 1, len(measures)) as axes:
         for panel, measure in zip(axes, measures, strict=True):
-            for i, ((model, of_model), ink) in enumerate(zip(rates.items(), _model_colours(rates), strict=True)):
-                shown = [r for r in of_model if r.measure == measure]
-                place = np.arange(len(shown)) + (i - (len(rates) - 1) / 2) * width
-                percent, error = error_bars(shown)
-                panel.barh(place, percent, width * 0.92, color=ink, label=model)
-                panel.errorbar(percent, place, xerr=error, fmt="none", ecolor="#888888", elinewidth=1, capsize=2)
-            panel.set_yticks(range(len(shown)), [f"{r.factor} ({r.total:,})" for r in shown])
-            panel.invert_yaxis()
+            for i, (model, of_model) in enumerate(rates.items()):
+                shown = [row for row in of_model if row["measure"] == measure]
+                places = np.arange(len(shown)) + (i - (len(rates) - 1) / 2) * width
+                intervals = [(row["percent"], row["low"], row["high"]) for row in shown]
+                bars(panel, places, intervals, 0.92 * width, color=f"C{i}", label=model)
+            panel.set_yticks(range(len(shown)), [f"{row['factor']} ({row['total']:,})" for row in shown])
             better = "lower is better" if measure == "impurity ratio" else "higher is better"
             panel.set(title=f"{measure} ({better})", xlabel="percent, 95 % Wilson interval", xlim=(0, 105))
         handles = panel.get_legend_handles_labels()
@@ -123,49 +102,45 @@ def factors(rates: dict[str, Sequence[Rate]], path: str | Path) -> None:
 
 def severity(rows: Sequence[dict], model: str, path: str | Path) -> None:
     """mAP against the severity of each factor; rows hold factor, severity (0: without) and mAP."""
-    names = list(dict.fromkeys(row["factor"] for row in rows if row["severity"]))
     without = next(row["mAP"] for row in rows if not row["severity"])
-    markers = "osD^vP*Xh"
     with panels(path, 9, 5) as (axes,):
-        for i, name in enumerate(names):
+        for name in dict.fromkeys(row["factor"] for row in rows if row["severity"]):
             points = [(0, without), *sorted((row["severity"], row["mAP"]) for row in rows if row["factor"] == name)]
-            style = {"marker": markers[i % len(markers)], "linestyle": "-" if i < len(MODELS) else "--"}
-            axes.plot(*zip(*points, strict=True), color=MODELS[i % len(MODELS)], label=name, markersize=5, **style)
+            axes.plot(*zip(*points, strict=True), "o-", label=name, markersize=5)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set(xlabel="severity (0: the images as they are)", ylabel="mAP", ylim=(0, 1))
         axes.set_title(f"{model}: mAP with each factor added to the images")
         axes.legend(ncols=2)
 
 
-def agreement(counts: Sequence[GroupCount], rows: Sequence[BlandAltman], path: str | Path) -> None:
-    """Bland and Altman's chart of each type: difference of the shares against their mean, over the groups."""
-    percent = shares(counts)  # [groups, 2, types]
-    means, differences = percent.mean(1), percent[:, 1] - percent[:, 0]
+def agreement(shares: np.ndarray, rows: Sequence[dict], path: str | Path) -> None:
+    """Bland and Altman's chart of each type: difference of the ``shares`` [groups, 2, types] against their mean; groups
+    with nan are left out."""
+    means, differences = shares.mean(1), shares[:, 1] - shares[:, 0]
     with panels(path, 3.1 * len(rows), 3.4, 1, len(rows), sharey=True) as axes:
-        for k, (panel, row, ink) in enumerate(zip(axes, rows, type_colours([r.type for r in rows]), strict=True)):
+        for k, (panel, row, ink) in enumerate(zip(axes, rows, type_colours([r["type"] for r in rows]), strict=True)):
             panel.scatter(means[:, k], differences[:, k], s=16, color=ink, alpha=0.6)
-            for value, style in ((row.bias, "-"), (row.low, "--"), (row.high, "--")):
-                if np.isfinite(value):
-                    panel.axhline(value, color=ACCENT, linestyle=style, linewidth=1)
-            limits = f"bias {row.bias:+.1f}, limits {row.low:.1f} to {row.high:.1f}"
-            panel.set(title=f"{row.type}\n{limits if row.groups > 1 else 'too few groups'}")
+            for key, style in (("bias", "-"), ("low", "--"), ("high", "--")):
+                if np.isfinite(row[key]):
+                    panel.axhline(row[key], color=ACCENT, linestyle=style, linewidth=1)
+            limits = "bias {bias:+.1f}, limits {low:.1f} to {high:.1f}".format(**row)
+            panel.set(title=f"{row['type']}\n{limits if row['groups'] > 1 else 'too few groups'}")
             panel.set_xlabel("mean of both, percent")
         axes[0].set_ylabel("prediction - label")
 
 
-def reliability(before: Reliability, after: Reliability | None, model: str, path: str | Path) -> None:
+def reliability(before: dict, after: dict | None, model: str, path: str | Path) -> None:
     """The share of true positives against the score; a perfect score follows the diagonal."""
     shown = {"as detected": before} | ({"calibrated on the validation split": after} if after else {})
     with panels(path, 5.2 * len(shown), 4.6, 1, len(shown)) as axes:
         for panel, (title, bins) in zip(axes, shown.items(), strict=True):
-            middle = (bins.edges[:-1] + bins.edges[1:]) / 2
-            accuracy = np.nan_to_num(bins.accuracy)
-            panel.bar(middle, accuracy, 0.094, color=MODELS[1], label="share of true positives")
+            middle = (bins["edges"][:-1] + bins["edges"][1:]) / 2
+            accuracy = np.nan_to_num(bins["accuracy"])
+            parts = panel.bar(middle, accuracy, 0.094, color="C1", label="share of true positives")
+            panel.bar_label(parts, [f"{n:,}" for n in bins["number"]], padding=2, fontsize=7)
             panel.plot([0, 1], [0, 1], color=ACCENT, linestyle="--", linewidth=1, label="a perfect score")
-            for x, y, n in zip(middle, accuracy, bins.number, strict=True):
-                panel.text(x, y + 0.01, f"{n:,}", ha="center", fontsize=7, color=INK)
             panel.set(xlabel="score", ylabel="share of true positives, IoU .50", xlim=(0, 1), ylim=(0, 1.06))
-            panel.set_title(f"{model}, {title}: error {bins.error:.3f}")
+            panel.set_title(f"{model}, {title}: error {bins['error']:.3f}")
             panel.legend(loc="upper left")
 
 
@@ -173,14 +148,10 @@ def intervals(rows: dict[str, dict[str, Interval]], path: str | Path) -> None:
     """mAP and mAR of each model with 95 % bootstrap intervals."""
     with panels(path, 11, 0.42 * len(rows) + 1.6, 1, 2, sharey=True) as axes:
         for panel, measure in zip(axes, ("mAP", "mAR"), strict=True):
-            for i, (of_model, ink) in enumerate(zip(rows.values(), _model_colours(rows), strict=True)):
+            for i, of_model in enumerate(rows.values()):
                 x = of_model[measure]
                 error = np.nan_to_num([[x.value - x.low], [x.high - x.value]]).clip(0)
-                panel.errorbar(x.value, i, xerr=error, fmt="o", color=ink, elinewidth=2, capsize=4)
+                panel.errorbar(x.value, i, xerr=error, fmt="o", color=f"C{i}", elinewidth=2, capsize=4)
                 panel.annotate(rate(x.value), (x.value, i), (0, 7), textcoords="offset points", ha="center", fontsize=8)
             panel.set_yticks(range(len(rows)), list(rows))
             panel.set(title=measure, xlabel=f"{measure}, 95 % bootstrap interval", ylim=(len(rows) - 0.4, -0.6))
-
-
-def _model_colours(models: dict) -> list[str]:
-    return [MODELS[i % len(MODELS)] for i in range(len(models))]

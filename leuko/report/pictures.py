@@ -15,7 +15,7 @@ from ..data.images import read_image
 from ..data.loader import TrainingImages, TrainingItem
 from ..data.transforms import compose
 from ..detections import Detections
-from ..metrics.confusion import Pairing, correct_cells
+from ..metrics.confusion import Pairing
 from ..metrics.consensus import Suspect
 from . import plots
 
@@ -47,14 +47,10 @@ def augmentation(images: TrainingImages, types: Sequence[str], max_images: int =
     return plots.contact_sheet(drawn, columns=6)
 
 
-def worst_first(pairings: Sequence[Pairing], dataset: Dataset, predictions: Sequence[Detections]) -> list[int]:
+def worst_first(pairings: Sequence[Pairing]) -> list[int]:
     """Indices of the images with errors, in descending order of their number: cells that are missed or found with
     another type, and extra detections."""
-    correct = correct_cells(dataset, predictions, pairings)
-    errors = [
-        int((~c & ~s.crowd).sum()) + int((p.of_detection == -1).sum())
-        for c, s, p in zip(correct, dataset.samples, pairings, strict=True)
-    ]
+    errors = [int((~p.correct & ~p.sample.crowd).sum()) + len(p.extra) for p in pairings]
     return [i for i in sorted(range(len(errors)), key=lambda i: -errors[i]) if errors[i]]
 
 
@@ -82,10 +78,7 @@ def consensus(dataset: Dataset, suspects: Sequence[Suspect], max_images: int = 2
         of_kind[suspect.kind] += 1
         if of_kind[suspect.kind] <= max_images // 3:
             tiles.append(_suspect(dataset, suspect))
-    height, columns = max(len(tile) for tile in tiles), min(6, len(tiles))
-    tiles = [np.pad(t, ((0, height - len(t)), (0, 0), (0, 0)), constant_values=255) for t in tiles]
-    tiles += [np.full_like(tiles[0], 255)] * (-len(tiles) % columns)
-    return np.vstack([np.hstack(tiles[i : i + columns]) for i in range(0, len(tiles), columns)])
+    return plots.grid(tiles, columns=6)
 
 
 def _suspect(dataset: Dataset, suspect: Suspect) -> np.ndarray:

@@ -22,9 +22,9 @@ from ..data.images import fit
 from ..data.tools.stats import Colour
 from ..io import write_bytes
 from ..metrics.differential import Share
-from .style import ACCENT, INK, error_bars, panels, type_colours
+from .style import ACCENT, INK, bars, panels, type_colours
+from .tables import MEASURES
 
-MEASURE_COLOURS = {"mAP": "#222222", "mAP50": "#0072B2", "mAP75": "#009E73", "mAR": "#D55E00"}
 SHEET_CELL = 400  # pixels: the longer side of an image on a contact sheet
 HEAT_BINS = 48
 LEAST_SPAN = 40  # levels of colour that an axis shows at least, so that small differences look small
@@ -35,11 +35,7 @@ MAX_NAMED = 12  # groups of images up to which each is named in a picture
 
 
 def draw_cells(
-    image: np.ndarray,
-    boxes: np.ndarray,
-    labels: np.ndarray,
-    types: Sequence[str],
-    scores: np.ndarray | None = None,
+    image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, types: Sequence[str], scores: np.ndarray | None = None
 ) -> np.ndarray:
     """Return a copy of the image with each box in its type's colour and a tag, "NG" or "NG 0.93".
 
@@ -91,17 +87,21 @@ def captioned(image: np.ndarray, *lines: str) -> np.ndarray:
 def contact_sheet(images: Sequence[np.ndarray], columns: int) -> np.ndarray:
     """Return one image with all ``images`` in rows of ``columns``, each fitted into a square, on white."""
     gap = SHEET_CELL // 50
-    columns = max(1, min(columns, len(images)))
-    rows = max(1, -(-len(images) // columns))
-    step = SHEET_CELL + gap
-    sheet = np.full((rows * step + gap, columns * step + gap, 3), 255, dtype=np.uint8)
-    for i, image in enumerate(images):
+    tiles = []
+    for image in images:
         small = fit(image, SHEET_CELL)
         height, width = small.shape[:2]
-        x = gap + i % columns * step + (SHEET_CELL - width) // 2
-        y = gap + i // columns * step + (SHEET_CELL - height) // 2
-        sheet[y : y + height, x : x + width] = small
-    return sheet
+        x, y = gap + (SHEET_CELL - width) // 2, gap + (SHEET_CELL - height) // 2
+        tiles.append(np.full((SHEET_CELL + gap, SHEET_CELL + gap, 3), 255, dtype=np.uint8))
+        tiles[-1][y : y + height, x : x + width] = small
+    return np.pad(grid(tiles, columns), ((0, gap), (0, gap), (0, 0)), constant_values=255)
+
+
+def grid(tiles: Sequence[np.ndarray], columns: int) -> np.ndarray:
+    """Images of one size [H, W, 3] uint8 in rows of at most ``columns``, the last row filled up with white."""
+    columns = min(columns, len(tiles))
+    tiles = [*tiles, *[np.full_like(tiles[0], 255)] * (-len(tiles) % columns)]
+    return np.vstack([np.hstack(tiles[i : i + columns]) for i in range(0, len(tiles), columns)])
 
 
 def write_image(path: str | Path, image: np.ndarray) -> None:
@@ -123,44 +123,39 @@ def training_curves(rows: Sequence[dict], path: str | Path) -> None:
     def column(key: str) -> np.ndarray:
         return np.array([np.nan if row.get(key) in (None, "") else float(row[key]) for row in rows])
 
-    epochs = column("epoch")
-    terms = list(dict.fromkeys(key for row in rows for key in row if key.startswith("loss/")))
-    with panels(path, 12, 4, 1, 3, width_ratios=(1.3, 1.3, 1)) as (losses, measures, rate):
-        line = {"marker": "o", "markersize": 3}
-        for term, ink in zip(terms, type_colours([""] * len(terms)), strict=True):
-            losses.plot(epochs, column(term), color=ink, label=term.removeprefix("loss/"), **line)
-        for name, ink in MEASURE_COLOURS.items():
-            measures.plot(epochs, column(f"val/{name}"), color=ink, label=name, **line)
-        rate.plot(epochs, column("lr"), color=ACCENT, **line)
-        title, mAP = "validation", column("val/mAP")
+    epochs, mAP = column("epoch"), column("val/mAP")
+    terms = dict.fromkeys(key for row in rows for key in row if key.startswith("loss/"))
+    with panels(path, 12, 4, 1, 3, width_ratios=(1.3, 1.3, 1)) as axes:
+        losses, measures, rate = axes
+        for panel, keys in zip(axes, (terms, [f"val/{name}" for name in MEASURES], ["lr"]), strict=True):
+            for key in keys:
+                panel.plot(epochs, column(key), "o-", markersize=3, label=key.rpartition("/")[2])
+            panel.set(xlabel="epoch", xlim=(0.5, max([2.0, *epochs]) + 0.5))
+            panel.set_ylim(bottom=0)
+            panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+            if len(panel.lines) > 1:
+                panel.legend()
+        title = "validation"
         if np.isfinite(mAP).any():
             best = int(np.nanargmax(mAP))
-            measures.plot(epochs[best], mAP[best], "o", color=MEASURE_COLOURS["mAP"], markersize=9, fillstyle="none")
+            measures.plot(epochs[best], mAP[best], "o", color="C0", markersize=9, fillstyle="none")
             title = f"validation: best mAP {mAP[best]:.3f} at epoch {epochs[best]:.0f}"
         losses.set(title="training loss", ylabel="loss (mean of the epoch)")
         measures.set(title=title, ylabel="measure (0 to 1)", ylim=(0, 1))
         rate.set(title="learning rate", ylabel="learning rate")
-        for axes in (losses, rate):
-            axes.set_ylim(bottom=0)
-        for axes in (losses, measures, rate):
-            axes.set(xlabel="epoch", xlim=(0.5, max([2.0, *epochs]) + 0.5))
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        for axes in (losses, measures):
-            if axes.lines:
-                axes.legend()
 
 
 def label_statistics(dataset: Dataset, path: str | Path) -> None:
     """Draw what the labels are like: cells per type, box sizes, where boxes are, cells per image (without crowds)."""
-    with panels(path, 11, 8, 2, 2) as (cells, sizes, places, images):
-        _draw_labels(cells, sizes, places, images, dataset)
+    with panels(path, 11, 8, 2, 2) as axes:
+        _draw_labels(axes, dataset)
 
 
 def data_statistics(dataset: Dataset, colours: Sequence[Colour], factors: Sequence[dict], path: str | Path) -> None:
     """Draw what a data set is like: the four panels of :func:`label_statistics`, the colours of its groups of images,
     and its interference factors (see ``leuko.data.tools.stats``)."""
     with panels(path, 16, 8, 2, 3) as (cells, sizes, tints, places, images, noted):
-        _draw_labels(cells, sizes, places, images, dataset)
+        _draw_labels((cells, sizes, places, images), dataset)
         _draw_colours(tints, colours)
         _draw_factors(noted, factors)
 
@@ -168,72 +163,64 @@ def data_statistics(dataset: Dataset, colours: Sequence[Colour], factors: Sequen
 def differential_chart(shares: Sequence[Share], path: str | Path) -> None:
     """Draw a differential count: percent of the cells per type, with 95 % Wilson intervals."""
     types = [s.type for s in shares]
-    percent, error = error_bars(shares)
     with panels(path, 7, 0.5 * len(shares) + 1.4) as (axes,):
-        axes.barh(types, percent, color=type_colours(types), height=0.7)
-        axes.errorbar(percent, types, xerr=error, fmt="none", ecolor=INK, elinewidth=1.2, capsize=3)
+        bars(axes, types, [(s.percent, s.low, s.high) for s in shares], 0.7, color=type_colours(types))
         for i, share in enumerate(shares):
-            at = percent[i] + error[1, i], i
-            text = f"{percent[i]:.1f} % ({share.cells:,})"
-            axes.annotate(text, at, (6, 0), textcoords="offset points", va="center")
+            percent, high = np.nan_to_num([share.percent, share.high])
+            text = f"{percent:.1f} % ({share.cells:,})"
+            axes.annotate(text, (high, i), (6, 0), textcoords="offset points", va="center")
         axes.set(xlim=(0, 120), xticks=range(0, 101, 20))  # room for the text beside a bar of 100 %
-        axes.invert_yaxis()
         axes.set(title=f"differential count of {sum(s.cells for s in shares):,} cells", ylabel="type")
         axes.set_xlabel("percent of cells (line: 95 % Wilson interval)")
 
 
-def _draw_labels(cells: Axes, sizes: Axes, places: Axes, images: Axes, dataset: Dataset) -> None:
+def _draw_labels(panels: Sequence[Axes], dataset: Dataset) -> None:
     """Cells per type, box sizes, where boxes are, and cells per image, crowds left out."""
-    boxes = [s.boxes[~s.crowd] for s in dataset.samples]
-    _draw_type_counts(cells, dataset)
-    _draw_box_sizes(sizes, dataset)
-    _draw_heat(places, dataset, boxes)
-    _draw_cells_per_image(images, [len(b) for b in boxes])
+    for panel, draw in zip(panels, (_draw_types, _draw_sizes, _draw_heat, _draw_cells_per_image), strict=True):
+        draw(panel, dataset)
 
 
-def _draw_type_counts(axes: Axes, dataset: Dataset) -> None:
+def _draw_types(axes: Axes, dataset: Dataset) -> None:
     counts = dataset.counts()
     total = int(counts.sum())
-    axes.bar(dataset.types, counts, color=type_colours(dataset.types), width=0.7)
-    for i, n in enumerate(counts):
-        text = f"{n:,}\n{100 * n / max(total, 1):.1f} %"
-        axes.annotate(text, (i, n), (0, 3), textcoords="offset points", ha="center")
+    columns = axes.bar(dataset.types, counts, color=type_colours(dataset.types), width=0.7)
+    axes.bar_label(columns, [f"{n:,}\n{100 * n / max(total, 1):.1f} %" for n in counts], padding=3)
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(title=f"cells per type ({total:,} in all)", xlabel="type", ylabel="cells")
     axes.set_ylim(0, 1.18 * max([4, *counts]))
 
 
-def _draw_cells_per_image(axes: Axes, cells: list[int]) -> None:
-    values, counts = np.unique(np.array(cells, dtype=int), return_counts=True)
+def _draw_cells_per_image(axes: Axes, dataset: Dataset) -> None:
+    cells = dataset.counts_per_image().sum(1)
+    values, counts = np.unique(cells, return_counts=True)
     axes.bar(values, counts, color=ACCENT, width=0.8)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(integer=True))
     axes.set(title=f"cells per image ({len(cells):,} images)", xlabel="cells in the image", ylabel="images")
-    axes.set(xlim=(-0.6, max([4, *cells]) + 0.6), ylim=(0, 1.05 * max([4, *counts])))
+    axes.set_xlim(-0.6, max([4, *cells]) + 0.6)
 
 
-def _draw_box_sizes(axes: Axes, dataset: Dataset) -> None:
+def _draw_sizes(axes: Axes, dataset: Dataset) -> None:
     """One box plot per type: side of the square of equal area, in percent of the image's shorter side."""
     sides: list[list[float]] = [[] for _ in dataset.types]
-    for sample in dataset.samples:
-        side = np.sqrt((sample.boxes[:, 2:] - sample.boxes[:, :2]).prod(axis=1)) / min(sample.width, sample.height)
-        for label, value in zip(sample.labels[~sample.crowd], 100 * side[~sample.crowd], strict=True):
+    for s in dataset.samples:
+        side = 100 * np.sqrt((s.boxes[:, 2:] - s.boxes[:, :2]).prod(axis=1)) / min(s.width, s.height)
+        for label, value in zip(s.labels[~s.crowd], side[~s.crowd], strict=True):
             sides[label].append(float(value))
-    parts = axes.boxplot(sides, tick_labels=dataset.types, widths=0.6, patch_artist=True, flierprops={"markersize": 2})
+    style = {"flierprops": {"markersize": 2}, "medianprops": {"color": "white", "linewidth": 2}}
+    parts = axes.boxplot(sides, tick_labels=dataset.types, widths=0.6, patch_artist=True, **style)
     for box, ink in zip(parts["boxes"], type_colours(dataset.types), strict=True):
         box.set(facecolor=ink, edgecolor=INK)
-    for median in parts["medians"]:
-        median.set(color="white", linewidth=2)
     axes.set(title="box size", xlabel="type", ylabel="side, sqrt(width x height)\n(% of the image's shorter side)")
-    axes.set_ylim(0, 1.05 * max([1.0, *(value for values in sides for value in values)]))
+    axes.set_ylim(bottom=0)
 
 
-def _draw_heat(axes: Axes, dataset: Dataset, boxes: Sequence[np.ndarray]) -> None:
+def _draw_heat(axes: Axes, dataset: Dataset) -> None:
     """How many boxes cover each part of the image, all images laid over each other."""
     heat = np.zeros((HEAT_BINS, HEAT_BINS))
-    for sample, of_image in zip(dataset.samples, boxes, strict=True):
+    for sample in dataset.samples:
         scale = HEAT_BINS / np.array([sample.width, sample.height] * 2)
-        for x0, y0, x1, y1 in np.clip((of_image * scale).round().astype(int), 0, HEAT_BINS):
+        for x0, y0, x1, y1 in np.clip((sample.boxes[~sample.crowd] * scale).round().astype(int), 0, HEAT_BINS):
             heat[y0:y1, x0:x1] += 1
     shown = axes.imshow(heat, cmap="viridis", extent=(0, 100, 100, 0), vmin=0, vmax=max(heat.max(), 1))
     axes.figure.colorbar(shown, ax=axes, label="boxes that cover the place")
@@ -250,24 +237,19 @@ def _draw_colours(axes: Axes, colours: Sequence[Colour]) -> None:
         for c, place in zip(colours, at, strict=True):
             axes.annotate(f"{c.group} ({c.images:,})", place, (8, 0), textcoords="offset points", va="center")
     middle, half = (at.min(0) + at.max(0)) / 2, np.maximum(np.ptp(at, axis=0), LEAST_SPAN) * 0.75
-    low, high = middle - half, middle + half
-    axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), xlabel="brightness, 0 to 255", ylabel="red minus blue")
+    (x0, y0), (x1, y1) = middle - half, middle + half
+    axes.set(xlim=(x0, x1), ylim=(y0, y1), xlabel="brightness, 0 to 255", ylabel="red minus blue")
     axes.set_title(f"mean colour of {len(colours):,} groups of images")
 
 
 def _draw_factors(axes: Axes, factors: Sequence[dict]) -> None:
     """Images and cells of each interference factor."""
-    if not factors:
-        axes.axis("off")
-        axes.text(0.5, 0.5, "no interference factors are noted", ha="center", va="center", transform=axes.transAxes)
-        return
-    names = [row["factor"] for row in factors]
-    for shift, key, shade in ((-0.2, "images", "#56789a"), (0.2, "cells", "#c9a227")):
+    axes.set(title="interference factors" if factors else "no interference factors are noted", xlabel="images or cells")
+    for shift, key, ink in ((-0.2, "images", "C1"), (0.2, "cells", "C5")):
         noted = [row[key] for row in factors]
-        bars = axes.barh(np.arange(len(names)) + shift, noted, 0.38, color=shade, label=key)
-        axes.bar_label(bars, [f"{n:,}" for n in noted], padding=3)
-    axes.set_yticks(range(len(names)), names)
+        parts = axes.barh(np.arange(len(noted)) + shift, noted, 0.38, color=ink, label=key)
+        axes.bar_label(parts, [f"{n:,}" for n in noted], padding=3)
+    axes.set_yticks(range(len(factors)), [row["factor"] for row in factors])
     axes.margins(x=0.15)
     axes.invert_yaxis()
     axes.legend()
-    axes.set(title="interference factors", xlabel="images or cells")

@@ -10,16 +10,16 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from ..data.dataset import Dataset
 from ..detections import Detections
 from ..io import write_csv, write_json
 from ..metrics import bootstrap, calibration, confusion, consensus, curves, differential, factors, matching
 from ..metrics.calibration import Scaling
 from ..metrics.coco import Evaluation
+from ..metrics.confusion import Pairing
 from ..metrics.matching import Matches
 from . import figures, pictures, plots
+from .style import type_colours
 from .tables import rate
 
 SCORE, IOU = 0.5, 0.5  # of a detection that counts, where nothing else is stated
@@ -44,19 +44,17 @@ def write_results(
 
     Models before the last one come in ascending order of mAP; pictures show them in descending order, after the last.
     """
-    reported, members = models[-1], models[:-1]
-    shown = models[::-1]
+    reported, members, shown = models[-1], models[:-1], models[::-1]
     matches = {m.name: matching.match(dataset, m.predictions) for m in shown}
     pairings = {m.name: confusion.pair_all(dataset, m.predictions, SCORE, IOU) for m in shown}
-    best_scores = _write_curves(folder, dataset, matches, reported.name)
-    counts = _write_confusion(folder, dataset, reported, pairings[reported.name])
-    if worst := pictures.worst_first(pairings[reported.name], dataset, reported.predictions):
+    best_scores = _write_curves(folder, dataset.types, matches)
+    kappa = _write_confusion(folder, dataset, reported, pairings[reported.name])
+    if worst := pictures.worst_first(pairings[reported.name]):
         sheet = pictures.gt_and_predictions(dataset, reported.predictions, worst, max_images=8)
         plots.write_image(folder / "worst.jpg", sheet)
-    summary = _write_factors(folder, dataset, shown, pairings)
+    summary = _write_factors(folder, pairings)
     if len(members) > 1:
         summary += _write_consensus(folder, dataset, members)
-    kappa = _write_agreement(folder, dataset, reported, counts)
     thresholds = [best_scores[m.name] for m in members]
     queue = differential.review_queue(
         dataset, reported.predictions, [m.predictions for m in members], thresholds, SCORE
@@ -73,20 +71,22 @@ def write_results(
     return summary
 
 
-def _write_curves(folder: Path, dataset: Dataset, matches: dict[str, list[Matches]], reported: str) -> dict[str, float]:
+def _write_curves(folder: Path, types: Sequence[str], matches: dict[str, list[Matches]]) -> dict[str, float]:
     """Write precision against recall and measures against the score; returns each model's score of the best F1."""
     by_recall = {name: curves.precision_curves(m) for name, m in matches.items()}
     rows = [
         {"model": model, "type": name, "iou": iou, "recall": round(recall, 2), "precision": precision}
         for model, of_model in by_recall.items()
-        for name, of_type in zip([*dataset.types, "all"], of_model, strict=True)
+        for name, of_type in zip([*types, "all"], of_model, strict=True)
         for iou, curve in zip(curves.PANELS, of_type, strict=True)
         for recall, precision in zip(matching.RECALLS.tolist(), curve.tolist(), strict=True)
     ]
     write_csv(folder / "precision_recall.csv", rows)
     figures.precision_recall({name: c[-1] for name, c in by_recall.items()}, folder / "precision_recall.png")
-    of_types = dict(zip(dataset.types, by_recall[reported], strict=False))
-    figures.precision_recall_of_types(of_types, reported, folder / "precision_recall_types.png")
+    reported, of_reported = next(iter(by_recall.items()))
+    about = {"title": f"{reported}, ", "shown": (0, 1, -1), "colours": type_colours(types)}
+    of_types = dict(zip(types, of_reported, strict=False))
+    figures.precision_recall(of_types, folder / "precision_recall_types.png", **about)
     by_score = {name: curves.score_curve(m) for name, m in matches.items()}
     rows = [
         {"model": name, "score": score, "precision": p, "recall": r, "f1": f1}
@@ -98,26 +98,40 @@ def _write_curves(folder: Path, dataset: Dataset, matches: dict[str, list[Matche
     return {name: c.best_score for name, c in by_score.items()}
 
 
-def _write_confusion(folder: Path, dataset: Dataset, reported: ModelResult, pairings: list) -> np.ndarray:
-    counts = confusion.matrix(dataset, reported.predictions, pairings)
-    names = [*dataset.types, "missed"]
+def _write_confusion(folder: Path, dataset: Dataset, reported: ModelResult, pairings: list[Pairing]) -> float:
+    """Write the confusion matrix, the counts per group, and how they agree with the labels'; returns Cohen's kappa."""
+    types = dataset.types
+    matrix = confusion.matrix(pairings, len(types))
     rows = [
-        {"label": label, **dict(zip(names, row, strict=True))}
-        for label, row in zip([*dataset.types, "extra"], counts.tolist(), strict=True)
+        {"label": label, **dict(zip([*types, "missed"], row, strict=True))}
+        for label, row in zip([*types, "extra"], matrix, strict=True)
     ]
     write_csv(folder / "confusion.csv", rows)
-    title = f"{reported.name}: score >= {SCORE}, IoU >= {IOU}; {len(dataset):,} images, {counts[:-1].sum():,} cells"
-    figures.confusion(counts, dataset.types, title, folder / "confusion.png")
-    return counts
+    title = f"{reported.name}: score >= {SCORE}, IoU >= {IOU}; {len(dataset):,} images, {matrix[:-1].sum():,} cells"
+    figures.confusion(matrix, types, title, folder / "confusion.png")
+    groups, cells = differential.group_counts(dataset, reported.predictions, SCORE)
+    shares = differential.shares(cells)
+    rows = []
+    for (group, images), counts, share in zip(groups.items(), cells.tolist(), shares.tolist(), strict=True):
+        for k, name in enumerate(types):
+            percent, low, high = differential.percent_of(counts[1][k], sum(counts[1]))
+            row = {"group": group, "images": images, "type": name, "label": counts[0][k], "prediction": counts[1][k]}
+            row |= {"label_percent": share[0][k], "prediction_percent": percent, "low95": low, "high95": high}
+            rows.append(row)
+    write_csv(folder / "differential.csv", rows)
+    kappa, agreement = differential.kappa(matrix), differential.bland_altman(cells, types)
+    write_json(folder / "agreement.json", {"score": SCORE, "iou": IOU, "kappa": kappa, "bland_altman": agreement})
+    if agreement[0]["groups"]:
+        figures.agreement(shares, agreement, folder / "agreement.png")
+    return kappa
 
 
-def _write_factors(
-    folder: Path, dataset: Dataset, models: Sequence[ModelResult], pairings: dict[str, list]
-) -> list[str]:
-    rates = {m.name: factors.by_factor(dataset, m.predictions, pairings[m.name]) for m in models}
-    if not rates[models[0].name]:
+def _write_factors(folder: Path, pairings: dict[str, list[Pairing]]) -> list[str]:
+    rates = {name: factors.by_factor(of_model) for name, of_model in pairings.items()}
+    rows = [{"model": name, **row} for name, of_model in rates.items() for row in of_model]
+    if not rows:
         return ["the data notes no interference factors: no results by factor"]
-    write_csv(folder / "factors.csv", [{"model": name, **asdict(r)} for name, of in rates.items() for r in of])
+    write_csv(folder / "factors.csv", rows)
     figures.factors(rates, folder / "factors.png")
     return []
 
@@ -132,35 +146,6 @@ def _write_consensus(folder: Path, dataset: Dataset, members: Sequence[ModelResu
     if suspects:
         plots.write_image(folder / "consensus.jpg", pictures.consensus(dataset, suspects))
     return [f"{len(suspects)} labels that the models doubt: consensus.json (see leuko data apply-review --help)"]
-
-
-def _write_agreement(folder: Path, dataset: Dataset, reported: ModelResult, confusion_counts: np.ndarray) -> float:
-    """Write the counts per group and how they agree with the labels'; returns Cohen's kappa."""
-    counts = differential.group_counts(dataset, reported.predictions, SCORE)
-    rows = []
-    for c in counts:
-        total, by_label = int(c.predicted.sum()), c.percent[0].tolist()
-        for k, name in enumerate(dataset.types):
-            percent, low, high = differential.percent_of(int(c.predicted[k]), total)
-            rows.append(
-                {
-                    "group": c.group,
-                    "images": c.images,
-                    "type": name,
-                    "label": c.labelled[k],
-                    "prediction": c.predicted[k],
-                    "label_percent": by_label[k],
-                    "prediction_percent": percent,
-                    "low95": low,
-                    "high95": high,
-                }
-            )
-    write_csv(folder / "differential.csv", rows)
-    kappa, agreement = differential.kappa(confusion_counts), differential.bland_altman(counts, dataset.types)
-    write_json(folder / "agreement.json", {"score": SCORE, "iou": IOU, "kappa": kappa, "bland_altman": agreement})
-    if any(r.groups for r in agreement):
-        figures.agreement(counts, agreement, folder / "agreement.png")
-    return kappa
 
 
 def _write_calibration(folder: Path, matches: list[Matches], reported: ModelResult) -> None:
@@ -178,7 +163,7 @@ def _write_intervals(
 ) -> list[str]:
     """Write the intervals of each model, and the differences of the first, reported one to the others."""
     times = bootstrap.resample(dataset, draws)
-    samples = {m.name: bootstrap.mean_measures(matches[m.name], times) for m in models}
+    samples = {name: bootstrap.mean_measures(of_model, times) for name, of_model in matches.items()}
     intervals = {
         m.name: {
             measure: bootstrap.interval(getattr(m.evaluation, measure), samples[m.name][:, i])
@@ -201,14 +186,14 @@ def _write_intervals(
         return summary
     rows = []
     for m in members:
-        value = reported.evaluation.mAP - m.evaluation.mAP
+        value = own.value - m.evaluation.mAP
         gap, p = bootstrap.difference(samples[reported.name][:, 0], samples[m.name][:, 0], value)
         about = {"model": reported.name, "against": m.name, "mAP_difference": gap.value}
         rows.append({**about, "low": gap.low, "high": gap.high, "p": p})
     write_csv(folder / "differences.csv", rows)
-    best = max(range(len(members)), key=lambda i: members[i].evaluation.mAP)
-    gap, certainty = rows[best], "95 % interval -, p -"
-    if not math.isnan(gap["low"]):
-        verdict = "no more than noise" if gap["low"] <= 0 <= gap["high"] else "a difference"
-        certainty = f"95 % interval {gap['low']:+.3f} to {gap['high']:+.3f}, p {gap['p']:.3f}: {verdict}"
-    return [*summary, f"{reported.name} minus {members[best].name}: mAP {gap['mAP_difference']:+.3f}, {certainty}"]
+    best = min(rows, key=lambda row: row["mAP_difference"])  # the member of the highest mAP
+    certainty = "95 % interval -, p -"
+    if not math.isnan(best["low"]):
+        verdict = "no more than noise" if best["low"] <= 0 <= best["high"] else "a difference"
+        certainty = f"95 % interval {best['low']:+.3f} to {best['high']:+.3f}, p {best['p']:.3f}: {verdict}"
+    return [*summary, f"{reported.name} minus {best['against']}: mAP {best['mAP_difference']:+.3f}, {certainty}"]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import json
 import os
 import platform
+from collections.abc import Iterator
 from datetime import datetime, timezone
 from importlib import metadata
 from math import nan
@@ -16,6 +18,7 @@ from typing import Any
 import cv2
 import torch
 
+from .. import __version__
 from ..data.dataset import Dataset
 from ..errors import LeukoError
 from ..io import io_errors_as, plain, read_text, write_csv, write_json, write_text
@@ -30,8 +33,11 @@ def new_run(project: str | Path, name: str, *inside: str) -> Path:
         raise LeukoError(f'run name "{name}": not a plain folder name; put the folder above it into the project')
     with io_errors_as("written", project / name):
         project.mkdir(parents=True, exist_ok=True)
-        folders = (project / (name if i == 1 else f"{name}-{i}") for i in itertools.count(1))
-        folder = next(folder for folder in folders if _make(folder))
+        for i in itertools.count(1):
+            folder = project / (name if i == 1 else f"{name}-{i}")
+            with contextlib.suppress(FileExistsError):
+                folder.mkdir()
+                break
         for child in inside:
             (folder / child).mkdir()
         return folder
@@ -59,9 +65,9 @@ def write_evaluation(folder: str | Path, evaluation: Evaluation, results: list[d
     folder = Path(folder)
     measures = dataclasses.asdict(evaluation)
     per_class = measures.pop("per_class")
-    by_type = {row["type"]: {key: value for key, value in row.items() if key != "type"} for row in per_class}
-    write_json(folder / "metrics.json", {**measures, **more, "per_class": by_type})
     write_csv(folder / "per_class.csv", per_class)
+    by_type = {row.pop("type"): row for row in per_class}
+    write_json(folder / "metrics.json", {**measures, **more, "per_class": by_type})
     write_json(folder / "predictions.json", results, indent=None)
 
 
@@ -70,14 +76,21 @@ def read_evaluation(folder: str | Path) -> tuple[Evaluation, dict[str, Any]]:
     path = Path(folder) / "metrics.json"
     if not path.is_file():
         raise LeukoError(f"{path}: no such file; name the folder of a run or of a validation")
-    try:
+    with results_of(path):
         content = json.loads(read_text(path))
         per_class = [_from_json(TypeResult, {"type": name, **row}) for name, row in content["per_class"].items()]
         return _from_json(Evaluation, {**content, "per_class": per_class}), content
+
+
+@contextlib.contextmanager
+def results_of(path: Path) -> Iterator[None]:
+    """Raise LeukoError where what the block reads of ``path`` is not what leuko wrote."""
+    try:
+        yield
+    except LeukoError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, LeukoError):
-            raise
-        raise LeukoError(f"{path}: broken ({error!r:.80}); validate again") from error
+        raise LeukoError(f"{path}: its results are broken ({error!r:.80}); validate again") from error
 
 
 def _from_json(cls: type, values: dict[str, Any]) -> Any:
@@ -99,7 +112,8 @@ def environment(device: torch.device | None = None) -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        **{name: _version(name) for name in ("leuko", "torch", "torchvision", "timm", "numpy")},
+        "leuko": __version__,
+        **{name: metadata.version(name) for name in ("torch", "torchvision", "timm", "numpy")},
         "opencv": cv2.__version__,
         "cpu": _cpu(),
         "cores": os.cpu_count(),
@@ -109,24 +123,8 @@ def environment(device: torch.device | None = None) -> dict[str, Any]:
     }
 
 
-def _make(folder: Path) -> bool:
-    """Make a folder; return False if it exists."""
-    try:
-        folder.mkdir()
-    except FileExistsError:
-        return False
-    return True
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
-
-
 def _cpu() -> str:
     info = Path("/proc/cpuinfo")  # on Linux, platform.processor() is empty or just "x86_64"
     lines = info.read_text(errors="replace").splitlines() if info.exists() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor() or platform.machine()
+    return next(iter(models), platform.processor() or platform.machine())

@@ -1,4 +1,4 @@
-"""What all charts have in common: their style, their panels, and the colours of types."""
+"""What all charts have in common: their style, their panels, the colours of types, and bars with intervals."""
 
 from __future__ import annotations
 
@@ -15,24 +15,23 @@ from matplotlib.figure import Figure
 
 from ..cells import colour
 from ..io import write_bytes
-from ..metrics.differential import Share
-from ..metrics.factors import Rate
 
 INK, ACCENT = "#222222", "#4d4d4d"
+# Models take these colours in their order, the reported one first (C0, C1, ...). They are Okabe and Ito's, which stay
+# apart with a colour-vision deficiency.
+COLOURS = (INK, "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8a6d3b", "#9a9a9a")
 STYLE = {
     "axes.axisbelow": True,
     "axes.grid": True,
+    "axes.prop_cycle": matplotlib.cycler(color=COLOURS),
     "axes.spines.right": False,
     "axes.spines.top": False,
-    "axes.titlecolor": INK,
     "axes.titlelocation": "left",
     "axes.titlesize": 11,
     "figure.constrained_layout.h_pad": 0.1,
     "figure.constrained_layout.w_pad": 0.1,
     "grid.color": "#e3e3e3",
-    "legend.edgecolor": "none",
     "legend.fontsize": 8,
-    "legend.framealpha": 0.85,
     "legend.title_fontsize": 8,
     "savefig.dpi": 120,
     "text.parse_math": False,  # a name with dollar signs is not a formula
@@ -59,7 +58,9 @@ def type_colours(types: Sequence[str]) -> list[tuple[float, ...]]:
     return [tuple(v / 255 for v in colour(name, i)) for i, name in enumerate(types)]
 
 
-def error_bars(rates: Sequence[Share] | Sequence[Rate]) -> tuple[np.ndarray, np.ndarray]:
-    """Percent [N] and the lengths of its interval below and above [2, N]; 0 where there is none."""
-    percent, low, high = np.array([(r.percent, r.low, r.high) for r in rates]).reshape(-1, 3).T
-    return np.nan_to_num(percent), np.nan_to_num([percent - low, high - percent]).clip(0)
+def bars(axes: Axes, places: Any, intervals: Sequence[tuple], height: float, **style: Any) -> None:
+    """Horizontal bars from top to bottom of ``intervals``, (percent, low, high) each; none where that is nan."""
+    percent, low, high = np.nan_to_num(intervals).T
+    lines = {"ecolor": "#888888", "elinewidth": 1, "capsize": 2}
+    axes.barh(places, percent, height, xerr=np.clip([percent - low, high - percent], 0, None), error_kw=lines, **style)
+    axes.yaxis.set_inverted(True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from math import isnan, nan
 
 from ..data.dataset import Dataset
@@ -37,8 +37,8 @@ def table2(rows: Sequence[Row], types: Sequence[str]) -> list[list[str]]:
 
     All rows must be measured on one data set, whose types are ``types``; the support is that of the first row.
     """
-    cells = {t.type: t.cells for t in rows[0].evaluation.per_class} if rows else {}
-    return table2_of([record(row) for row in rows], {name: cells.get(name, 0) for name in types})
+    cells = {t.type: t.cells for t in rows[0].evaluation.per_class}
+    return table2_of([record(row) for row in rows], {name: cells[name] for name in types})
 
 
 def table2_of(records: Sequence[dict], cells: dict[str, int]) -> list[list[str]]:
@@ -55,13 +55,11 @@ def table2_of(records: Sequence[dict], cells: dict[str, int]) -> list[list[str]]
 def table1(datasets: dict[str, Dataset]) -> list[list[str]]:
     """The lines of the paper's Table 1: of each split the cells per type and, in brackets, the images with any; in the
     last column all cells, and all images, also those without cells."""
-    types = next(iter(datasets.values())).types
-    lines = [["cells (images)", *types, "total"]]
+    lines = [["cells (images)", *next(iter(datasets.values())).types, "total"]]
     for split, dataset in datasets.items():
-        images = [sum((s.labels[~s.crowd] == k).any() for s in dataset.samples) for k in range(len(types))]
-        counts = dataset.counts()
-        cells = [f"{n} ({with_type})" for n, with_type in zip(counts, images, strict=True)]
-        lines.append([split, *cells, f"{counts.sum()} ({len(dataset)})"])
+        counts = dataset.counts_per_image()
+        cells = zip([*counts.sum(0), counts.sum()], [*(counts > 0).sum(0), len(dataset)], strict=True)
+        lines.append([split, *(f"{n} ({images})" for n, images in cells)])
     return lines
 
 
@@ -73,8 +71,7 @@ def per_class(evaluation: Evaluation) -> str:
 def per_class_lines(evaluation: Evaluation) -> list[list[str]]:
     """The cells of :func:`per_class`, the first line its head."""
     e = evaluation
-    rows = [(t.type, t.AP, t.AP50, t.AP75, t.AR, t.cells, t.images) for t in e.per_class]
-    rows.append(("all", e.mAP, e.mAP50, e.mAP75, e.mAR, e.cells, e.images))
+    rows = [*map(astuple, e.per_class), ("all", e.mAP, e.mAP50, e.mAP75, e.mAR, e.cells, e.images)]
     head = ["type", "AP", "AP50", "AP75", "AR", "cells", "images"]
     return [head, *([name, *map(rate, m), f"{cells:,}", f"{images:,}"] for name, *m, cells, images in rows)]
 

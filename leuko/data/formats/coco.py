@@ -11,8 +11,7 @@ import json
 import math
 import os
 import re
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 
 from ...errors import LeukoError
@@ -26,7 +25,7 @@ IMAGES, PART = "images", "{split}.json"
 _GROUPS = ("group", "smear", "patient")
 _OWN = ("id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation", "factors")  # no attributes
 _RESERVED = "reserved"  # the key for attributes that have the name of one of those
-_KEYS = ("images", "annotations", "categories")
+_LISTS = {"image": "images", "annotation": "annotations", "category": "categories"}
 
 
 # ---------------------------------------------------------------- reading
@@ -62,144 +61,111 @@ def is_coco(file: Path) -> bool:
         return False
     with open(file, "rb") as stream:
         start = stream.read(1 << 16).removeprefix(b"\xef\xbb\xbf").lstrip()
-    return start.startswith(b"{") and any(f'"{key}"'.encode() in start for key in _KEYS)
+    return start.startswith(b"{") and any(f'"{key}"'.encode() in start for key in _LISTS.values())
 
 
 def parse(part: Path, problems: Problems, **_: object) -> Labels:
     """Read a COCO file; raises LeukoError where it is broken as a whole, and adds single errors to ``problems``."""
-    content = _load(part)
-    names = _categories(part, content["categories"])
-    labels = Labels(categories={name: number for number, name in sorted(names.items())})
-    records: dict[int, Record] = {}
-    folders = _image_folders(part)
-    for i, entry in enumerate(content["images"], 1):
-        try:
-            record = _record(part, i, entry, folders)
-        except LeukoError as error:
-            problems.add("image", str(error))
-            continue
-        if record.id in records:
-            problems.add("image id", f"{record.place()}: the id is used twice; give every image an id of its own")
-        records.setdefault(record.id, record)
-        labels.records.append(record)
-    ids: Counter[int | None] = Counter()
-    for i, entry in enumerate(content["annotations"], 1):
-        try:
-            record, annotation, number = _annotation(part, i, entry, records, names)
-        except LeukoError as error:
-            problems.add("annotation", str(error))
-            continue
-        record.annotations.append(annotation)
-        ids[number] += 1
-        if number is not None and ids[number] == 2:
-            remedy = "number the annotations anew"
-            problems.add("annotation id", f"{part}: {annotation.where}: the id is used twice; {remedy}")
-    return labels
+    reader = _Reader(part)
+    reader.each("image", reader.add_image, problems)
+    reader.each("annotation", reader.add_annotation, problems)
+    categories = {name: number for number, name in sorted(reader.names.items())}
+    return Labels(list(reader.records.values()), categories=categories)
 
 
 def class_names(parts: Iterable[Path]) -> set[str]:
     """The names of all categories of the files."""
-    return {name for file in parts for name in _categories(file, _load(file)["categories"]).values()}
+    return {name for file in parts for name in _Reader(file).names.values()}
 
 
-def _load(file: Path) -> dict:
-    text = read_text(file)
-    try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise LeukoError(f"{file}: line {error.lineno} column {error.colno}: broken JSON: {error.msg}") from error
-    except (RecursionError, ValueError) as error:
-        raise LeukoError(f"{file}: line 1: broken JSON: {error}") from error
-    for key in _KEYS:
-        if not isinstance(content, dict) or not isinstance(content.get(key), list):
-            raise LeukoError(f'{file}: no list "{key}"; a COCO file has {", ".join(_KEYS)}')
-    return content
+class _Reader:
+    """The content of a COCO file: ``names`` of the categories and ``records`` of the images, both by id."""
 
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.names: dict[int, str] = {}
+        self.records: dict[int, Record] = {}
+        text = read_text(file)
+        try:
+            self.content = json.loads(text)
+        except (RecursionError, ValueError) as error:
+            raise LeukoError(f"{file}: broken JSON: {error}") from error
+        for key in _LISTS.values():
+            if not isinstance(self.content, dict) or not isinstance(self.content.get(key), list):
+                raise LeukoError(f'{file}: no list "{key}"; a COCO file has {", ".join(_LISTS.values())}')
+        split, stem, here = split_name(file), file.stem.removeprefix("instances_"), file.parent
+        self.folders = [  # where the images may lie
+            root / place
+            for root in (here, *([here.parent] if here.name == "annotations" else []))
+            for place in (".", "images", f"images/{split}", split, stem)
+        ]
+        problems = Problems()
+        self.each("category", self.add_category, problems)
+        problems.stop()
 
-def _categories(file: Path, entries: list) -> dict[int, str]:
-    names: dict[int, str] = {}
-    for i, entry in enumerate(entries, 1):
-        place = f"{file}: category number {i}"
-        number, name = _whole(entry, "id", place), entry.get("name")
+    def each(self, kind: str, add: Callable[[str, dict], None], problems: Problems) -> None:
+        """Call ``add(where, entry)`` for the entries of a list; ``where`` is, for example, ``image 7 (a.jpg)``."""
+        seen = set()
+        for i, entry in enumerate(self.content[_LISTS[kind]], 1):
+            where = f"{kind} number {i}"
+            try:
+                if not isinstance(entry, dict):
+                    raise LeukoError(f"{entry!r:.40} is not a mapping; remove it")
+                if "id" in entry or kind != "annotation":
+                    number, name = _whole(entry, "id"), entry.get("file_name", entry.get("name"))
+                    where = f"{kind} {number} ({name})" if isinstance(name, str) else f"{kind} {number}"
+                    if number in seen:
+                        raise LeukoError("its id is used twice; give it one of its own")
+                    seen.add(number)
+                add(where, entry)
+            except LeukoError as error:
+                problems.add(kind, f"{self.file}: {where}: {error}")
+
+    def add_category(self, _: str, entry: dict) -> None:
+        name = entry.get("name")
         if not isinstance(name, str) or not name.strip():
-            raise LeukoError(f'{place}: "name" is {name!r}; give the class a name')
-        name = name.strip()
-        if number in names or name in names.values():
-            raise LeukoError(f"{file}: category {number} ({name}): id or name is used twice; keep one")
-        names[number] = name
-    return names
+            raise LeukoError(f'"name" is {name!r}; give the class a name')
+        if name.strip() in self.names.values():
+            raise LeukoError("its name is used twice; keep one")
+        self.names[int(entry["id"])] = name.strip()
 
+    def add_image(self, where: str, entry: dict) -> None:
+        name = entry.get("file_name")
+        if not isinstance(name, str) or not name or "\0" in name:
+            raise LeukoError(f'"file_name" is {name!r}; name the image')
+        parts = PurePosixPath(name.replace("\\", "/")).parts
+        if os.path.isabs(name) or parts[0] == "/" or ".." in parts:
+            raise LeukoError(f'file_name "{name}" leaves the data set\'s folder; name it relative to the images')
+        paths = [folder.joinpath(*parts) for folder in self.folders]
+        is_stated = entry.get("width") is not None and entry.get("height") is not None
+        number = int(entry["id"])
+        self.records[number] = Record(
+            self.file,
+            next(filter(os.path.isfile, paths), paths[0]),
+            [],
+            where=where,
+            id=number,
+            size=(_whole(entry, "width"), _whole(entry, "height")) if is_stated else None,
+            factors=_factors(entry),
+            group=str(next((entry[key] for key in _GROUPS if entry.get(key) is not None), "")),
+        )
 
-def _image_folders(file: Path) -> list[Path]:
-    """Where the images of a COCO file may lie."""
-    split, here = split_name(file), file.parent
-    folders = [here, here / "images", here / "images" / split, here / split]
-    if here.name == "annotations":
-        root = here.parent
-        folders += [root / "images", root, root / "images" / split, root / split]
-        folders.append(root / file.stem.removeprefix("instances_"))
-    return folders
-
-
-def _image_path(name: str, folders: list[Path]) -> Path:
-    """The path of an image; the folder that holds it is moved to the front, to be tried first for the next one."""
-    for i, folder in enumerate(folders):
-        path = os.path.join(folder, name)
-        if os.path.isfile(path):
-            folders.insert(0, folders.pop(i))
-            return Path(path)
-    return folders[0] / name
-
-
-def _record(file: Path, number: int, entry: object, folders: list[Path]) -> Record:
-    identity = _whole(entry, "id", f"{file}: image number {number}")
-    place = f"{file}: image {identity}"
-    name = entry.get("file_name")
-    if not isinstance(name, str) or not name or "\0" in name:
-        raise LeukoError(f'{place}: "file_name" is {name!r}; name the image')
-    parts = PurePosixPath(name.replace("\\", "/")).parts
-    if os.path.isabs(name) or parts[0] == "/" or ".." in parts:
-        raise LeukoError(f'{place}: file_name "{name}" leaves the data set\'s folder; name it relative to the images')
-    size = None
-    if entry.get("width") is not None and entry.get("height") is not None:
-        size = _whole(entry, "width", place), _whole(entry, "height", place)
-    return Record(
-        file,
-        _image_path(os.path.join(*parts), folders),
-        [],
-        where=f"image {identity} ({name})",
-        id=identity,
-        size=size,
-        factors=_factors(entry, place),
-        group=str(next((entry[key] for key in _GROUPS if entry.get(key) is not None), "")),
-    )
-
-
-def _annotation(
-    file: Path, number: int, entry: object, records: dict[int, Record], names: dict[int, str]
-) -> tuple[Record, Annotation, int | None]:
-    """The record that an annotation belongs to, the annotation, and its id or None where it has none."""
-    where = f"annotation number {number}"
-    if not isinstance(entry, dict):
-        raise LeukoError(f"{file}: {where}: {entry!r:.40} is not an annotation; remove it")
-    identity = _whole(entry, "id", f"{file}: {where}") if "id" in entry else None
-    where = where if identity is None else f"annotation {identity}"
-    place = f"{file}: {where}"
-    image, category = _whole(entry, "image_id", place), _whole(entry, "category_id", place)
-    if image not in records:
-        raise LeukoError(f"{place}: image_id {image} is not among the images; correct it or remove the annotation")
-    if category not in names:
-        listed = ", ".join(f"{k} {v}" for k, v in names.items())
-        raise LeukoError(f"{place}: unknown class, category_id {category}; the categories are {listed}; correct it")
-    box = entry.get("bbox")
-    if not isinstance(box, list) or len(box) != 4 or not all(_is_number(value) for value in box):
-        raise LeukoError(f"{place}: bbox {box!r:.60} is not [x, y, width, height]; correct or remove it")
-    x, y, width, height = map(float, box)
-    attributes = {key: value for key, value in entry.items() if key not in _OWN}
-    if isinstance(attributes.get(_RESERVED), dict):
-        attributes |= attributes.pop(_RESERVED)
-    box, crowd = (x, y, x + width, y + height), entry.get("iscrowd") == 1
-    return records[image], Annotation(where, names[category], box, crowd, _factors(entry, place), attributes), identity
+    def add_annotation(self, where: str, entry: dict) -> None:
+        image, category, box = _whole(entry, "image_id"), _whole(entry, "category_id"), entry.get("bbox")
+        if image not in self.records:
+            raise LeukoError(f"image_id {image} is not among the images; correct it or remove the annotation")
+        if category not in self.names:
+            listed = ", ".join(f"{number} {name}" for number, name in self.names.items())
+            raise LeukoError(f"unknown class, category_id {category}; the categories are {listed}; correct it")
+        if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
+            raise LeukoError(f"bbox {box!r:.60} is not [x, y, width, height]; correct or remove it")
+        x, y, width, height = map(float, box)
+        corners, crowd = (x, y, x + width, y + height), entry.get("iscrowd") == 1
+        attributes = {key: value for key, value in entry.items() if key not in _OWN}
+        if isinstance(attributes.get(_RESERVED), dict):
+            attributes |= attributes.pop(_RESERVED)
+        annotation = Annotation(where, self.names[category], corners, crowd, _factors(entry), attributes)
+        self.records[image].annotations.append(annotation)
 
 
 def _is_number(value: object) -> bool:
@@ -207,17 +173,17 @@ def _is_number(value: object) -> bool:
     return isinstance(value, float) or (type(value) is int and abs(value) < 2**63)
 
 
-def _whole(entry: object, key: str, place: str) -> int:
-    value = entry.get(key) if isinstance(entry, dict) else None
+def _whole(entry: dict, key: str) -> int:
+    value = entry.get(key)
     if not _is_number(value) or not math.isfinite(value) or value != int(value):
-        raise LeukoError(f'{place}: "{key}" is {value!r:.40}, not a whole number; correct it')
+        raise LeukoError(f'"{key}" is {value!r:.40}, not a whole number; correct it')
     return int(value)
 
 
-def _factors(entry: dict, place: str) -> tuple[str, ...]:
+def _factors(entry: dict) -> tuple[str, ...]:
     factors = entry.get("factors") or []
     if not isinstance(factors, list) or not all(isinstance(factor, str) for factor in factors):
-        raise LeukoError(f'{place}: "factors" is {factors!r:.40}, not a list of names; correct it')
+        raise LeukoError(f'"factors" is {factors!r:.40}, not a list of names; correct it')
     return tuple(factors)
 
 

@@ -1,4 +1,4 @@
-"""Images linked or copied into the folder of a data set."""
+"""Adding to the folder of a data set: its images, linked or copied, and its list of classes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ...io import io_errors_as, make_folder, replacing
+from ...errors import LeukoError
+from ...io import io_errors_as, make_folder
 
 
 def place_images(
@@ -26,24 +27,23 @@ def place_images(
         with io_errors_as(f"copied to {folder}", image):
             stem, attempt = image.stem, 1
             while old := by_stem.get(stem.casefold()):
-                if old not in placed and old.suffix == image.suffix and _same(old, image) and fits(number, old):
+                is_same = old.suffix == image.suffix and (old.samefile(image) or filecmp.cmp(old, image, shallow=False))
+                if old not in placed and is_same and fits(number, old):
                     break
                 attempt += 1
                 stem = f"{image.stem}-{attempt}"
             else:
                 old = by_stem[stem.casefold()] = folder / (stem + image.suffix)
-                _link_or_copy(image, old)
+                try:
+                    os.link(image.resolve(), old)  # resolved, since otherwise a symbolic link itself would be linked
+                except OSError:
+                    shutil.copyfile(image, old)
         placed[old] = None
     return list(placed)
 
 
-def _same(a: Path, b: Path) -> bool:
-    return a.samefile(b) or filecmp.cmp(a, b, shallow=False)
-
-
-def _link_or_copy(image: Path, target: Path) -> None:
-    try:
-        os.link(image.resolve(), target)  # resolved, since otherwise a symbolic link itself would be linked
-    except OSError:
-        with replacing(target) as temporary:
-            shutil.copyfile(image, temporary)
+def check_names(file: Path, old: Sequence[str], new: Sequence[str]) -> None:
+    """Raise LeukoError where the folder to write to holds a data set of other classes."""
+    if list(old) != list(new):
+        listed = f"{', '.join(old)}, not {', '.join(new)}"
+        raise LeukoError(f"{file}: the folder holds the classes {listed}; write into another folder")

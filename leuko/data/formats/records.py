@@ -1,16 +1,18 @@
-"""What label files contain, before it is checked against the images.
+"""What label files contain, before it is checked against the images, and the errors in them.
 
 The readers of VOC, COCO and YOLO turn files into ``Labels``; ``validate`` turns these into a checked ``Dataset``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 from ...errors import LeukoError
-from ...io import one_line
+from ...io import one_line, read_text
 from ..dataset import LabelWarning
 
 
@@ -43,19 +45,14 @@ class Record:
     factors: tuple[str, ...] = ()
     group: str = ""
 
-    def place(self, annotation: Annotation | None = None) -> str:
-        """The file and the object, for a message."""
-        parts = (str(self.file), self.where, annotation.where if annotation else "")
-        return ": ".join(part for part in parts if part)
-
 
 @dataclass
 class Labels:
-    """The content of one folder, list or COCO file. ``names`` are its classes in order, where a ``classes.txt`` lists
+    """The content of one folder, list or COCO file. ``names`` are its classes by index, where a ``classes.txt`` lists
     them; ``categories`` maps class names to ids, where there are ids."""
 
     records: list[Record] = field(default_factory=list)
-    names: list[str] = field(default_factory=list)
+    names: dict[int, str] = field(default_factory=dict)
     categories: dict[str, int] = field(default_factory=dict)
     warnings: list[LabelWarning] = field(default_factory=list)
 
@@ -74,8 +71,41 @@ class Problems:
         """Remember an error; errors of one ``kind`` are counted together."""
         self.by_kind.setdefault(kind, []).append(message)
 
+    @contextmanager
+    def catch(self, kind: str, place: str = "") -> Iterator[None]:
+        """Remember a LeukoError of the block, with the file and object that it is about in front."""
+        try:
+            yield
+        except LeukoError as error:
+            self.add(kind, f"{place}: {error}" if place else str(error))
+
     def stop(self) -> None:
         """Raise LeukoError if there was an error."""
         for messages in () if self.collect else self.by_kind.values():
             more = f" (and {len(messages) - 1} more)" if len(messages) > 1 else ""
             raise LeukoError(one_line(messages[0]) + more)
+
+
+def parse_names(names: object, file: Path) -> dict[int, str]:
+    """A data YAML's ``names``, a list or a mapping of index to name, in the order of the indices.
+
+    Raises LeukoError where a name occurs twice or is not a name: YAML reads an unquoted NO as "false".
+    """
+    if not isinstance(names, dict | list | None):
+        raise LeukoError(f"{file}: names: {names!r:.60} is neither a list nor a mapping of index to name")
+    pairs = names.items() if isinstance(names, dict) else enumerate(names or [])
+    result: dict[int, str] = {}
+    for index, name in sorted(pairs, key=lambda pair: str(pair[0]).zfill(9)):
+        if isinstance(index, bool) or not str(index).isdecimal():
+            raise LeukoError(f"{file}: names: {index!r} is not an index; write 0, 1, 2, ... before the names")
+        if not isinstance(name, str | int | float) or isinstance(name, bool) or not str(name).strip():
+            raise LeukoError(f"{file}: names: {index}: {name!r} is not a name; write one, in quotes if it is YAML")
+        if str(name).strip() in result.values():
+            raise LeukoError(f'{file}: names: "{name}" is listed twice; keep one')
+        result[int(index)] = str(name).strip()
+    return result
+
+
+def read_names(file: Path) -> dict[int, str]:
+    """The classes of a ``classes.txt`` by index, one per line; an empty line is an error, except at the end."""
+    return parse_names(read_text(file).rstrip().splitlines(), file)

@@ -10,7 +10,8 @@ The file is written only where there is something to keep.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from ...errors import LeukoError
@@ -21,22 +22,25 @@ from .records import Annotation, Record
 SIDECAR = "leuko.json"
 
 
+@contextmanager
+def _reading(folder: Path, where: str = "") -> Iterator[None]:
+    """Turn whatever a broken sidecar makes the block raise into a LeukoError that names it."""
+    try:
+        yield
+    except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
+        raise LeukoError(f"{folder / SIDECAR}: {where}broken ({error}); restore or remove the file") from error
+
+
 def read(folder: Path) -> dict[str, dict]:
     """The sections of a folder's sidecar; {} without one. Raises LeukoError."""
-    file = folder / SIDECAR
-    if not file.is_file():
+    if not (folder / SIDECAR).is_file():
         return {}
-    text = read_text(file)
-    try:
+    text = read_text(folder / SIDECAR)
+    with _reading(folder):
         content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise LeukoError(f"{file}: broken JSON ({error}); restore or remove it") from error
-    if not isinstance(content, dict):
-        raise LeukoError(f"{file}: is not a mapping; restore or remove it")
-    for key, section in content.items():
-        if not isinstance(section, dict):
-            raise LeukoError(f'{file}: "{key}" is not a mapping; restore or remove it')
-    return content
+        if wrong := [key for key, section in content.items() if not isinstance(section, dict)]:
+            raise TypeError(f'"{wrong[0]}" is not a mapping')
+        return content
 
 
 def read_near(folder: Path) -> tuple[Path, dict[str, dict]]:
@@ -45,10 +49,14 @@ def read_near(folder: Path) -> tuple[Path, dict[str, dict]]:
     return root, read(root)
 
 
-def numbers(folder: Path, entries: dict, section: str) -> dict[str, int]:
-    """The ids that a section holds by name; LeukoError if they are not whole numbers."""
-    if not isinstance(entries, dict) or not all(type(i) is int for i in entries.values()):
-        raise LeukoError(f'{folder / SIDECAR}: "{section}" does not map names to numbers; restore or remove it')
+def ids(folder: Path, content: dict[str, dict], *keys: str) -> dict[str, int]:
+    """The ids by name in ``content[key]...``; LeukoError if they are not whole numbers."""
+    with _reading(folder, f"{keys[0]}: "):
+        entries = content
+        for key in keys:
+            entries = entries.get(key, {})
+        if not all(type(number) is int for number in entries.values()):
+            raise TypeError("does not map names to whole numbers")
     return entries
 
 
@@ -91,22 +99,19 @@ def add_to(record: Record, root: Path, content: dict[str, dict], warnings: list[
     about = content.get("images", {}).get(record.image.relative_to(root).as_posix())
     if about is None:
         return
-    file = root / SIDECAR
-    try:
+    with _reading(root, f"{record.image.name}: "):
         record.id, record.group = about.get("id"), str(about.get("group", ""))
         if type(record.id) not in (int, type(None)):
-            raise ValueError(f"id {record.id!r:.40} is not a whole number")
+            raise TypeError(f"id {record.id!r:.40} is not a whole number")
         record.factors = tuple(map(str, about.get("factors", ())))
         cells = [_of_cell(cell) for cell in about.get("cells", ())]
         crowds = [_crowd(i, crowd) for i, crowd in enumerate(about.get("crowds", ()), 1)]
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise LeukoError(f"{file}: {record.image.name}: broken ({error}); restore or remove it") from error
     if cells and len(cells) != len(record.annotations):
         problem = f"describes {len(cells)} cells, the label file {len(record.annotations)}"
-        warnings.append(LabelWarning(file, record.image.name, problem, "their factors and attributes are left out"))
+        action = "their factors and attributes are left out"
+        warnings.append(LabelWarning(root / SIDECAR, record.image.name, problem, action))
     elif cells:
-        pairs = zip(record.annotations, cells, strict=True)
-        record.annotations = [annotation._replace(**cell) for annotation, cell in pairs]
+        record.annotations = [a._replace(**cell) for a, cell in zip(record.annotations, cells, strict=True)]
     record.annotations += crowds
 
 
@@ -132,9 +137,6 @@ def original_of(image: Path) -> tuple[Path, int, int] | None:
     for root in list(image.parents)[:3]:
         about = read(root).get("originals", {}).get(image.relative_to(root).as_posix())
         if about is not None:
-            try:
+            with _reading(root, f"originals: {image.name}: "):
                 return (root / str(about["image"])).resolve(), int(about["width"]), int(about["height"])
-            except (KeyError, OverflowError, TypeError, ValueError) as error:
-                where = f"{root / SIDECAR}: originals: {image.name}"
-                raise LeukoError(f"{where}: broken ({error}); resize the data set again") from error
     return None

@@ -10,6 +10,7 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from xml.etree import ElementTree
@@ -21,9 +22,8 @@ from ...io import io_errors_as, make_folder, one_line, read_text, write_text
 from ..dataset import Dataset, LabelWarning, Sample
 from ..images import is_image, list_images
 from . import sidecar
-from .names import read_names, write_names
-from .place import place_images
-from .records import Annotation, Labels, Problems, Record
+from .place import check_names, place_images
+from .records import Annotation, Labels, Problems, Record, read_names
 
 IMAGES, PART = "JPEGImages", "ImageSets/Main/{split}.txt"
 IMAGE_FOLDERS = (IMAGES, "images", ".")  # the first that exists beside the annotations holds the images
@@ -40,36 +40,40 @@ def find(folder: Path) -> dict[str, Path]:
         main = folder / "ImageSets" / "Main"
         lists = sorted(p for p in main.iterdir() if p.suffix.lower() == ".txt") if main.is_dir() else []
         return {p.stem: p for p in lists} or {"all": folder}
-    return {"all": folder} if next(_xml_files(folder), None) else {}
+    return {"all": folder} if _xml_files(folder) else {}
 
 
 def parse(part: Path, problems: Problems, *, voc_origin: int = 0, **_: object) -> Labels:
     """Read the annotations of a folder, or those that a list of stems or of image paths names."""
     labels = Labels()
-    by_stem = cache(_images_by_stem)
+    images_of = cache(_images_by_stem)
     for file, image in annotation_files(part):
         if not file.is_file():
             remedy = "label it, or save it in LabelImg without objects if it has no cells"
             problems.add("annotation", f"{part}: {file.stem}: no annotation {file}; {remedy}")
             continue
-        try:
-            labels.records.append(_record(file, image, by_stem, voc_origin))
-        except LeukoError as error:
-            problems.add("annotation", str(error))
+        with problems.catch("annotation"):
+            root = read_xml(file)
+            image = image or _image(file, (root.findtext("filename") or "").strip(), images_of(file.parent))
+            size, group = _size(root), (root.findtext("group") or "").strip()
+            labels.records.append(Record(file, image, [], size=size, factors=_factors(root), group=group))
+            for i, element in enumerate(root.iterfind("object"), 1):
+                with problems.catch("annotation", f"{file}: object {i}"):
+                    labels.records[-1].annotations.append(_annotation(i, element, voc_origin))
     root = _root(part)
     if (classes := root / "classes.txt").is_file():
-        labels.names = list(read_names(classes).values())
+        labels.names = read_names(classes)
     extra = sidecar.read(root)
-    labels.categories = sidecar.numbers(root, extra.get("category_ids", {}), "category_ids")
+    labels.categories = sidecar.ids(root, extra, "category_ids")
     if not part.is_dir():
-        ids = sidecar.numbers(root, extra.get("ids", {}).get(part.stem, {}), "ids")
+        ids = sidecar.ids(root, extra, "ids", part.stem)
         for record in labels.records:
             record.id = ids.get(record.image.name)
     elif not labels.records:
         problems.add("empty", f"{part}: no annotations (.xml); label images with LabelImg or name another folder")
     else:
         labelled = {record.image for record in labels.records}
-        for image in (i for images in by_stem(labels.records[0].file.parent).values() for i in images):
+        for image in (i for images in images_of(labels.records[0].file.parent).values() for i in images):
             if image not in labelled:
                 action = "left out (not known to be empty)"
                 labels.warnings.append(LabelWarning(image, "annotation", "the image has none", action))
@@ -80,10 +84,8 @@ def class_names(parts: Iterable[Path]) -> set[str]:
     """The class names in all parts; those of files that cannot be parsed, an error when they are read, are missing."""
     names: set[str] = set()
     for file in {file for part in parts for file, _ in annotation_files(part) if file.is_file()}:
-        try:
-            names |= {_text(element, "name", file) for element in read_xml(file).iterfind("object")}
-        except LeukoError:
-            continue
+        with suppress(LeukoError):
+            names |= {_text(element, "name") for element in read_xml(file).iterfind("object")}
     return names
 
 
@@ -95,18 +97,15 @@ def annotation_files(part: Path) -> Iterator[tuple[Path, Path | None]]:
         yield from ((file, None) for file in _xml_files(folder if folder.is_dir() else part))
         return
     for line in read_text(part).splitlines():
+        stem = line.strip()
         if line and (folder / f"{line}.xml").is_file():  # a stem as it is, even "#12", " 7" or "scan.tif"
             yield folder / f"{line}.xml", None
+        elif not stem or stem.startswith("#"):
             continue
-        line = line.strip()
-        if not line or line.startswith("#"):
-            continue
-        if not is_image(line):
-            yield folder / f"{line}.xml", None
-        elif "/" not in line and folder.is_dir():
-            yield folder / f"{Path(line).stem}.xml", None
+        elif not is_image(stem) or ("/" not in stem and folder.is_dir()):
+            yield folder / f"{Path(stem).stem if is_image(stem) else stem}.xml", None
         else:
-            image = part.parent / line
+            image = part.parent / stem
             beside = image.with_suffix(".xml")
             yield beside if beside.is_file() else image.parent.parent / "Annotations" / beside.name, image
 
@@ -118,9 +117,9 @@ def _root(part: Path) -> Path:
     return next((p for p in part.absolute().parents if (p / "Annotations").is_dir()), part.parent)
 
 
-def _xml_files(folder: Path) -> Iterator[Path]:
-    if folder.is_dir():
-        yield from sorted(p for p in folder.iterdir() if p.suffix.lower() == ".xml" and not p.name.startswith("."))
+def _xml_files(folder: Path) -> list[Path]:
+    files = folder.iterdir() if folder.is_dir() else ()
+    return sorted(p for p in files if p.suffix.lower() == ".xml" and not p.name.startswith("."))
 
 
 def _images_by_stem(folder: Path) -> dict[str, list[Path]]:
@@ -133,23 +132,18 @@ def _images_by_stem(folder: Path) -> dict[str, list[Path]]:
 
 
 def read_xml(file: Path) -> Element:
-    """Parse an XML file; a DOCTYPE is refused, and with it entity bombs and external entities. Raises LeukoError."""
-    builder = ElementTree.TreeBuilder()
-    parser = expat.ParserCreate()
-    parser.buffer_text = True
+    """The root of a VOC file; a DOCTYPE, and with it entity bombs and external entities, is refused."""
+    with io_errors_as("read", file):
+        data = file.read_bytes()
+    guard = expat.ParserCreate()
 
     def refuse(*_: object) -> None:
-        line = parser.CurrentLineNumber
-        raise LeukoError(f"{file}: line {line}: a DOCTYPE or entity declaration is not accepted; remove it")
+        raise LeukoError(f"{file}: line {guard.CurrentLineNumber}: a DOCTYPE is not accepted; remove it")
 
-    parser.StartDoctypeDeclHandler = parser.EntityDeclHandler = parser.ExternalEntityRefHandler = refuse
-    parser.StartElementHandler = builder.start
-    parser.EndElementHandler = builder.end
-    parser.CharacterDataHandler = builder.data
+    guard.StartDoctypeDeclHandler = refuse
     try:
-        with io_errors_as("read", file):
-            parser.Parse(file.read_bytes(), True)
-        return builder.close()
+        guard.Parse(data, True)
+        root = ElementTree.fromstring(data)
     except LeukoError:
         raise
     except expat.ExpatError as error:
@@ -157,20 +151,9 @@ def read_xml(file: Path) -> Element:
         raise LeukoError(f"{file}: line {error.lineno}: broken XML: {reason}; correct it or save it again") from error
     except (LookupError, ValueError) as error:  # an encoding that Python or expat does not know
         raise LeukoError(f"{file}: line 1: {error}; save the file as UTF-8") from error
-
-
-def _record(file: Path, image: Path | None, by_stem, voc_origin: int) -> Record:
-    root = read_xml(file)
     if root.tag != "annotation":
         raise LeukoError(f"{file}: line 1: <{root.tag}> is not a VOC annotation; remove the file")
-    return Record(
-        file,
-        image or _image(file, (root.findtext("filename") or "").strip(), by_stem(file.parent)),
-        [_annotation(file, i, element, voc_origin) for i, element in enumerate(root.iterfind("object"), 1)],
-        size=_size(root),
-        factors=_factors(root),
-        group=(root.findtext("group") or "").strip(),
-    )
+    return root
 
 
 def _image(file: Path, name: str, by_stem: dict[str, list[Path]]) -> Path:
@@ -195,16 +178,15 @@ def _size(root: Element) -> tuple[int, int] | None:
         return 0, 0
 
 
-def _annotation(file: Path, number: int, element: Element, voc_origin: int) -> Annotation:
-    place = f"{file}: object {number}"
-    name = _text(element, "name", place)
+def _annotation(number: int, element: Element, voc_origin: int) -> Annotation:
+    name = _text(element, "name")
     corners = []
     for key in _CORNERS:
-        text = _text(element, f"bndbox/{key}", place)
+        text = _text(element, f"bndbox/{key}")
         try:
             corners.append(float(text))
         except ValueError:
-            raise LeukoError(f'{place}: {key} "{text}" is not a number; correct it') from None
+            raise LeukoError(f'{key} "{text}" is not a number; correct it') from None
     x0, y0, x1, y1 = corners
     attributes = {e.tag: _value(e.text) for e in element if e.tag not in _NO_ATTRIBUTES and not len(e)}
     crowd = bool(attributes.pop("crowd", False))
@@ -213,15 +195,15 @@ def _annotation(file: Path, number: int, element: Element, voc_origin: int) -> A
         try:
             attributes[key] = json.loads(child.text or "null")
         except (ValueError, RecursionError) as error:
-            raise LeukoError(f"{place}: attribute {key}: not JSON ({error}); correct or remove it") from None
+            raise LeukoError(f"attribute {key}: not JSON ({error}); correct or remove it") from None
     box = (x0 - voc_origin, y0 - voc_origin, x1, y1)
     return Annotation(f"object {number} ({name})", name, box, crowd, _factors(element), attributes)
 
 
-def _text(element: Element, path: str, place: str | Path) -> str:
+def _text(element: Element, path: str) -> str:
     text = (element.findtext(path) or "").strip()
     if not text:
-        raise LeukoError(f"{place}: no {path}; add it or remove the object")
+        raise LeukoError(f"no {path}; add it or remove the object")
     return text
 
 
@@ -248,7 +230,9 @@ def write(dataset: Dataset, folder: str | Path, split: str, voc_origin: int = 0)
     folder = Path(folder)
     lists = make_folder(folder / "ImageSets" / "Main")
     labels = make_folder(folder / "Annotations")
-    write_names(folder / "classes.txt", dataset.types)
+    classes = folder / "classes.txt"
+    check_names(classes, list(read_names(classes).values()) if classes.is_file() else dataset.types, dataset.types)
+    write_text(classes, "".join(f"{name}\n" for name in dataset.types), errors="strict")
 
     def text(number: int, image: Path) -> str:
         return _xml(dataset.samples[number], image, dataset.types, voc_origin)

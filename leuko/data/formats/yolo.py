@@ -9,17 +9,16 @@ into a file beside it (see ``sidecar``).
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from ...errors import LeukoError
 from ...io import make_folder, read_list, read_text, read_yaml, write_text, write_yaml
-from ..dataset import Dataset, LabelWarning
+from ..dataset import Dataset, LabelWarning, Sample
 from ..images import list_images
 from . import sidecar
-from .names import check_same, parse_names, read_names
-from .place import place_images
-from .records import Annotation, Labels, Problems, Record
+from .place import check_names, place_images
+from .records import Annotation, Labels, Problems, Record, parse_names, read_names
 
 IMAGES = PART = "images/{split}"
 YAML_SPLITS = ("train", "val", "test")
@@ -65,10 +64,9 @@ def parse(part: Path, problems: Problems, *, names: dict[int, str] | None = None
 
     ``names`` are the class names by index; without them a ``classes.txt`` among the labels or above is read.
     """
-    names = names or _names_beside(part)
-    labels = Labels(names=list(names.values()))
     images = list_images(part, recursive=True) if part.is_dir() else [part.parent / line for line in read_list(part)]
-    if images and not names:
+    labels = Labels(names=names or _names_beside(part))
+    if images and not labels.names:
         raise LeukoError(f'{part}: YOLO labels without class names; write a data.yaml with "names: [NG, BG, ...]"')
     folders = {folder: label_folder(folder) for folder in {image.parent for image in images}}
     sidecars = {folder: sidecar.read_near(folder) for folder in folders}
@@ -76,61 +74,43 @@ def parse(part: Path, problems: Problems, *, names: dict[int, str] | None = None
     if images and not any(file.is_file() for file in files):
         raise LeukoError(f"{part}: none of the {len(images)} images has a label file in {files[0].parent}; add labels")
     for image, file in zip(images, files, strict=True):
+        record = Record(file, image, [], relative=True)
         if file.is_file():
-            record = Record(file, image, _annotations(file, names, labels.warnings, problems), relative=True)
+            record.annotations = _annotations(file, labels, problems)
         else:
-            record = Record(image, image, [], relative=True)
-            action = "taken as an image without cells"
+            record.file, action = image, "taken as an image without cells"
             labels.warnings.append(LabelWarning(image, f"label file {file.name}", "missing", action))
         sidecar.add_to(record, *sidecars[image.parent], labels.warnings)
         labels.records.append(record)
     for root, content in sidecars.values():
-        labels.categories |= sidecar.numbers(root, content.get("category_ids", {}), "category_ids")
+        labels.categories |= sidecar.ids(root, content, "category_ids")
     if part.is_dir():
-        _check_orphans({label_folder(part), *folders.values()}, files, problems)
+        found = {file for folder in {label_folder(part), *folders.values()} for file in folder.glob("*.txt")}
+        for file in sorted(found.difference(files)):
+            if file.name != "classes.txt":
+                remedy = "add the image or remove the label file"
+                problems.add("orphan", f"{file}: label file without image {file.stem}; {remedy}")
     return labels
 
 
 def _names_beside(part: Path) -> dict[int, str]:
     images = part if part.is_dir() else part.parent
-    for folder in (label_folder(images), images, *images.parents[:2]):
-        if (file := folder / "classes.txt").is_file():
-            return read_names(file)
-    return {}
+    folders = (label_folder(images), images, *images.parents[:2])
+    return next((read_names(file) for folder in folders if (file := folder / "classes.txt").is_file()), {})
 
 
-def _check_orphans(folders: Iterable[Path], known: Iterable[Path], problems: Problems) -> None:
-    """Find label files without an image."""
-    known = set(known)
-    for folder in sorted(folders):
-        for file in sorted(folder.glob("*.txt")):
-            if file not in known and file.name != "classes.txt":
-                remedy = "add the image or remove the label file"
-                problems.add("orphan", f"{file}: label file without image {file.stem}; {remedy}")
-
-
-def _annotations(
-    file: Path, names: dict[int, str], warnings: list[LabelWarning], problems: Problems
-) -> list[Annotation]:
-    try:
-        lines = read_text(file).splitlines()
-    except LeukoError as error:
-        problems.add("text", str(error))
-        return []
+def _annotations(file: Path, labels: Labels, problems: Problems) -> list[Annotation]:
     annotations, polygons = [], []
-    for number, line in enumerate(lines, 1):
-        if not (fields := line.split()):
-            continue
-        try:
-            annotations.append(_annotation(f"line {number}", fields, names))
-        except LeukoError as error:
-            problems.add("line", f"{file}: line {number}: {error}")
-            continue
-        if len(fields) > 5:
-            polygons.append(str(number))
+    with problems.catch("text"):
+        for number, line in enumerate(read_text(file).splitlines(), 1):
+            fields = line.split()
+            with problems.catch("line", f"{file}: line {number}"):
+                if fields:
+                    annotations.append(_annotation(f"line {number}", fields, labels.names))
+                    polygons += [str(number)] if len(fields) > 5 else []
     if polygons:
-        where = f"line {', '.join(polygons)}"
-        warnings.append(LabelWarning(file, where, "a polygon, not a box", "its bounding box is taken"))
+        problem, action = "a polygon, not a box", "its bounding box is taken"
+        labels.warnings.append(LabelWarning(file, f"line {', '.join(polygons)}", problem, action))
     return annotations
 
 
@@ -164,38 +144,31 @@ def write(dataset: Dataset, folder: str | Path, split: str) -> list[Path]:
     for goes into the sidecar. Returns the images' new paths; raises LeukoError.
     """
     folder = make_folder(Path(folder))
-    info = _data_yaml(folder / "data.yaml", dataset.types)
+    file, info = folder / "data.yaml", {"path": "."}
+    if file.is_file():
+        info = read_yaml(file)
+        check_names(file, list(parse_names(info.get("names"), file).values()), dataset.types)
+    info["names"] = dataset.types
     splits = info if split in YAML_SPLITS else info.setdefault("splits", {})
     splits[split] = PART.format(split=split)
     home = folder / splits[split]
     images = place_images([sample.image for sample in dataset.samples], home)
     labels = make_folder(folder / "labels" / split)
-    for sample, image in zip(dataset.samples, images, strict=True):
-        cells = zip(sample.labels[~sample.crowd], sample.boxes[~sample.crowd].tolist(), strict=True)
-        lines = [_line(int(k), box, (sample.width, sample.height)) for k, box in cells]
-        write_text(labels / f"{image.stem}.txt", "".join(lines))
-    write_yaml(folder / "data.yaml", info)
     rank = {path: number for number, path in enumerate(list_images(home), 1)}
-    usual = all(sample.id == rank[image] for sample, image in zip(dataset.samples, images, strict=True))
-    about = {
-        image.relative_to(folder).as_posix(): ({} if usual else {"id": sample.id})
-        | sidecar.describe(sample, dataset.types)
-        for sample, image in zip(dataset.samples, images, strict=True)
-    }
+    pairs = list(zip(dataset.samples, images, strict=True))
+    usual = all(sample.id == rank[image] for sample, image in pairs)
+    about = {}
+    for sample, image in pairs:
+        cells = zip(sample.labels[~sample.crowd], sample.boxes[~sample.crowd].tolist(), strict=True)
+        write_text(labels / f"{image.stem}.txt", "".join(_line(int(k), box, sample) for k, box in cells))
+        of_image = {} if usual else {"id": sample.id}
+        about[image.relative_to(folder).as_posix()] = of_image | sidecar.describe(sample, dataset.types)
+    write_yaml(file, info)
     sidecar.update(folder, category_ids=sidecar.category_ids(dataset), images=about)
     return images
 
 
-def _data_yaml(file: Path, types: Sequence[str]) -> dict:
-    """The content of the data YAML that is to be kept up to date, or a new one's."""
-    info = {"path": "."}
-    if file.is_file():
-        info = read_yaml(file)
-        check_same(file, list(parse_names(info.get("names"), file).values()), types)
-    return {**info, "names": list(types)}
-
-
-def _line(label: int, box: Sequence[float], size: tuple[int, int]) -> str:
-    (x0, y0, x1, y1), (width, height) = box, size
+def _line(label: int, box: Sequence[float], sample: Sample) -> str:
+    (x0, y0, x1, y1), width, height = box, sample.width, sample.height
     numbers = ((x0 + x1) / 2 / width, (y0 + y1) / 2 / height, (x1 - x0) / width, (y1 - y0) / height)
     return " ".join([str(label), *map(repr, numbers)]) + "\n"
