@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -76,7 +77,7 @@ class Golden:
         self.model.load_state_dict(from_mmdetection(weights))
         self.images = [torch.zeros(3, *size) for _ in range(2)]
         if not isinstance(self.model, OneStage):
-            self.model.rpn.criterion.sampler = Sampler(ALL, positive_fraction=0.5)
+            self.model.rpn.criterion = replace(self.model.rpn.criterion, sampler=Sampler(ALL, positive_fraction=0.5))
             train, test = config["train_cfg"]["rpn_proposal"], test["rpn"]
             self.model.rpn.proposals = (train["max_per_img"], test["max_per_img"])
             self.model.rpn.candidates = (train["nms_pre"], test["nms_pre"])

@@ -76,7 +76,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 
 def from_foreign(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of MMDetection or torchvision, whichever they are; KeyError on a name that neither has."""
+    """Rename weights of MMDetection or torchvision; KeyError for a name that neither has."""
     theirs = ("backbone.body.", "backbone.fpn.")
     return from_torchvision(state) if any(n.startswith(theirs) for n in state) else from_mmdetection(state)
 
@@ -84,12 +84,12 @@ def from_foreign(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def from_torchvision(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Rename torchvision's weights of FCOS (which is ``fcos_improved``) or Faster R-CNN.
 
-    Its Faster R-CNN has the background first among its classes; here it is last and has no box. Raises KeyError on a
-    name that is none of theirs.
+    The background is the first class of its Faster R-CNN; here it is the last and has no box. Raises KeyError for
+    another name.
     """
     renamed = {_renamed(name, TORCHVISION, "torchvision's FCOS or Faster R-CNN"): v for name, v in state.items()}
     if "head.centerness.weight" in renamed:
-        renamed["head.scales"] = torch.ones(5)  # it has no scale a level
+        renamed["head.scales"] = torch.ones(5)  # it has no scale per level
         return renamed
     for kind in ("weight", "bias"):
         logits, deltas = renamed[f"head.cls_logits.{kind}"], renamed[f"head.bbox_pred.{kind}"]
@@ -99,12 +99,12 @@ def from_torchvision(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def from_mmdetection(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename MMDetection's weights of any of leuko's detectors. Raises KeyError on a name that is none of theirs."""
+    """Rename MMDetection's weights of any of leuko's detectors. Raises KeyError for another name."""
     renamed: dict[str, Tensor] = {}
     scales: dict[int, Tensor] = {}
     for theirs, ours in mmdetection_names(state).items():
         value = state[theirs]
-        if theirs.startswith("bbox_head.retina_reg."):  # FSAF's distances stand as top, bottom, left, right
+        if theirs.startswith("bbox_head.retina_reg."):  # FSAF's distances are in the order top, bottom, left, right
             value = value[[2, 0, 3, 1]]
         if match := re.fullmatch(r"head\.scales\.(\d+)", ours):
             scales[int(match[1])] = value
@@ -116,10 +116,10 @@ def from_mmdetection(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def mmdetection_names(names: Iterable[str]) -> dict[str, str]:
-    """leuko's name of each of MMDetection's weights, given all names of a checkpoint; KeyError on a foreign one.
+    """leuko's name of each of MMDetection's weights, given all names of a checkpoint; KeyError for another name.
 
-    All are needed, since places depend on the rest: the convolutions of the FPN's added levels are counted on from
-    those of the backbone's maps, and a tower's steps have two layers or, with a norm, three.
+    All are needed, since indices depend on the rest: the convolutions of the FPN's extra levels are numbered after
+    those of the backbone's maps, and a step of a tower has two layers or, with a norm, three.
     """
     names = list(names)
     fpn_maps = sum(bool(re.fullmatch(r"neck\.lateral_convs\.\d+\.conv\.weight", n)) for n in names)
@@ -147,8 +147,8 @@ def _mmdetection_name(name: str, fpn_maps: int, step: int, box_head: str) -> str
     return _renamed(name, MMDETECTION, "MMDetection's FCOS, FSAF, Faster, Cascade, Double-Head or Grid R-CNN")
 
 
-def _renamed(name: str, patterns: tuple[tuple[str, str], ...], whose: str) -> str:
+def _renamed(name: str, patterns: tuple[tuple[str, str], ...], library: str) -> str:
     for pattern, replacement in patterns:
         if re.fullmatch(pattern, name):
             return re.sub(pattern, replacement, name)
-    raise KeyError(f"{name} is no weight of {whose}")
+    raise KeyError(f"{name} is not a weight of {library}")

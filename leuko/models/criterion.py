@@ -78,14 +78,18 @@ class Positives:
         return targets
 
 
+@dataclass(frozen=True, kw_only=True)
 class FCOSCriterion:
     """Focal loss of the classes, and for positives a box loss, weighted by centerness, and one of the centerness.
 
-    ``improved``: distances are in strides, and the box loss is GIoU instead of -ln IoU.
+    ``ranges``: of the greatest distance, in pixels, that the points of each level learn. ``improved``: distances are in
+    strides, and the box loss is GIoU instead of -ln IoU.
     """
 
-    def __init__(self, *, matcher: PointMatcher, class_weights: Sequence[float] = (), improved: bool = False):
-        self.matcher, self.class_weights, self.improved = matcher, class_weights, improved
+    matcher: PointMatcher
+    ranges: Sequence[tuple[float, float]]
+    class_weights: Sequence[float] = ()
+    improved: bool = False
 
     def __call__(
         self,
@@ -94,11 +98,12 @@ class FCOSCriterion:
         centerness: Tensor,
         points: Tensor,
         strides: Tensor,
-        ranges: Tensor,
+        level: Tensor,
         targets: list[Target],
     ) -> dict[str, Tensor]:
-        """cls_logits [N, R, K], distances [N, R, 4], centerness logits [N, R, 1]; points [R, 2], strides [R] and the
-        range of box sizes [R, 2] that each point learns, in pixels."""
+        """cls_logits [N, R, K], distances [N, R, 4], centerness logits [N, R, 1]; points [R, 2], their strides [R] and
+        levels [R]."""
+        ranges = points.new_tensor(self.ranges)[level]  # [R, 2]
         match = torch.stack([self.matcher(points, strides, ranges, t["boxes"]) for t in targets])  # [N, R]
         positives = Positives.of(match, targets)
         unit = strides[positives.point, None] if self.improved else 1.0  # [P, 1]
@@ -134,11 +139,13 @@ def centerness_of(distances: Tensor) -> Tensor:
     return (x.min(1).values / x.max(1).values * (y.min(1).values / y.max(1).values)).sqrt()
 
 
+@dataclass(frozen=True, kw_only=True)
 class FSAFCriterion:
     """Focal and IoU loss of each ground-truth box on the pyramid level where both together are least (section 3.2)."""
 
-    def __init__(self, *, matcher: CoreMatcher, levels: int, class_weights: Sequence[float] = ()):
-        self.matcher, self.levels, self.class_weights = matcher, levels, class_weights
+    matcher: CoreMatcher
+    levels: int
+    class_weights: Sequence[float] = ()
 
     def __call__(
         self,
@@ -149,7 +156,8 @@ class FSAFCriterion:
         level: Tensor,
         targets: list[Target],
     ) -> dict[str, Tensor]:
-        """cls_logits [N, R, K], distances [N, R, 4] in pixels; points [R, 2], strides [R], the points' levels [R]."""
+        """cls_logits [N, R, K], distances [N, R, 4] in pixels; points [R, 2], their strides [R]
+        and levels [R]."""
         match, others = zip(*(self.matcher(points, strides, t["boxes"]) for t in targets), strict=True)
         positives = Positives.of(torch.stack(match), targets)
         class_loss = self.class_loss(cls_logits, positives, others, targets)  # [N, R, K]
@@ -206,16 +214,17 @@ class SampledAnchors:
     normaliser: int
 
 
+@dataclass(frozen=True, kw_only=True)
 class RPNCriterion:
     """Objectness loss of the sampled anchors and box loss of the positives among them, both divided by the number of
     samples. ``beta``: of the smooth L1 box loss. Anchors that extend ``allowed_border`` pixels or more beyond the image
     are not trained; a negative number keeps all."""
 
-    def __init__(
-        self, *, matcher: IoUMatcher, sampler: Sampler, coder: box_ops.DeltaCoder, beta: float, allowed_border: int
-    ):
-        self.matcher, self.sampler, self.coder = matcher, sampler, coder
-        self.beta, self.allowed_border = beta, allowed_border
+    matcher: IoUMatcher
+    sampler: Sampler
+    coder: box_ops.DeltaCoder
+    beta: float
+    allowed_border: int
 
     @torch.no_grad()
     def sample(self, anchors: Tensor, sizes: list[Size], targets: list[Target]) -> SampledAnchors:
@@ -264,24 +273,19 @@ class SampledRoIs:
         return self.boxes[: len(self.gt_boxes)]
 
 
+@dataclass(frozen=True, kw_only=True)
 class RoICriterion:
     """Softmax loss of all sampled RoIs and box loss of the positives, both divided by the number of samples.
 
     ``beta``: of the smooth L1 box loss (0: L1).
     """
 
-    def __init__(
-        self,
-        num_classes: int,
-        *,
-        matcher: IoUMatcher,
-        sampler: Sampler,
-        coder: box_ops.DeltaCoder,
-        beta: float = 0.0,
-        class_weights: Sequence[float] = (),
-    ):
-        self.num_classes, self.matcher, self.sampler, self.coder = num_classes, matcher, sampler, coder
-        self.beta, self.class_weights = beta, class_weights
+    num_classes: int
+    matcher: IoUMatcher
+    sampler: Sampler
+    coder: box_ops.DeltaCoder
+    beta: float = 0.0
+    class_weights: Sequence[float] = ()
 
     @torch.no_grad()
     def sample(self, proposals: list[Tensor], targets: list[Target]) -> list[SampledRoIs]:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from ..ops import boxes as box_ops
 from ..ops.nms import batched_nms
 from . import anchors
-from .base import Detection, DetectionModel, ModelOptions
+from .base import Detection, DetectionModel, ModelOptions, Target
+from .criterion import FCOSCriterion, FSAFCriterion
 from .fpn import FPN
 from .preprocess import Size
 
@@ -88,6 +89,7 @@ class OneStage(DetectionModel):
     """A dense head on P3 to P7, which a subclass builds. ``offset`` is the position of a cell's point, in strides."""
 
     head: DenseHead
+    criterion: FCOSCriterion | FSAFCriterion
     # Half that of the R-CNNs, as in MMDetection; at .01 the heads oscillate, and can fail to learn the types at all.
     default_lr = 0.005
     offset = 0.5
@@ -110,12 +112,13 @@ class OneStage(DetectionModel):
         """Points (x, y) [R, 2] of each level."""
         return [anchors.points(f, s, self.offset) for f, s in zip(pyramid, STRIDES, strict=True)]
 
-    def dense_outputs(self, pyramid: list[Tensor]) -> tuple[list[Tensor], Tensor, Tensor]:
-        """The head's outputs over all levels, [N, R, K], [N, R, 4] ..., the points [R, 2] and their levels [R]."""
+    def losses(self, pyramid: list[Tensor], sizes: list[Size], targets: list[Target]) -> dict[str, Tensor]:
+        # Over all levels: [N, R, K], [N, R, 4] and, with centerness, [N, R, 1].
         outputs = [torch.cat([flatten_hw(o) for o in kind], dim=1) for kind in zip(*self.head(pyramid), strict=True)]
         points = self.points(pyramid)
-        level = torch.cat([torch.full((len(p),), i, device=p.device) for i, p in enumerate(points)])
-        return outputs, torch.cat(points), level
+        level = torch.cat([torch.full((len(p),), i, device=p.device) for i, p in enumerate(points)])  # [R]
+        points = torch.cat(points)  # [R, 2]
+        return self.criterion(*outputs, points, points.new_tensor(STRIDES)[level], level, targets)
 
     def detect(self, pyramid: list[Tensor], sizes: list[Size]) -> list[Detection]:
         threshold = self.score_threshold

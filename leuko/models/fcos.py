@@ -12,11 +12,10 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
-from .base import ModelOptions, Target
+from .base import ModelOptions
 from .criterion import FCOSCriterion
 from .dense import STRIDES, DenseHead, OneStage, init_normal
 from .matcher import PointMatcher
-from .preprocess import Size
 
 RANGES = ((-1.0, 64.0), (64.0, 128.0), (128.0, 256.0), (256.0, 512.0), (512.0, 1e8))
 CENTRE_RADIUS = 1.5  # strides, for the improved form
@@ -65,14 +64,10 @@ class FCOS(OneStage):
         self.head = FCOSHead(options.channels, num_classes, self.improved, min(groups, options.channels // 2))
         self.criterion = FCOSCriterion(
             matcher=PointMatcher(radius=CENTRE_RADIUS if self.improved else None),
+            ranges=RANGES,
             class_weights=options.class_weights,
             improved=self.improved,
         )
-
-    def losses(self, pyramid: list[Tensor], sizes: list[Size], targets: list[Target]) -> dict[str, Tensor]:
-        outputs, points, level = self.dense_outputs(pyramid)
-        strides, ranges = points.new_tensor(STRIDES)[level], points.new_tensor(RANGES)[level]  # [R], [R, 2]
-        return self.criterion(*outputs, points, strides, ranges, targets)
 
 
 class FCOSImproved(FCOS):

@@ -5,11 +5,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from .base import ModelOptions, Target
+from .base import ModelOptions
 from .criterion import FSAFCriterion
 from .dense import STRIDES, DenseHead, OneStage
 from .matcher import CoreMatcher
-from .preprocess import Size
 
 UNIT = 4.0  # strides: the unit of the predicted distances
 START = 1.5  # units: the distances of an untrained head; from .25 many sides would fall below 0 and stay there
@@ -38,7 +37,3 @@ class FSAF(OneStage):
         super().__init__(num_classes=num_classes, options=options, extra="input", relu=False, **parts)
         self.head = FSAFHead(options.channels, num_classes)
         self.criterion = FSAFCriterion(matcher=CoreMatcher(), levels=len(STRIDES), class_weights=options.class_weights)
-
-    def losses(self, pyramid: list[Tensor], sizes: list[Size], targets: list[Target]) -> dict[str, Tensor]:
-        outputs, points, level = self.dense_outputs(pyramid)
-        return self.criterion(*outputs, points, points.new_tensor(STRIDES)[level], level, targets)

@@ -121,7 +121,7 @@ class TwoStage(DetectionModel):
     ) -> RoICriterion:
         """The criterion of a RoI stage: positives at ``iou``, a quarter of the RoIs at most."""
         return RoICriterion(
-            self.num_classes,
+            num_classes=self.num_classes,
             matcher=IoUMatcher(positive=iou, negative=iou, min_pos_iou=iou, low_quality=low_quality),
             sampler=Sampler(self.options.rois, positive_fraction=0.25),
             coder=box_ops.DeltaCoder(std),
