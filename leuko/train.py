@@ -25,7 +25,7 @@ from .download import FOLDER, downloaded, registry
 from .engine import checkpoint
 from .engine import train as loop
 from .engine.evaluate import choose_device
-from .engine.run import Progress, Run, read_progress
+from .engine.run import Progress, Run, is_finished, read_progress
 from .errors import LeukoError
 from .io import remove_unfinished, write_json, write_yaml
 from .models import DetectionModel, create
@@ -44,7 +44,7 @@ def train(options: TrainOptions, given: Collection[str] = ()) -> Path:
     device = checked_device(options)
     compose.read_steps(compose.chosen(options.augment, 0))  # a mistake in it is reported before the data is read
     state = begun_state(folder) if folder else None
-    if state and is_finished(state, options):
+    if state and is_finished(state["progress"], options.epochs):
         print(f"{folder}: finished; --epochs N extends it")
         return folder
     train_set, val_set = load_data(options)
@@ -133,12 +133,6 @@ def begun_state(folder: Path) -> dict | None:
         (folder / "weights").mkdir(exist_ok=True)
         return None
     return checkpoint.load_resume(folder / "resume.pt")
-
-
-def is_finished(state: dict, options: TrainOptions) -> bool:
-    """Whether a run has all its epochs, or was stopped early and is not extended."""
-    progress, epochs = state["progress"], options.epochs
-    return isinstance(progress, dict) and progress.get("epoch", 0) >= epochs
 
 
 # ---------------------------------------------------------------- data

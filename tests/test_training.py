@@ -28,6 +28,7 @@ from leuko.data.dataset import Dataset, Sample
 from leuko.data.transforms.compose import listed, read_steps
 from leuko.engine import checkpoint, schedule
 from leuko.engine.ema import ModelEMA
+from leuko.engine.ensemble import is_finished
 from leuko.engine.train import Stop
 from leuko.errors import LeukoError
 from leuko.models import DETECTORS, create
@@ -380,6 +381,34 @@ def test_a_run_stops_when_it_gets_no_better(data, tmp_path, leuko, no_plots):
         state["stopped"] and state["best_epoch"] == 1 and state["best"] == float(rows(tmp_path / "fcos")[0]["val/mAR"])
     )
     assert f"leuko val --weights {tmp_path / 'fcos'}" in result.out
+
+
+def test_a_run_that_was_stopped_early_is_finished_until_it_is_extended(data, tmp_path, leuko, no_plots):
+    """By itself, in an ensemble and in a comparison; --patience counts anew from there."""
+    words = ["compare", "--data", data, "--project", tmp_path, "--name", "two", *TINY, *FCOS, "--model", "fcos,fsaf"]
+    assert leuko(*words, "--lr", "1e-12", "--epochs", "9", "--patience", "2", "--best-by", "mAR").code == 0
+    run = tmp_path / "two/fcos"
+    assert len(rows(run)) == 3 and is_finished(run, 9) and not is_finished(run, 10)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert "finished; --epochs N extends it" in leuko("train", "--resume", run).out
+    assert "fcos is trained" in leuko("compare", "--resume", tmp_path / "two").out
+    assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert leuko("train", "--resume", run, "--epochs", "10").code == 0
+    assert len(rows(run)) == 5 and is_finished(run, 10)
+    result = leuko("compare", "--resume", tmp_path / "two", "--epochs", "10")
+    assert "fcos is trained" in result.out and "fsaf is trained" not in result.out
+    assert len(rows(tmp_path / "two/fsaf")) == 5
+
+
+def test_results_are_whole_after_a_kill_at_the_end_of_the_last_epoch(data, tmp_path, leuko, no_plots, monkeypatch):
+    def killed(*_: object, **__: object) -> None:
+        raise SystemExit(9)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("leuko.engine.run.run.log", lambda _, event, **__: killed() if event == "epoch" else None)
+        assert leuko("train", "--data", data, "--project", tmp_path, *TINY, *FCOS).code == 9
+    assert "finished" in leuko("train", "--resume", tmp_path / "fcos").out
+    assert len(rows(tmp_path / "fcos")) == 1
 
 
 def test_tensorboard_gets_what_results_csv_gets(data, tmp_path, leuko, no_plots):
