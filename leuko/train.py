@@ -12,6 +12,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict, fields, replace
 from importlib.util import find_spec
 from pathlib import Path
+from shlex import quote
 
 import torch
 
@@ -75,14 +76,15 @@ def train(options: TrainOptions, given: Collection[str] = ()) -> Path:
         describe(training)
         train_yolo(training, model) if is_yolo else loop.fit(training, parts)
     except KeyboardInterrupt:
-        remedy = "start it again" if is_yolo else f"go on with: leuko train --resume {folder}"
+        remedy = "start it again" if is_yolo else f"go on with: leuko train --resume {quote(str(folder))}"
         print(f"\nstopped; {remedy}", file=sys.stderr)
         raise
     if training.best_evaluation:
         print(f"\nbest epoch, on {len(val_set)} images:\n{tables.per_class(training.best_evaluation)}")
     print(f"\nresults: {folder}")
-    print(f"next: leuko val --weights {folder} --data {options.data}")
-    print(f"      leuko predict --weights {folder} --source IMAGES")
+    weights, data = quote(str(folder)), quote(options.data)
+    print(f"next: leuko val --weights {weights} --data {data}")
+    print(f"      leuko predict --weights {weights} --source IMAGES")
     return folder
 
 
@@ -274,7 +276,7 @@ def train_yolo(training: Run, model: ultralytics.YOLO) -> None:
         state = {"model": averaged.state_dict()}
         prepared = loop.prepare(averaged, training.device)
         training.end_epoch(prepared, model.recipe, averaged.state_dict(), losses, learning_rate, state)
-        return training.progress.stopped
+        return bool(training.progress.stopped)
 
     arguments = (model, options, training.folder, training.train_set, training.val_set, training.device)
     ultralytics.train_ultralytics(*arguments, end_epoch, training.stop_diverged)
