@@ -18,7 +18,7 @@ import torch
 
 from .baselines import ultralytics
 from .cli import flag, stored
-from .config import TrainOptions
+from .config import TrainOptions, is_comparison
 from .data import loader, source
 from .data.dataset import Dataset
 from .data.transforms import compose
@@ -113,7 +113,7 @@ def resumed_options(options: TrainOptions, given: Collection[str]) -> TrainOptio
     if not path.is_file():
         raise LeukoError(f"{path}: no such file; --resume takes the folder of a run, such as runs/train/fcos")
     before = stored(TrainOptions, path)
-    if ultralytics.is_yolo(before.model):
+    if not is_comparison(before.model) and ultralytics.is_yolo(before.model):
         raise LeukoError(
             f"{options.resume}: a run of Ultralytics' {before.model} cannot be resumed; start a new one with --weights "
             f"{options.resume}"
@@ -168,7 +168,7 @@ def augmentation(options: TrainOptions, train_set: Dataset) -> list[dict]:
     """The augmentation as a list, which the run's args.yaml then holds; printed where ``auto`` chose it."""
     shown = options.epochs * len(train_set)
     name = compose.chosen(options.augment, shown)
-    if name != options.augment and not ultralytics.is_yolo(options.model):
+    if name != options.augment and (is_comparison(options.model) or not ultralytics.is_yolo(options.model)):
         print(f"augmentation: {name}, since {shown:,} images will be shown ({compose.ENOUGH:,} are enough for smear)")
     return compose.listed(compose.read_steps(name))
 

@@ -32,6 +32,7 @@ from leuko.engine.ensemble import is_finished
 from leuko.engine.train import Stop
 from leuko.errors import LeukoError
 from leuko.models import DETECTORS, create
+from leuko.train import resumed_options
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -537,6 +538,16 @@ def test_comparison_tells_what_is_trained_by_the_state(data, tmp_path, leuko, no
     result = leuko("train", "--resume", folder, "--epochs", "2")
     assert result.code == 0 and "fsaf is trained (2 of 2)" in result.out, result.err
     assert len(rows(folder / "fcos")) == 2 and len(rows(folder / "fsaf")) == 3
+
+
+def test_comparison_that_names_a_yolo_model_first_is_resumed(tmp_path):
+    """A run of Ultralytics' alone cannot be resumed."""
+    for model, name in (("yolo11n,fcos", "two"), ("yolo11n", "one")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "args.yaml").write_text(f"model: {model}\nepochs: 3\n")
+    assert resumed_options(TrainOptions(resume=str(tmp_path / "two")), {"resume"}).epochs == 3
+    with pytest.raises(LeukoError, match="yolo11n cannot be resumed"):
+        resumed_options(TrainOptions(resume=str(tmp_path / "one")), {"resume"})
 
 
 def test_comparison_leaves_a_run_its_own_larger_number_of_epochs(data, tmp_path, leuko, no_plots, monkeypatch):
