@@ -13,6 +13,7 @@ import errno
 import importlib
 import inspect
 import io
+import os
 import re
 import sys
 import textwrap
@@ -77,7 +78,7 @@ DATA_COMMANDS: dict[str, Command] = {
     "synth": Command(data_config.SynthOptions, "leuko.data.__main__:synth"),
 }
 
-HABITS = {  # flags of other trainers: leuko's own flag, or what to know
+HABITS = {  # flags of other trainers: leuko's own, the first of these that the command has; or what to know
     "--conf": "--threshold",
     "--conf-thres": "--threshold",
     "--iou": "--fusion-iou",
@@ -88,9 +89,9 @@ HABITS = {  # flags of other trainers: leuko's own flag, or what to know
     "--learning-rate": "--lr",
     "--warmup-epochs": "--warmup",
     "--num-workers": "--workers",
-    "--save-dir": "--project and --name",
-    "--output": "--project and --name",
-    "--work-dir": "--project and --name",
+    "--save-dir": "--save --out --project",
+    "--output": "--save --out --project",
+    "--work-dir": "--save --out --project",
     "--load-from": "--weights",
     "--checkpoint": "--weights",
     "--cfg": "--config",
@@ -157,6 +158,9 @@ def leave(command: Callable[[], int | None]) -> NoReturn:
             stream.reconfigure(errors="backslashreplace")  # a file name may not be valid Unicode
     try:
         status = command()
+    except BrokenPipeError:  # nobody reads on, as with `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except (LeukoError, OSError, RuntimeError) as e:
         if not (line := _line_about(e)):
             raise
@@ -239,9 +243,12 @@ class _Parser(argparse.ArgumentParser):
             return f"{word}: options are written as flags: {flag(name)} {value}"
         if not word.startswith("-"):
             return f"{word}: is not expected here; a flag takes one value, and names with spaces need quotes"
-        if hint := HABITS.get(name):
-            return f"unknown flag {name}; {f'leuko has {hint}' if hint.startswith('--') else hint}"
-        return f"unknown flag {name}{nearest(name, flags)}"
+        if (hint := HABITS.get(name)) is None:
+            return f"unknown flag {name}{nearest(name, flags)}"
+        if hint.startswith("--"):
+            own = next((f for f in hint.split() if f in flags), None)
+            hint = f"leuko has {own}" if own else "this command has nothing like it"
+        return f"unknown flag {name}; {hint}"
 
 
 def _argument(hint: object) -> dict:

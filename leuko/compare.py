@@ -16,6 +16,7 @@ import sys
 from collections.abc import Collection
 from dataclasses import asdict, replace
 from pathlib import Path
+from shlex import quote
 
 from .baselines.ultralytics import is_yolo, plain_name
 from .config import TrainOptions, ValOptions, model_names
@@ -36,6 +37,9 @@ def compare(options: TrainOptions, given: Collection[str] = ()) -> Path:
     resumed = options.resume
     options = resumed_options(options, given) if resumed else TrainOptions(**asdict(options))
     names = checked_names(options.model)
+    if len(names) < 2:
+        alone = f"leuko train --resume {resumed}" if resumed else "leuko train"
+        raise LeukoError(f"{resumed or '--model'}: {names[0]} alone, but a comparison is of several; run: {alone}")
     if options.show_augment:
         return train(replace(options, model=names[0]), given)
     options.check()
@@ -55,12 +59,11 @@ def compare(options: TrainOptions, given: Collection[str] = ()) -> Path:
             shutil.rmtree(folder)  # nothing was begun
         raise
     except KeyboardInterrupt:
-        print(f"all of the comparison: leuko compare --resume {folder}", file=sys.stderr)
+        print(f"all of the comparison: leuko compare --resume {quote(str(folder))}", file=sys.stderr)
         raise
     runs = [str(folder / plain_name(name)) for name in names]
     about = {name: getattr(options, name) for name in ("data", "device", "workers", "allow_leaks")}
-    if len(runs) > 1:
-        val(ValOptions(ensemble=runs, split=split, save=str(folder), name="table", **about))
+    val(ValOptions(ensemble=runs, split=split, save=str(folder), name="table", **about))
     return folder
 
 

@@ -143,7 +143,7 @@ class TrainOptions:
     channels_last: bool = False
     """Keep maps channels-last in memory; faster on a GPU, and for EfficientNet's backbone on a CPU."""
     device: str = "auto"
-    """cpu, cuda, cuda:1 ...; auto takes a GPU if there is one."""
+    """cpu, cuda, cuda:1 or 1 ...; auto takes a GPU if there is one."""
     workers: int = -1
     """Loader processes; -1: one per core but one, at most 8."""
     cache: Literal["none", "ram", "disk"] = "none"
@@ -302,7 +302,7 @@ class ValOptions(DetectOptions):
     allow_leaks: bool = False
     """Validate even if a group of images (a smear, a patient) stands in the training split, too."""
     tune_split: str = "val"
-    """Split for --tune."""
+    """Split for --tune and --calibrate."""
 
     def check(self) -> None:
         """Raise LeukoError naming the flag whose value cannot be used."""

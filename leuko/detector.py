@@ -78,9 +78,12 @@ class Detector:
 
 
 def _pixels(image: np.ndarray | torch.Tensor) -> np.ndarray:
-    """An array [H, W, 3] or a tensor [3, H, W] as [H, W, 3] uint8; LeukoError where it is neither."""
-    pixels = image.permute(1, 2, 0).numpy() if isinstance(image, torch.Tensor) and image.dim() == 3 else image
-    if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+    """An array [H, W, 3] or a tensor [3, H, W] as [H, W, 3] uint8; LeukoError where it is neither, or empty."""
+    if not isinstance(image, (np.ndarray, torch.Tensor)):
+        raise LeukoError(f"image of type {type(image).__name__}: give a file, an array [H, W, 3] or a tensor [3, H, W]")
+    channels_first = isinstance(image, torch.Tensor) and image.dim() == 3
+    pixels = image.permute(1, 2, 0).cpu().numpy() if channels_first else image
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
         raise LeukoError(
             f"image of {image.dtype} and shape {list(image.shape)}: give uint8 RGB, [H, W, 3] or [3, H, W]"
         )

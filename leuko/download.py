@@ -20,12 +20,11 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 
-import yaml
 from tqdm import tqdm
 
 from .config import DownloadOptions
 from .errors import LeukoError, nearest
-from .io import io_errors_as
+from .io import io_errors_as, read_yaml
 
 FOLDER = Path("weights")
 REGISTRIES = (
@@ -59,7 +58,7 @@ def registry() -> dict[str, Entry]:
     """What can be downloaded, by name. Raises LeukoError where the registry is not beside leuko."""
     for path in REGISTRIES:
         if path.is_file():
-            listed = yaml.safe_load(path.read_text())
+            listed = read_yaml(path)
             return {name: Entry(name, **{k: str(v) for k, v in entry.items()}) for name, entry in listed.items()}
     raise LeukoError(f"{REGISTRIES[0]}: no such file; install leuko from its repository")
 
@@ -177,7 +176,7 @@ def size_of(path: Path) -> int:
 
 
 def listing(folder: Path) -> str:
-    """What there is: a line an entry."""
+    """What there is: one line per entry."""
     entries = registry().values()
     wide = [max(len(getattr(e, field)) for e in entries) for field in ("name", "model", "size", "licence")]
     lines = []

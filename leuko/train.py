@@ -12,12 +12,13 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict, fields, replace
 from importlib.util import find_spec
 from pathlib import Path
+from shlex import quote
 
 import torch
 
 from .baselines import ultralytics
 from .cli import flag, stored
-from .config import TrainOptions
+from .config import TrainOptions, is_comparison
 from .data import loader, source
 from .data.dataset import Dataset
 from .data.transforms import compose
@@ -25,7 +26,7 @@ from .download import FOLDER, downloaded, registry
 from .engine import checkpoint
 from .engine import train as loop
 from .engine.evaluate import choose_device
-from .engine.run import Progress, Run, read_progress
+from .engine.run import Progress, Run, is_finished, read_progress
 from .errors import LeukoError
 from .io import remove_unfinished, write_json, write_yaml
 from .models import DetectionModel, create
@@ -44,7 +45,7 @@ def train(options: TrainOptions, given: Collection[str] = ()) -> Path:
     device = checked_device(options)
     compose.read_steps(compose.chosen(options.augment, 0))  # a mistake in it is reported before the data is read
     state = begun_state(folder) if folder else None
-    if state and is_finished(state, options):
+    if state and is_finished(state["progress"], options.epochs):
         print(f"{folder}: finished; --epochs N extends it")
         return folder
     train_set, val_set = load_data(options)
@@ -75,14 +76,15 @@ def train(options: TrainOptions, given: Collection[str] = ()) -> Path:
         describe(training)
         train_yolo(training, model) if is_yolo else loop.fit(training, parts)
     except KeyboardInterrupt:
-        remedy = "start it again" if is_yolo else f"go on with: leuko train --resume {folder}"
+        remedy = "start it again" if is_yolo else f"go on with: leuko train --resume {quote(str(folder))}"
         print(f"\nstopped; {remedy}", file=sys.stderr)
         raise
     if training.best_evaluation:
         print(f"\nbest epoch, on {len(val_set)} images:\n{tables.per_class(training.best_evaluation)}")
     print(f"\nresults: {folder}")
-    print(f"next: leuko val --weights {folder} --data {options.data}")
-    print(f"      leuko predict --weights {folder} --source IMAGES")
+    weights, data = quote(str(folder)), quote(options.data)
+    print(f"next: leuko val --weights {weights} --data {data}")
+    print(f"      leuko predict --weights {weights} --source IMAGES")
     return folder
 
 
@@ -111,7 +113,7 @@ def resumed_options(options: TrainOptions, given: Collection[str]) -> TrainOptio
     if not path.is_file():
         raise LeukoError(f"{path}: no such file; --resume takes the folder of a run, such as runs/train/fcos")
     before = stored(TrainOptions, path)
-    if ultralytics.is_yolo(before.model):
+    if not is_comparison(before.model) and ultralytics.is_yolo(before.model):
         raise LeukoError(
             f"{options.resume}: a run of Ultralytics' {before.model} cannot be resumed; start a new one with --weights "
             f"{options.resume}"
@@ -133,12 +135,6 @@ def begun_state(folder: Path) -> dict | None:
         (folder / "weights").mkdir(exist_ok=True)
         return None
     return checkpoint.load_resume(folder / "resume.pt")
-
-
-def is_finished(state: dict, options: TrainOptions) -> bool:
-    """Whether a run has all its epochs, or was stopped early and is not extended."""
-    progress, epochs = state["progress"], options.epochs
-    return isinstance(progress, dict) and progress.get("epoch", 0) >= epochs
 
 
 # ---------------------------------------------------------------- data
@@ -172,7 +168,7 @@ def augmentation(options: TrainOptions, train_set: Dataset) -> list[dict]:
     """The augmentation as a list, which the run's args.yaml then holds; printed where ``auto`` chose it."""
     shown = options.epochs * len(train_set)
     name = compose.chosen(options.augment, shown)
-    if name != options.augment and not ultralytics.is_yolo(options.model):
+    if name != options.augment and (is_comparison(options.model) or not ultralytics.is_yolo(options.model)):
         print(f"augmentation: {name}, since {shown:,} images will be shown ({compose.ENOUGH:,} are enough for smear)")
     return compose.listed(compose.read_steps(name))
 
@@ -280,7 +276,7 @@ def train_yolo(training: Run, model: ultralytics.YOLO) -> None:
         state = {"model": averaged.state_dict()}
         prepared = loop.prepare(averaged, training.device)
         training.end_epoch(prepared, model.recipe, averaged.state_dict(), losses, learning_rate, state)
-        return training.progress.stopped
+        return bool(training.progress.stopped)
 
     arguments = (model, options, training.folder, training.train_set, training.val_set, training.device)
     ultralytics.train_ultralytics(*arguments, end_epoch, training.stop_diverged)

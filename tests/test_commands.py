@@ -175,6 +175,10 @@ def test_config_that_is_wrong(text, words, tmp_path, leuko):
     [
         ("train data=slides epochs=3", ("data=slides", "--data slides")),
         ("predict --conf 0.4", ("--conf", "--threshold")),
+        ("train --conf 0.4", ("--conf; this command has nothing like it",)),
+        ("val --save-dir x", ("--save-dir", "leuko has --save ")),
+        ("train --save-dir x", ("--save-dir", "leuko has --project ")),
+        ("compare --model fcos --data x", ("fcos alone", "leuko train")),
         ("train --lr0 0.1", ("--lr0", "--lr")),
         ("train --exist-ok", ("--exist-ok", "NAME-2")),
         ("train --optimizer AdamW", ("--optimizer", "SGD")),

@@ -43,6 +43,8 @@ def test_detector_in_a_few_lines(data, project, tmp_path, no_plots):
         (lambda: Detector.train(data, resume=str(project / "faster")), "--data"),
         (lambda: longer.predict(image.astype(float)), "uint8 RGB"),
         (lambda: longer.predict(image[0]), "uint8 RGB"),
+        (lambda: longer.predict(image[:0]), "uint8 RGB"),
+        (lambda: longer.predict([path]), "type list"),
     ):
         with pytest.raises(LeukoError, match=words):
             call()

@@ -28,9 +28,11 @@ from leuko.data.dataset import Dataset, Sample
 from leuko.data.transforms.compose import listed, read_steps
 from leuko.engine import checkpoint, schedule
 from leuko.engine.ema import ModelEMA
+from leuko.engine.ensemble import is_finished
 from leuko.engine.train import Stop
 from leuko.errors import LeukoError
 from leuko.models import DETECTORS, create
+from leuko.train import resumed_options
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -382,6 +384,34 @@ def test_a_run_stops_when_it_gets_no_better(data, tmp_path, leuko, no_plots):
     assert f"leuko val --weights {tmp_path / 'fcos'}" in result.out
 
 
+def test_a_run_that_was_stopped_early_is_finished_until_it_is_extended(data, tmp_path, leuko, no_plots):
+    """By itself, in an ensemble and in a comparison; --patience counts anew from there."""
+    words = ["compare", "--data", data, "--project", tmp_path, "--name", "two", *TINY, *FCOS, "--model", "fcos,fsaf"]
+    assert leuko(*words, "--lr", "1e-12", "--epochs", "9", "--patience", "2", "--best-by", "mAR").code == 0
+    run = tmp_path / "two/fcos"
+    assert len(rows(run)) == 3 and is_finished(run, 9) and not is_finished(run, 10)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert "finished; --epochs N extends it" in leuko("train", "--resume", run).out
+    assert "fcos is trained" in leuko("compare", "--resume", tmp_path / "two").out
+    assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert leuko("train", "--resume", run, "--epochs", "10").code == 0
+    assert len(rows(run)) == 5 and is_finished(run, 10)
+    result = leuko("compare", "--resume", tmp_path / "two", "--epochs", "10")
+    assert "fcos is trained" in result.out and "fsaf is trained" not in result.out
+    assert len(rows(tmp_path / "two/fsaf")) == 5
+
+
+def test_results_are_whole_after_a_kill_at_the_end_of_the_last_epoch(data, tmp_path, leuko, no_plots, monkeypatch):
+    def killed(*_: object, **__: object) -> None:
+        raise SystemExit(9)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("leuko.engine.run.run.log", lambda _, event, **__: killed() if event == "epoch" else None)
+        assert leuko("train", "--data", data, "--project", tmp_path, *TINY, *FCOS).code == 9
+    assert "finished" in leuko("train", "--resume", tmp_path / "fcos").out
+    assert len(rows(tmp_path / "fcos")) == 1
+
+
 def test_tensorboard_gets_what_results_csv_gets(data, tmp_path, leuko, no_plots):
     words = ["train", "--data", data, "--project", tmp_path, *TINY, *FCOS, "--tensorboard"]
     if find_spec("tensorboard") is None:
@@ -508,6 +538,16 @@ def test_comparison_tells_what_is_trained_by_the_state(data, tmp_path, leuko, no
     result = leuko("train", "--resume", folder, "--epochs", "2")
     assert result.code == 0 and "fsaf is trained (2 of 2)" in result.out, result.err
     assert len(rows(folder / "fcos")) == 2 and len(rows(folder / "fsaf")) == 3
+
+
+def test_comparison_that_names_a_yolo_model_first_is_resumed(tmp_path):
+    """A run of Ultralytics' alone cannot be resumed."""
+    for model, name in (("yolo11n,fcos", "two"), ("yolo11n", "one")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "args.yaml").write_text(f"model: {model}\nepochs: 3\n")
+    assert resumed_options(TrainOptions(resume=str(tmp_path / "two")), {"resume"}).epochs == 3
+    with pytest.raises(LeukoError, match="yolo11n cannot be resumed"):
+        resumed_options(TrainOptions(resume=str(tmp_path / "one")), {"resume"})
 
 
 def test_comparison_leaves_a_run_its_own_larger_number_of_epochs(data, tmp_path, leuko, no_plots, monkeypatch):

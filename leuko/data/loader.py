@@ -242,8 +242,6 @@ def worker_count(workers: int) -> int:
 
 def _start_worker(_: int) -> None:
     cv2.setNumThreads(0)
-    for number in (
-        signal.SIGINT,
-        signal.SIGTERM,
-    ):  # Ctrl-C and a scheduler's SIGTERM reach all processes of a job; only
-        signal.signal(number, signal.SIG_IGN)  # the one that trains may stop, after its step
+    # Ctrl-C and a scheduler's SIGTERM reach all processes of a job; only the one that trains may stop, after its step.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

@@ -205,6 +205,7 @@ def load_resume(path: Path) -> dict:
         raise LeukoError(
             f"{path}: cannot be read ({type(e).__name__}); start a new run, with --weights if it helps"
         ) from e
-    if not isinstance(state, dict) or not {"model", "progress", "images", "types"} <= set(state):
+    whole = isinstance(state, dict) and {"model", "progress", "images", "types"} <= set(state)
+    if not whole or not isinstance(state["progress"], dict):
         raise LeukoError(f"{path}: not the state of a run; start a new run, with --weights if it helps")
     return state

@@ -22,7 +22,7 @@ from ..io import read_yaml
 from ..metrics import coco
 from ..metrics.calibration import Scaling
 from ..models import DetectionModel
-from . import cost, fusion
+from . import cost, fusion, run
 from .checkpoint import Weights, load_resume, load_weights
 from .evaluate import Predictions, detect, predict, prepare
 
@@ -131,15 +131,14 @@ def load_members(
 
 
 def is_finished(folder: Path, epochs: int) -> bool:
-    """Whether a run was trained for so many epochs or more, or stopped early: by its state, which an epoch writes after
-    its weights, or, where somebody has removed that, by these."""
+    """Whether a run was trained for so many epochs or more, or stopped early when it was to have so many: by its state,
+    which an epoch writes after its weights, or, where somebody has removed that, by these."""
     last, state = folder / LAST, folder / "resume.pt"
     if not last.is_file():
         return False
     if not state.is_file():
         return (load_weights(last).about.get("epoch") or 0) >= epochs
-    progress = load_resume(state)["progress"]
-    return progress["epoch"] >= epochs or bool(progress.get("stopped"))
+    return run.is_finished(load_resume(state)["progress"], epochs)
 
 
 def epochs_of(folder: Path) -> int:

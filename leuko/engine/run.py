@@ -36,7 +36,8 @@ class Progress:
     seconds: float = 0.0
     best: float = -1.0  # the highest value of options.best_by so far
     best_epoch: int = 0
-    stopped: bool = False  # by --patience
+    stopped: int = 0  # the epochs that the run was to have when --patience ended it
+    extended_at: int = 0  # the epoch at which it had been stopped and was extended: --patience counts from there
     rows: list[dict] = field(default_factory=list)  # of results.csv
 
 
@@ -55,7 +56,7 @@ class Run:
     @property
     def finished(self) -> bool:
         """Whether there is nothing left to train."""
-        return self.progress.stopped or self.progress.epoch >= self.options.epochs
+        return is_finished(asdict(self.progress), self.options.epochs)
 
     # ------------------------------------------------------------ the end of an epoch
 
@@ -68,7 +69,8 @@ class Run:
         learning_rate: float,
         state: dict,
     ) -> None:
-        """Validate, then save: weights first, then the state that counts, then what is drawn from it.
+        """Validate, then save: weights and results first, and last the state, with which the epoch counts: a run that
+        is killed before it goes through all of this again.
 
         Args:
             prepared: the model for inference, with the weights that are saved.
@@ -98,9 +100,10 @@ class Run:
             sheet = pictures.gt_and_predictions(self.val_set, predictions)
             plots.write_image(self.folder / "val_predictions.jpg", sheet)
             self.best_evaluation = evaluation
-        progress.stopped = 0 < options.patience <= progress.epoch - progress.best_epoch
-        self.save_state(state)
+        without = progress.epoch - max(progress.best_epoch, progress.extended_at)
+        progress.stopped = options.epochs if 0 < options.patience <= without else 0
         self.write_results()
+        self.save_state(state)
         run.log(self.folder, "epoch", **row)
         self._log_tensorboard(row)
         listed = "  ".join(f"{name} {value:.3f}" for name, value in measures.items())
@@ -109,7 +112,7 @@ class Run:
             print(f"stopped early: {options.best_by} has not improved for {options.patience} epochs")
 
     def write_results(self) -> None:
-        """results.csv and its picture, from the rows that the state holds."""
+        """results.csv and its picture, from the rows that the state will hold."""
         write_csv(self.folder / "results.csv", self.progress.rows)
         plots.training_curves(self.progress.rows, self.folder / "results.png")
 
@@ -148,8 +151,14 @@ class Run:
         checkpoint.save_resume(self.folder / "resume.pt", {**state, **common})
 
 
+def is_finished(progress: Mapping, epochs: int) -> bool:
+    """Whether a run with this progress has so many epochs, or was stopped early when it was to have so many."""
+    return max(progress.get("epoch", 0), progress.get("stopped", 0)) >= epochs
+
+
 def read_progress(state: dict, path: Path, train_set: Dataset) -> Progress:
-    """The progress that ``resume.pt`` (``path``) holds; LeukoError if the data is no longer what the run began with."""
+    """The progress that ``resume.pt`` (``path``) holds, of a run that is not finished; LeukoError if the data is
+    no longer what the run began with."""
     if state["types"] != train_set.types:
         raise LeukoError(f"{path}: the run's types are {state['types']}, the data's {train_set.types}; correct --data")
     if state["images"] != [s.image.name for s in train_set.samples]:
@@ -158,6 +167,9 @@ def read_progress(state: dict, path: Path, train_set: Dataset) -> Progress:
             f"{len(train_set)} now); start a new run with --weights {path.parent}"
         )
     try:
-        return Progress(**state["progress"])
+        progress = Progress(**state["progress"])
     except TypeError as e:
         raise LeukoError(f"{path}: the state of another leuko ({e}); start a new run with --weights") from e
+    if progress.stopped:
+        progress.extended_at, progress.stopped = progress.epoch, 0
+    return progress
