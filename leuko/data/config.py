@@ -21,9 +21,25 @@ class _Written:
 
 
 @dataclass
+class _Changed(_Written):
+    """What every command that writes one data set from another takes."""
+
+    src: str = _by_place()
+    """Data set: a folder, a COCO file or a data YAML."""
+    dst: str = _by_place()
+    """Folder to make; in the same format, where none is asked for."""
+
+
+@dataclass
 class _Drawn(_Written):
     """What every command that draws a data set takes."""
 
+    dst: str = _by_place()
+    """Folder to make."""
+    images: int = 200
+    """Images in all."""
+    size: int = 320
+    """Side of an image in pixels."""
     format: Literal["coco", "voc", "yolo"] = "coco"
     """Format of the data set."""
     seed: int = 0
@@ -34,6 +50,16 @@ class _Drawn(_Written):
     """Share of the images for testing."""
     workers: int = 0
     """Threads; 0: one per core."""
+
+
+@dataclass
+class _Measured:
+    """What every command that examines a data set takes."""
+
+    src: str = _by_place()
+    """Data set: a folder, a COCO file or a data YAML."""
+    name: str = ""
+    """The result's folder in --save, the data's name if empty."""
 
 
 @dataclass
@@ -55,7 +81,7 @@ class ReviewOptions(_Written):
 
 
 @dataclass
-class CheckOptions:
+class CheckOptions(_Measured):
     """Find what is wrong with a data set. Exits with status 1 where a person must decide."""
 
     EXAMPLES: ClassVar[str] = """
@@ -63,18 +89,14 @@ class CheckOptions:
     leuko data check slides.yaml --labels-only
     """
 
-    src: str = _by_place()
-    """Data set: a folder, a COCO file or a data YAML."""
     labels_only: bool = False
     """Do not decode the images, and do not look for duplicates."""
     save: str = "runs/check"
     """Folder of results."""
-    name: str = ""
-    """The result's folder in --save, the data's name if empty."""
 
 
 @dataclass
-class ConvertOptions(_Written):
+class ConvertOptions(_Changed):
     """Write a data set in another format, keeping all but COCO's masks."""
 
     EXAMPLES: ClassVar[str] = """
@@ -83,10 +105,6 @@ class ConvertOptions(_Written):
     leuko data convert train.json datasets/official --to voc --voc-origin 1
     """
 
-    src: str = _by_place()
-    """Data set: a folder, a COCO file or a data YAML."""
-    dst: str = _by_place()
-    """Folder to make."""
     to: str = ""
     """Format to write: voc, coco or yolo."""
     voc_origin: Literal[0, 1] = 0
@@ -94,8 +112,8 @@ class ConvertOptions(_Written):
 
 
 @dataclass
-class SplitOptions(_Written):
-    """Divide a data set anew, stratified by type, groups of images together."""
+class SplitOptions(_Changed):
+    """Divide a data set anew, all its splits together, stratified by type, groups of images together."""
 
     EXAMPLES: ClassVar[str] = """
     leuko data split slides datasets/slides --ratios 4:1
@@ -103,10 +121,6 @@ class SplitOptions(_Written):
     leuko data split slides datasets/folds --folds 5 --group-by smears.csv
     """
 
-    src: str = _by_place()
-    """Data set; all its splits are taken together."""
-    dst: str = _by_place()
-    """Folder to make, in the same format."""
     ratios: str = "4:1"
     """Wanted shares, two or more."""
     names: str = ""
@@ -121,7 +135,7 @@ class SplitOptions(_Written):
 
 
 @dataclass
-class StatsOptions:
+class StatsOptions(_Measured):
     """Count cells, images and factors, and measure sizes and colours."""
 
     EXAMPLES: ClassVar[str] = """
@@ -129,16 +143,12 @@ class StatsOptions:
     leuko data stats slides.yaml --name slides
     """
 
-    src: str = _by_place()
-    """Data set: a folder, a COCO file or a data YAML."""
     save: str = "runs/stats"
     """Folder of results."""
-    name: str = ""
-    """The result's folder in --save, the data's name if empty."""
 
 
 @dataclass
-class ResizeOptions(_Written):
+class ResizeOptions(_Changed):
     """Scale all images and boxes, linked to the originals."""
 
     EXAMPLES: ClassVar[str] = """
@@ -146,16 +156,12 @@ class ResizeOptions(_Written):
     leuko predict --weights runs/train/fcos --source datasets/mini --originals
     """
 
-    src: str = _by_place()
-    """Data set: a folder, a COCO file or a data YAML."""
-    dst: str = _by_place()
-    """Folder to make, in the same format."""
     size: int = 600
     """Longer side in pixels."""
 
 
 @dataclass
-class FactorOptions(_Written):
+class FactorOptions(_Changed):
     """Put an interference factor on every image, tagged."""
 
     EXAMPLES: ClassVar[str] = """
@@ -163,10 +169,6 @@ class FactorOptions(_Written):
     leuko data factors slides datasets/each --factor all
     """
 
-    src: str = _by_place()
-    """Data set: a folder, a COCO file or a data YAML."""
-    dst: str = _by_place()
-    """Folder to make, in the same format."""
     factor: str = ""
     """Name of a factor, several separated by commas, or all; of several, each image gets one in turn."""
     severity: int = 3
@@ -184,12 +186,8 @@ class ComposeOptions(_Drawn):
     leuko data compose datasets/composed --donors crops --images 1000 --cells 2-8 --format yolo
     """
 
-    dst: str = _by_place()
-    """Folder to make."""
     donors: str = ""
     """A folder with one folder of crops per class."""
-    images: int = 200
-    """Fields in all."""
     size: int = 600
     """Side of a field in pixels."""
     cells: str = "1-6"
@@ -207,13 +205,9 @@ class SynthOptions(_Drawn):
     leuko data synth datasets/demo --force --val 0.2 --test 0
     """
 
-    dst: str = _by_place()
-    """Folder to make."""
     preset: Literal["demo", "paper"] = "demo"
     """paper: images and cells per type and split as in Li et al. 2022, factors tagged."""
     images: int = 0
     """Images in all; 0: 200, or the paper's 6273."""
-    size: int = 320
-    """Side of an image in pixels."""
     sheet: str = ""
     """Also draw the five types side by side into this file."""

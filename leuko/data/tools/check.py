@@ -6,9 +6,11 @@ themselves; ``note`` is worth a look.
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 
@@ -60,14 +62,16 @@ def check(src: str | Path, pixels: bool = True, progress: bool = False) -> tuple
             findings += [Finding("decide", f"error: {kind}", split, f"{text} (reading stops)") for text in messages]
     for split, dataset in datasets.items():
         findings += [Finding("fixed", w.action, split, str(w), (w.file,)) for w in dataset.warnings]
-        findings += _cells(split, dataset)
-        findings += _missing(split, dataset)
-    findings += _classes(datasets)
-    findings += _shared(src, datasets)
-    findings += _unlabelled(datasets)
+    for examine in (_sizes, _same_boxes, _missing, _classes, partial(_shared, src), _unlabelled):
+        findings += examine(datasets)
     if pixels:
         findings += _pixels(datasets, progress)
-    return datasets, sorted(_merged(findings), key=lambda f: (LEVELS.index(f.level), f.kind))
+    merged: dict[tuple, Finding] = {}  # each finding once, with all the splits (train and trainval, say) that have it
+    for f in findings:
+        other = merged.setdefault((f.level, f.kind, f.text), f)
+        if f.split not in other.split.split(", "):
+            merged[f.level, f.kind, f.text] = replace(f, split=f"{other.split}, {f.split}")
+    return datasets, sorted(merged.values(), key=lambda f: (LEVELS.index(f.level), f.kind))
 
 
 def counted(findings: Iterable[Finding]) -> list[tuple[str, str, int, Finding]]:
@@ -78,60 +82,56 @@ def counted(findings: Iterable[Finding]) -> list[tuple[str, str, int, Finding]]:
     return [(level, kind, number, first[level, kind]) for (level, kind), number in numbers.items()]
 
 
-def _merged(findings: Iterable[Finding]) -> list[Finding]:
-    """Each finding once, with all the splits (train and trainval, say) that have it."""
-    merged: dict[tuple, Finding] = {}
-    for finding in findings:
-        key = (finding.level, finding.kind, finding.text)
-        if key in merged and finding.split not in merged[key].split.split(", "):
-            finding = replace(finding, split=f"{merged[key].split}, {finding.split}")
-        merged[key] = finding
-    return list(merged.values())
-
-
 # ---------------------------------------------------------------- labels
 
 
-def _cells(split: str, dataset: Dataset) -> Iterator[Finding]:
-    """Images without cells, boxes that are nearly the same, cells of an unusual size."""
-    sides = [np.sqrt((s.boxes[:, 2:] - s.boxes[:, :2]).prod(1)) for s in dataset.samples]
-    labels = np.concatenate([s.labels for s in dataset.samples])
-    by_type = [np.concatenate(sides)[labels == k] for k in range(len(dataset.types))]
-    usual = [float(np.median(sizes)) if len(sizes) >= FEW_CELLS else np.nan for sizes in by_type]
-    for sample, of_sample in zip(dataset.samples, sides, strict=True):
-
-        def finding(level: str, kind: str, text: str, image: Path = sample.image) -> Finding:
-            return Finding(level, kind, split, f"{image}: {text}", (image,))
-
-        def cell(i: int, sample: Sample = sample) -> str:
-            return f"{dataset.types[sample.labels[i]]} [{', '.join(f'{v:.5g}' for v in sample.boxes[i])}]"
-
-        if not len(sample.boxes):
-            yield finding("note", "image without cells", "no cell is labelled; it is used as background")
-        cells = np.flatnonzero(~sample.crowd)
-        for i in cells:
-            median = usual[sample.labels[i]]
-            ratio = of_sample[i] / median
-            if ratio < 1 / USUAL or ratio > USUAL:
-                text = f"{cell(i)} is {of_sample[i]:.0f} px wide, {ratio:.1f} times the usual {median:.0f}; it is kept"
-                yield finding("note", "unusual size", text)
-        is_same = np.triu(box_iou(sample.boxes[cells], sample.boxes[cells]) > SAME_CELL, k=1)
-        for i, j in cells[np.argwhere(is_same)]:
-            level = "note" if sample.labels[i] == sample.labels[j] else "decide"
-            text = f"{cell(i)} and {cell(j)} are nearly the same box; both are kept, as two cells"
-            yield finding(level, "nearly the same box", text)
+def _cell(dataset: Dataset, sample: Sample, i: int) -> str:
+    return f"{dataset.types[sample.labels[i]]} [{', '.join(f'{v:.5g}' for v in sample.boxes[i])}]"
 
 
-def _missing(split: str, dataset: Dataset) -> Iterator[Finding]:
-    """Images without a cell of a class that nearly all others have: it may have been forgotten."""
-    has = np.array([np.bincount(s.labels, minlength=len(dataset.types)) > 0 for s in dataset.samples])
-    for k, share in enumerate(has.mean(0)):
-        if NEARLY_ALL <= share < 1 and len(has) >= FEW_CELLS:
-            for i in np.flatnonzero(~has[:, k]):
-                image = dataset.samples[i].image
+def _sizes(datasets: dict[str, Dataset]) -> Iterator[Finding]:
+    """Cells of an unusual size."""
+    for split, dataset in datasets.items():
+        sides = [np.sqrt((s.boxes[:, 2:] - s.boxes[:, :2]).prod(1)) for s in dataset.samples]
+        labels = np.concatenate([s.labels for s in dataset.samples])
+        by_type = [np.concatenate(sides)[labels == k] for k in range(len(dataset.types))]
+        medians = [float(np.median(sizes)) if len(sizes) >= FEW_CELLS else np.nan for sizes in by_type]
+        for sample, widths in zip(dataset.samples, sides, strict=True):
+            for i in np.flatnonzero(~sample.crowd):
+                median = medians[sample.labels[i]]
+                ratio = widths[i] / median
+                if ratio < 1 / USUAL or ratio > USUAL:
+                    size = f"{widths[i]:.0f} px wide, {ratio:.1f} times the usual {median:.0f}; it is kept"
+                    text = f"{sample.image}: {_cell(dataset, sample, i)} is {size}"
+                    yield Finding("note", "unusual size", split, text, (sample.image,))
+
+
+def _same_boxes(datasets: dict[str, Dataset]) -> Iterator[Finding]:
+    """Boxes that are nearly the same."""
+    for split, dataset in datasets.items():
+        for sample in dataset.samples:
+            cells = np.flatnonzero(~sample.crowd)
+            is_same = np.triu(box_iou(sample.boxes[cells], sample.boxes[cells]) > SAME_CELL, k=1)
+            for i, j in cells[np.argwhere(is_same)]:
+                level = "note" if sample.labels[i] == sample.labels[j] else "decide"
+                both = f"{_cell(dataset, sample, i)} and {_cell(dataset, sample, j)}"
+                text = f"{sample.image}: {both} are nearly the same box; both are kept, as two cells"
+                yield Finding(level, "nearly the same box", split, text, (sample.image,))
+
+
+def _missing(datasets: dict[str, Dataset]) -> Iterator[Finding]:
+    """Images without cells, or without a cell of a class that nearly all others have: it may have been forgotten."""
+    for split, dataset in datasets.items():
+        has = np.array([np.bincount(s.labels, minlength=len(dataset.types)) > 0 for s in dataset.samples])
+        for sample in (s for s in dataset.samples if not len(s.boxes)):
+            text = f"{sample.image}: no cell is labelled; it is used as background"
+            yield Finding("note", "image without cells", split, text, (sample.image,))
+        for k, share in enumerate(has.mean(0)):
+            if NEARLY_ALL <= share < 1 and len(has) >= FEW_CELLS:
                 problem = f"no {dataset.types[k]} is labelled, as on {share:.0%} of the images"
-                text = f"{image}: {problem}; unlabelled cells are used as background"
-                yield Finding("note", "class missing on an image", split, text, (image,))
+                for image in (dataset.samples[i].image for i in np.flatnonzero(~has[:, k])):
+                    text = f"{image}: {problem}; unlabelled cells are used as background"
+                    yield Finding("note", "class missing on an image", split, text, (image,))
 
 
 def _classes(datasets: dict[str, Dataset]) -> Iterator[Finding]:
@@ -173,11 +173,11 @@ def _unlabelled(datasets: dict[str, Dataset]) -> Iterator[Finding]:
     samples = [s for dataset in datasets.values() for s in dataset.samples]
     known = {s.image.resolve() for s in samples}
     known |= {warning.file.resolve() for dataset in datasets.values() for warning in dataset.warnings}
-    for folder in sorted({s.image.parent for s in samples}):
-        for image in list_images(folder):
-            if image.resolve() not in known:
-                text = f"{image}: no label file names it; it is left out"
-                yield Finding("note", "image without labels", "all", text, (image,))
+    for image in (image for folder in sorted({s.image.parent for s in samples}) for image in list_images(folder)):
+        if image.resolve() not in known:
+            yield Finding(
+                "note", "image without labels", "all", f"{image}: no label file names it; it is left out", (image,)
+            )
 
 
 # ---------------------------------------------------------------- pixels
@@ -200,29 +200,27 @@ def _pixels(datasets: dict[str, Dataset], progress: bool) -> Iterator[Finding]:
             text = f"{sample.image}: EXIF says to turn or mirror it; leuko does not: boxes refer to stored pixels"
             yield Finding("note", "EXIF orientation", splits[0], text, (sample.image,))
     exact = {pair for same in by_digest.values() for pair in combinations(same, 2)}
-    for i, j in sorted(exact):
-        yield _duplicate(places[i], places[j], "duplicate", "is the same file as")
-    for i, j in duplicates.near([look for *_, look in examined]):
-        if (i, j) not in exact:
-            yield _duplicate(places[i], places[j], "near duplicate", "looks the same as")
+    near = [pair for pair in duplicates.near([look for *_, look in examined]) if pair not in exact]
+    for i, j in [*sorted(exact), *near]:
+        yield _duplicate(places[i], places[j], is_exact=(i, j) in exact)
 
 
 def _examine(image: Path) -> tuple[str, bool, str, np.ndarray | None]:
     """The error in reading an image, whether EXIF turns it, its digest, and what it looks like."""
     try:
         look = duplicates.look(read_image(image))
-        return "", is_shown_otherwise(image), duplicates.digest(image), look
+        return "", is_shown_otherwise(image), hashlib.sha256(image.read_bytes()).hexdigest(), look
     except LeukoError as error:
         return str(error), False, f"unreadable {image}", None
 
 
-def _duplicate(a: tuple[Sample, list[str]], b: tuple[Sample, list[str]], kind: str, relation: str) -> Finding:
+def _duplicate(a: tuple[Sample, list[str]], b: tuple[Sample, list[str]], is_exact: bool) -> Finding:
     """Two images that are the same: worth a look in one split, a leak across two."""
     (one, splits_a), (other, splits_b) = a, b
+    kind, relation = ("duplicate", "is the same file as") if is_exact else ("near duplicate", "looks the same as")
     across = sorted({split for x in splits_a for y in splits_b if x != y for split in (x, y)})
-    cells = [sorted(zip(s.labels.tolist(), s.boxes.round().tolist(), strict=True)) for s in (one, other)]
-    if kind != "duplicate":  # a near duplicate may be turned
-        cells = [[label for label, _ in of_image] for of_image in cells]
+    boxes = [s.boxes.round() if is_exact else 0 * s.boxes for s in (one, other)]  # a near duplicate may be turned
+    cells = [sorted(zip(s.labels.tolist(), b.tolist(), strict=True)) for s, b in zip((one, other), boxes, strict=True)]
     labels = "" if cells[0] == cells[1] else ", with other labels"
     images = (one.image, other.image)
     if across:

@@ -1,10 +1,8 @@
-"""Duplicate images: byte for byte, or nearly, in another size, encoding, light or orientation."""
+"""Images that look the same in another size, encoding, light or orientation."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -14,11 +12,6 @@ ALIKE = 0.93  # correlation of coarse images above which the fine ones are compa
 SAME = 0.975  # correlation of fine images above which they are the same
 FLAT = 2.0  # standard deviation in grey values below which an image shows nothing to compare
 BLOCK = 512
-
-
-def digest(path: Path) -> str:
-    """The SHA-256 of a file's content."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def look(image: np.ndarray) -> np.ndarray | None:

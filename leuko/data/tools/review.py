@@ -10,7 +10,7 @@ import numpy as np
 
 from ...errors import LeukoError, nearest
 from ...io import read_text, write_csv
-from ..dataset import Dataset, LabelWarning, Sample
+from ..dataset import LabelWarning, Sample
 from ..formats import FORMATS
 from .builder import building, read_source, with_cells, write_warnings
 
@@ -31,51 +31,37 @@ def apply_review(src: str | Path, review: str | Path, dst: str | Path, *, force:
     """
     review = Path(review)
     form, datasets = read_source(src, dst)
-    suspects = _read(review)
-    images = {sample.image.resolve() for dataset in datasets.values() for sample in dataset.samples}
-    for s in suspects:
-        if Path(s["image"]).resolve() not in images:
-            raise LeukoError(f"{review}: image {s['image']} is not in {src}; name the data set that was validated")
-        _check_verdict(s, next(iter(datasets.values())).types, review)
-    changes: dict[int, dict] = {}
-    missing: dict[int, dict] = {}
-    new: dict[str, Dataset] = {}
+    places: dict[Path, list[tuple[str, int]]] = {}  # the splits that hold an image, and its number there
     for split, dataset in datasets.items():
-        samples, warnings = list(dataset.samples), []
-        index: dict[Path, list[int]] = {}
-        for i, sample in enumerate(samples):
-            index.setdefault(sample.image.resolve(), []).append(i)
-        removed: dict[int, list[int]] = {}
-        for number, s in enumerate(suspects, 1):
-            before, after = s.get("label", ""), _after(s)
-            for i in index.get(Path(s["image"]).resolve(), []) if after is not None else []:
-                sample = samples[i]
-                cell = _find(sample, s, dataset.types) if s["cell"] >= 0 else len(sample.boxes)
-                if cell is None:
-                    missing[number] = s
-                    problem = f"its cell is not in split {split}"
-                    warnings.append(LabelWarning(sample.image, f"suspect {number} of the review", problem, "left out"))
-                    continue
-                if after:
-                    samples[i] = _labelled(sample, cell, s["box"], dataset.types.index(after), before)
-                else:
-                    removed.setdefault(i, []).append(cell)
-                row = {"image": str(sample.image), "kind": s["kind"], "before": before, "after": after}
-                changes[number] = row | dict(zip(("x0", "y0", "x1", "y1"), s["box"], strict=True))
-        for i, gone in removed.items():
-            samples[i] = with_cells(samples[i], np.setdiff1d(np.arange(len(samples[i].boxes)), gone))
-        new[split] = replace(dataset, samples=samples, warnings=dataset.warnings + warnings)
-    for number, s in missing.items():
-        if number not in changes:
-            where = f"{review}: suspect {number}: {s['image']}"
+        for i, sample in enumerate(dataset.samples):
+            places.setdefault(sample.image.resolve(), []).append((split, i))
+    types = next(iter(datasets.values())).types
+    rows: list[dict] = []
+    for number, s in enumerate(_read(review), 1):
+        if (image := Path(s["image"]).resolve()) not in places:
+            raise LeukoError(f"{review}: image {s['image']} is not in {src}; name the data set that was validated")
+        if (after := _verdict(s, types, review)) is None:
+            continue
+        label = types.index(after) if after else None
+        row = {"image": "", "kind": s["kind"], "before": s.get("label", ""), "after": after}
+        for split, i in places[image]:
+            dataset, sample = datasets[split], datasets[split].samples[i]
+            if (cell := _find(sample, s, types)) is None:
+                about = f"suspect {number} of the review", f"its cell is not in split {split}", "left out"
+                dataset.warnings.append(LabelWarning(sample.image, *about))
+                continue
+            dataset.samples[i] = _changed(sample, cell, s["box"], label, row["before"])
+            row["image"] = str(sample.image)
+        if not row["image"]:
             problem = f"cell {s['cell']}, {s.get('label')}, is no longer in the data"
-            raise LeukoError(f"{where}: {problem}; validate the data anew")
+            raise LeukoError(f"{review}: suspect {number}: {s['image']}: {problem}; validate the data anew")
+        rows.append(row | dict(zip(COLUMNS[4:], s["box"], strict=True)))
     with building(dst, force) as folder:
-        for split, dataset in new.items():
+        for split, dataset in datasets.items():
             FORMATS[form].write(dataset, folder, split)
-        write_warnings(folder, new)
-        write_csv(folder / "reviewed.csv", list(changes.values()), COLUMNS)
-    return list(changes.values())
+        write_warnings(folder, datasets)
+        write_csv(folder / "reviewed.csv", rows, COLUMNS)
+    return rows
 
 
 def _read(file: Path) -> list[dict]:
@@ -98,44 +84,43 @@ def _read(file: Path) -> list[dict]:
         raise LeukoError(f"{file}: not a review ({error!r:.80}); {remedy}") from error
 
 
-def _check_verdict(suspect: dict, types: list[str], file: Path) -> None:
-    verdict, after = suspect.get("verdict", "").strip(), _after(suspect)
+def _verdict(suspect: dict, types: list[str], file: Path) -> str | None:
+    """The type that a verdict gives, "" for no cell, None where the label stays; LeukoError for one that is unknown."""
+    verdict, known = suspect.get("verdict", "").strip(), (KEEP, ACCEPT, *types)
     place = f"{file}: {Path(suspect['image']).name}"
-    known = (KEEP, ACCEPT, *types)
     if verdict and verdict not in known:
-        problem = f'verdict "{verdict}" is unknown{nearest(verdict, known)}'
-        raise LeukoError(f"{place}: {problem} ({', '.join(known)})")
-    if after and after not in types:
-        raise LeukoError(f'{place}: the type "{after}" is not among {", ".join(types)}')
-
-
-def _after(suspect: dict) -> str | None:
-    """The type that a verdict gives, "" for no cell, None where the label stays."""
-    verdict = suspect.get("verdict", "").strip()
+        raise LeukoError(f'{place}: verdict "{verdict}" is unknown{nearest(verdict, known)} ({", ".join(known)})')
     if verdict in ("", KEEP):
         return None
-    return suspect["says"] if verdict == ACCEPT else verdict
+    after = suspect["says"] if verdict == ACCEPT else verdict
+    if after and after not in types:
+        raise LeukoError(f'{place}: the type "{after}" is not among {", ".join(types)}')
+    return after
 
 
 def _find(sample: Sample, suspect: dict, types: list[str]) -> int | None:
-    """The index of a suspect's cell, which another split may list in another place; None where it is not there."""
+    """The index of a suspect's cell, which another split may list in another place; None where it is not there; of a
+    cell that has no label yet the next free one."""
+    if suspect["cell"] < 0:
+        return len(sample.boxes)
     near = np.isclose(sample.boxes, suspect["box"], rtol=0, atol=ROUNDING).all(1)
     same = [i for i in np.flatnonzero(near).tolist() if types[sample.labels[i]] == suspect.get("label", "")]
     return suspect["cell"] if suspect["cell"] in same else next(iter(same), None)
 
 
-def _labelled(sample: Sample, cell: int, box: list[float], label: int, before: str) -> Sample:
-    """The sample with another label of a cell, or with a new cell where ``cell`` is their number."""
-    is_new = cell == len(sample.boxes)
-    labels, attributes = [*sample.labels, label], [*sample.attributes, {"label_before": before}]
-    if not is_new:
-        labels = [label if i == cell else old for i, old in enumerate(sample.labels)]
-        attributes = [a | {"label_before": before} if i == cell else a for i, a in enumerate(sample.attributes)]
-    return replace(
-        sample,
-        boxes=[*sample.boxes, box] if is_new else sample.boxes,
-        labels=labels,
-        crowd=[*sample.crowd, False] if is_new else sample.crowd,
-        cell_factors=[*sample.cell_factors, ()] if is_new else sample.cell_factors,
-        attributes=attributes,
-    )
+def _changed(sample: Sample, cell: int, box: list[float], label: int | None, before: str) -> Sample:
+    """The sample with another label of a cell, without the cell (None), or with a new one where there is none yet."""
+    if label is None:
+        return with_cells(sample, np.delete(np.arange(len(sample.boxes)), cell))
+    if cell == len(sample.boxes):
+        sample = replace(
+            sample,
+            boxes=[*sample.boxes, box],
+            labels=[*sample.labels, label],
+            crowd=[*sample.crowd, False],
+            cell_factors=[*sample.cell_factors, ()],
+            attributes=[*sample.attributes, {}],
+        )
+    sample.labels[cell] = label
+    sample.attributes[cell]["label_before"] = before
+    return sample
