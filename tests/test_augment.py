@@ -103,7 +103,7 @@ def test_restaining_changes_each_dye_alone():
     white = np.float32([250, 245, 240])
     image = stain.from_density(stain.mix(amounts), white).round().astype(np.uint8)
     change = np.diag([0.5, 1.2, 1.0])
-    after = stain.separate(stain.to_density(stain.restain(image, change), white))
+    after = stain.to_density(stain.restain(image, change), white) @ np.linalg.inv(stain.ABSORBERS)
     assert np.abs(after - amounts @ change)[3:].max() < 0.05
     np.testing.assert_allclose(stain.restain(image, np.eye(3)), image, atol=1)
     flared = stain.restain(image, np.eye(3), flare=0.25)  # the empty slide keeps its colour, cells become paler

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 from numpy.random import Generator
 
+Range = tuple[float, float]
 _SHIFT = 4  # fractional bits of the coordinates that OpenCV draws with
 _THETA = np.linspace(0, 2 * np.pi, 96, endpoint=False)
 _CIRCLE = np.stack([np.cos(_THETA), np.sin(_THETA)], axis=1)
@@ -77,13 +78,7 @@ class Canvas(Plane):
         self.size = 2 * self.half * supersample
         super().__init__((self.size, self.size), radius * supersample, (self.size - 1) / 2)
 
-    def granules(
-        self,
-        number: tuple[float, float],
-        radii: tuple[float, float],
-        levels: tuple[float, float],
-        reach: float = 1.0,
-    ) -> np.ndarray:
+    def granules(self, number: Range, radii: Range, levels: Range, reach: float = 1.0) -> np.ndarray:
         """Discs at random within ``reach``; number, radii and levels are drawn from the ranges."""
         n = int(self.rng.uniform(*number))
         return self.discs(scatter(self.rng, n, reach), self.rng.uniform(*radii, n), self.rng.uniform(*levels, n))

@@ -46,44 +46,27 @@ class FactorResult:
 
 
 def apply_factor(
-    name: str,
-    rng: Generator,
-    image: np.ndarray,
-    boxes: np.ndarray,
-    severity: int,
-    crowd: np.ndarray | None = None,
+    name: str, rng: Generator, image: np.ndarray, boxes: np.ndarray, severity: int, crowd: np.ndarray | None = None
 ) -> FactorResult:
-    """Apply a factor to an image.
+    """Apply a factor (one of ``leuko.cells.FACTORS``) to an image [H, W, 3] uint8 RGB with leukocytes.
 
-    Args:
-        name: one of ``leuko.cells.FACTORS``. ``overlap`` and ``small_cell`` apply to every cell, ``incomplete`` to one,
-            because the image is cut there (and becomes smaller).
-        rng: source of all randomness.
-        image: [H, W, 3] uint8 RGB.
-        boxes: [N, 4] xyxy in pixels, of the leukocytes.
-        severity: 1 to 5.
-        crowd: [N] bool, boxes around many cells: they move with the image, and no factor applies to them.
-
-    Raises:
-        KeyError: unknown factor. ValueError: unknown severity.
+    ``overlap`` and ``small_cell`` apply to every cell, ``incomplete`` to one, because the image is cut there (and
+    becomes smaller). ``boxes`` are [N, 4] xyxy in pixels; where ``crowd`` [N] bool is true, a box is around many cells:
+    it moves with the image, and no factor applies to it. Raises KeyError for an unknown factor, ValueError for a
+    severity that is not from 1 to 5.
     """
     if severity not in SEVERITIES:
         raise ValueError(f"severity {severity} is not from 1 to 5")
     boxes = np.asarray(boxes, dtype=np.float32).reshape(-1, 4)
     is_cell = np.ones(len(boxes), dtype=bool) if crowd is None else ~crowd
-    scale = red_cell_size(image, boxes[is_cell])
+    scale = default_red_cell(image.shape[1], image.shape[0])
+    if is_cell.any():
+        scale = float(np.median(np.sqrt((boxes[is_cell, 2:] - boxes[is_cell, :2]).prod(1)))) / BOX_PER_RED_CELL
     if name in _CELL_FACTORS and is_cell.any():
         return _CELL_FACTORS[name](rng, image, boxes, is_cell, severity, scale)
     if name not in _CELL_FACTORS:
         image = _IMAGE_FACTORS[name](rng, image, severity, scale)
     return FactorResult(image, boxes, np.arange(len(boxes)), np.zeros(len(boxes), dtype=bool))
-
-
-def red_cell_size(image: np.ndarray, boxes: np.ndarray) -> float:
-    """Diameter of a red cell in pixels, estimated from the leukocytes' boxes [N, 4] or, if N is 0, the image size."""
-    if not len(boxes):
-        return default_red_cell(image.shape[1], image.shape[0])
-    return float(np.median(np.sqrt((boxes[:, 2:] - boxes[:, :2]).prod(1)))) / BOX_PER_RED_CELL
 
 
 # ---------------------------------------------------------------- of the image; ``scale``: red cell diameter, pixels
@@ -97,7 +80,7 @@ def overstained(rng: Generator, image: np.ndarray, severity: int, scale: float) 
 def understained(rng: Generator, image: np.ndarray, severity: int, scale: float) -> np.ndarray:
     """An acid buffer and too much rinsing: pale nuclei, a reddish smear."""
     amounts = stain.uptake(UNDERSTAINED_PH[severity - 1])
-    amounts[stain.EOSIN] = amounts[stain.EOSIN] ** 0.3  # most of the additional eosin is rinsed out again
+    amounts[0] = amounts[0] ** 0.3  # most of the additional eosin is rinsed out again
     return stain.restain(image, np.diag(amounts))
 
 
@@ -105,11 +88,11 @@ def dye_residue(rng: Generator, image: np.ndarray, severity: int, scale: float) 
     """Precipitated dye: clusters of round violet-black grains, in focus, on cells and between them."""
     height, width = image.shape[:2]
     clusters = rng.uniform([0, 0], [width, height], (_number(rng, image, scale, 0.012 * severity), 2))
-    centres = []
+    grains = []
     for cluster in clusters:
         n = int(rng.integers(3, 10 + 12 * severity))
-        centres.append(cluster + scale * rng.uniform(0.15, 0.2 + 0.12 * severity) * rng.normal(0, 1, (n, 2)))
-    grains = np.concatenate(centres)
+        grains.append(cluster + scale * rng.uniform(0.15, 0.2 + 0.12 * severity) * rng.normal(0, 1, (n, 2)))
+    grains = np.concatenate(grains)
     radii = scale * 0.022 * np.exp(rng.normal(0.1 * severity, 0.35, len(grains)))
     levels = np.floor(255 * rng.uniform(0.5, 1, len(grains))) / 255
     mask = Plane(image.shape[:2]).discs(grains, np.maximum(radii, 0.6), levels)
@@ -125,7 +108,8 @@ def cell_debris(rng: Generator, image: np.ndarray, severity: int, scale: float) 
         smudge = plane.fill(points + rng.uniform([0, 0], [width, height]))
         smudge = cv2.GaussianBlur(smudge, (0, 0), scale * rng.uniform(0.05, 0.12))
         smudges = np.maximum(smudges, smudge * rng.uniform(0.3, 0.75))
-    smudges *= 1 + 0.35 * _noise(rng, shape, 0.16 * scale)
+    lumps = rng.standard_normal([int(side / (0.16 * scale)) + 2 for side in shape], dtype=np.float32)
+    smudges *= 1 + 0.35 * (1.3 * cv2.resize(lumps, (width, height), interpolation=cv2.INTER_CUBIC))
     fragments = np.zeros_like(smudges)
     for place in rng.uniform([0, 0], [width, height], (_number(rng, image, scale, 0.02 * severity), 2)):
         points = outline(rng, scale * rng.uniform(0.05, 0.16), 0.25, rng.uniform(1, 1.8)) + place
@@ -183,9 +167,11 @@ def overlap(
             x = (x0 + x1) / 2 + distance * (x1 - x0) / 2 * np.cos(angle)
             y = (y0 + y1) / 2 + distance * (y1 - y0) / 2 * np.sin(angle)
             lay(slide, red_cell(rng, scale / 2 * rng.uniform(0.9, 1.1), rng.uniform(0.1, 0.5)), x, y, hide=0.3)
-    return FactorResult(
-        _absorb(image, slide[:, :, None] * _red_cell_density(image)), boxes, np.arange(len(boxes)), is_cell
-    )
+    # As dense as this image's red cells, the median of what is neither empty slide nor nucleus.
+    density = stain.to_density(image[::2, ::2], stain.bare_slide(image)).reshape(-1, 3)
+    stained = density[(density[:, 1] > 0.12) & (density[:, 1] < 0.8)]
+    tint = np.median(stained, axis=0) if len(stained) else stain.mix(RED_CELL * 2)
+    return FactorResult(_absorb(image, slide[:, :, None] * tint), boxes, np.arange(len(boxes)), is_cell)
 
 
 def incomplete(
@@ -238,21 +224,19 @@ def _shrink(image: np.ndarray, boxes: np.ndarray, cell: int, factor: float) -> t
         ratio = np.where(radius < LENS, (1 + (radius - factor) * stretch) / radius, 1)  # old radius / new radius
     ratio = np.where(radius <= factor, 1 / factor, ratio)
     source = [(d * ratio + c - 0.5).astype(np.float32) for d, c in zip((x, y), centre, strict=True)]
-    image = image.copy()
     blurred = cv2.GaussianBlur(image, (0, 0), 0.5)  # against aliasing
-    warped = cv2.remap(blurred, *source, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
-    image[low[1] : high[1], low[0] : high[0]] = warped
-
-    def moved(box: np.ndarray) -> np.ndarray:
-        t = np.linspace(0, 1, 33)
-        edge = np.concatenate([np.stack(s, 1) for s in ((t, 0 * t), (t, 0 * t + 1), (0 * t, t), (0 * t + 1, t))])
-        points = (box[:2] + edge * (box[2:] - box[:2]) - centre) / axes
-        r = np.hypot(*points.T)
-        new = np.where(r <= 1, r * factor, np.where(r < LENS, factor + (r - 1) / stretch, r))
-        points = points * (new / np.maximum(r, 1e-6))[:, None] * axes + centre
-        return np.concatenate([points.min(0), points.max(0)]).clip(0, [width, height] * 2)
-
-    return image, np.array([moved(box) for box in boxes], dtype=np.float32)
+    image = image.copy()
+    image[low[1] : high[1], low[0] : high[0]] = cv2.remap(
+        blurred, *source, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101
+    )
+    t, none = np.linspace(0, 1, 33), np.zeros(33)
+    edge = np.concatenate([np.stack(xy, 1) for xy in ((t, none), (t, none + 1), (none, t), (none + 1, t))])
+    points = (boxes[:, None, :2] + edge * (boxes[:, None, 2:] - boxes[:, None, :2]) - centre) / axes  # [N, 132, 2]
+    old = np.hypot(points[..., 0], points[..., 1])
+    new = np.where(old <= 1, old * factor, np.where(old < LENS, factor + (old - 1) / stretch, old))
+    points = points * (new / np.maximum(old, 1e-6))[..., None] * axes + centre
+    boxes = np.hstack([points.min(1), points.max(1)]).clip(0, [width, height] * 2)
+    return image, boxes.astype(np.float32)
 
 
 # ---------------------------------------------------------------- helpers
@@ -266,21 +250,6 @@ def _number(rng: Generator, image: np.ndarray, scale: float, density: float) -> 
 def _absorb(image: np.ndarray, density: np.ndarray) -> np.ndarray:
     """The image [H, W, 3] uint8 after its light has passed a further ``density`` [H, W, 3]."""
     return (image * np.exp(-density) + 0.5).astype(np.uint8)
-
-
-def _red_cell_density(image: np.ndarray) -> np.ndarray:
-    """Density [3] of the red cells of this image: the median of what is neither empty slide nor nucleus."""
-    density = stain.to_density(image[::2, ::2], stain.bare_slide(image)).reshape(-1, 3)
-    green = density[:, 1]
-    some = density[(green > 0.12) & (green < 0.8)]
-    return np.median(some, axis=0) if len(some) else stain.mix(RED_CELL * 2)
-
-
-def _noise(rng: Generator, shape: tuple[int, int], grain: float) -> np.ndarray:
-    """Smooth noise [H, W] of a standard deviation of about 1, with lumps about ``grain`` pixels wide."""
-    height, width = shape
-    coarse = rng.standard_normal((int(height / grain) + 2, int(width / grain) + 2), dtype=np.float32)
-    return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC) * 1.3
 
 
 _IMAGE_FACTORS = {f.__name__: f for f in (overstained, understained, dye_residue, cell_debris, dust, defocus)}

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.random import Generator
 
-from .canvas import Canvas, DrawnCell, arc, outline, over, rotated, scatter, smoothstep, tinted
+from .canvas import Canvas, DrawnCell, Range, arc, outline, over, rotated, scatter, smoothstep, tinted
 
 # Amounts (eosin, azure, pigment).
 NUCLEUS = np.array([1.39, 1.83, 0.00], dtype=np.float32)
@@ -25,9 +25,7 @@ VIOLET = np.array([1.35, 1.77, 0.00], dtype=np.float32)
 FINE_GRANULE = np.array([0.48, 0.52, 0.07], dtype=np.float32)
 
 
-def _segmented(
-    canvas: Canvas, lobes: int, area: float, sweeps: tuple[float, float], strand: float
-) -> tuple[np.ndarray, np.ndarray]:
+def _segmented(canvas: Canvas, lobes: int, area: float, sweeps: Range, strand: float) -> tuple[np.ndarray, np.ndarray]:
     """A nucleus of lobes along an arc: its mask, and the grooves where one lobe overlaps another.
 
     ``area`` is the nucleus' share of the cell's area, ``sweeps`` the range of the arc's angle in radians, ``strand``
@@ -61,14 +59,7 @@ def _chromatin(canvas: Canvas, mask: np.ndarray, grain: float, contrast: float, 
     return (0.93 + 0.05 * canvas.noise(4 * grain)) * (1 - contrast * spots) + 0.20 * membrane
 
 
-def _packed(
-    canvas: Canvas,
-    body: np.ndarray,
-    number: tuple[float, float],
-    reach: float,
-    grain: float,
-    gaps: tuple[float, float],
-) -> np.ndarray:
+def _packed(canvas: Canvas, body: np.ndarray, number: Range, reach: float, grain: float, gaps: Range) -> np.ndarray:
     """Centres [n, 2] of granules that fill the cell, except for gaps about ``grain`` wide where noise (std 1) is below
     a threshold from the range ``gaps``."""
     centres = scatter(canvas.rng, int(canvas.rng.uniform(*number)), reach)

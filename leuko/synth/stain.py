@@ -14,7 +14,6 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-EOSIN = 0  # index of the absorber
 ABSORBERS = np.array(
     [
         [0.16, 0.95, 0.27],  # eosin: absorbs green
@@ -30,14 +29,10 @@ NEUTRAL_PH = 6.6
 
 
 def to_density(image: np.ndarray, white: np.ndarray) -> np.ndarray:
-    """Optical density of an image.
+    """Optical density [..., 3] float32 (natural logarithm) of an image [..., 3] RGB, 0..255.
 
-    Args:
-        image: [..., 3] RGB, 0..255. Values below 1 count as 1, so that the density of black is finite.
-        white: [3] or [..., 3] RGB of the light where the slide is empty, above 0.
-
-    Returns:
-        [..., 3] float32, natural logarithm, per channel; at least 0 where the image is not brighter than ``white``.
+    ``white`` ([3] or [..., 3] RGB, above 0) is the light where the slide is empty. Values below 1 count as 1, so that
+    the density of black is finite.
     """
     light = np.maximum(np.asarray(image, dtype=np.float32), 1.0)
     return np.log(np.asarray(white, dtype=np.float32)) - np.log(light)
@@ -45,20 +40,12 @@ def to_density(image: np.ndarray, white: np.ndarray) -> np.ndarray:
 
 def from_density(density: np.ndarray, white: np.ndarray) -> np.ndarray:
     """The inverse of :func:`to_density`: an image [..., 3] float32 RGB, not rounded."""
-    light = np.negative(density, dtype=np.float32)
-    np.exp(light, out=light)
-    light *= np.asarray(white, dtype=np.float32)
-    return light
+    return np.exp(-np.asarray(density, dtype=np.float32)) * np.asarray(white, dtype=np.float32)
 
 
 def mix(amounts: np.ndarray) -> np.ndarray:
     """Density [..., RGB] float32 of amounts [..., absorber]."""
     return np.asarray(amounts, dtype=np.float32) @ ABSORBERS
-
-
-def separate(density: np.ndarray) -> np.ndarray:
-    """The inverse of :func:`mix`: amounts [..., absorber] float32, which may be negative, of a density [..., RGB]."""
-    return np.asarray(density, dtype=np.float32) @ np.linalg.inv(ABSORBERS)
 
 
 def bare_slide(image: np.ndarray) -> np.ndarray:
@@ -70,11 +57,9 @@ def bare_slide(image: np.ndarray) -> np.ndarray:
 def restain(image: np.ndarray, change: np.ndarray, light: np.ndarray | float = 1.0, flare: float = 0.0) -> np.ndarray:
     """The image [H, W, 3] uint8 RGB as it would look with other amounts of the absorbers.
 
-    Args:
-        image: [H, W, 3] uint8 RGB.
-        change: [absorber, absorber'], the linear map from old to new amounts; a diagonal matrix scales them.
-        light: number or [3], factor of the empty slide's colour.
-        flare: 0..1, share of the light at the camera that has not passed the cells.
+    ``change`` [absorber, absorber'] is the linear map from old to new amounts (a diagonal matrix scales them),
+    ``light`` (a number or [3]) a factor of the empty slide's colour, ``flare`` the share (0..1) of the light at the
+    camera that has not passed the cells.
     """
     white = bare_slide(image)
     density_map = (np.linalg.inv(ABSORBERS) @ change @ ABSORBERS).astype(np.float32)

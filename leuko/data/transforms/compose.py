@@ -23,10 +23,10 @@ import numpy as np
 from ...cells import FACTORS
 from ...errors import LeukoError, nearest
 from ...io import read_yaml
+from ..dataset import AugmentedSample
 from . import geometric as geo
 from . import mixing
 from . import photometric as photo
-from .sample import AugmentedSample
 
 GEOMETRIC = (geo.horizontal_flip, geo.vertical_flip, geo.right_angle, geo.rotate, geo.scale_crop, geo.translate)
 PHOTOMETRIC = (photo.colour_jitter, photo.stain_jitter, photo.gamma, photo.blur, photo.defocus, photo.noise, photo.jpeg)

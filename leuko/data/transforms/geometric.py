@@ -12,8 +12,9 @@ import cv2
 import numpy as np
 from numpy.random import Generator
 
-from .sample import FILL, AugmentedSample, keep_visible
+from ..dataset import AugmentedSample
 
+FILL = (124, 116, 104)  # ImageNet's mean colour: about zero once normalised
 MAX_ERASED = 0.4  # share of a cell's box
 
 
@@ -107,3 +108,13 @@ def _share(mask: np.ndarray, box: np.ndarray) -> float:
     """The share (0..1) of a box's pixels in a mask [H, W]."""
     (x0, y0), (x1, y1) = np.floor(box[:2]).astype(int), np.ceil(box[2:]).astype(int)
     return float(mask[y0:y1, x0:x1].mean())
+
+
+def keep_visible(sample: AugmentedSample, visible: float) -> AugmentedSample:
+    """Clip the boxes to the image and drop cells of which less than ``visible`` (0..1 of the area) is left."""
+    height, width = sample.image.shape[:2]
+    clipped = np.clip(sample.boxes, 0, [width, height, width, height])
+    area = (sample.boxes[:, 2:] - sample.boxes[:, :2]).prod(1)
+    sides = clipped[:, 2:] - clipped[:, :2]
+    kept = (sides.prod(1) >= visible * area) & (sides > 1).all(1)
+    return replace(sample, boxes=clipped[kept], labels=sample.labels[kept])

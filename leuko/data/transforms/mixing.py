@@ -16,7 +16,8 @@ from numpy.random import Generator
 
 from ...ops.boxes import box_iou
 from ...synth.cutout import box_of, cell_mask
-from .sample import FILL, AugmentedSample, keep_visible
+from ..dataset import AugmentedSample
+from .geometric import FILL, keep_visible
 
 Others = Callable[[Generator, bool], AugmentedSample]
 MIN_SHARE = 0.6  # of the labelled box and of the segmented cell's, each inside the other

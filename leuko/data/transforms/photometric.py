@@ -14,7 +14,7 @@ from numpy.random import Generator
 from ...cells import FACTORS
 from ...synth import stain
 from ...synth.factors import apply_factor, out_of_focus
-from .sample import AugmentedSample
+from ..dataset import AugmentedSample
 
 GREY = np.tile([0.299, 0.587, 0.114], (3, 1))  # from R, G, B to luminance in each channel
 
