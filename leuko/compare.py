@@ -96,5 +96,6 @@ def train_one(folder: Path, name: str, place: str, options: TrainOptions, given:
     if any(folder.glob("weights/*.safetensors")) and not is_yolo(name):
         raise LeukoError(f"{folder}: has weights but no resume.pt to go on from; restore it, or move the folder away")
     if folder.exists():
+        print(f"{name} begins again: what is in {folder} is removed")
         shutil.rmtree(folder)  # killed before its first state, or one of Ultralytics', which begins again
     train(replace(options, model=name, project=str(folder.parent), name=plain_name(name), resume=""), given)

@@ -65,7 +65,6 @@ def val(options: ValOptions) -> Path:
         if options.calibrate:
             calibrate(members, other, options, device)
         models = [measured(member, dataset, options, device) for member in members]
-        first = models[0]
         if len(models) > 1:
             ensemble = fuse([members[i] for i in fused], [models[i] for i in fused], fusion, dataset, len(models))
             models = [*sorted(models, key=lambda m: m.evaluation.mAP), ensemble]
@@ -74,7 +73,7 @@ def val(options: ValOptions) -> Path:
         run.write_warnings(folder, dataset, *([other] if other else []))
         lines = write_results(folder, dataset, models, options.draws)
         if factors:
-            sweep(folder, members[0], dataset, first.evaluation.mAP, factors, options.severities, device)
+            sweep(folder, members[0], dataset, factors, options.severities, device)
         write_text(folder / "report.html", pages.build(folder))
     finally:
         if not any(folder.iterdir()):
@@ -160,7 +159,7 @@ def measured(member: EnsembleMember, dataset: Dataset, options: ValOptions, devi
         "GFLOPs": round(operations, 1),
         "image_size": " ".join(map(str, member.sizes)) if len(member.sizes) > 1 else member.sizes[0],
         "file_MB": round(member.weights.path.stat().st_size / 1e6, 1),
-        "fps": round(result.fps, 2),
+        "fps": result.fps,
         **(cost.percentiles(result.seconds) if options.batch == 1 else {}),
         "peak_memory_MiB": round(memory, 1),
         "on": environment["gpu"] or environment["cpu"],
@@ -181,7 +180,7 @@ def fuse(
     sizes = [(s.width, s.height) for s in dataset.samples]
     predictions = fusion(members, [m.predictions for m in models], sizes)
     costs = {key: round(sum(m.cost[key] for m in models), 1) for key in ("parameters", "GFLOPs", "file_MB")}
-    costs["fps"] = round(1 / sum(1 / m.cost["fps"] for m in models), 2)
+    costs["fps"] = 1 / sum(1 / m.cost["fps"] for m in models)
     name = "ensemble" if len(members) == measured else f"ensemble of the best {len(members)}"
     return ModelResult(name, predictions, coco.evaluate(dataset, predictions), costs)
 
@@ -213,17 +212,19 @@ def sweep(
     folder: Path,
     member: EnsembleMember,
     dataset: Dataset,
-    without: float,
     factors: Sequence[str],
     severities: Sequence[int],
     device: torch.device,
 ) -> None:
-    """mAP with each factor on the images, at each severity: ``severity.csv`` and its picture."""
-    rows = [{"model": member.name, "factor": "", "severity": 0, "mAP": without}]
-    for name, severity in product(factors, severities):
+    """mAP with each factor on the images, at each severity: ``severity.csv`` and its picture. Severity 0 is measured
+    the same way, on images decoded in full: validation may decode large JPEGs to a half or less, a slight change."""
+    rows = []
+    for name, severity in [("", 0), *product(factors, severities)]:
         samples, predictions = [], []
         for i, sample in enumerate(tqdm(dataset.samples, f"{name} {severity}", unit="image", leave=False)):
-            image, changed = with_factor(sample, read_image(sample.image), name, severity, np.random.default_rng(i))
+            image, changed = read_image(sample.image), sample
+            if name:
+                image, changed = with_factor(sample, image, name, severity, np.random.default_rng(i))
             found = member.detect([LoadedImage.of_pixels(image, member.sizes)], device)
             predictions += member.relabel(found, dataset.types)
             samples.append(replace(changed, width=image.shape[1], height=image.shape[0]))

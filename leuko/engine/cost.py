@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -31,10 +32,10 @@ def percentiles(seconds: np.ndarray) -> dict[str, float]:
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Let :func:`peak_memory` count from now on."""
+    """Let :func:`peak_memory` count from now on; where /proc is read-only, it counts from the process's start."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    elif (refs := Path("/proc/self/clear_refs")).exists():
+    elif os.access(refs := Path("/proc/self/clear_refs"), os.W_OK):
         refs.write_text("5")  # Linux: the peak of the resident memory begins anew
 
 

@@ -84,7 +84,7 @@ class Predictions:
     @property
     def fps(self) -> float:
         """Images per second of the network itself, from pixels in memory to boxes."""
-        return len(self.predictions) / self.seconds.sum() if self.seconds.sum() else float("nan")
+        return len(self.predictions) / float(self.seconds.sum()) if self.seconds.sum() else float("nan")
 
 
 def predict(
