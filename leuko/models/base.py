@@ -62,9 +62,8 @@ class DetectionModel(nn.Module):
     default_lr = 0.01  # SGD's learning rate for batches of 8, as in Li et al. 2022
     default_clip = 35.0  # largest norm of the gradients, as in MMDetection
     wants_normalized_features = True  # whether maps with standard deviations far from 1 are normalised
-    lr_multipliers: Mapping[str, float] = MappingProxyType(
-        {}
-    )  # factor on the learning rate of parameters, by the start of their names
+    # Factor on the learning rate of parameters, by the start of their names.
+    lr_multipliers: Mapping[str, float] = MappingProxyType({})
     channels_multiple = 1  # group norms need ``channels`` to be a multiple of this
 
     def __init__(
