@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-if (
-    __name__ == "__main__"
-):  # understood before all else is imported, so that --help and a mistyped flag are answered at once
+if __name__ == "__main__":  # before all else is imported, so that --help and a mistyped flag are answered at once
     from leuko.cli import run_module
 
     run_module("data")
@@ -150,9 +148,9 @@ def _print_written(dst: str, datasets: dict[str, Dataset]) -> None:
     """Print what a data set that was written holds, and what of its source was changed or left out."""
     if (file := Path(dst) / "warnings.txt").is_file():
         print(f"{len(file.read_text(encoding='utf-8').splitlines())} warnings, listed in {file}")
-    ignored = {(split, name): n for split, d in datasets.items() for name, n in d.ignored.items()}
-    for (split, name), number in ignored.items():
-        print(f"{split}: {number} cells of the class {name} are left out, as the data YAML says")
+    for split, dataset in datasets.items():
+        for name, number in dataset.ignored.items():
+            print(f"{split}: {number} cells of the class {name} are left out, as the data YAML says")
     if datasets:
         print("cells and, in brackets, the images that they are on")
         print(tables.aligned(tables.table1(datasets), head=1))
@@ -161,7 +159,7 @@ def _print_written(dst: str, datasets: dict[str, Dataset]) -> None:
 
 
 def _sizes(rows: Sequence[dict]) -> list[list[str]]:
-    """The cells' sizes as lines of a tables."""
+    """The cells' sizes as lines of a table."""
     lines = [["size (5 %, median, 95 %)", "cells", "pixels", "% of the shorter side"]]
     for row in rows:
         spans = [" ".join(f"{row[f'{key}_p{p}']:.0f}" for p in statistics.PERCENTILES) for key in ("px", "percent")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -55,8 +56,10 @@ def synth(
         return _produce(o, CODES, splits, lambda _, number: random_picture(o.seed, number, o.size), progress)
     plan = paper_plan(o.images, o.seed)
     planned = [picture for split in plan.values() for picture in split]
-    ends = np.cumsum([len(split) for split in plan.values()]).tolist()
-    splits = {name: range(end - len(plan[name]), end) for name, end in zip(plan, ends, strict=True)}
+    splits = {}
+    for name, pictures in plan.items():
+        start = sum(map(len, splits.values()))
+        splits[name] = range(start, start + len(pictures))
     return _produce(o, CODES, splits, lambda _, n: paper_picture(planned[n], o.seed, n, o.size), progress)
 
 
@@ -80,12 +83,10 @@ def compose(
     if len(numbers) != 2 or not 1 <= numbers[0] <= numbers[1] <= 50:
         raise LeukoError(f"--cells {o.cells}: give the least and the most leukocytes per field, such as 1-6")
     crops = _crops(Path(donors))
-    apart = {
-        name: builder.in_threads(
-            lambda path: take_apart(read_image(path)), paths, f"cutting out {name}", progress, o.workers
-        )
-        for name, paths in crops.items()
-    }
+    apart = {}
+    for name, paths in crops.items():
+        title = f"cutting out {name}"
+        apart[name] = builder.in_threads(lambda path: take_apart(read_image(path)), paths, title, progress, o.workers)
     uncertain = [p for name in crops for p, donor in zip(crops[name], apart[name], strict=True) if donor.cell is None]
     shelves = fill_shelves(apart, {split: len(r) / o.images for split, r in splits.items()}, o.seed, o.donors)
 
@@ -108,9 +109,9 @@ def _shares(o: SynthOptions | ComposeOptions) -> dict[str, range]:
         raise LeukoError(f"--val {o.val} --test {o.test}: give shares from 0 that leave some images for training")
     n_val = min(round(o.images * o.val), o.images - 1)
     n_test = min(round(o.images * o.test), o.images - 1 - n_val)
-    n_train = o.images - n_val - n_test
-    ends = {"train": (0, n_train), "val": (n_train, n_train + n_val), "test": (n_train + n_val, o.images)}
-    return {split: range(*bounds) for split, bounds in ends.items() if bounds[0] < bounds[1]}
+    ends = (0, o.images - n_val - n_test, o.images - n_test, o.images)
+    parts = zip(("train", "val", "test"), pairwise(ends), strict=True)
+    return {split: range(*bounds) for split, bounds in parts if bounds[0] < bounds[1]}
 
 
 def _produce(

@@ -37,11 +37,11 @@ def counts(datasets: dict[str, Dataset]) -> list[dict[str, object]]:
     """Cells per split and type, and images that hold any; a line ``all`` per split, with all its images."""
     rows = []
     for split, dataset in datasets.items():
-        cells = dataset.counts()
-        for k, name in enumerate(dataset.types):
-            images = sum(bool((s.labels[~s.crowd] == k).any()) for s in dataset.samples)
-            rows.append({"split": split, "type": name, "cells": int(cells[k]), "images": images})
-        rows.append({"split": split, "type": "all", "cells": int(cells.sum()), "images": len(dataset)})
+        per_image = dataset.counts_per_image()
+        cells = [*per_image.sum(0).tolist(), int(per_image.sum())]
+        images = [*(per_image > 0).sum(0).tolist(), len(dataset)]
+        named = zip([*dataset.types, "all"], cells, images, strict=True)
+        rows += [{"split": split, "type": name, "cells": n, "images": i} for name, n, i in named]
     return rows
 
 
@@ -86,20 +86,19 @@ def colours(dataset: Dataset, group_of: dict[str, str], progress: bool = False) 
     ``group_of`` names the group of an image (by its path) that has none of its own. Raises LeukoError for an image
     that cannot be read.
     """
+
+    def moments(sample: Sample) -> np.ndarray:
+        pixels = read_image(sample.image)[::STEP, ::STEP].reshape(-1, 3).astype(np.float64)
+        return np.stack([pixels.mean(0), (pixels**2).mean(0)])
+
     groups: dict[str, list[np.ndarray]] = {}
-    moments = in_threads(_moments, dataset.samples, "reading colours", progress)
-    for sample, of_image in zip(dataset.samples, moments, strict=True):
+    of_images = in_threads(moments, dataset.samples, "reading colours", progress)
+    for sample, of_image in zip(dataset.samples, of_images, strict=True):
         groups.setdefault(sample.group or group_of[str(sample.image)], []).append(of_image)
     result = []
     for name, of_group in sorted(groups.items()):
         mean, square = np.mean(of_group, axis=0)  # every image has the same weight
         std = np.sqrt(np.maximum(square - mean**2, 0))
-        between = np.std([m[0] for m in of_group], axis=0)
-        result.append(Colour(name, len(of_group), *(tuple(map(float, v)) for v in (mean, std, between))))
+        between = np.std([of_image[0] for of_image in of_group], axis=0)
+        result.append(Colour(name, len(of_group), *(tuple(v.tolist()) for v in (mean, std, between))))
     return result
-
-
-def _moments(sample: Sample) -> np.ndarray:
-    """Means of an image's R, G, B and of their squares: [2, 3]."""
-    pixels = read_image(sample.image)[::STEP, ::STEP].reshape(-1, 3).astype(np.float64)
-    return np.stack([pixels.mean(0), (pixels**2).mean(0)])
