@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -139,12 +136,6 @@ def test_nothing_is_overwritten_without_force(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["set"]  # no half-built folder stays
 
 
-def run(*words: str) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    command = [sys.executable, "-m", "leuko.data", *words]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
-
-
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -156,18 +147,19 @@ def run(*words: str) -> subprocess.CompletedProcess:
         (["--sise", "99"], 'did you mean "--size"'),
     ],
 )
-def test_bad_input_is_one_line(tmp_path, words, says):
-    done = run("synth", str(tmp_path / "set"), *words)
-    assert done.returncode == 2 and says in done.stderr and done.stderr.count("\n") == 1
-    assert not list(tmp_path.iterdir())
+def test_bad_input_is_one_line(tmp_path, words, says, leuko):
+    done = leuko("data", "synth", tmp_path / "set", *words)
+    done.refused(says)
+    assert done.err.count("\n") == 1 and not list(tmp_path.iterdir())
 
 
-def test_the_command(tmp_path):
-    done = run("synth", str(tmp_path / "a b"), "--images", "5", "--size", "64", "--sheet", str(tmp_path / "types.png"))
-    assert done.returncode == 0, done.stderr
-    assert "train" in done.stdout and (tmp_path / "types.png").stat().st_size > 10_000
-    again = run("synth", str(tmp_path / "a b"))
-    assert again.returncode == 2 and "exists and is not empty" in again.stderr and again.stderr.count("\n") == 1
+def test_the_command(tmp_path, leuko):
+    done = leuko("data", "synth", tmp_path / "a b", "--images", 5, "--size", 64, "--sheet", tmp_path / "types.png")
+    assert done.code == 0, done.err
+    assert "train" in done.out and (tmp_path / "types.png").stat().st_size > 10_000
+    again = leuko("data", "synth", tmp_path / "a b")
+    again.refused("exists and is not empty")
+    assert again.err.count("\n") == 1
     (tmp_path / "file").write_text("")
-    assert run("synth", str(tmp_path / "file" / "set")).returncode == 2
-    assert "synth" in run("--help").stdout and run("sinth").returncode == 2
+    assert leuko("data", "synth", tmp_path / "file" / "set").code == 2
+    assert "synth" in leuko("data", "--help").out and leuko("data", "sinth").code == 2

@@ -7,24 +7,19 @@ import numpy as np
 
 from . import stain
 
-WORKING_SIDE = 180  # pixels of the crop's longer side while it is segmented
-ROUNDS = 4  # of GrabCut
 AGREEMENT = 0.9  # IoU of the two segmentations, below which the outline is uncertain
 MIN_RED_DENSITY = 0.15  # of a nucleus
-DISTANCE_SCALE = 60  # grey values that a distance of one nuclear radius is worth beside the colour
 
 
 def cell_mask(image: np.ndarray) -> np.ndarray | None:
-    """The leukocyte in the middle of a crop, [H, W] bool; None if its outline is uncertain.
+    """The leukocyte in the middle of a crop [H, W, 3] uint8 RGB, with background on all sides: [H, W] bool; None if its
+    outline is uncertain.
 
     The nucleus is what absorbs most red light (Otsu's threshold; red cells absorb hardly any). The rest of the cell is
     segmented around it by GrabCut (Rother et al. 2004) twice, by colour and by hue and distance; both must agree.
-
-    Args:
-        image: [H, W, 3] uint8 RGB, the cell near its middle with background on all sides.
     """
     height, width = image.shape[:2]
-    scale = min(WORKING_SIDE / max(height, width), 1)
+    scale = min(180 / max(height, width), 1)
     size = max(round(width * scale), 1), max(round(height * scale), 1)
     small = cv2.GaussianBlur(cv2.resize(image, size, interpolation=cv2.INTER_AREA), (0, 0), 1)
     nucleus = _nucleus(small)
@@ -71,26 +66,25 @@ def _nucleus(image: np.ndarray) -> np.ndarray | None:
 
 
 def _hue_and_distance(image: np.ndarray, hull: np.ndarray) -> np.ndarray:
-    """[H, W, 3] uint8: a and b of Lab, amplified, and the distance from the centre of the nucleus."""
+    """[H, W, 3] uint8: a and b of Lab, amplified, and the distance from the centre of the nucleus, whose radius is as
+    much as 60 grey values."""
     hue = (cv2.cvtColor(image, cv2.COLOR_RGB2LAB)[:, :, 1:].astype(np.float32) - 128) * 4 + 128
     height, width = hull.shape
     moments = cv2.moments(hull, binaryImage=True)
     x, y = moments["m10"] / moments["m00"], moments["m01"] / moments["m00"]
     distance = np.hypot(np.arange(width) - x, np.arange(height)[:, None] - y) / np.sqrt(moments["m00"] / np.pi)
-    return np.clip(np.dstack([hue, distance * DISTANCE_SCALE]), 0, 255).astype(np.uint8)
+    return np.clip(np.dstack([hue, distance * 60]), 0, 255).astype(np.uint8)
 
 
 def _grab_cut(features: np.ndarray, nucleus: np.ndarray, hull: np.ndarray) -> np.ndarray:
     """Nucleus and cytoplasm, [H, W] bool, by the features [H, W, 3] uint8 of the pixels."""
     distance = cv2.distanceTransform((~nucleus).astype(np.uint8), cv2.DIST_L2, 5)
     radius = np.sqrt(nucleus.sum() / np.pi)
-    labels = np.full(nucleus.shape, cv2.GC_BGD, dtype=np.uint8)
-    labels[distance < 1.1 * radius] = cv2.GC_PR_BGD
-    labels[distance < 0.35 * radius] = cv2.GC_PR_FGD
-    labels[hull] = cv2.GC_FGD
+    near = [hull, distance < 0.35 * radius, distance < 1.1 * radius]
+    labels = np.select(near, [cv2.GC_FGD, cv2.GC_PR_FGD, cv2.GC_PR_BGD], cv2.GC_BGD).astype(np.uint8)
     if np.isin(labels, (cv2.GC_BGD, cv2.GC_PR_BGD)).any():  # GrabCut needs both foreground and background
         cv2.setRNGSeed(0)  # per thread: GrabCut starts at random, and must not depend on the order of calls
-        cv2.grabCut(features, labels, None, np.zeros((1, 65)), np.zeros((1, 65)), ROUNDS, cv2.GC_INIT_WITH_MASK)
+        cv2.grabCut(features, labels, None, np.zeros((1, 65)), np.zeros((1, 65)), 4, cv2.GC_INIT_WITH_MASK)
     inside = np.isin(labels, (cv2.GC_FGD, cv2.GC_PR_FGD)).astype(np.uint8)
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * max(round(0.18 * radius), 1) + 1,) * 2)
     inside = cv2.morphologyEx(inside, cv2.MORPH_OPEN, kernel) | nucleus.astype(np.uint8)
@@ -98,6 +92,4 @@ def _grab_cut(features: np.ndarray, nucleus: np.ndarray, hull: np.ndarray) -> np
     _, parts = cv2.connectedComponents(inside)
     main = np.bincount(parts[nucleus]).argmax()
     contour, _ = cv2.findContours((parts == main).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    filled = np.zeros_like(inside)
-    cv2.drawContours(filled, contour, -1, 1, cv2.FILLED)
-    return filled.astype(bool)
+    return cv2.drawContours(np.zeros_like(inside), contour, -1, 1, cv2.FILLED) > 0

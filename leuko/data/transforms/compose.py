@@ -76,7 +76,7 @@ class Step(NamedTuple):
 
     p: float
     name: str
-    options: dict[str, float | str | tuple]
+    options: dict[str, float | str | list]
 
 
 def augment(
@@ -125,16 +125,18 @@ def _step(entry: object, where: str) -> Step:
     where = f"{where}: {name}"
     parameters = inspect.signature(TRANSFORMS[name]).parameters.values()
     options = {"p": 0.0} | {o.name: o.default for o in parameters if o.default is not o.empty}
-    given = value if isinstance(value, dict) else {"p": value}
-    for key, setting in ({"p": None} | given).items():
+    given = {"p": None} | (value if isinstance(value, dict) else {"p": value})
+    for key in given:
         if key not in options:
             has = ", ".join(options)
             raise LeukoError(f'{where}: unknown option "{key}"{nearest(str(key), options)} (it has {has})')
-        options[key] = _checked(setting, options[key], *LIMITS.get(key, (0, 1)), f"{where}: {key}")
+    for key, default in options.items():
+        low, high = LIMITS.get(key, (0, 1))
+        options[key] = _checked(given.get(key, default), default, low, high, f"{where}: {key}")
     return Step(options.pop("p"), name, options)
 
 
-def _checked(value: object, default: float | str | tuple, low: float, high: float, where: str) -> float | str | tuple:
+def _checked(value: object, default: float | str | tuple, low: float, high: float, where: str) -> float | str | list:
     """The value of an option in the type of its default; LeukoError if it is of another type or out of range."""
     if isinstance(default, str):
         for name in str(value).split() or [""]:
@@ -153,13 +155,9 @@ def _checked(value: object, default: float | str | tuple, low: float, high: floa
             raise LeukoError(f"{where}: {number!r} is not {what} from {low:g} to {high:g}")
     if numbers[0] > numbers[-1]:
         raise LeukoError(f"{where}: {value!r}: give the lower number first")
-    return tuple(map(kind, numbers)) if is_range else kind(value)
+    return [kind(number) for number in numbers] if is_range else kind(value)
 
 
 def listed(steps: Sequence[Step]) -> list[dict]:
     """The steps as the list that :func:`read_steps` reads, with the value of every option."""
-    result = []
-    for p, name, given in steps:
-        options = {k: list(v) if isinstance(v, tuple) else v for k, v in given.items()}
-        result.append({name: {"p": p, **options} if options else p})
-    return result
+    return [{name: {"p": p, **options} if options else p} for p, name, options in steps]
