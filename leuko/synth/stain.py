@@ -40,7 +40,10 @@ def to_density(image: np.ndarray, white: np.ndarray) -> np.ndarray:
 
 def from_density(density: np.ndarray, white: np.ndarray) -> np.ndarray:
     """The inverse of :func:`to_density`: an image [..., 3] float32 RGB, not rounded."""
-    return np.exp(-np.asarray(density, dtype=np.float32)) * np.asarray(white, dtype=np.float32)
+    light = np.negative(density, dtype=np.float32)
+    np.exp(light, out=light)  # in place: this runs on every image of a training
+    light *= np.asarray(white, dtype=np.float32)
+    return light
 
 
 def mix(amounts: np.ndarray) -> np.ndarray:

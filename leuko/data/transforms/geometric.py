@@ -68,9 +68,9 @@ def scale_crop(
     size = frame if factor >= 1 else np.clip(np.round((stop - start) * factor).astype(int), 1, frame - at)
     interpolation = cv2.INTER_LINEAR if factor > 0.6 else cv2.INTER_AREA
     window = sample.image[start[1] : stop[1], start[0] : stop[0]]
-    image = np.full(sample.image.shape, FILL, dtype=np.uint8)
-    (left, top), (right, bottom) = at, at + size
-    image[top:bottom, left:right] = cv2.resize(window, size.tolist(), interpolation=interpolation)
+    image = cv2.resize(window, size.tolist(), interpolation=interpolation)
+    (left, top), (right, bottom) = at.tolist(), (frame - at - size).tolist()
+    image = cv2.copyMakeBorder(image, top, bottom, left, right, cv2.BORDER_CONSTANT, value=FILL)
     boxes = (sample.boxes - np.tile(start, 2)) * np.tile(size / (stop - start), 2) + np.tile(at, 2)
     return keep_visible(replace(sample, image=image, boxes=boxes), visible)
 
