@@ -43,9 +43,9 @@ class Detections:
         object.__setattr__(self, "labels", np.asarray(self.labels, dtype=np.int64).reshape(-1))
 
     @classmethod
-    def from_tensors(cls, found: Mapping, scale: Sequence[float] = (1, 1), types: Sequence[str] = ()) -> Detections:
+    def from_tensors(cls, detection: Mapping, scale: Sequence[float] = (1, 1), types: Sequence[str] = ()) -> Detections:
         """From a model's ``{"boxes", "scores", "labels"}``; boxes are multiplied by ``scale`` (x, y)."""
-        boxes, scores, labels = (found[key].detach().float().cpu().numpy() for key in ("boxes", "scores", "labels"))
+        boxes, scores, labels = (detection[key].detach().float().cpu().numpy() for key in ("boxes", "scores", "labels"))
         return cls(boxes * np.tile(np.float32(scale), 2), scores, labels, tuple(types))
 
     def __len__(self) -> int:
@@ -96,5 +96,5 @@ class Detections:
         if len(labels) != count or (count and not 0 <= labels.min() <= labels.max() < len(types)):
             raise LeukoError(f"detections: class ids do not index the {len(types)} types")
         scores = np.ones(count) if detections.confidence is None else detections.confidence
-        found = cls(detections.xyxy, scores, labels, tuple(types))
-        return found[np.argsort(-found.scores, kind="stable")]
+        unsorted = cls(detections.xyxy, scores, labels, tuple(types))
+        return unsorted[np.argsort(-unsorted.scores, kind="stable")]

@@ -149,12 +149,12 @@ def find_cells(
     calibrated: bool = False,
 ) -> Detections:
     """Detections of one image, fused if there are several members."""
-    found = [member.relabel(member.detect([image], device), types) for member in members]
+    predictions = [member.relabel(member.detect([image], device), types) for member in members]
     if calibrated:
-        found = [member.calibrated(f) for member, f in zip(members, found, strict=True)]
+        predictions = [member.calibrated(f) for member, f in zip(members, predictions, strict=True)]
     if len(members) == 1:
-        return found[0][0]
-    return replace(fusion(members, found, [image.size])[0], types=tuple(types))
+        return predictions[0][0]
+    return replace(fusion(members, predictions, [image.size])[0], types=tuple(types))
 
 
 def rows_of(path: Path, cells: Detections) -> list[dict]:
@@ -174,16 +174,16 @@ def write(
     folder: Path, types: Sequence[str], threshold: float, kept: dict[Path, Detections], not_read: dict[str, list]
 ) -> None:
     """The files of a prediction, and the count on the terminal."""
-    cells = [row for path, found in kept.items() for row in rows_of(path, found)]
+    cells = [row for path, predictions in kept.items() for row in rows_of(path, predictions)]
     groups: dict[str, list[Detections]] = {}
-    for path, found in kept.items():
-        groups.setdefault(str(path.parent), []).append(found)
-        groups[str(path)] = [found]
+    for path, predictions in kept.items():
+        groups.setdefault(str(path.parent), []).append(predictions)
+        groups[str(path)] = [predictions]
     counts = [
-        {"of": of, "images": len(found), "type": s.type, "cells": s.cells}
+        {"of": of, "images": len(predictions), "type": s.type, "cells": s.cells}
         | {"percent": s.percent, "low95": s.low, "high95": s.high}
-        for of, found in sorted(groups.items())
-        for s in differential.count(found, types, threshold)
+        for of, predictions in sorted(groups.items())
+        for s in differential.count(predictions, types, threshold)
     ]
     write_json(folder / "cells.json", {"threshold": threshold, "types": list(types), "cells": cells, **not_read})
     write_csv(folder / "cells.csv", cells, columns=("image", "type", "score", "x0", "y0", "x1", "y1"))

@@ -141,8 +141,8 @@ def predictions_of(
     member: EnsembleMember, dataset: Dataset, options: ValOptions, device: torch.device
 ) -> list[Detections]:
     """A member's detections, their scores calibrated where that is asked for."""
-    found = member.predict(dataset, device, options.batch, options.workers).predictions
-    return member.calibrated(found) if options.calibrated else found
+    predictions = member.predict(dataset, device, options.batch, options.workers).predictions
+    return member.calibrated(predictions) if options.calibrated else predictions
 
 
 def measured(member: EnsembleMember, dataset: Dataset, options: ValOptions, device: torch.device) -> ModelResult:
@@ -225,8 +225,8 @@ def sweep(
             image, changed = read_image(sample.image), sample
             if name:
                 image, changed = with_factor(sample, image, name, severity, np.random.default_rng(i))
-            found = member.detect([LoadedImage.of_pixels(image, member.sizes)], device)
-            predictions += member.relabel(found, dataset.types)
+            detections = member.detect([LoadedImage.of_pixels(image, member.sizes)], device)
+            predictions += member.relabel(detections, dataset.types)
             samples.append(replace(changed, width=image.shape[1], height=image.shape[0]))
         mAP = coco.evaluate(replace(dataset, samples=samples), predictions).mAP
         rows.append({"model": member.name, "factor": name, "severity": severity, "mAP": mAP})

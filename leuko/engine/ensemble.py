@@ -53,7 +53,7 @@ class EnsembleMember:
     def detect(self, images: Sequence[LoadedImage], device: torch.device) -> list[Detections]:
         """Detections of each image, whose views include those of the member's sizes."""
         mine = [replace(image, views={size: image.views[size] for size in self.sizes}) for image in images]
-        return [replace(found, types=tuple(self.weights.types)) for found in detect(self.model, mine, device)]
+        return [replace(d, types=tuple(self.weights.types)) for d in detect(self.model, mine, device)]
 
     def predict(self, dataset: Dataset, device: torch.device, batch: int = 1, workers: int = -1) -> Predictions:
         """Detections on a data set, with labels in its order of types."""

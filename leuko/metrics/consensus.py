@@ -55,12 +55,12 @@ def suspects(dataset: Dataset, members: Sequence[Sequence[Detections]], names: S
     needed, types = max(2, len(members) - 1), dataset.types
     result = []
     for i, (sample, *predictions) in enumerate(zip(dataset.samples, *members, strict=True)):
-        found = [_strongest(p) for p in predictions]
+        strongest = [_strongest(p) for p in predictions]
         for cell in np.flatnonzero(~sample.crowd):
             box, label = sample.boxes[cell], types[sample.labels[cell]]
-            overlaps = [box_iou(f.boxes, box)[:, 0] for f in found]
+            overlaps = [box_iou(f.boxes, box)[:, 0] for f in strongest]
             at_cell = {m: o.argmax() for m, o in enumerate(overlaps) if o.max(initial=0) >= AGREE_IOU}
-            votes = _votes(names, types, found, at_cell)
+            votes = _votes(names, types, strongest, at_cell)
             called = [v.type for v in votes if v.type]
             most = max(set(called), key=lambda t: (called.count(t), t), default="")
             about = int(cell), label, most, _rounded(box)
@@ -71,12 +71,12 @@ def suspects(dataset: Dataset, members: Sequence[Sequence[Detections]], names: S
             elif most != label and called.count(most) >= needed:
                 sure = float(np.mean([v.score for v in votes if v.type == most]))
                 result.append(Suspect(i, "type", *about, sure, votes))
-        for label, at_place in _unlabelled(sample, found):
-            agreeing = [(m, d) for m, d in at_place.items() if found[m].labels[d] == label]
+        for label, at_place in _unlabelled(sample, strongest):
+            agreeing = [(m, d) for m, d in at_place.items() if strongest[m].labels[d] == label]
             if len(agreeing) >= needed:
-                place = _rounded(np.mean([found[m].boxes[d] for m, d in agreeing], axis=0))
-                sure = float(np.mean([found[m].scores[d] for m, d in agreeing]))
-                votes = _votes(names, types, found, at_place)
+                place = _rounded(np.mean([strongest[m].boxes[d] for m, d in agreeing], axis=0))
+                sure = float(np.mean([strongest[m].scores[d] for m, d in agreeing]))
+                votes = _votes(names, types, strongest, at_place)
                 result.append(Suspect(i, "unlabelled", -1, "", types[label], place, sure, votes))
     return sorted(result, key=lambda s: -s.sure)
 
@@ -93,10 +93,10 @@ def _strongest(detections: Detections) -> Detections:
     return detections[kept]
 
 
-def _unlabelled(sample: Sample, found: Sequence[Detections]) -> Iterator[tuple[int, dict[int, int]]]:
+def _unlabelled(sample: Sample, strongest: Sequence[Detections]) -> Iterator[tuple[int, dict[int, int]]]:
     """Places away from all labels, crowds too, by the best score there: its label, and {model: its detection there}."""
     free = []  # (score, model, detection)
-    for m, of_model in enumerate(found):
+    for m, of_model in enumerate(strongest):
         near = box_iou(of_model.boxes, sample.boxes, sample.crowd).max(1, initial=0)
         free += [(float(of_model.scores[d]), m, int(d)) for d in np.flatnonzero(near < AGREE_IOU / 2)]
     free.sort(reverse=True)
@@ -104,15 +104,15 @@ def _unlabelled(sample: Sample, found: Sequence[Detections]) -> Iterator[tuple[i
         _, first, best = free[0]
         at_place = {first: best}
         for _, m, d in free[1:]:
-            if m not in at_place and box_iou(found[m].boxes[d], found[first].boxes[best])[0, 0] >= AGREE_IOU:
+            if m not in at_place and box_iou(strongest[m].boxes[d], strongest[first].boxes[best])[0, 0] >= AGREE_IOU:
                 at_place[m] = d
         free = [f for f in free if at_place.get(f[1]) != f[2]]
-        yield int(found[first].labels[best]), at_place
+        yield int(strongest[first].labels[best]), at_place
 
 
-def _votes(names: Sequence[str], types: Sequence[str], found: Sequence[Detections], at: dict) -> tuple[Vote, ...]:
+def _votes(names: Sequence[str], types: Sequence[str], strongest: Sequence[Detections], at: dict) -> tuple[Vote, ...]:
     """The vote of each model m by its detection ``at[m]``, for nothing where it has none."""
-    of_models = [f[[at[m]] if m in at else []] for m, f in enumerate(found)]
+    of_models = [f[[at[m]] if m in at else []] for m, f in enumerate(strongest)]
     return tuple(
         Vote(name, types[f.labels[0]], float(f.scores[0]), _rounded(f.boxes[0])) if len(f) else Vote(name)
         for name, f in zip(names, of_models, strict=True)

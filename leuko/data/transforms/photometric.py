@@ -92,8 +92,8 @@ def noise(sample: AugmentedSample, rng: Generator, std: float = 8.0) -> Augmente
 
 def jpeg(sample: AugmentedSample, rng: Generator, quality: tuple[int, int] = (30, 90)) -> AugmentedSample:
     """JPEG artefacts, of a quality from the range ``quality``."""
-    drawn = int(rng.integers(quality[0], quality[1] + 1))
-    _, data = cv2.imencode(".jpg", sample.image, [cv2.IMWRITE_JPEG_QUALITY, drawn])
+    sampled = int(rng.integers(quality[0], quality[1] + 1))
+    _, data = cv2.imencode(".jpg", sample.image, [cv2.IMWRITE_JPEG_QUALITY, sampled])
     return replace(sample, image=cv2.imdecode(data, cv2.IMREAD_UNCHANGED))
 
 
@@ -102,6 +102,6 @@ def factor(
 ) -> AugmentedSample:
     """One of the interference factors ``names`` (separated by spaces), at a severity from the range ``severity``."""
     name = str(rng.choice(names.split()))
-    drawn = int(rng.integers(severity[0], severity[1] + 1))
-    result = apply_factor(name, rng, sample.image, sample.boxes, drawn)
+    sampled = int(rng.integers(severity[0], severity[1] + 1))
+    result = apply_factor(name, rng, sample.image, sample.boxes, sampled)
     return AugmentedSample(result.image, result.boxes, sample.labels[result.kept])
