@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -11,6 +12,12 @@ class LeukoError(ValueError):
 
     Commands print the line and exit with status 2; no traceback is shown.
     """
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that there is not enough memory, in the words of Python, torch or OpenCV."""
+    words = "(out of|can't allocate|not enough|insufficient) memory|failed to allocate"
+    return isinstance(error, MemoryError) or re.search(words, str(error), re.IGNORECASE) is not None
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -122,7 +122,7 @@ def remove_unfinished(folder: str | Path) -> None:
         leftover.unlink()
 
 
-def write_bytes(path: str | Path, data: bytes) -> None:
+def write_bytes(path: str | Path, data: bytes | memoryview) -> None:
     """Write a whole file or none (see ``replacing``)."""
     with replacing(path) as temporary:
         temporary.write_bytes(data)
