@@ -31,8 +31,7 @@ from ..data.formats import yolo as yolo_format
 from ..data.header import image_header
 from ..data.images import list_images, read_image
 from ..data.loader import worker_count
-from ..errors import LeukoError
-from ..io import one_line
+from ..errors import LeukoError, one_line
 from ..models.base import Detection, DetectionModel, ModelOptions, Target
 from ..models.preprocess import Preprocess, Size
 from ..ops.nms import batched_nms
