@@ -27,7 +27,7 @@ def one_line(text: str) -> str:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that there is not enough memory, in the words of Python, torch or OpenCV."""
-    words = "(out of|can't allocate|not enough|insufficient) memory|failed to allocate"
+    words = "(out of|can't allocate|not enough|insufficient) memory|failed to allocate|bad_alloc"
     return isinstance(error, MemoryError) or re.search(words, str(error), re.IGNORECASE) is not None
 
 

@@ -46,10 +46,7 @@ class ImageFile:
 
     def __init__(self, path: str | Path, max_pixels: float = MAX_PIXELS):
         self.path = path
-        with open_regular(path) as file, memory_errors_as(path):
-            size = os.fstat(file.fileno()).st_size
-            if size > _FILE_BYTES * max_pixels * 1e6:
-                raise LeukoError(f"{path}: too large a file ({size / 1e6:.0f} MB); save its first image on its own")
+        with open_regular(path, _FILE_BYTES * max_pixels) as file, memory_errors_as(path):
             self.data = file.read()
         if self.data.startswith(JPEG) and not _jpeg_is_whole(self.data):
             raise LeukoError(f"{path}: the JPEG is truncated ({len(self.data)} bytes); copy it again from its source")

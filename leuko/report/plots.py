@@ -108,8 +108,13 @@ def grid(tiles: Sequence[np.ndarray], columns: int) -> np.ndarray:
 
 def write_image(path: str | Path, image: np.ndarray) -> None:
     """Write an RGB uint8 image in the format of its suffix (.jpg, .png ...), completely or not at all."""
-    _, data = cv2.imencode(Path(path).suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
-    write_bytes(path, data.data)
+    write_bytes(path, encoded(image, Path(path).suffix))
+
+
+def encoded(image: np.ndarray, suffix: str) -> memoryview:
+    """The bytes of a file with this suffix that holds an RGB uint8 image."""
+    _, data = cv2.imencode(suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    return data.data
 
 
 # ---------------------------------------------------------------- charts
