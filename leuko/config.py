@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 from .errors import LeukoError, nearest
 
 POSITIONAL = {"positional": True}  # metadata of an option that is given by its place on the command line
-MAX_PIXELS = 100  # megapixels of an image that is read, unless an option raises it: see data/images.py
+MAX_PIXELS = 80  # megapixels of an image that is read: its decoding then takes at most 1 GB
 SIX = ("fsaf", "fcos", "faster_rcnn", "grid_rcnn", "double_head_rcnn", "cascade_rcnn")  # in the order of the paper
 
 
@@ -361,8 +361,8 @@ class PredictOptions(DetectOptions):
     threshold: float = 0.5
     """Lowest score of a cell that is drawn, listed and counted."""
     max_pixels: int = MAX_PIXELS
-    """Megapixels up to which an image is read; one of more is listed as not read. It takes about 10 bytes of memory per
-    pixel."""
+    """Megapixels of the largest image that is read; a larger one is listed as not read. A pixel takes up to 12 bytes of
+    memory."""
     originals: bool = False
     """Draw and list the cells on the originals of images that leuko data resize made."""
 

@@ -108,12 +108,12 @@ def grid(tiles: Sequence[np.ndarray], columns: int) -> np.ndarray:
 
 def write_image(path: str | Path, image: np.ndarray) -> None:
     """Write an RGB uint8 image in the format of its suffix (.jpg, .png ...), completely or not at all."""
-    write_bytes(path, encoded(image, Path(path).suffix))
+    write_bytes(path, encoded(image.copy(), Path(path).suffix))
 
 
 def encoded(image: np.ndarray, suffix: str) -> memoryview:
-    """The bytes of a file with this suffix that holds an RGB uint8 image."""
-    _, data = cv2.imencode(suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    """The bytes of a file with this suffix that holds an RGB uint8 image, whose memory is used for it."""
+    _, data = cv2.imencode(suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR, image))
     return data.data
 
 
