@@ -22,7 +22,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 _DEEP = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
 _REDUCED = {part: getattr(cv2, f"IMREAD_REDUCED_COLOR_{part}") for part in (8, 4, 2)}
 _JPEG_SCAN, _JPEG_END = 0xDA, b"\xff\xd9"
-_FILE_BYTES = 4  # of a file, per pixel that an image may have
+_FILE_BYTES, _FILE_MB = 4, 16  # a file is as large at most: per pixel that an image may have, and beside
 _SYSTEM = {"__macosx", "@eadir", "#recycle", "@recycle", "@recently-snapshot", "#snapshot", "$recycle.bin", "recycler"}
 _SYSTEM |= {"lost+found", "system volume information", "__pycache__", "thumbs.db", "ehthumbs.db", "desktop.ini"}
 _TURN_BACK = {  # by orientation, how pixels that were turned by it become the stored ones
@@ -46,7 +46,7 @@ class ImageFile:
 
     def __init__(self, path: str | Path, max_pixels: float = MAX_PIXELS):
         self.path = path
-        with open_regular(path, _FILE_BYTES * max_pixels) as file, memory_errors_as(path):
+        with open_regular(path, _FILE_BYTES * max_pixels + _FILE_MB) as file, memory_errors_as(path):
             self.data = file.read()
         if self.data.startswith(JPEG) and not _jpeg_is_whole(self.data):
             raise LeukoError(f"{path}: the JPEG is truncated ({len(self.data)} bytes); copy it again from its source")
