@@ -25,8 +25,8 @@ from tqdm import tqdm
 from . import __version__
 from .config import PredictOptions
 from .data.formats.sidecar import original_of
-from .data.header import ImageHeader, image_header
-from .data.images import is_hidden, is_image, list_images, memory_errors_as
+from .data.header import ImageHeader
+from .data.images import image_size, is_hidden, is_image, list_images, memory_errors_as
 from .data.loader import LoadedImage, file_images, worker_count
 from .detections import Detections
 from .engine.ensemble import EnsembleMember, Fusion, finished_runs, load_members
@@ -196,7 +196,7 @@ def original(path: Path, max_pixels: float) -> Path:
     if link is None:
         raise LeukoError(f"{path}: no original is noted for it; --originals is for what leuko data resize made")
     found, width, height = link
-    if image_header(found, max_pixels)[:2] != (width, height):
+    if image_size(found, max_pixels) != (width, height):
         raise LeukoError(f"{found}: is no longer {width}x{height} pixels as when it was resized; resize it anew")
     return found
 

@@ -74,7 +74,7 @@ def read_header(file: BinaryIO, path: str | Path, max_pixels: float = MAX_PIXELS
         header = _parse(file)
     except Image.DecompressionBombError:  # of a format that only Image.open knows
         raise LeukoError(f"{path}: too large; cut it into fields") from None
-    except ValueError as error:  # pixels of a kind that is not read
+    except LeukoError as error:  # pixels of a kind that is not read
         raise LeukoError(f"{path}: {error}") from error
     # Pillow's readers raise whatever a broken header makes them stumble over.
     except Exception as error:
@@ -141,7 +141,7 @@ def _parse_tiff(file: BinaryIO) -> ImageHeader:
     bits, kind = first.get(_BITS, 1), first.get(_FORMAT, _UNSIGNED)
     if kind not in (_UNSIGNED, _UNDEFINED) or bits > 16:
         name = {_SIGNED: "signed integer", _FLOAT: "float"}.get(kind, "integer")
-        raise ValueError(f"its pixels are {bits}-bit {name}, whose black and white are not known; save as 8-bit")
+        raise LeukoError(f"its pixels are {bits}-bit {name}, whose black and white are not known; save as 8-bit")
     pages = sum(not directory.get(_SUBFILE, 0) & _NO_PAGE for directory in directories)
     size = first.get(_WIDTH, 0), first.get(_HEIGHT, 0)
     return ImageHeader(*size, _valid_orientation(first), max(pages, 1), max(bits, 8))

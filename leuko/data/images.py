@@ -161,9 +161,9 @@ def _jpeg_is_whole(data: bytes) -> bool:
     return False
 
 
-def image_size(path: str | Path) -> tuple[int, int]:
+def image_size(path: str | Path, max_pixels: float = MAX_PIXELS) -> tuple[int, int]:
     """Return (width, height) of the stored pixels from the file's header alone; raises LeukoError."""
-    return image_header(path)[:2]
+    return image_header(path, max_pixels)[:2]
 
 
 # ---------------------------------------------------------------- files

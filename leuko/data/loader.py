@@ -215,12 +215,11 @@ def sample_batches(
     dataset: Dataset, image_sizes: Sequence[int], batch: int = 1, workers: int = 0
 ) -> Iterator[list[LoadedImage]]:
     """Batches of a data set's images in their order; raises LeukoError for an image that cannot be read."""
-    sizes = iter([(sample.width, sample.height) for sample in dataset.samples])
     for items in _in_order(_Images([sample.image for sample in dataset.samples], image_sizes), batch, workers):
         for item in items:
             if isinstance(item, LeukoError):
                 raise item
-        yield [replace(item, size=next(sizes)) for item in items]
+        yield items
 
 
 def file_images(
