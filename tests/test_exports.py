@@ -12,11 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import HEIGHT, TYPES, WIDTH
+import torch
+from conftest import HEIGHT, TYPES, WIDTH, table, untrained
 from PIL import Image
 
 from leuko.data import source
 from leuko.data.dataset import Dataset
+from leuko.detections import Detections
+from leuko.engine.ensemble import load_members
 from leuko.errors import LeukoError
 
 CELLS = {  # by image: type and box, xyxy in pixels
@@ -517,3 +520,16 @@ def test_types_of_images_are_laid_over_boxes_of_one_class(tmp_path):
         "c": ["BG", "BG"],
     }
     assert [(w.file.stem, w.action) for w in dataset.warnings] == [("b", "image left out (no type)")]
+
+
+def test_a_detector_of_five_types_is_measured_on_labels_of_one(tmp_path, data, leuko):
+    weights = untrained(tmp_path / "five.safetensors", TYPES)
+    write(tmp_path / "data.yaml", f"path: {data}\ntest: test.json\nmap: WBC\n")
+    words = ["val", "--weights", weights, "--data", tmp_path / "data.yaml", "--split", "test", "--batch", "1"]
+    assert leuko(*words, "--save", tmp_path / "val", "--name", "v").code == 0
+    assert [row["type"] for row in table(tmp_path / "val" / "v" / "per_class.csv")] == ["WBC"]
+    member = load_members([weights], torch.device("cpu"))[0]
+    member.new_name = lambda name: "WBC"
+    boxes = [[0, 0, 20, 20], [1, 1, 20, 20], [40, 40, 60, 60], [0, 0, 20, 20]]
+    [one] = member.relabel([Detections(boxes, [0.5, 0.9, 0.3, 0.2], [0, 1, 2, 3], tuple(TYPES))], ["WBC"])
+    assert one.scores.tolist() == pytest.approx([0.9, 0.3]) and one.labels.tolist() == [0, 0]
