@@ -40,7 +40,7 @@ def predict(options: PredictOptions) -> Path:
     device = choose_device(options.device)
     paths, skipped = find_images(options.source)
     sources = [options.weights] if options.ensemble is None else options.ensemble or finished_runs(options.project)
-    members = load_members(sources, device, options.imgsz or ())
+    members = load_members(sources, device, options.imgsz or (), options.max_detections)
     types = members[0].weights.types
     for member in members:
         member.labels_in(types)
