@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ..errors import one_line
+
 
 @dataclass(frozen=True)
 class LabelWarning:
@@ -22,7 +24,7 @@ class LabelWarning:
     action: str
 
     def __str__(self) -> str:
-        return f"{self.file}: {self.object}: {self.problem}; {self.action}"
+        return one_line(f"{self.file}: {self.object}: {self.problem}; {self.action}")
 
 
 @dataclass
