@@ -15,6 +15,7 @@ from .errors import LeukoError, nearest
 POSITIONAL = {"positional": True}  # metadata of an option that is given by its place on the command line
 MOST_DETECTIONS = 10_000  # that --max-detections may ask for
 MAX_PIXELS = 100  # megapixels of an image that is read, unless an option raises it: see data/images.py
+LABELS = ("coco", "yolo", "voc", "labelstudio")  # the formats in which what was found is written
 SIX = ("fsaf", "fcos", "faster_rcnn", "grid_rcnn", "double_head_rcnn", "cascade_rcnn")  # in the order of the paper
 
 
@@ -247,6 +248,9 @@ class DetectOptions:
     max_detections: int = MAX_DETECTIONS
     """Most detections per image, of each model and of their fusion, and in mAP and mAR; more candidates are looked at,
     and that takes longer."""
+    labels: list[str] | None = None
+    """Also write what was found (by val, with a score of at least .5) as labels to correct, in these formats: coco,
+    yolo, voc, labelstudio. Each gets a folder in the result's labels, with the images linked or copied."""
     device: str = "auto"
     """cpu, cuda, cuda:1 or 1 ...; auto takes a GPU if there is one."""
     workers: int = -1
@@ -262,6 +266,9 @@ class DetectOptions:
             raise LeukoError(f"--fusion-score {self.fusion_score}: give a score from 0 to below 1")
         check_sizes(self.imgsz)
         check_max_detections(self.max_detections)
+        if self.labels is not None and (wrong := sorted(set(self.labels or [""]) - set(LABELS))):
+            hint = nearest(wrong[0], LABELS)
+            raise LeukoError(f'--labels "{wrong[0]}": is no format{hint}; give some of {", ".join(LABELS)}')
 
 
 @dataclass
@@ -359,6 +366,8 @@ class PredictOptions(DetectOptions):
     leuko predict --weights runs/train/fcos --source "slides/*/field*.jpg" --threshold 0.7
     # cells of another size in pixels than in training: look at each image in several sizes
     leuko predict --weights runs/train/fcos --source slides/patient7 --imgsz 480 600 750 900
+    # boxes to correct in Label Studio
+    leuko predict --weights runs/train/fcos --source slides/patient7 --labels labelstudio
     # several models, fused
     leuko predict --ensemble runs/train/fcos runs/train/cascade_rcnn --source slides/patient7
     """

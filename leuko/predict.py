@@ -23,6 +23,7 @@ from .config import PredictOptions
 from .data.formats.sidecar import original_of
 from .data.images import image_size, is_image, list_images, read_image
 from .data.loader import LoadedImage, file_images, worker_count
+from .data.tools.found import of_images, write_labels
 from .detections import Detections
 from .engine.ensemble import EnsembleMember, Fusion, finished_runs, load_members
 from .engine.evaluate import choose_device
@@ -78,6 +79,11 @@ def predict(options: PredictOptions) -> Path:
         shutil.rmtree(folder)
         raise LeukoError(f"{options.source}: none of its {len(paths)} files is a readable image ({unreadable[0]})")
     write(folder, types, options.threshold, kept, {"unreadable": unreadable, "skipped": skipped})
+    if options.labels:
+        images = of_images(kept, types)
+        print("\n".join(write_labels(folder / "labels", options.labels, images, kept.values(), "predicted", name)))
+    if line := tables.at_cap([p for p, c in kept.items() if len(c) >= options.max_detections], options.max_detections):
+        print(line)
     for line in unreadable:
         print(f"not read: {line}", file=sys.stderr)
     if skipped:

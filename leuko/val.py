@@ -23,6 +23,7 @@ from .data.dataset import Dataset
 from .data.images import read_image
 from .data.loader import LoadedImage
 from .data.tools.draw import with_factor
+from .data.tools.found import write_labels
 from .detections import Detections
 from .engine import cost
 from .engine.checkpoint import check_calibrates, load_weights, save_calibration
@@ -32,7 +33,7 @@ from .errors import LeukoError
 from .io import write_csv, write_json, write_text, write_yaml
 from .metrics import calibration, coco, matching
 from .report import figures, pages, pictures, plots, run, tables
-from .report.results import ModelResult, write_results
+from .report.results import SCORE, ModelResult, write_results
 from .report.tables import Row
 
 
@@ -74,6 +75,9 @@ def val(options: ValOptions) -> Path:
         lines = write_results(folder, dataset, models, options.draws)
         if factors:
             sweep(folder, members[0], dataset, factors, options.severities, device)
+        if options.labels:
+            shown = [p.above(SCORE) for p in models[-1].predictions]
+            lines += write_labels(folder / "labels", options.labels, dataset, shown, split, models[-1].name)
         write_text(folder / "report.html", pages.build(folder))
     finally:
         if not any(folder.iterdir()):

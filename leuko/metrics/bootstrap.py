@@ -68,7 +68,7 @@ def interval(value: float, samples: np.ndarray) -> dict[str, float]:
     samples; nan where none is finite.
 
     The ends are the samples of rank (n + 1) / 40 from below and from above, rounded down, so that the interval of a
-    difference leaves out 0 just where its p is at most .05; of fewer than 39 samples they are the least and the largest.
+    difference leaves out 0 just where its p is at most .05. Of fewer than 39 samples they are the first and the last.
     """
     known = np.sort(samples[np.isfinite(samples)])
     rank = max(1, (len(known) + 1) // 40)

@@ -54,9 +54,7 @@ class Evaluation:
     max_detections: int = MAX_DETECTIONS
 
 
-def evaluate(
-    dataset: Dataset, predictions: Sequence[Detections], max_detections: int = MAX_DETECTIONS
-) -> Evaluation:
+def evaluate(dataset: Dataset, predictions: Sequence[Detections], max_detections: int = MAX_DETECTIONS) -> Evaluation:
     """Measure the predictions against the labels; crowds are ignored as COCO does.
 
     Raises LeukoError if the predictions do not fit the data set (see ``check``).

@@ -35,9 +35,7 @@ class Matches:
     cells: np.ndarray
 
 
-def match(
-    dataset: Dataset, predictions: Sequence[Detections], max_detections: int = MAX_DETECTIONS
-) -> list[Matches]:
+def match(dataset: Dataset, predictions: Sequence[Detections], max_detections: int = MAX_DETECTIONS) -> list[Matches]:
     """Match the detections of each type, the ``max_detections`` best of each image, with its cells: one ``Matches`` per
     type of the data set."""
     result = []
