@@ -190,7 +190,7 @@ def test_what_was_found_comes_back_as_labels(project, slides, tmp_path, leuko):
     folder = tmp_path / "faster/labels/labelstudio"
     tasks = json.loads((folder / "predicted.json").read_text())
     exported(tasks, folder)
-    same_cells(cells_of(load(folder / "result.json", "result")), wanted)
+    same_cells(cells_of(load(folder / "result.json", "all")), wanted)
     assert tasks[1]["data"]["image"].startswith("/data/local-files/?d=images/field%202%20%C3%A4.jpg")
     view = ElementTree.parse(folder / "config.xml").getroot()
     rectangles = view.find("RectangleLabels")
@@ -239,7 +239,7 @@ def test_an_image_whose_name_is_none_is_told_and_not_labelled(project, slides, t
 
 
 def test_an_image_with_as_many_detections_as_the_cap_is_told(project, data, slides, tmp_path, leuko, monkeypatch):
-    monkeypatch.setattr(val, "SCORE", 0.2)
+    monkeypatch.setattr(val, "SCORE", 0.06)
     words = ["--weights", project / "faster", "--save", tmp_path / "out"]
     predict_words = ["predict", *words, "--source", slides, "--threshold", "0.06"]
     assert "as many detections" not in leuko(*predict_words).out
@@ -253,7 +253,7 @@ def test_an_image_with_as_many_detections_as_the_cap_is_told(project, data, slid
     found = json.loads((tmp_path / "out/faster-3/predictions.json").read_text())
     assert set(Counter(f["image_id"] for f in found).values()) == {3}
     assert json.loads((tmp_path / "out/faster-3/metrics.json").read_text())["max_detections"] == 3
-    sure = [f for f in found if f["score"] >= 0.2]
+    sure = [f for f in found if f["score"] >= 0.06]
     assert load(tmp_path / "out/faster-3/labels/yolo", "test").counts().sum() == len(sure) > 0
     leuko(*val_words, "--max-detections", "0").refused("--max-detections 0", "1 to 10,000")
     leuko(*val_words[:-1], "20").refused("--draws 20", "39")

@@ -15,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+import numpy as np
 from PIL import Image
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.JpegImagePlugin import JpegImageFile
@@ -49,6 +50,27 @@ class ImageHeader(NamedTuple):
     def quarter_turn(self) -> bool:
         """Whether the orientation tells viewers to swap width and height."""
         return self.orientation >= 5
+
+    @property
+    def shown_size(self) -> tuple[int, int]:
+        """Width and height as viewers show the image."""
+        return (self.height, self.width) if self.quarter_turn else (self.width, self.height)
+
+
+def turn_boxes(boxes: np.ndarray, header: ImageHeader, back: bool = False) -> np.ndarray:
+    """Boxes [N, 4] xyxy in an image's stored pixels as they lie in the image that EXIF turns; ``back``: the reverse."""
+    x0, y0, x1, y1 = boxes.T
+    orientation = header.orientation
+    width, height = header[:2] if back else header.shown_size
+    if back:
+        orientation = {6: 8, 8: 6}.get(orientation, orientation)
+    if orientation >= 5:
+        x0, y0, x1, y1 = y0, x0, y1, x1
+    if orientation in (2, 3, 6, 7):
+        x0, x1 = width - x1, width - x0
+    if orientation in (3, 4, 7, 8):
+        y0, y1 = height - y1, height - y0
+    return np.stack([x0, y0, x1, y1], axis=1)
 
 
 def image_header(path: str | Path, max_pixels: float = MAX_PIXELS) -> ImageHeader:

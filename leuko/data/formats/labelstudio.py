@@ -19,13 +19,12 @@ import numpy as np
 from ...cells import colour
 from ...io import make_folder, write_json, write_text
 from ..dataset import Dataset, Sample
-from ..header import image_header
+from ..header import image_header, turn_boxes
 from .place import place_images
 
 IMAGES = "images"
 URL = f"/data/local-files/?d={IMAGES}/"
 _FROM, _TO = "label", "image"  # the names of the rectangles and of the image in the labelling interface
-_FLIPPED_X, _FLIPPED_Y = (2, 3, 7, 8), (3, 4, 6, 7)  # EXIF orientations; those from 5 on swap x and y after that
 
 
 def write(dataset: Dataset, folder: str | Path, split: str, model_version: str = "") -> list[Path]:
@@ -53,8 +52,9 @@ def write(dataset: Dataset, folder: str | Path, split: str, model_version: str =
 
 def _rectangles(sample: Sample, types: list[str]) -> list[dict]:
     """The cells of a sample as regions."""
-    boxes, (width, height) = as_shown(sample)
-    percent = 100 * boxes / np.array([width, height] * 2)
+    header = image_header(sample.image, inf)
+    width, height = header.shown_size
+    percent = 100 * turn_boxes(sample.boxes.astype(np.float64), header) / np.array([width, height] * 2)
     about = {"type": "rectanglelabels", "from_name": _FROM, "to_name": _TO}
     about |= {"original_width": width, "original_height": height, "image_rotation": 0}
     regions = []
@@ -64,14 +64,3 @@ def _rectangles(sample: Sample, types: list[str]) -> list[dict]:
         score = {key: v for key, v in sample.attributes[i].items() if key == "score"}
         regions.append({"id": f"{sample.id}-{i + 1}", **about, "value": value, **score})
     return regions
-
-
-def as_shown(sample: Sample) -> tuple[np.ndarray, tuple[int, int]]:
-    """The boxes of a sample, [N, 4] float64 xyxy, and its (width, height), on the image as its EXIF orientation turns
-    it; raises LeukoError where the image cannot be read."""
-    boxes, size = sample.boxes.astype(np.float64), (sample.width, sample.height)
-    orientation = image_header(sample.image, inf).orientation
-    for axis, flipped in enumerate((_FLIPPED_X, _FLIPPED_Y)):
-        if orientation in flipped:
-            boxes[:, [axis, axis + 2]] = size[axis] - boxes[:, [axis + 2, axis]]
-    return (boxes[:, [1, 0, 3, 2]], size[::-1]) if orientation >= 5 else (boxes, size)

@@ -64,6 +64,7 @@ def check(src: str | Path, pixels: bool = True, progress: bool = False) -> tuple
             findings += [Finding("decide", f"error: {kind}", split, f"{text} (reading stops)") for text in messages]
     for split, dataset in datasets.items():
         findings += [Finding("fixed", w.action, split, str(w), (w.file,)) for w in dataset.warnings]
+        findings += [Finding("note", "data set", split, note) for note in dataset.notes]
     for examine in (_sizes, _same_boxes, _crowded, _missing, _classes, partial(_shared, src), _unlabelled):
         findings += examine(datasets)
     if pixels:
