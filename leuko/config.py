@@ -378,6 +378,9 @@ class PredictOptions(DetectOptions):
     """Folder of results."""
     threshold: float = 0.5
     """Lowest score of a cell that is drawn, listed and counted."""
+    max_pixels: int = MAX_PIXELS
+    """Megapixels up to which an image is read; one of more is listed as not read. It takes about 10 bytes of memory per
+    pixel."""
     originals: bool = False
     """Draw and list the cells on the originals of images that leuko data resize made."""
 
@@ -388,6 +391,8 @@ class PredictOptions(DetectOptions):
         self.check_models()
         if not 0 <= self.threshold <= 1:
             raise LeukoError(f"--threshold {self.threshold}: give a score from 0 to 1")
+        if not 1 <= self.max_pixels <= 1000:
+            raise LeukoError(f"--max-pixels {self.max_pixels}: give megapixels from 1 to 1000")
 
 
 def check_sizes(sizes: Sequence[int] | None) -> None:

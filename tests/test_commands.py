@@ -213,7 +213,7 @@ def test_label_studio_gets_boxes_on_the_image_as_it_is_shown(orientation, tmp_pa
     exif[ExifTags.Base.Orientation] = orientation
     Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
     found = [Detections([[10, 5, 40, 15]], [0.75], [0])]
-    images = of_images([tmp_path / "a.png"], ["<A & B>"])
+    images = of_images([(tmp_path / "a.png", (60, 40))], ["<A & B>"])
     lines = write_labels(tmp_path, ["labelstudio", "coco"], images, found, "predicted", "x")
     assert ("EXIF" in lines[-1]) == (orientation > 1)
     assert load(tmp_path / "coco", "predicted").samples[0].boxes.tolist() == [[10, 5, 40, 15]]
@@ -242,10 +242,10 @@ def test_an_image_with_as_many_detections_as_the_cap_is_told(project, data, slid
     monkeypatch.setattr(val, "SCORE", 0.06)
     words = ["--weights", project / "faster", "--save", tmp_path / "out"]
     predict_words = ["predict", *words, "--source", slides, "--threshold", "0.06"]
-    assert "as many detections" not in leuko(*predict_words).out
+    assert "as many detections" not in leuko(*predict_words).err
     result = leuko(*predict_words, "--max-detections", "3")
     told = "2 images have as many detections as the cap of 3, such as"
-    assert result.out.count(told) == 1 and "--max-detections raises it" in result.out, result.err
+    assert result.err.count(told) == 1 and "--max-detections raises it" in result.err, result.err
     assert Counter(c["image"] for c in table(tmp_path / "out/faster-2/cells.csv")).most_common()[0][1] == 3
     val_words = ["val", *words, "--data", data, "--workers", "0", "--draws", "0"]
     result = leuko(*val_words, "--max-detections", "3", "--labels", "yolo")

@@ -8,8 +8,8 @@ them, and tags can overlap: a file of 2 MB can stand for 60 GB.
 from __future__ import annotations
 
 import io
+import math
 import os
-import stat
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -24,6 +24,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from ..config import MAX_PIXELS
 from ..errors import LeukoError
+from ..io import check_readable, io_errors_as
 
 JPEG, PNG = b"\xff\xd8", b"\x89PNG\r\n\x1a\n"
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two are BigTIFF's
@@ -80,16 +81,13 @@ def image_header(path: str | Path, max_pixels: float = MAX_PIXELS) -> ImageHeade
         return read_header(file, path, max_pixels)
 
 
-def open_regular(path: str | Path) -> BinaryIO:
-    """Open a file; LeukoError where it cannot be read, and for a FIFO or a device, on which reading has no end."""
-    try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise LeukoError(f"{path}: is not a regular file; give image files")
+def open_regular(path: str | Path, megabytes: float = math.inf) -> BinaryIO:
+    """Open a regular file of at most this size; raises LeukoError."""
+    if "\0" in str(path) or not os.path.lexists(path):
+        raise LeukoError(f"{path}: no such image")
+    check_readable(path, megabytes)
+    with io_errors_as("read", path):
         return open(path, "rb")
-    except FileNotFoundError:
-        raise LeukoError(f"{path}: no such image") from None
-    except OSError as error:
-        raise LeukoError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def read_header(file: BinaryIO, path: str | Path, max_pixels: float = MAX_PIXELS) -> ImageHeader:

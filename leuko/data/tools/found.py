@@ -17,9 +17,10 @@ from ..images import is_image
 WRITERS = {**FORMATS, "labelstudio": labelstudio}
 
 
-def of_images(paths: Iterable[Path], types: Sequence[str]) -> Dataset:
-    """A data set of images without labels; raises LeukoError where one cannot be read."""
-    return Dataset(list(types), [Sample(p, *image_header(p, inf)[:2], [], [], i) for i, p in enumerate(paths, 1)])
+def of_images(sizes: Iterable[tuple[Path, tuple[int, int]]], types: Sequence[str]) -> Dataset:
+    """A data set of images of these (width, height), without labels."""
+    samples = [Sample(path, *size, [], [], number) for number, (path, size) in enumerate(sizes, 1)]
+    return Dataset(list(types), samples)
 
 
 def write_labels(
