@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..data.dataset import Dataset
 from ..detections import MAX_DETECTIONS
+from ..errors import one_line
 from ..metrics.coco import Evaluation
 from ..metrics.differential import Share
 
@@ -102,7 +103,7 @@ def warnings(split: str, dataset: Dataset, max_detections: int = MAX_DETECTIONS,
     if crowded := [s.image for s, n in zip(dataset.samples, cells, strict=True) if n > max_detections]:
         problem = f"{len(crowded)} images have more than {max_detections} cells (up to {cells.max()})"
         remedy = "no more are detected per image, unless --max-detections is raised"
-        lines.append(f"{split}: {problem}, such as {crowded[0]}; {remedy}")
+        lines.append(one_line(f"{split}: {problem}, such as {crowded[0]}; {remedy}"))
     return "\n".join(lines)
 
 
@@ -111,7 +112,7 @@ def at_cap(images: Sequence[Path], max_detections: int) -> str:
     if not images:
         return ""
     problem = f"{len(images)} images have as many detections as the cap of {max_detections}, such as {images[0]}"
-    return f"{problem}: cells may be missing there; --max-detections raises it"
+    return one_line(f"{problem}: cells may be missing there; --max-detections raises it")
 
 
 def rate(value: float | None) -> str:
