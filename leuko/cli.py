@@ -87,6 +87,8 @@ HABITS = {  # flags of other trainers: leuko's own, the first of these that the 
     "--lr0": "--lr",
     "--learning-rate": "--lr",
     "--warmup-epochs": "--warmup",
+    "--max-det": "--max-detections",
+    "--save-txt": "--labels",
     "--num-workers": "--workers",
     "--save-dir": "--save --out --project",
     "--output": "--save --out --project",
