@@ -113,7 +113,8 @@ class Source:
         labels: list[Labels] = []
         for part in self.splits[split]:
             names = self.options.names or (labels[0].names if labels else {})
-            labels.append(FORMATS[self.format].parse(part, problems, replace(self.options, names=names)))
+            options = replace(self.options, names=names, root=_root_of(part, self.options.root))
+            labels.append(FORMATS[self.format].parse(part, problems, options))
         if split == next(iter(self.splits)):
             labels[0].notes += [f"{message}; the split is left out" for message in self.missing.values()]
         return labels
@@ -222,8 +223,7 @@ def find(data: str | Path) -> Source:
     if path.suffix.lower() in (".yaml", ".yml"):
         return _from_yaml(path)
     if path.suffix.lower() == ".json":
-        root = path.parent.parent if path.parent.name == "annotations" else path.parent
-        return Source(path, "coco", {coco.split_name(path): [path]}, ReadOptions(root))
+        return Source(path, "coco", {coco.split_name(path): [path]}, ReadOptions(_root_of(path)))
     raise LeukoError(f"{path}: not a data set; name a folder, a COCO .json or a data YAML")
 
 
@@ -242,6 +242,14 @@ def _from_folder(folder: Path) -> Source:
         listed = ", ".join(f"{split} {form}" for split, (form, _) in found.items())
         raise LeukoError(f"{folder}: its folders hold different formats ({listed}); name one of them")
     return Source(folder, formats.pop(), {name: [part] for name, (_, part) in found.items()}, options)
+
+
+def _root_of(part: Path, root: Path | None = None) -> Path:
+    """The folder of the data set that a part belongs to: ``root``, if it is in that, or the part's own."""
+    if root and Path(os.path.abspath(part)).is_relative_to(os.path.abspath(root)):
+        return root
+    folder = part if part.is_dir() else part.parent
+    return folder.parent if folder.name == "annotations" else folder
 
 
 def _splits_in(folder: Path, form: str = "") -> tuple[str, dict[str, Path]]:
