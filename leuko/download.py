@@ -80,6 +80,12 @@ def downloaded(name: str, folder: Path = FOLDER) -> Path:
     return path
 
 
+def backbone_file(backbone: str, folder: Path = FOLDER) -> Path | None:
+    """The file of a backbone's ImageNet weights in ``folder``, the first of the registry that is there."""
+    files = (folder / entry.file for entry in registry().values() if entry.model == backbone)
+    return next((file for file in files if file.is_file()), None)
+
+
 def download(entry: Entry, folder: Path = FOLDER, mirror: str = "", carried: str = "") -> Path:
     """Bring a file into ``folder`` and return its path, at once if it is there and whole.
 

@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import time
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from leuko.data.transforms.compose import listed, read_steps
 from leuko.engine import checkpoint, schedule
 from leuko.engine.ema import ModelEMA
 from leuko.engine.ensemble import is_finished
+from leuko.engine.state import load_state
 from leuko.engine.train import Stop
 from leuko.errors import LeukoError
 from leuko.models import DETECTORS, create
@@ -155,7 +157,7 @@ def test_run_killed_before_its_first_state_begins_anew(data, project, tmp_path, 
 
     words = ["train", "--data", data, "--project", tmp_path, *TINY, *FCOS]
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save_resume", killed)
+        patch.setattr("leuko.engine.run.save_state", killed)
         assert leuko(*words).code == 9
     assert not (tmp_path / "fcos/resume.pt").exists()
     result = leuko("train", "--resume", tmp_path / "fcos")
@@ -215,7 +217,7 @@ def test_run_resumes_only_with_its_own_state_and_data(faster, project, data, tmp
     content["annotations"] = [a for a in content["annotations"] if a["image_id"] != gone]
     (fewer / "train.json").write_text(json.dumps(content))
     (faster / "args.yaml").write_text(args.replace(str(data), str(fewer)))
-    refused("resume.pt: the training images are not those the run began with (9 then, 8 now)")
+    refused("resume.pt: the train images are not those the run began with (9 then, 8 now, such as ")
     leuko("train", "--resume", tmp_path / "none").refused("none/args.yaml")
     assert same_weights(faster / "weights/last.safetensors", project / "faster/weights/last.safetensors")
 
@@ -348,7 +350,7 @@ def test_learning_rate_warms_up_and_drops_twice():
 
 @pytest.mark.parametrize(("run", "factors"), [("fcos", [1, 6**-2, math.log(48) ** -2]), ("faster", [1])])
 def test_layers_learn_at_their_own_rates(run, factors, project):
-    state, last = checkpoint.load_resume(project / run / "resume.pt"), float(rows(project / run)[-1]["lr"])
+    state, last = load_state(project / run / "resume.pt").parts, float(rows(project / run)[-1]["lr"])
     rates = sorted(group["lr"] for group in state["optimizer"]["param_groups"])
     assert rates == pytest.approx(sorted(last * factor for factor in factors))
 
@@ -377,7 +379,7 @@ def test_a_run_stops_when_it_gets_no_better(data, tmp_path, leuko, no_plots):
     result = leuko(*words, "--patience", "2", "--best-by", "mAR")
     assert result.code == 0 and "mAR has not improved for 2 epochs" in result.out
     assert len(rows(tmp_path / "fcos")) == 3
-    state = checkpoint.load_resume(tmp_path / "fcos/resume.pt")["progress"]
+    state = asdict(load_state(tmp_path / "fcos/resume.pt").progress)
     assert (
         state["stopped"] and state["best_epoch"] == 1 and state["best"] == float(rows(tmp_path / "fcos")[0]["val/mAR"])
     )

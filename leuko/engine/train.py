@@ -60,13 +60,37 @@ class Loop:
         """Go on from the content of ``path``; LeukoError where it is of another model."""
         try:
             for name, part in self._parts().items():
+                if problem := unlike(state.get(name), part.state_dict(), name):
+                    raise ValueError(problem)
                 part.load_state_dict(state[name])
         except (KeyError, TypeError, ValueError, RuntimeError) as e:
-            reason = str(e).splitlines()[-1].strip()
+            reason = (str(e).splitlines() or [""])[-1].strip()[:200]
             raise LeukoError(
                 f"{path}: the state of another model, or of an older leuko ({reason}); restore this run's own file, or "
                 f"start a new run with --weights {path.parent}"
             ) from e
+
+
+def unlike(stored: object, own: object, name: str) -> str:
+    """What in a stored part of a loop is not as in this one: names, shapes, kinds of values; "" where all is."""
+    if isinstance(own, torch.Tensor):
+        return "" if isinstance(stored, torch.Tensor) and stored.shape == own.shape else f"{name} is of another shape"
+    if name == "optimizer.state":  # which is empty before the first step
+        fits = isinstance(stored, dict) and all(
+            isinstance(s, dict) and s.keys() == {"momentum_buffer"} for s in stored.values()
+        )
+        return "" if fits else name
+    if type(stored) is not type(own) and not (isinstance(stored, dict) and isinstance(own, dict)):
+        return f"{name} is of another kind"
+    if isinstance(own, dict):
+        if odd := stored.keys() ^ own.keys():
+            return f"{name}.{sorted(map(str, odd))[0]} is in one of them only"
+        return next(filter(None, (unlike(stored[k], v, f"{name}.{k}") for k, v in own.items())), "")
+    if isinstance(own, list):
+        pairs = zip(stored, own, strict=True) if len(stored) == len(own) else [(None, "")]
+        return next(filter(None, (unlike(a, b, f"{name}[{i}]") for i, (a, b) in enumerate(pairs))), "")
+    same = stored == own or name.endswith((".lr", ".scale", "_tracker"))  # which change with the steps
+    return "" if same else f"{name} is {stored!r:.40}, not {own!r:.40}"
 
 
 def set_up(options: TrainOptions, model: DetectionModel, train_set: Dataset, device: torch.device, fresh: bool) -> Loop:
