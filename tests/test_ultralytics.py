@@ -258,7 +258,7 @@ def test_description_runs_no_code(tmp_path):
         ("nowhere/best.pt", [], "no such file"),
         ("best.pt", ["--no-pretrained"], "from scratch, give the name (best)"),
         ("yolo99n", ["--no-pretrained"], "no model that this ultralytics package knows"),
-        ("yolo11n-seg.yaml", [], "no detector of boxes"),
+        ("yolo11n-seg.yaml", [], "no part of a detector of boxes"),
         ("yolo11n", ["--no-pretrained", "--amp", "fp16"], "bf16"),
     ],
 )

@@ -74,7 +74,7 @@ def read_network(path: Path) -> tuple[dict, list[str], int, dict[str, Tensor]]:
             f"{path}: not a detector of Ultralytics that can be read ({problem}: {reason}); get it again"
         ) from e
     check_tensors(path, state)
-    return architecture, names, image_size, {name: value.float() for name, value in state.items()}
+    return architecture, names, image_size, {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
 
 
 def weights_of(network: Inert) -> dict[str, Tensor]:

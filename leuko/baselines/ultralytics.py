@@ -25,10 +25,10 @@ from torchvision.ops import box_convert
 
 from ..errors import LeukoError, one_line
 from ..io import read_yaml
-from ..kinds import fits, misfit
 from ..models.base import Detection, DetectionModel, ModelOptions, Target
 from ..models.preprocess import Preprocess, Size
 from ..ops.nms import batched_nms
+from .description import KINDS, problem_in
 from .pickled import read_network
 
 GREY = 114 / 255  # with which Ultralytics pads images
@@ -39,26 +39,6 @@ ENVIRONMENT = {
     "YOLO_VERBOSE": "false",
     "ULTRALYTICS_SAFE_LOAD": "true",  # neither weights nor a model's description may run code
 }
-# What a description may hold. Other layers of the package can download (TorchVision) or are no part of a detector.
-LAYERS = re.compile(
-    "A2C2f|AConv|ADown|AIFI|Bottleneck|BottleneckCSP|C1|C2|C2PSA|C2f|C2fCIB|C2fPSA|C3|C3Ghost|C3TR|C3k2|C3x|CBFuse|"
-    "CBLinear|Concat|Conv|ConvTranspose|DWConv|Detect|ELAN1|Focus|GhostBottleneck|GhostConv|HGBlock|HGStem|PSA|RepC3|"
-    "RepNCSPELAN4|ResNetLayer|SCDown|SPP|SPPELAN|SPPF|v10Detect|"
-    r"nn\.(BatchNorm2d|ConvTranspose2d|Identity|MaxPool2d|Upsample|ZeroPad2d)"
-)
-ACTIVATION = re.compile(
-    r"(torch\.)?nn\.(SiLU|ReLU|ReLU6|LeakyReLU|GELU|ELU|Mish|Hardswish|Sigmoid|Tanh|Identity)\([\w.=, ]{0,20}\)"
-)
-DESCRIPTION = {"nc": int, "scale": str, "scales": dict[str, list[float]], "depth_multiple": float} | {
-    "width_multiple": float,
-    "activation": str | None,
-    "end2end": bool | None,
-    "reg_max": int,
-    "yaml_file": str,
-    "backbone": list[list],
-    "head": list[list],
-}
-TEXTS = ("None", "nc", "nearest", "bilinear", "True", "False")  # that stand for an argument of a layer
 
 
 def is_yolo(name: str) -> bool:
@@ -108,60 +88,22 @@ def read_architecture(name: str) -> dict:
     if name.endswith(SUFFIXES) and (path := Path(name)).exists():
         scale = tasks().guess_model_scale(path)
         return checked_architecture(read_yaml(path) | {"scale": scale, "yaml_file": path.name}, name)
+    load = tasks().yaml_model_load
     try:
         if not re.fullmatch(r"[\w.-]+", name):
             raise FileNotFoundError(name)
-        architecture = tasks().yaml_model_load(name if name.endswith(SUFFIXES) else f"{name}.yaml")
+        architecture = load(name if name.endswith(SUFFIXES) else f"{name}.yaml")
     except (FileNotFoundError, ValueError, ConnectionError) as e:
         raise LeukoError(f'model "{name}": no such file, and no model that this ultralytics package knows') from e
     return checked_architecture(architecture, name)
 
 
 def checked_architecture(given: dict[str, Any], name: str) -> dict:
-    """What a description says about its network; LeukoError unless that is a detector of boxes, of layers that only
-    compute, and of a size that exists."""
-    architecture = {key: value for key, value in given.items() if key in DESCRIPTION}
-    problem = misfit(architecture, DESCRIPTION, optional=DESCRIPTION.keys() - {"backbone", "head"})
-    problem = problem or _too_large(architecture) or next(filter(None, map(_wrong_layer, _rows(architecture))), "")
-    if not problem and (architecture.get("activation") and not ACTIVATION.fullmatch(architecture["activation"])):
-        problem = f"activation {architecture['activation']:.60}"
-    if problem:
+    """What a description says about its network; LeukoError unless that is a detector that leuko builds."""
+    architecture = {key: value for key, value in given.items() if key in KINDS}
+    if problem := problem_in(architecture):
         raise LeukoError(f'model "{name}": does not describe a network of Ultralytics that leuko builds ({problem})')
-    last = _rows(architecture)[-1][2]
-    if last not in ("Detect", "v10Detect"):
-        raise LeukoError(f'model "{name}": ends in {last}, which is no detector of boxes; give yolo11n, for example')
     return architecture
-
-
-def _rows(architecture: dict) -> list[list]:
-    """The layers in their order: from, number, module, arguments."""
-    return architecture["backbone"] + architecture["head"]
-
-
-def _too_large(architecture: dict) -> str:
-    numbers = [value for name in ("depth_multiple", "width_multiple") if (value := architecture.get(name)) is not None]
-    scales = architecture.get("scales", {}).values()
-    if any(not 0 < v <= 4 for v in numbers) or any(not (0 < s[0] <= 4 and 0 < s[1] <= 4) for s in scales if s[:2]):
-        return "a depth or width over 4"
-    if not 1 <= architecture.get("nc", 1) <= 10_000 or not 1 <= architecture.get("reg_max", 1) <= 100:
-        return "more than 10,000 classes, or a reg_max over 100"
-    rows = _rows(architecture)
-    enlarging = sum(row[2:3] in (["nn.Upsample"], ["nn.ConvTranspose2d"], ["ConvTranspose"]) for row in rows)
-    return f"{len(rows)} layers, {enlarging} of them enlarge" if not 0 < len(rows) <= 200 or enlarging > 6 else ""
-
-
-def _wrong_layer(row: list) -> str:
-    """Why a layer is not built; "" where it is."""
-    if not fits(row, list[object]) or len(row) != 4 or not fits(row[0], int | list[int]) or not fits(row[3], list):
-        return f"layer {row!r:.60}"
-    if not isinstance(row[2], str) or not LAYERS.fullmatch(row[2]):
-        return f"a layer {row[2]!r:.40}"
-    numbers = [value for each in row[3] for value in (each if isinstance(each, list) else [each])]
-    sizes = 4 if row[2] in ("nn.Upsample",) else 4096
-    known = all(
-        v in TEXTS if isinstance(v, str) else fits(v, float | bool | None) and abs(v or 0) <= sizes for v in numbers
-    )
-    return "" if known and fits(row[1], int) and 1 <= row[1] <= 100 else f"layer {row!r:.60}"
 
 
 def layers_of(recipe: Mapping) -> nn.Module:
