@@ -15,7 +15,10 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+from xml.etree import ElementTree
+from xml.etree.ElementTree import Element
+from xml.parsers import expat
 
 import numpy as np
 import yaml
@@ -24,7 +27,8 @@ from .errors import LeukoError
 
 TEXT_LIMIT = 64  # megabytes; JSON of this size takes 0.7 GB of memory and 3 s
 YAML_LIMIT = 1
-MAX_DEPTH = 50  # of nested lists and mappings
+XML_LIMIT = 8
+MAX_DEPTH = 50  # of nested lists, mappings and elements
 MAX_SCALAR = 4_000  # characters of one YAML value, since some numbers take quadratic time
 REMEDIES = {
     errno.ENOSPC: "free some disk space",
@@ -165,6 +169,39 @@ def read_yaml(path: Path) -> dict:
     if not isinstance(content, dict):
         raise LeukoError(f"{path}: is not a mapping; write one 'key: value' per line")
     return content
+
+
+def read_xml(path: Path) -> Element:
+    """The root of an XML file; LeukoError where it is broken, nested too deeply, or has a DOCTYPE, and with it entity
+    bombs and external entities."""
+    data = read_bytes(path, XML_LIMIT)
+    guard, depth = expat.ParserCreate(), 0
+
+    def refuse(problem: str) -> NoReturn:
+        raise LeukoError(f"{path}: line {guard.CurrentLineNumber}: {problem}; remove it")
+
+    def enter(*_: object) -> None:
+        nonlocal depth
+        depth += 1
+        if depth > MAX_DEPTH:
+            refuse(f"an element nested more than {MAX_DEPTH} deep is not accepted")
+
+    def leave(*_: object) -> None:
+        nonlocal depth
+        depth -= 1
+
+    guard.StartDoctypeDeclHandler = lambda *_: refuse("a DOCTYPE is not accepted")
+    guard.StartElementHandler, guard.EndElementHandler = enter, leave
+    try:
+        guard.Parse(data, True)
+        return ElementTree.fromstring(data)
+    except LeukoError:
+        raise
+    except expat.ExpatError as error:
+        reason = expat.ErrorString(error.code)
+        raise LeukoError(f"{path}: line {error.lineno}: broken XML: {reason}; correct it or save it again") from error
+    except (LookupError, ValueError) as error:  # an encoding that Python or expat does not know
+        raise LeukoError(f"{path}: line 1: {error}; save the file as UTF-8") from error
 
 
 # ---------------------------------------------------------------- writing

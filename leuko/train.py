@@ -155,9 +155,9 @@ def begun_state(folder: Path) -> State | None:
 
 def load_data(options: TrainOptions) -> tuple[Dataset, Dataset]:
     """The training and the validation split, warnings printed; validation falls back on ``test``, saying so."""
-    there = source.splits(options.data)
+    there = source.find(options.data)
     val_split = options.val_split
-    if val_split == "val" and "val" not in there and "test" in there:
+    if val_split == "val" and "test" in there.splits and "val" not in (*there.splits, *there.missing):
         val_split = "test"
         print("the data has no val split: epochs are validated on test, so that `best` is chosen on it")
     train_set = source.load(options.data, options.train_split)
@@ -168,7 +168,8 @@ def load_data(options: TrainOptions) -> tuple[Dataset, Dataset]:
         if lines := tables.warnings(name, dataset):
             print(lines)
     if not train_set.counts().sum():
-        raise LeukoError(f"{options.data}: split {options.train_split} has no cell to learn from; label some")
+        remedy = 'write "crowds: cells" in a data YAML if its crowds are cells' if train_set.crowds() else "label some"
+        raise LeukoError(f"{options.data}: split {options.train_split} has no cell to learn from; {remedy}")
     if not val_set.counts().sum():
         raise LeukoError(
             f"{options.data}: split {val_split} has no cell to measure an epoch by; label some, or name another split "

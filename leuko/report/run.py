@@ -102,7 +102,7 @@ def _from_json(cls: type, values: dict[str, Any]) -> Any:
 
 def write_warnings(folder: str | Path, *datasets: Dataset) -> None:
     """Write ``warnings.txt``, a line for each warning about the data; no file if there is none."""
-    if lines := [str(warning) for dataset in datasets for warning in dataset.warnings]:
+    if lines := [str(warning) for dataset in datasets for warning in (*dataset.notes, *dataset.warnings)]:
         write_text(Path(folder) / "warnings.txt", "\n".join(lines) + "\n")
 
 

@@ -91,6 +91,7 @@ def warnings(split: str, dataset: Dataset, max_shown: int = 3) -> str:
     lines = [
         f"{split}: {n} cells of the class {name} left out, as the data YAML says" for name, n in dataset.ignored.items()
     ]
+    lines += [f"{split}: {note}" for note in dataset.notes]
     if dataset.warnings:
         lines += [f"{split}: {len(dataset.warnings)} warnings, all in warnings.txt, such as:"]
         lines += [f"  {warning}" for warning in dataset.warnings[:max_shown]]

@@ -21,7 +21,8 @@ from ...ops.boxes import box_iou
 from .. import source
 from ..dataset import Dataset, Sample
 from ..formats.records import Problems
-from ..images import is_shown_otherwise, list_images, read_image
+from ..header import image_header
+from ..images import list_images, read_image
 from . import duplicates
 from .builder import in_threads
 
@@ -62,6 +63,7 @@ def check(src: str | Path, pixels: bool = True, progress: bool = False) -> tuple
             findings += [Finding("decide", f"error: {kind}", split, f"{text} (reading stops)") for text in messages]
     for split, dataset in datasets.items():
         findings += [Finding("fixed", w.action, split, str(w), (w.file,)) for w in dataset.warnings]
+        findings += [Finding("note", "data set", split, note) for note in dataset.notes]
     for examine in (_sizes, _same_boxes, _missing, _classes, partial(_shared, src), _unlabelled):
         findings += examine(datasets)
     if pixels:
@@ -209,7 +211,7 @@ def _examine(image: Path) -> tuple[str, bool, str, np.ndarray | None]:
     """The error in reading an image, whether EXIF turns it, its digest, and what it looks like."""
     try:
         look = duplicates.look(read_image(image))
-        return "", is_shown_otherwise(image), hashlib.sha256(image.read_bytes()).hexdigest(), look
+        return "", image_header(image).orientation != 1, hashlib.sha256(image.read_bytes()).hexdigest(), look
     except LeukoError as error:
         return str(error), False, f"unreadable {image}", None
 
