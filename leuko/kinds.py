@@ -30,7 +30,7 @@ def fits(value: object, hint: Any, finite: bool = True) -> bool:
     if hint is None or hint is type(None):
         return value is None
     if hint is float:
-        return type(value) in (int, float) and (not finite or abs(value) < LARGEST)
+        return type(value) in (int, float) and (abs(value) < LARGEST or (type(value) is float and not finite))
     if hint is int:
         return type(value) is int and abs(value) < 2**63
     return type(value) is hint if hint is bool else isinstance(value, hint)

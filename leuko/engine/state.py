@@ -48,8 +48,9 @@ class Progress:
             self.extended_at, self.stopped = self.epoch, 0
 
 
-Labels = list[list[str]]  # [file name, size, number of cells and digest of the labels] of each image of a split
-KINDS = {"model": dict, "progress": get_type_hints(Progress), "types": list[str], "data": dict[str, Labels]}
+Labels = list[list[str]]  # [file name, size, number of cells, digest of the labels] of each image of a split
+KINDS = {"model": dict, "progress": dict, "types": list[str], "data": dict[str, Labels]}
+PROGRESS = get_type_hints(Progress)
 
 
 @dataclass
@@ -64,13 +65,16 @@ class State:
 
     def check_data(self, datasets: Mapping[str, Dataset]) -> None:
         """LeukoError if the data is no longer what the run began with; it names what changed."""
-        remedy = f"put them back, or start a new run with --weights {self.path.parent}"
+        anew = f"start a new run with --weights {self.path.parent}"
+        remedy = f"put them back, or {anew}"
+        if not self.data:
+            raise LeukoError(f"{self.path}: of an older leuko, which kept nothing of what the labels were; {anew}")
         for split, dataset in datasets.items():
             if self.types != dataset.types:
                 then, now = ", ".join(self.types), ", ".join(dataset.types)
                 raise LeukoError(f"{self.path}: the types were {then} when the run began, and are {now}; {remedy}")
             before, now = self.data.get(split, []), labels_of(dataset)
-            names, named = [name for name, *_ in before], [name for name, *_ in now]
+            names, named = ([" ".join(image[:1]) for image in images] for images in (before, now))
             if names != named:
                 odd = sorted(set(names) ^ set(named)) or ["another order"]
                 raise LeukoError(
@@ -116,15 +120,13 @@ def load_state(path: Path) -> State:
     if not path.exists():
         raise LeukoError(f"{path}: no such file; name a run folder that leuko.train has written a state into")
     content = read_archive(path, "start a new run, with --weights if it helps")
-    problem = misfit(content, KINDS, finite=False, more=True)
-    if not problem and any(len(image) != 4 for labels in content["data"].values() for image in labels):
-        problem = "data"
+    problem = misfit(content, KINDS, optional=("data",), more=True)
+    problem = problem or misfit(content["progress"], PROGRESS, optional=PROGRESS, finite=False)
     if problem:
         raise LeukoError(
-            f"{path}: not the state of a run, or that of an older leuko ({problem:.200}); start a new run with "
-            f"--weights {path.parent}"
+            f"{path}: not the state of a run ({problem:.200}); start a new run with --weights {path.parent}"
         )
-    common = {key: content.pop(key) for key in ("types", "data")}
+    common = {"types": content.pop("types"), "data": content.pop("data", {})}
     return State(path, progress=Progress(**content.pop("progress")), parts=content, **common)
 
 
