@@ -3,6 +3,7 @@ more memory than the file has bytes."""
 
 from __future__ import annotations
 
+import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import Tensor
 from ..errors import LeukoError
 from ..io import check_readable, io_errors_as
 
-HEADER_LIMIT = 16  # megabytes of a safetensors file's names, shapes and metadata; a ResNet-50's take .03
+HEADER_LIMIT = 4  # megabytes of names, shapes and metadata in a safetensors file; those of a ResNet-50 take .03
 DTYPES = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
 DTYPES |= {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool}
 
@@ -61,8 +62,10 @@ def read_archive(path: Path, remedy: str) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:  # torch raises errors of many kinds on a broken or hostile file
-        reason = (str(e).splitlines() or [""])[0][:120]
-        raise LeukoError(f"{path}: cannot be read as weights ({type(e).__name__}: {reason}); {remedy}") from e
+        reason = (
+            "broken, or in need of code" if isinstance(e, pickle.UnpicklingError) else (str(e).splitlines() or [""])[0]
+        )
+        raise LeukoError(f"{path}: cannot be read ({type(e).__name__}: {reason:.120}); {remedy}") from e
 
 
 def check_archive(path: Path) -> None:
