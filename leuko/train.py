@@ -77,6 +77,8 @@ def _train(options: TrainOptions, given: Collection[str], lock: ExitStack) -> Pa
         parts = loop.set_up(options, model, train_set, device, fresh=state is None and not options.weights)
     if state:
         parts.load_state_dict(state.parts, state.path)
+        if state.progress.batch >= len(loader.batch_bounds(len(parts.images), options.batch)):
+            raise LeukoError(f"{state.path}: batch {state.progress.batch} of an epoch that has fewer; restore the file")
         state.progress.extend()
     if not folder:
         folder = run.new_run(options.project, options.name or ultralytics.plain_name(options.model), "weights")
@@ -143,7 +145,7 @@ def resumed_options(options: TrainOptions, given: Collection[str]) -> TrainOptio
 
 def begun_state(folder: Path) -> State | None:
     """The state that a run resumes from; None where it was killed before its first one, so that it begins anew."""
-    if not (folder / "resume.pt").is_file() and not any(folder.glob("weights/*.safetensors")):
+    if not (folder / "resume.pt").exists() and not any(folder.glob("weights/*.safetensors")):
         print(f"{folder}: nothing was trained yet; it begins at the first epoch")
         (folder / "weights").mkdir(exist_ok=True)
         return None

@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,6 +108,16 @@ class Bomb:
 
     def __reduce__(self) -> tuple:
         return Path.touch, (self.target,)
+
+
+def packed(path: Path) -> Path:
+    """An archive that unpacks to more than a gigabyte."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        with archive.open("archive/data.pkl", "w") as file:
+            for _ in range(120):
+                file.write(bytes(10**7))
+        archive.writestr("archive/version", "3\n")
+    return path
 
 
 def tensor(rows: list, columns: int = 4) -> torch.Tensor:

@@ -11,13 +11,12 @@ import os
 import pickle
 import re
 import struct
-import zipfile
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
-from conftest import TINY, TYPES, Bomb, in_child
+from conftest import TINY, TYPES, Bomb, in_child, packed
 from torch import Tensor, nn
 from torchvision.models.detection import fasterrcnn_resnet50_fpn, fcos_resnet50_fpn
 
@@ -189,16 +188,6 @@ def hostile_safetensors(folder: Path) -> dict[Path, str]:
     raw("nested too deeply", b'{"__metadata__":{"leuko":"' + b"[" * 10**6 + b'"}}')
     os.mkfifo(folder / "pipe.safetensors")
     return files | {folder / "pipe.safetensors": "pipe", Path("/dev/zero"): "device"}
-
-
-def packed(path: Path) -> Path:
-    """An archive that unpacks to more than a gigabyte."""
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        with archive.open("archive/data.pkl", "w") as file:
-            for _ in range(120):
-                file.write(bytes(10**7))
-        archive.writestr("archive/version", "3\n")
-    return path
 
 
 def test_hostile_weights_are_refused_at_once(data, tmp_path):

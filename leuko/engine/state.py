@@ -122,12 +122,17 @@ def load_state(path: Path) -> State:
     content = read_archive(path, "start a new run, with --weights if it helps")
     problem = misfit(content, KINDS, optional=("data",), more=True)
     problem = problem or misfit(content["progress"], PROGRESS, optional=PROGRESS, finite=False)
+    if not problem:
+        progress = Progress(**content.pop("progress"))
+        is_possible = min(progress.epoch, progress.batch, progress.stopped) >= 0
+        if not is_possible or (progress.rows and len(progress.rows) != progress.epoch):
+            problem = f"epoch {progress.epoch}, batch {progress.batch}, {len(progress.rows)} rows of results"
     if problem:
         raise LeukoError(
             f"{path}: not the state of a run ({problem:.200}); start a new run with --weights {path.parent}"
         )
     common = {"types": content.pop("types"), "data": content.pop("data", {})}
-    return State(path, progress=Progress(**content.pop("progress")), parts=content, **common)
+    return State(path, progress=progress, parts=content, **common)
 
 
 # ---------------------------------------------------------------- one process at a time

@@ -59,8 +59,13 @@ class Loop:
     def load_state_dict(self, state: dict, path: Path) -> None:
         """Go on from the content of ``path``; LeukoError where it is of another model."""
         try:
+            begun = state["optimizer"]["state"]
+            buffers = {i: {"momentum_buffer": p} for i, p in enumerate(_parameters(self.optimizer)) if i in begun}
             for name, part in self._parts().items():
-                if problem := unlike(state.get(name), part.state_dict(), name):
+                own = part.state_dict()
+                if part is self.optimizer:
+                    own["state"] = buffers  # which it does not have before its first step
+                if problem := unlike(state[name], own, name):
                     raise ValueError(problem)
                 part.load_state_dict(state[name])
         except (KeyError, TypeError, ValueError, RuntimeError) as e:
@@ -71,15 +76,15 @@ class Loop:
             ) from e
 
 
+def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
 def unlike(stored: object, own: object, name: str) -> str:
     """What in a stored part of a loop is not as in this one: names, shapes, kinds of values; "" where all is."""
     if isinstance(own, torch.Tensor):
-        return "" if isinstance(stored, torch.Tensor) and stored.shape == own.shape else f"{name} is of another shape"
-    if name == "optimizer.state":  # which is empty before the first step
-        fits = isinstance(stored, dict) and all(
-            isinstance(s, dict) and s.keys() == {"momentum_buffer"} for s in stored.values()
-        )
-        return "" if fits else name
+        same = isinstance(stored, torch.Tensor) and (stored.shape, stored.dtype) == (own.shape, own.dtype)
+        return "" if same else f"{name} is of another shape or type"
     if type(stored) is not type(own) and not (isinstance(stored, dict) and isinstance(own, dict)):
         return f"{name} is of another kind"
     if isinstance(own, dict):
@@ -181,7 +186,7 @@ def train_one_epoch(
             if whole_step or progress.batch == len(bounds) - 1:
                 if math.isfinite(options.clip):
                     scaler.unscale_(optimizer)
-                    nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], options.clip)
+                    nn.utils.clip_grad_norm_(_parameters(optimizer), options.clip)
                 scaler.step(optimizer)
                 scaler.update()
                 optimizer.zero_grad(set_to_none=True)
