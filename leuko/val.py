@@ -108,7 +108,9 @@ def chosen_members(options: ValOptions, dataset: Dataset, device: torch.device) 
         if len(sources) < 2:
             raise LeukoError("--ensemble: name at least two models, or one with --weights")
     members = load_members(sources, device, options.imgsz or ())
+    new_name = source.find(options.data).new_name
     for member in members:
+        member.new_name = new_name
         member.labels_in(dataset.types)
         if options.calibrate:
             check_calibrates(member.weights)

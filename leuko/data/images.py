@@ -167,8 +167,8 @@ def is_hidden(name: str) -> bool:
 
 
 def is_image(path: str | Path) -> bool:
-    """Whether a file name ends like an image's and is not hidden (macOS leaves ``._NAME.jpg`` that are none)."""
-    name = os.path.basename(path)
+    """Whether a path, perhaps one of Windows, ends like an image's and is not hidden (macOS leaves ``._NAME.jpg``)."""
+    name = str(path).replace("\\", "/").rpartition("/")[2]
     return name.lower().endswith(IMAGE_SUFFIXES) and not is_hidden(name)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from torchvision import ops
 from tqdm import tqdm
 
 from ..config import TrainOptions
@@ -28,18 +29,20 @@ from .evaluate import Predictions, detect, predict, prepare
 from .state import load_state
 
 LAST = Path("weights/last.safetensors")
+SAME_CELL = 0.5  # IoU
 
 
 @dataclass
 class EnsembleMember:
     """A trained model ready to detect (alone or in an ensemble), with its name in tables, its number of parameters and
-    the image sizes that it looks at."""
+    the image sizes that it looks at. ``new_name`` gives the name that the data has for one of its types."""
 
     name: str
     weights: Weights
     model: DetectionModel
     parameters: int
     sizes: tuple[int, ...]
+    new_name: Callable[[str], str] = str
 
     @classmethod
     def load(cls, source: str | Path, device: torch.device, sizes: Sequence[int] = ()) -> EnsembleMember:
@@ -66,23 +69,28 @@ class EnsembleMember:
 
     def labels_in(self, types: Sequence[str]) -> np.ndarray:
         """For each of the model's labels, the label of the same name in ``types``; LeukoError on a name not in it."""
-        for name in self.weights.types:
+        names = [self.new_name(name) for name in self.weights.types]
+        for name in names:
             if name not in types:
                 raise LeukoError(
                     f'{self.weights.path}: it knows the type "{name}", which is not among {", ".join(types)}'
-                    f"{nearest(name, types)}; types are matched by name"
+                    f"{nearest(name, types)}; types are matched by name, and map in a data YAML renames them"
                 )
-        if missing := [t for t in types if t not in self.weights.types]:
+        if missing := [t for t in types if t not in names]:
             raise LeukoError(
-                f'{self.weights.path}: it does not know the type "{missing[0]}" (but {", ".join(self.weights.types)})'
-                "; types are matched by name: use a model trained on this data's types"
+                f'{self.weights.path}: it does not know the type "{missing[0]}" (but {", ".join(names)}); types are '
+                "matched by name: use a model trained on this data's types, or map these in a data YAML"
             )
-        return np.array([list(types).index(name) for name in self.weights.types])
+        return np.array([list(types).index(name) for name in names])
 
     def relabel(self, predictions: Sequence[Detections], types: Sequence[str]) -> list[Detections]:
-        """The detections with labels in the order of ``types``."""
+        """The detections with labels in the order of ``types``; where several types have become one, one of each
+        cell's detections remains."""
         new_label = self.labels_in(types)
-        return [replace(p, labels=new_label[p.labels], types=tuple(types)) for p in predictions]
+        renamed = [replace(p, labels=new_label[p.labels], types=tuple(types)) for p in predictions]
+        if len(set(new_label)) == len(new_label):
+            return renamed
+        return [p[_distinct(p)] for p in renamed]
 
     @property
     def scaling(self) -> Scaling | None:
@@ -111,6 +119,12 @@ class EnsembleMember:
     def validation_mAP(self) -> float | None:
         """The mAP at which the weights were chosen, on their run's validation split; None if not known."""
         return (self.weights.about.get("val") or {}).get("mAP")
+
+
+def _distinct(detections: Detections) -> np.ndarray:
+    """The indices of detections that overlap no better one of their type by more than half, best first."""
+    boxes, scores = torch.from_numpy(detections.boxes), torch.from_numpy(detections.scores)
+    return ops.batched_nms(boxes, scores, torch.from_numpy(detections.labels), SAME_CELL).numpy()
 
 
 def load_members(

@@ -58,7 +58,7 @@ def find(folder: Path) -> dict[str, Path]:
 def split_name(file: Path) -> str:
     """``train.json`` and ``instances_train2017.json`` hold the split ``train``; what a tool calls its only file
     (Roboflow, Label Studio, FiftyOne) is ``all``."""
-    if file.stem.startswith("_annotations") or file.stem in ("result", "labels"):
+    if file.stem.startswith("_annotations") or file.stem in ("result", "labels", "annotations"):
         return "all"
     return re.sub(r"^instances_|(?<=[a-z])20\d\d$", "", file.stem)
 

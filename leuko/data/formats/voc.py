@@ -26,7 +26,8 @@ from .records import Annotation, Labels, Problems, ReadOptions, Record, read_nam
 
 IMAGES, PART = "JPEGImages", "ImageSets/Main/{split}.txt"
 ANNOTATIONS = "Annotations"
-IMAGE_FOLDERS = (IMAGES, "images", ".")  # the first that exists beside the annotations holds the images
+ANNOTATION_FOLDERS = (ANNOTATIONS, "annotations", "labels")  # the last two, if they hold XML
+IMAGE_FOLDERS = (IMAGES, "images", "data", ".")  # the first that exists beside the annotations holds the images
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _NO_ATTRIBUTES = ("name", "bndbox", "factor", "part", "polygon", "attribute", "attributes")  # elements of an object
 
@@ -36,11 +37,17 @@ _NO_ATTRIBUTES = ("name", "bndbox", "factor", "part", "polygon", "attribute", "a
 
 def find(folder: Path) -> dict[str, Path]:
     """The splits that a folder holds as VOC, by name; a data set that is not split is called ``all``."""
-    if (folder / ANNOTATIONS).is_dir():
+    if _annotations(folder):
         main = folder / "ImageSets" / "Main"
         lists = sorted(p for p in main.iterdir() if p.suffix.lower() == ".txt") if main.is_dir() else []
         return {p.stem: p for p in lists if not is_hidden(p.name) and not _is_of_class(p)} or {"all": folder}
     return {"all": folder} if _xml_files(folder) else {}
+
+
+def _annotations(root: Path) -> Path | None:
+    """The folder of annotations of a data set; None where they lie beside the images."""
+    folders = (root / name for name in ANNOTATION_FOLDERS)
+    return next((f for f in folders if f.is_dir() and (f.name == ANNOTATIONS or _xml_files(f))), None)
 
 
 def _is_of_class(file: Path) -> bool:
@@ -53,7 +60,7 @@ def parse(part: Path, problems: Problems, options: ReadOptions) -> Labels:
     """Read the annotations of a folder, or those that a list of stems or of image paths names."""
     labels = Labels()
     root = _root(part)
-    images = _Images(root if (root / ANNOTATIONS).is_dir() else None, labels.hidden)
+    images = _Images(_annotations(root), labels.hidden)
     for file, image in annotation_files(part, labels.hidden):
         if not file.is_file():
             remedy = "label it, or save it in LabelImg without objects if it has no cells"
@@ -103,9 +110,9 @@ def annotation_files(part: Path, hidden: list[Path] | None = None) -> Iterator[t
     Raises LeukoError where an entry of a list leaves the data set's folder.
     """
     root = _root(part)
-    folder = root / ANNOTATIONS
+    folder = _annotations(root) or root
     if part.is_dir():
-        yield from ((file, None) for file in _xml_files(folder if folder.is_dir() else part, hidden))
+        yield from ((file, None) for file in _xml_files(folder, hidden))
         return
     for line in read_text(part).splitlines():
         name = line.strip()
@@ -115,7 +122,7 @@ def annotation_files(part: Path, hidden: list[Path] | None = None) -> Iterator[t
         if not name or name.startswith("#"):
             continue
         name = name.replace("\\", "/")
-        is_path = is_image(name) and ("/" in name or not folder.is_dir())
+        is_path = is_image(name) and ("/" in name or folder == root)
         stem = name.rsplit(".", 1)[0] if is_image(name) else name
         place = inside(root, part.parent if is_path else folder, name if is_path else f"{stem}.xml")
         if place is None:
@@ -131,13 +138,13 @@ def _root(part: Path) -> Path:
     """The folder of the data set: for a list the one with ``Annotations`` above it, usually two levels up."""
     if part.is_dir():
         return part
-    return next((p for p in part.absolute().parents if (p / ANNOTATIONS).is_dir()), part.parent)
+    return next((p for p in part.absolute().parents if _annotations(p)), part.parent)
 
 
 def _xml_files(folder: Path, hidden: list[Path] | None = None) -> list[Path]:
-    """The annotations in a folder and, of one called ``Annotations``, in its sub-folders (CVAT)."""
+    """The annotations in a folder and, if it is one of annotations only, in its sub-folders (CVAT)."""
     found = []
-    for path in (folder.rglob("*") if folder.name == ANNOTATIONS else folder.iterdir()) if folder.is_dir() else ():
+    for path in folder.rglob("*") if folder.name in ANNOTATION_FOLDERS else folder.iterdir():
         if path.suffix.lower() == ".xml":
             is_passed_over = any(map(is_hidden, path.relative_to(folder).parts))
             (found if not is_passed_over else hidden if hidden is not None else []).append(path)
@@ -145,15 +152,15 @@ def _xml_files(folder: Path, hidden: list[Path] | None = None) -> list[Path]:
 
 
 class _Images:
-    """The images that annotations belong to: those of a data set's ``root``, or those beside them."""
+    """The images that belong to the annotations of a ``folder`` of these, or to those beside them."""
 
-    def __init__(self, root: Path | None, hidden: list[Path]) -> None:
-        self.root, self.hidden = root, hidden
+    def __init__(self, folder: Path | None, hidden: list[Path]) -> None:
+        self.folder, self.hidden = folder, hidden
         self.by_folder: dict[Path, dict[str, list[Path]]] = {}
 
     def _by_stem(self, file: Path) -> dict[str, list[Path]]:
         """The images near an annotation by stem and, where they are in sub-folders, by path without suffix."""
-        root = self.root or file.parent
+        root = self.folder.parent if self.folder else file.parent
         if root not in self.by_folder:
             folder = next(root / name for name in IMAGE_FOLDERS if (root / name).is_dir())
             by_stem = self.by_folder[root] = defaultdict(list)
@@ -171,7 +178,7 @@ class _Images:
         """The image of an annotation: the one with its path, else its stem; ``name``, its ``filename``, decides between
         several, or is used instead. Raises LeukoError."""
         by_stem = self._by_stem(file)
-        place = file.relative_to(self.root / ANNOTATIONS) if self.root else Path(file.name)
+        place = file.relative_to(self.folder) if self.folder else Path(file.name)
         same_stem = by_stem.get(spelled(place.with_suffix("").as_posix())) or by_stem.get(spelled(file.stem), [])
         of_name = same_stem or by_stem.get(spelled(Path(name).stem), [])
         same_name = [p for p in of_name if spelled(p.name) == spelled(name)]
