@@ -75,14 +75,15 @@ def _draw_tag(picture: np.ndarray, text: str, corner: tuple[int, int], rgb: tupl
     picture[y : y + tag_height, x : x + tag_width] = np.asarray(tag)
 
 
-def captioned(image: np.ndarray, *lines: str) -> np.ndarray:
-    """An image [H, W, 3] uint8 with lines of text below it, on white."""
+def captioned(image: np.ndarray, *lines: str, step: int = 0) -> np.ndarray:
+    """An image [H, W, 3] uint8 with lines of text below it, on white, each ``step`` pixels high (0: as the image is
+    wide)."""
     width = image.shape[1]
-    step = max(13, width // 15)
+    step = step or max(13, width // 15)
     band = Image.new("RGB", (width, step * len(lines) + step // 2), "white")
     draw, font = ImageDraw.Draw(band), ImageFont.load_default(0.8 * step)
     for i, line in enumerate(lines):
-        draw.text((width // 40, step * i), line, (30, 30, 30), font)
+        draw.text((step // 2, step * i), line, (30, 30, 30), font)
     return np.vstack([image, np.asarray(band)])
 
 
@@ -167,8 +168,11 @@ def data_statistics(dataset: Dataset, colours: Sequence[Colour], factors: Sequen
         _draw_factors(noted, factors)
 
 
-def differential_chart(shares: Sequence[Share], path: str | Path) -> None:
-    """Draw a differential count: percent of the cells per type, with 95 % Wilson intervals."""
+def differential_chart(
+    shares: Sequence[Share], path: str | Path, note: str = "", labelled: Sequence[float] = ()
+) -> None:
+    """Draw a differential count: percent of the cells per type, with exact 95 % limits, and the ``labelled`` percent
+    where it is known. ``note`` is a line below."""
     types = [s.type for s in shares]
     with panels(path, 7, 0.5 * len(shares) + 1.4) as (axes,):
         bars(axes, types, [(s.percent, s.low, s.high) for s in shares], 0.7, color=type_colours(types))
@@ -176,9 +180,14 @@ def differential_chart(shares: Sequence[Share], path: str | Path) -> None:
             percent, high = np.nan_to_num([share.percent, share.high])
             text = f"{percent:.1f} % ({share.cells:,})"
             axes.annotate(text, (high, i), (6, 0), textcoords="offset points", va="center")
+        if len(labelled):
+            axes.plot(
+                labelled, range(len(types)), "D", color=INK, markeredgecolor="white", markersize=8, label="labelled"
+            )
+            axes.legend(loc="lower right")
         axes.set(xlim=(0, 120), xticks=range(0, 101, 20))  # room for the text beside a bar of 100 %
         axes.set(title=f"differential count of {sum(s.cells for s in shares):,} cells", ylabel="type")
-        axes.set_xlabel("percent of cells (line: 95 % Wilson interval)")
+        axes.set_xlabel("\n".join(["percent of cells (line: exact 95 % limits)", *filter(None, [note])]))
 
 
 def _draw_labels(panels: Sequence[Axes], dataset: Dataset) -> None:
