@@ -38,11 +38,7 @@ class Share:
 def count(predictions: Iterable[Detections], types: Sequence[str], threshold: float = 0.5) -> list[Share]:
     """Count the detections with score >= ``threshold`` of many images together (a folder, a smear, a patient): one
     Share per type, in the order of ``types``. Cells that say ``why`` they are unclassified are left out."""
-    return shares_of(_cells(predictions, threshold, len(types)).sum(0).tolist(), types)
-
-
-def shares_of(cells: Sequence[int], types: Sequence[str]) -> list[Share]:
-    """The Share of each type, by its number of ``cells``."""
+    cells = _cells(predictions, threshold, len(types)).sum(0).tolist()
     return [Share(name, n, *percent_of(n, sum(cells))) for name, n in zip(types, cells, strict=True)]
 
 

@@ -91,9 +91,9 @@ def _error(folder: Path, row: dict[str, str]) -> tuple[str, str, str]:
     said = f"{row['found']} {float(row['score']):.2f}" if row["found"] else "not found"
     labelled = f"{row['labelled']}: " if row["labelled"] else ""
     second = f"{row['second']} {float(row['second_score']):.2f}" if row["second"] else ""
-    below = "below the threshold: " if second and not row["found"] else "then " if second else ""
+    then = ("then " if row["found"] else "seen as ") if second else ""
     crop = folder / "errors" / Path(row["crop"]).name
-    return _picture(crop)[0], labelled + said, below + second or Path(row["image"]).name
+    return _picture(crop)[0], labelled + said, then + second or Path(row["image"]).name
 
 
 def check_page(

@@ -23,7 +23,7 @@ from ..detections import Detections
 from ..errors import LeukoError
 from ..io import io_errors_as, make_folder, write_text
 from ..metrics.counting import doubt, second_types
-from ..metrics.differential import Share, classified, shares_of
+from ..metrics.differential import Share, count
 from . import pictures
 from .html import data_uri, environment
 from .style import css_colours
@@ -50,10 +50,7 @@ class Slide:
     @property
     def shares(self) -> list[Share]:
         """The differential of the classified cells."""
-        cells = sum((np.bincount(classified(c).labels, minlength=len(self.types)) for *_, c in self.fields), start=0)
-        return shares_of(
-            np.zeros(len(self.types), int).tolist() if isinstance(cells, int) else cells.tolist(), self.types
-        )
+        return count((cells for *_, cells in self.fields), self.types, threshold=0)
 
     @property
     def unclassified(self) -> Counter[str]:
@@ -102,7 +99,7 @@ def _page(slide: Slide, max_pixels: float, **about: object) -> str:
     rows = [{"type": s.type, "found": s.cells, "percent": s.percent, "low95": s.low, "high95": s.high} for s in shares]
     total = sum(s.cells for s in shares)
     shades = [*css_colours(slide.types), f"rgb{GREY}"]
-    in_all = {"type": "all", "found": total} | dict.fromkeys(("percent", "low95", "high95"))
+    in_all = {"type": "classified", "found": total} | dict.fromkeys(("percent", "low95", "high95"))
     unclassified = slide.unclassified
     numbers = [*(s.cells for s in shares), unclassified.total()]
     galleries, thumbnails = _pictures(slide, max_pixels) if max_pixels else ([[] for _ in types], [])
