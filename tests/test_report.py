@@ -8,6 +8,7 @@ import json
 import os
 import re
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from math import nan
 from pathlib import Path
 
@@ -226,15 +227,14 @@ def found_on(path: Path, types: list[str], rng: np.random.Generator, cells: int)
     boxes = np.tile(np.hstack([corner, corner + 20]), (2, 1))  # each cell is found twice
     found = one_type(Detections(boxes, rng.uniform(0.3, 1, 2 * cells), labels), len(types), iou=0.99)
     why = np.where(found.scores < 0.5, "below the threshold", "").astype(object)
-    object.__setattr__(found, "why", why)
-    return path, (WIDTH, HEIGHT), found
+    return path, (WIDTH, HEIGHT), replace(found, why=why)
 
 
 def test_the_page_of_a_prediction(tmp_path, pictures, monkeypatch):
     """Names are escaped, doubtful cells come first, all that is not shown or read is counted."""
     rng, types = np.random.default_rng(1), ["NG", "<script>x</script>"]
     fields = [found_on(path, types, rng, 5) for path in pictures]
-    empty = Detections([], [], [], type_scores=np.zeros((0, 2), np.float32))
+    empty = Detections([], [], [], type_scores=np.zeros((0, 2), np.float32), why=np.array([], dtype=object))
     fields += [(tmp_path / "gone.png", (WIDTH, HEIGHT), fields[0][2]), (pictures[0], (WIDTH, HEIGHT), empty)]
     page = prediction.prediction_page(
         tmp_path, iter(fields), types, 0.5, "found on val of <data>", ["a note"], ["b & c"]

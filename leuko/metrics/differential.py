@@ -50,8 +50,7 @@ def _cells(predictions: Iterable[Detections], threshold: float, types: int) -> n
 
 def classified(cells: Detections) -> Detections:
     """Those that have no reason to be left unclassified."""
-    why = getattr(cells, "why", None)
-    return cells if why is None else cells[why == ""]
+    return cells if cells.why is None else cells[cells.why == ""]
 
 
 @dataclass(frozen=True)

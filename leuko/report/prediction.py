@@ -11,6 +11,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import cv2
@@ -47,12 +48,12 @@ class Slide:
     types: Sequence[str]
     page: str = ""  # link to the slide's own page, if it has one
 
-    @property
+    @cached_property
     def shares(self) -> list[Share]:
         """The differential of the classified cells."""
         return count((cells for *_, cells in self.fields), self.types, threshold=0)
 
-    @property
+    @cached_property
     def unclassified(self) -> Counter[str]:
         """Numbers of cells by the reason for which they are left unclassified."""
         return Counter(why for *_, cells in self.fields for why in _why(cells) if why)
@@ -170,8 +171,7 @@ def _uri(image: np.ndarray) -> str:
 
 def _why(cells: Detections) -> list[str]:
     """Why each cell is left unclassified, "" where it is not."""
-    why = getattr(cells, "why", None)
-    return [""] * len(cells) if why is None else [str(reason) for reason in why]
+    return [""] * len(cells) if cells.why is None else [str(reason) for reason in cells.why]
 
 
 def _said(cells: Detections, k: int, types: Sequence[str]) -> tuple[str, str]:
