@@ -97,7 +97,8 @@ def factors(rates: dict[str, Sequence[dict]], path: str | Path) -> None:
             better = "lower is better" if measure == "impurity ratio" else "higher is better"
             panel.set(title=f"{measure} ({better})", xlabel="percent, exact 95 % limits", xlim=(0, 105))
         handles = panel.get_legend_handles_labels()
-        panel.figure.legend(*handles, loc="outside lower center", ncols=4, frameon=False, fontsize=10)
+        columns = max(1, min(4, 55 * len(measures) // (6 + max(map(len, rates)))))  # as the letters fit in
+        panel.figure.legend(*handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=10)
 
 
 def training(curves: dict[str, np.ndarray], path: str | Path) -> None:

@@ -73,7 +73,7 @@ def build(folder: str | Path) -> str:
         )
 
 
-def _errors(folder: Path) -> list[tuple[str, str, list[tuple[str, str, str]], int]]:
+def _errors(folder: Path) -> list[tuple[str, str, list[tuple], int]]:
     """Of each kind of error its title, a text, the cells that are shown, and how many there are more."""
     path = folder / "errors.csv"
     rows = list(csv.DictReader(io.StringIO(_text_of(path)))) if path.is_file() else []
@@ -86,14 +86,15 @@ def _errors(folder: Path) -> list[tuple[str, str, list[tuple[str, str, str]], in
     return galleries
 
 
-def _error(folder: Path, row: dict[str, str]) -> tuple[str, str, str]:
-    """A cell of a gallery: its picture, what it is and was found as, and what comes second."""
-    said = f"{row['found']} {float(row['score']):.2f}" if row["found"] else "not found"
-    labelled = f"{row['labelled']}: " if row["labelled"] else ""
+def _error(folder: Path, row: dict[str, str]) -> tuple[str, str, str, str]:
+    """A cell of a gallery: its picture, its image, what it is and was found as, and with which scores."""
     second = f"{row['second']} {float(row['second_score']):.2f}" if row["second"] else ""
-    then = ("then " if row["found"] else "seen as ") if second else ""
+    title, text = f"{row['labelled']} not found", second and f"seen as {second}"
+    if row["found"]:
+        title = f"{row['labelled']} found as {row['found']}" if row["labelled"] else row["found"]
+        text = f"{float(row['score']):.2f}{second and f', then {second}'}"
     crop = folder / "errors" / Path(row["crop"]).name
-    return _picture(crop)[0], labelled + said, then + second or Path(row["image"]).name
+    return _picture(crop)[0], Path(row["image"]).name, title, text
 
 
 def check_page(

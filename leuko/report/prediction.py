@@ -124,7 +124,7 @@ def _page(slide: Slide, max_pixels: float, **about: object) -> str:
 
 def _pictures(slide: Slide, max_pixels: float) -> tuple[list[list[tuple]], list[tuple]]:
     """The crops of the most doubtful cells of each type, and last of those unclassified; and the fields, those with the
-    most doubtful cells if not all are shown. Each is a picture, a title and a text."""
+    most doubtful cells if not all are shown. Each is a picture, the name of its image, a title and a text."""
     doubts = [doubt(cells) for *_, cells in slide.fields]
     groups: list[list[tuple[float, int, int]]] = [[] for _ in (*slide.types, "")]
     for i, (*_, cells) in enumerate(slide.fields):
@@ -141,8 +141,9 @@ def _pictures(slide: Slide, max_pixels: float) -> tuple[list[list[tuple]], list[
     for i, chosen in wanted.items():
         crops_of_field, thumbnails[i] = _pictures_of(slide.fields[i], slide.types, chosen, max_pixels)
         crops |= {(i, k): crop for k, crop in zip(chosen, crops_of_field, strict=True)}
-    galleries = [[(crops[i, k], *_said(slide.fields[i][2], k, slide.types)) for _, i, k in group] for group in groups]
-    return galleries, [(thumbnails[i], slide.fields[i][0].name, _number(slide.fields[i][2])) for i in sorted(fields)]
+    paths, cells = [path.name for path, *_ in slide.fields], [cells for *_, cells in slide.fields]
+    galleries = [[(crops[i, k], paths[i], *_said(cells[i], k, slide.types)) for _, i, k in group] for group in groups]
+    return galleries, [(thumbnails[i], paths[i], paths[i], _number(cells[i])) for i in sorted(fields)]
 
 
 def _pictures_of(field: Field, types: Sequence[str], chosen: Sequence[int], max_pixels: float) -> tuple[list[str], str]:

@@ -100,7 +100,12 @@ def count(of: Count) -> str:
     head = ["type", "labelled", "found", "difference", "labelled %", "found %", "95 % limits"]
     lines = [[*head, "sensitivity", "95 % limits", "PPV", "95 % limits"]]
     for row in of.rows:
-        line = [row["type"], f"{row['labelled']:,}", f"{row['found']:,}", f"{row['difference']:+,}"]
+        line = [
+            row["type"],
+            f"{row['labelled']:,}",
+            f"{row['found']:,}",
+            f"{row['difference']:+,}" if row["difference"] else "0",
+        ]
         line += [_number(row["labelled_percent"]), _number(row["percent"]), _limits(row["low95"], row["high95"])]
         for key in ("sensitivity", "ppv"):
             line += [_number(row[key]), _limits(row[f"{key}_low95"], row[f"{key}_high95"])]
