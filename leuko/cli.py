@@ -31,6 +31,7 @@ from .io import read_yaml
 
 T = TypeVar("T")
 MOST = 2**31 - 1  # of any number that an option takes
+_NUMBER = float | None  # a number, or what is found where none is given
 _LISTS = {
     list[str] | None: str,
     list[int] | None: int,
@@ -270,6 +271,8 @@ def _argument(hint: object) -> dict:
         return {"choices": typing.get_args(hint), "type": type(typing.get_args(hint)[0])}
     if hint == str | list:
         return {"type": str, "metavar": "TEXT"}
+    if hint == _NUMBER:
+        return {"type": float, "metavar": "X"}
     if hint in _LISTS:
         item = _LISTS[hint]
         return {"nargs": "+" if item is int else "*", "type": item, "metavar": "N" if item is int else "NAME"}
@@ -319,6 +322,10 @@ def _typed(path: Path, key: str, value: object, hint: object) -> object:
         if value in typing.get_args(hint):
             return value
         raise LeukoError(f"{path}: {key}: {value!r:.60} is not one of {', '.join(map(str, typing.get_args(hint)))}")
+    if hint == _NUMBER:
+        if value is None:
+            return None
+        hint = float
     if hint in (int, float) and isinstance(value, int | float | str) and not isinstance(value, bool):
         try:
             number = hint(value)

@@ -7,6 +7,7 @@ if __name__ == "__main__":  # read before all else is imported, so that --help a
 
     run_module("predict")
 
+import base64
 import contextlib
 import glob
 import itertools
@@ -23,6 +24,7 @@ import torch
 from tqdm import tqdm
 
 from . import __version__
+from .cells import UNCLASSIFIED
 from .config import PredictOptions
 from .data.formats.sidecar import original_of
 from .data.header import ImageHeader
@@ -30,18 +32,21 @@ from .data.images import image_size, is_hidden, is_image, list_images, memory_er
 from .data.loader import LoadedImage, file_images, worker_count
 from .data.tools.found import of_images, write_labels
 from .detections import Detections
+from .engine import thresholds
 from .engine.ensemble import EnsembleMember, Fusion, finished_runs, load_members
 from .engine.evaluate import choose_device
+from .engine.thresholds import Threshold
 from .errors import LeukoError, one_line
 from .io import digest, make_folder, write_bytes, write_csv, write_json, write_yaml
-from .metrics import differential
+from .metrics import counting, doubles
+from .metrics.counting import Differential
 from .report import plots, tables
 from .report.journal import Journal
 
 
 def predict(options: PredictOptions) -> Path:
     """Predict by these options and return the folder of results: pictures, ``cells.json``, ``cells.csv`` and the
-    differential count per folder of images and per image. Raises LeukoError for what the user can fix.
+    differential count per folder of images (a slide) and per image. Raises LeukoError for what the user can fix.
 
     What is found goes into a journal, image by image, of which the results are made in the end. Where the process ends
     before, the same options go on with it.
@@ -51,6 +56,7 @@ def predict(options: PredictOptions) -> Path:
     models = Models.of(options)
     originals = {path: original(path, options.max_pixels) for path in source.images} if options.originals else {}
     about = {"leuko": __version__, **asdict(options), "workers": None, "place": os.getcwd()}
+    about["threshold"] = models.threshold.value
     weights = [digest(member.weights.path) for member in models.members]
     journal = Journal.open(options.save, options.name or models.name, about | {"digests": weights})
     write_yaml(journal.folder / "args.yaml", asdict(options))
@@ -59,11 +65,11 @@ def predict(options: PredictOptions) -> Path:
     if len(errors) == len(found):
         shutil.rmtree(journal.folder)
         raise LeukoError(f"{options.source}: none of its {len(found)} files is a readable image ({errors[0]})")
-    predictions = [each for each in found if isinstance(each, ImagePrediction)]
-    write(journal.folder, models.types, options, predictions, source, errors)
+    predictions = without_doubles([each for each in found if isinstance(each, ImagePrediction)])
+    write(journal.folder, models, options, predictions, source, errors)
     if options.labels:
         images = of_images([(p.path, p.size) for p in predictions], models.types)
-        cells = [p.cells for p in predictions]
+        cells = [p.cells[p.cells.why != counting.BELOW] for p in predictions]
         lines = write_labels(journal.folder / "labels", options.labels, images, cells, "predicted", models.name)
         print("\n".join(lines))
     journal.finish()
@@ -74,26 +80,28 @@ def predict(options: PredictOptions) -> Path:
 @dataclass(frozen=True)
 class ImagePrediction:
     """What was found on an image: its file (with ``--originals`` that of its original), ``size`` (width, height), the
-    cells, and what its file says of itself, with the ``bits`` that its channels use."""
+    cells (of ``counting.classify``), their looks [N, 32, 32] (see ``doubles``), and what the file says of itself, with
+    the ``bits`` that its channels use."""
 
     path: Path
     size: tuple[int, int]
     cells: Detections
+    looks: np.ndarray
     header: ImageHeader
     bits: int
 
     @classmethod
     def of(cls, record: dict, types: Sequence[str]) -> ImagePrediction:
         """From a record of the journal."""
-        cells = Detections(record["boxes"], record["scores"], record["labels"], tuple(types))
-        if (
-            not len(cells.boxes)
-            == len(cells.scores)
-            == len(cells.labels)
-            == np.isin(cells.labels, range(len(types))).sum()
-        ):
-            raise ValueError("numbers of boxes, scores and labels")
-        return cls(Path(record["path"]), tuple(record["size"]), cells, ImageHeader(*record["header"]), record["bits"])
+        number = len(record["boxes"])
+        scores = np.array(record["type_scores"], np.float32).reshape(number, len(types))
+        why = np.array(record["why"], object).reshape(number)
+        looks = np.frombuffer(base64.b64decode(record["looks"]), np.uint8).reshape(number, doubles.SIDE, doubles.SIDE)
+        labels = scores.argmax(1) if number else []
+        cells = Detections(record["boxes"], scores.max(1, initial=0), labels, tuple(types), scores, why)
+        return cls(
+            Path(record["path"]), tuple(record["size"]), cells, looks, ImageHeader(*record["header"]), record["bits"]
+        )
 
 
 def predict_images(
@@ -124,10 +132,12 @@ def predict_images(
             if isinstance(image, LeukoError):
                 raise image
             with memory_errors_as(path):
-                cells = models(image).above(options.threshold)
+                cells = models(image)
                 if options.originals:
                     image, cells = on_original(originals[path], image, cells, options.max_pixels)
-                drawn = plots.draw_cells(image.pixels, cells.boxes, cells.labels, models.types, cells.scores)
+                cells = counting.classify(cells, image.size, models.threshold.value)
+                looks = [doubles.look(image.pixels, box).tobytes() for box in cells.boxes]
+                drawn = plots.draw_classified(image.pixels, cells, models.threshold.value)
                 image.pixels = None  # where it is large, one copy is enough
                 data = plots.encoded(drawn, Path(record["picture"]).suffix)
         except LeukoError as error:
@@ -135,11 +145,28 @@ def predict_images(
             continue
         write_bytes(folder / record["picture"], data)
         record |= {"path": str(image.path), "size": image.size, "header": image.header, "bits": image.bits}
-        record |= {"boxes": cells.boxes, "scores": cells.scores, "labels": cells.labels}
+        record |= {"boxes": cells.boxes, "type_scores": cells.type_scores, "why": cells.why.tolist()}
+        record |= {"looks": base64.b64encode(b"".join(looks)).decode()}
         found[path] = ImagePrediction.of(journal.append(record), models.types)
     for picture in {p.name for p in folder.iterdir()} - {r["picture"] for r in records.values() if "boxes" in r}:
         (folder / picture).unlink()  # of an image that is no longer there
     return [found[path] for path in paths]
+
+
+def without_doubles(predictions: list[ImagePrediction]) -> list[ImagePrediction]:
+    """The same with the cells unclassified that an earlier field of their slide, the folder, shows, too."""
+    slides: dict[Path, list[int]] = {}
+    for i, prediction in enumerate(predictions):
+        slides.setdefault(prediction.path.parent, []).append(i)
+    for slide in slides.values():
+        classified = [(i, k) for i in slide for k in np.flatnonzero(predictions[i].cells.why == "")]
+        if not classified:
+            continue
+        looks = np.stack([predictions[i].looks[k] for i, k in classified])
+        for (i, k), is_double in zip(classified, doubles.doubles(looks, [i for i, _ in classified]), strict=True):
+            if is_double:
+                predictions[i].cells.why[k] = counting.DOUBLE
+    return predictions
 
 
 # ---------------------------------------------------------------- images
@@ -219,12 +246,13 @@ def on_original(path: Path, image: LoadedImage, cells: Detections, max_pixels: f
 
 @dataclass(frozen=True)
 class Models:
-    """The detectors of a prediction, and how they are fused if there are several."""
+    """The detectors of a prediction, how they are fused if there are several, and the score from which they count."""
 
     members: list[EnsembleMember]
     device: torch.device
     fusion: Fusion
     calibrated: bool
+    threshold: Threshold
 
     @classmethod
     def of(cls, options: PredictOptions) -> Models:
@@ -239,7 +267,10 @@ class Models:
         fusion = Fusion(options.fusion_iou, options.fusion_score, options.fusion_weights)
         if len(members) > 1:
             fusion.votes(members)
-        return cls(members, device, fusion, options.calibrated)
+        threshold = thresholds.kept(members, fusion, options.calibrated) or Threshold()
+        if options.threshold is not None:
+            threshold = Threshold(options.threshold, "as --threshold says")
+        return cls(members, device, fusion, options.calibrated, threshold)
 
     @property
     def name(self) -> str:
@@ -257,26 +288,26 @@ class Models:
         return list(dict.fromkeys(size for member in self.members for size in member.sizes))
 
     def __call__(self, image: LoadedImage) -> Detections:
-        """Detections of one image, fused if there are several members."""
+        """The cells of one image, each of one type, as the only model or the fusion of several finds them."""
         predictions = [member.relabel(member.detect([image], self.device), self.types) for member in self.members]
         if self.calibrated:
             predictions = [member.calibrated(p) for member, p in zip(self.members, predictions, strict=True)]
-        if len(self.members) == 1:
-            return predictions[0][0]
-        return replace(self.fusion(self.members, predictions, [image.size])[0], types=tuple(self.types))
+        is_alone = len(self.members) == 1
+        found = predictions[0][0] if is_alone else self.fusion(self.members, predictions, [image.size])[0]
+        return counting.one_type(replace(found, types=tuple(self.types)), len(self.types))
 
 
 def rows_of(path: Path, cells: Detections) -> list[dict]:
-    """One row per cell: image, type, score, and the box in pixels."""
-    return [
-        {
-            "image": str(path),
-            "type": cell.type,
-            "score": round(cell.score, 4),
-            **dict(zip(("x0", "y0", "x1", "y1"), (round(v, 2) for v in cell.box), strict=True)),
-        }
-        for cell in cells
-    ]
+    """One row per cell: image, type (or ``unclassified``), the best type and its score, the second one's, why it is
+    unclassified, and the box in pixels."""
+    rows = []
+    for i, cell in enumerate(cells):
+        first, second = cells.ranked(i)[:2] if len(cells.types) > 1 else (*cells.ranked(i), ("", 0.0))
+        row = {"image": str(path), "type": UNCLASSIFIED if cells.why[i] else cell.type}
+        row |= {"best": first[0], "score": round(first[1], 4), "second": second[0] if second[1] else ""}
+        row |= {"second_score": round(second[1], 4), "why": cells.why[i]}
+        rows.append(row | dict(zip(("x0", "y0", "x1", "y1"), (round(v, 2) for v in cell.box), strict=True)))
+    return rows
 
 
 def notes(predictions: Sequence[ImagePrediction], source: Source, max_detections: int) -> list[str]:
@@ -302,33 +333,37 @@ def notes(predictions: Sequence[ImagePrediction], source: Source, max_detections
 
 def write(
     folder: Path,
-    types: Sequence[str],
+    models: Models,
     options: PredictOptions,
     predictions: Sequence[ImagePrediction],
     source: Source,
     errors: Sequence[str],
 ) -> None:
     """The files of a prediction; on the terminal the count, and what was not read or not taken as it is."""
-    kept = {p.path: p.cells for p in predictions}
-    cells = [row for path, found in kept.items() for row in rows_of(path, found)]
+    types, threshold = models.types, models.threshold
+    cells = [row for p in predictions for row in rows_of(p.path, p.cells)]
     groups: dict[str, list[Detections]] = {}
-    for path, found in kept.items():
-        groups.setdefault(str(path.parent), []).append(found)
-        groups[str(path)] = [found]
+    for p in predictions:
+        groups.setdefault(str(p.path.parent), []).append(p.cells)
+        groups[str(p.path)] = [p.cells]
     counts = [
-        {"of": of, "images": len(found), "type": s.type, "cells": s.cells}
-        | {"percent": s.percent, "low95": s.low, "high95": s.high}
+        {"of": of, "images": len(found), **row}
         for of, found in sorted(groups.items())
-        for s in differential.count(found, types, options.threshold)
+        for row in Differential.of(found, types).rows()
     ]
     noted = notes(predictions, source, options.max_detections)
-    document = {"threshold": options.threshold, "types": list(types), "cells": cells, "unreadable": errors}
+    document = {"threshold": threshold, "types": list(types), "cells": cells, "unreadable": errors}
     document |= {"skipped": source.skipped, "hidden": source.hidden, "notes": noted}
     write_json(folder / "cells.json", document)
-    write_csv(folder / "cells.csv", cells, columns=("image", "type", "score", "x0", "y0", "x1", "y1"))
+    columns = ("image", "type", "best", "score", "second", "second_score", "why", "x0", "y0", "x1", "y1")
+    write_csv(folder / "cells.csv", cells, columns)
     write_csv(folder / "differential.csv", counts)
-    total = differential.count(list(kept.values()), types, options.threshold)
-    plots.differential_chart(total, folder / "differential.png")
-    print(f"{len(kept)} images, {len(cells)} cells\n\n{tables.differential(total, options.threshold)}")
+    total = Differential.of([p.cells for p in predictions], types)
+    plots.differential_chart(total, folder / "differential.png", str(threshold))
+    print(f"{len(predictions)} images, {len(cells)} cells\n\n{tables.slide_count(total, str(threshold))}")
+    if cells and not total.classified:
+        best = max(row["score"] for row in cells)
+        remedy = "give a lower --threshold, or train the detector for longer"
+        noted = [f"no cell has a score of {threshold.value:g} or more, the highest is {best:g}; {remedy}", *noted]
     for line in [*(f"not read: {error}" for error in errors), *noted]:
         print(line, file=sys.stderr)
