@@ -80,13 +80,10 @@ class ImagePrediction:
     def of(cls, record: dict, types: Sequence[str]) -> ImagePrediction:
         """From a record of the journal."""
         cells = Detections(record["boxes"], record["scores"], record["labels"], tuple(types))
-        if (
-            not len(cells.boxes)
-            == len(cells.scores)
-            == len(cells.labels)
-            == np.isin(cells.labels, range(len(types))).sum()
-        ):
-            raise ValueError("numbers of boxes, scores and labels")
+        if {len(cells.boxes), len(cells.scores), int(np.isin(cells.labels, range(len(types))).sum())} != {
+            len(cells.labels)
+        }:
+            raise ValueError("boxes, scores and labels do not fit each other")
         return cls(Path(record["path"]), tuple(record["size"]), cells, ImageHeader(*record["header"]), record["bits"])
 
 
