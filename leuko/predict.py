@@ -280,7 +280,7 @@ def notes(predictions: Sequence[ImagePrediction], source: Source) -> list[str]:
         f"skipped: {len(source.skipped)} files not named like images": source.skipped,
         f"passed over: {len(source.hidden)} images that are hidden or in hidden folders": source.hidden,
         f"not turned: {len(turned)} images with an EXIF orientation, cells lie on the pixels as stored": turned,
-        f"first page only: {sum(p.header.pages - 1 for p in stacks)} more pages of {len(stacks)} TIFFs are left out": [
+        f"pages left out: {sum(p.header.pages - 1 for p in stacks)}, all but the first of {len(stacks)} TIFFs": [
             p.path for p in stacks
         ],
         f"brightened: {len(stretched)} images of 16 bits use only {bits}, and are scaled by these": [
