@@ -21,7 +21,7 @@ from PIL import Image
 from . import config
 from .data import source
 from .data.loader import LoadedImage
-from .detections import Detections
+from .detections import MAX_DETECTIONS, Detections
 from .engine.ensemble import EnsembleMember
 from .engine.evaluate import choose_device
 from .errors import LeukoError, nearest
@@ -33,13 +33,21 @@ _IN_MEMORY = "a uint8 array [H, W, 3] RGB or [H, W] grey, a tensor [3, H, W] or 
 
 class Detector:
     """A trained detector: ``Detector("runs/train/fcos")`` or a weights file; ``device`` as in ``--device``, ``imgsz``
-    as in ``--imgsz``: one in pixels, or several whose detections are fused, instead of the size it was trained at."""
+    as in ``--imgsz``: one in pixels, or several whose detections are fused, instead of the size it was trained at;
+    ``max_detections`` per image as in ``--max-detections``."""
 
-    def __init__(self, weights: str | Path, device: str = "auto", imgsz: int | Sequence[int] = ()):
+    def __init__(
+        self,
+        weights: str | Path,
+        device: str = "auto",
+        imgsz: int | Sequence[int] = (),
+        max_detections: int = MAX_DETECTIONS,
+    ):
         sizes = (imgsz,) if isinstance(imgsz, int) else tuple(imgsz)
         config.check_sizes(sizes)
+        config.check_max_detections(max_detections)
         self.device = choose_device(device)
-        self._member = EnsembleMember.load(weights, self.device, sizes)
+        self._member = EnsembleMember.load(weights, self.device, sizes, max_detections)
         self.types = tuple(self._member.weights.types)
         self.path = self._member.weights.path
 
@@ -59,12 +67,14 @@ class Detector:
                 raise LeukoError(f'training option "{key}" is unknown{nearest(key, known)}')
         preset = config.preset(str(options.get("preset", "paper")))
         folder = train(config.TrainOptions(**{**preset, **options}), given=options)
-        return cls(folder, device=str(options.get("device", "auto")))
+        number = int(options.get("max_detections", MAX_DETECTIONS))
+        return cls(folder, device=str(options.get("device", "auto")), max_detections=number)
 
     def val(self, data: str | Path, split: str = "test", batch: int = 1, workers: int = -1) -> coco.Evaluation:
         """COCO's measures on a split of a data set, whose types are matched to the detector's by name."""
         dataset = source.load(data, split)
-        return coco.evaluate(dataset, self._member.predict(dataset, self.device, batch, workers).predictions)
+        predictions = self._member.predict(dataset, self.device, batch, workers).predictions
+        return coco.evaluate(dataset, predictions, self._member.max_detections)
 
     def predict(
         self,

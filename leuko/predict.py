@@ -28,6 +28,7 @@ from .data.formats.sidecar import original_of
 from .data.header import ImageHeader
 from .data.images import image_size, is_hidden, is_image, list_images, memory_errors_as
 from .data.loader import LoadedImage, file_images, worker_count
+from .data.tools.found import of_images, write_labels
 from .detections import Detections
 from .engine.ensemble import EnsembleMember, Fusion, finished_runs, load_members
 from .engine.evaluate import choose_device
@@ -59,7 +60,12 @@ def predict(options: PredictOptions) -> Path:
         shutil.rmtree(journal.folder)
         raise LeukoError(f"{options.source}: none of its {len(found)} files is a readable image ({errors[0]})")
     predictions = [each for each in found if isinstance(each, ImagePrediction)]
-    write(journal.folder, models.types, options.threshold, predictions, source, errors)
+    write(journal.folder, models.types, options, predictions, source, errors)
+    if options.labels:
+        images = of_images([(p.path, p.size) for p in predictions], models.types)
+        cells = [p.cells for p in predictions]
+        lines = write_labels(journal.folder / "labels", options.labels, images, cells, "predicted", models.name)
+        print("\n".join(lines))
     journal.finish()
     print(f"\nresults: {one_line(str(journal.folder))}")
     return journal.folder
@@ -222,7 +228,7 @@ class Models:
         """The models that the options name; LeukoError where they do not fit each other or the options."""
         device = choose_device(options.device)
         named = [options.weights] if options.ensemble is None else options.ensemble or finished_runs(options.project)
-        members = load_members(named, device, options.imgsz or ())
+        members = load_members(named, device, options.imgsz or (), options.max_detections)
         for member in members:
             member.labels_in(members[0].weights.types)
             if options.calibrated:
@@ -270,7 +276,7 @@ def rows_of(path: Path, cells: Detections) -> list[dict]:
     ]
 
 
-def notes(predictions: Sequence[ImagePrediction], source: Source) -> list[str]:
+def notes(predictions: Sequence[ImagePrediction], source: Source, max_detections: int) -> list[str]:
     """What a user may not expect of the images: a line of each kind, with its count."""
     turned = [p.path for p in predictions if p.header.orientation != 1]
     stacks = [p for p in predictions if p.header.pages > 1]
@@ -287,13 +293,14 @@ def notes(predictions: Sequence[ImagePrediction], source: Source) -> list[str]:
             p.path for p in stretched
         ],
     }
-    return [one_line(f"{text}, such as {paths[0]}") for text, paths in kinds.items() if paths]
+    full = tables.at_cap([p.path for p in predictions if len(p.cells) >= max_detections], max_detections)
+    return [*filter(None, [full]), *(one_line(f"{text}, such as {paths[0]}") for text, paths in kinds.items() if paths)]
 
 
 def write(
     folder: Path,
     types: Sequence[str],
-    threshold: float,
+    options: PredictOptions,
     predictions: Sequence[ImagePrediction],
     source: Source,
     errors: Sequence[str],
@@ -309,16 +316,16 @@ def write(
         {"of": of, "images": len(found), "type": s.type, "cells": s.cells}
         | {"percent": s.percent, "low95": s.low, "high95": s.high}
         for of, found in sorted(groups.items())
-        for s in differential.count(found, types, threshold)
+        for s in differential.count(found, types, options.threshold)
     ]
-    noted = notes(predictions, source)
-    document = {"threshold": threshold, "types": list(types), "cells": cells, "unreadable": errors}
+    noted = notes(predictions, source, options.max_detections)
+    document = {"threshold": options.threshold, "types": list(types), "cells": cells, "unreadable": errors}
     document |= {"skipped": source.skipped, "hidden": source.hidden, "notes": noted}
     write_json(folder / "cells.json", document)
     write_csv(folder / "cells.csv", cells, columns=("image", "type", "score", "x0", "y0", "x1", "y1"))
     write_csv(folder / "differential.csv", counts)
-    total = differential.count(list(kept.values()), types, threshold)
+    total = differential.count(list(kept.values()), types, options.threshold)
     plots.differential_chart(total, folder / "differential.png")
-    print(f"{len(kept)} images, {len(cells)} cells\n\n{tables.differential(total, threshold)}")
+    print(f"{len(kept)} images, {len(cells)} cells\n\n{tables.differential(total, options.threshold)}")
     for line in [*(f"not read: {error}" for error in errors), *noted]:
         print(line, file=sys.stderr)

@@ -42,6 +42,8 @@ def test_detector_in_a_few_lines(data, project, tmp_path, no_plots):
     first = next(iter(cells))
     assert first.type in TYPES and first.score == pytest.approx(cells.scores.max()) and len(first.box) == 4
     assert len(cells.above(2.0)) == 0
+    few = Detector(longer.path, max_detections=2)
+    assert np.array_equal(few.predict(path, 0.0).boxes, cells.boxes[:2]) and few.val(data).max_detections == 2
     for call, words in (
         (lambda: Detector.train(data, epoch=3), 'did you mean "epochs"'),
         (lambda: Detector.train(data, resume=str(project / "faster")), "--data"),
