@@ -278,7 +278,7 @@ def test_no_image_takes_down_a_prediction(tmp_path, words):
     for line in lines:
         assert line in told, (line, told)
     assert len(document["unreadable"]) == 6 and sum(line.startswith("not read: ") for line in told.splitlines()) == 6
-    assert len(document["notes"]) == 3 and "\x1b" not in told and "\u202e" not in told
+    assert len(document["notes"]) >= 3 and "\x1b" not in told and "\u202e" not in told
 
 
 def test_a_limit_can_be_raised(tmp_path, words, leuko):
