@@ -160,6 +160,7 @@ def leave(command: Callable[[], int | None]) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a file name may not be valid Unicode
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # it has many lines about a broken image
     try:
         status = command()
     except BrokenPipeError:  # nobody reads on, as with `| head`
