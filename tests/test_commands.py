@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from conftest import FCOS, TINY, Bomb, Result, table, untrained
+from conftest import FCOS, TINY, Bomb, Result, in_child, table, untrained
 from safetensors import safe_open
 
 from leuko import predict
@@ -388,3 +388,25 @@ def test_modules_run_as_processes(data, start):
         out, err = process.communicate(timeout=300)
         assert process.returncode == code
         assert (err == "" and "train" in out) if code == 0 else (err.startswith("leuko: ") and err.count("\n") == 1)
+
+
+def test_nothing_asks_for_the_network(project, data, tmp_path):
+    """Not even a training from ImageNet weights that are not there: the line says how to get them. ``leuko download``
+    alone goes out. (Ultralytics' models: test_ultralytics.py.)"""
+    image, runs = next((data / "images").iterdir()), ["--project", tmp_path / "runs"]
+    tiny = [word for word in TINY if word != "--no-pretrained"]
+    both = [project / "faster", project / "fcos"]
+    commands = [
+        ["val", "--ensemble", *both, "--data", data, "--save", tmp_path / "val", "--draws", "0", "--workers", "0"],
+        ["predict", "--weights", project / "fcos", "--source", image, "--save", tmp_path / "predict"],
+        ["report", tmp_path / "val/ensemble"],
+        ["data", "check", data, "--save", tmp_path / "check"],
+        ["train", "--data", data, "--model", "fcos", "--epochs", "1", *tiny, *runs],
+        ["train", "--data", data, "--model", "fcos", *tiny, "--backbone", "resnet18", *runs],
+        ["train", "--data", data, *runs],
+    ]
+    ended, _ = in_child(commands)
+    for (result, _), command in zip(ended[:-2], commands, strict=False):
+        assert result.code == 0 or (command[1] == "check" and result.code == 1), (command, result.err)
+    for (result, _), name in zip(ended[-2:], ("resnet18", "resnet50"), strict=True):
+        result.refused(f"backbone {name}", "leuko download", "--backbone-weights", "--no-pretrained")
