@@ -220,12 +220,14 @@ def parse(cls: type[T], argv: Sequence[str], prog: str) -> tuple[T, set[str]]:
     chosen = from_file | given
     defaults = config.preset(str(chosen.get("preset", "paper"))) if issubclass(cls, config.TrainOptions) else {}
     for name, value in chosen.items():
-        _check_number(flag(name), value)
+        _check_value(flag(name), value)
     return cls(**{**defaults, **chosen}), set(chosen)
 
 
-def _check_number(where: str, value: object) -> None:
-    """LeukoError for a number with which no option can be meant; ``inf`` is one that can."""
+def _check_value(where: str, value: object) -> None:
+    """LeukoError for what no option can mean: a huge number, nan (but inf is possible), a zero byte in a name."""
+    if isinstance(value, str) and "\0" in value:
+        raise LeukoError(f"{where} {value:.40}: holds a zero byte; write it anew")
     if isinstance(value, int | float) and not (abs(value) <= MOST or value == math.inf):
         raise LeukoError(f"{where} {value!r:.40}: give a number of at most {MOST:,}")
 
@@ -301,7 +303,7 @@ def stored(cls: type[T], path: Path) -> T:
     remedy = f"if another version of leuko wrote this file, start a new run with --weights {path.parent}"
     options = _read_options(path, cls, remedy)
     for name, value in options.items():
-        _check_number(f"{path}: {name}", value)
+        _check_value(f"{path}: {name}", value)
     return cls(**options)
 
 
