@@ -14,12 +14,16 @@ import numpy as np
 
 @dataclass(frozen=True)
 class LabelWarning:
-    """Something wrong in a data set that leuko fixed: the file, the object in it, the problem, and what was done."""
+    """Something wrong in a data set that leuko fixed: the file, the object in it, the problem, and what was done; where
+    they are known, the image, the cell's type and its box as the file has it, xyxy in pixels."""
 
     file: Path
     object: str
     problem: str
     action: str
+    image: Path | None = None
+    type: str = ""
+    box: tuple[float, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.file}: {self.object}: {self.problem}; {self.action}"

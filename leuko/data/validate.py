@@ -119,7 +119,7 @@ class _Checker:
             elif (box := self._box(record, annotation, size)) is not None:
                 key = (name, annotation.crowd, box.tobytes())
                 if key in kept:
-                    self._warn(record, annotation, f"repeats another {name} box", "dropped")
+                    self._warn(record, annotation, f"repeats another {name} box", "dropped", box.tolist())
                 kept.setdefault(key, (annotation, box))
         annotations = [annotation for annotation, _ in kept.values()]
         return Sample(
@@ -148,7 +148,9 @@ class _Checker:
             self._error("scale", record, None, f"{stated}: {remedy}")
         else:
             action = "the image's own is taken"
-            self.dataset.warnings.append(LabelWarning(record.file, record.where or "size", stated, action))
+            self.dataset.warnings.append(
+                LabelWarning(record.file, record.where or "size", stated, action, record.image)
+            )
 
     def _box(self, record: Record, annotation: Annotation, size: tuple[int, int]) -> np.ndarray | None:
         """The box as [4] float32 pixels inside the image, or None where it is dropped or an error."""
@@ -168,17 +170,18 @@ class _Checker:
             self._error("outside", record, annotation, problem)
         elif is_point or (box[2:] - box[:2]).min() <= MIN_SIDE:
             problem = f"{annotation.name} {shown} is at most {MIN_SIDE:g} px wide or high"
-            self._warn(record, annotation, problem, "dropped")
+            self._warn(record, annotation, problem, "dropped", corners)
         else:
             if max(-x0, -y0, x1 - width, y1 - height) > ROUNDING:
                 problem = f"{annotation.name} {shown} leaves the image ({width}x{height})"
-                self._warn(record, annotation, problem, "clipped")
+                self._warn(record, annotation, problem, "clipped", corners)
             return box
         return None
 
     def _error(self, kind: str, record: Record, annotation: Annotation | None, problem: str) -> None:
         self.problems.add(kind, f"{_place(record, annotation)}: {problem}")
 
-    def _warn(self, record: Record, annotation: Annotation, problem: str, action: str) -> None:
+    def _warn(self, record: Record, annotation: Annotation, problem: str, action: str, box: Sequence[float]) -> None:
         where = f"{record.where}: {annotation.where}" if record.where else annotation.where
-        self.dataset.warnings.append(LabelWarning(record.file, where, problem, action))
+        about = (record.image, annotation.name, tuple(box))
+        self.dataset.warnings.append(LabelWarning(record.file, where, problem, action, *about))
