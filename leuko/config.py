@@ -12,6 +12,7 @@ from typing import ClassVar, Literal
 from .errors import LeukoError, nearest
 
 POSITIONAL = {"positional": True}  # metadata of an option that is given by its place on the command line
+MAX_PIXELS = 100  # megapixels of an image that is read, unless an option raises it: see data/images.py
 SIX = ("fsaf", "fcos", "faster_rcnn", "grid_rcnn", "double_head_rcnn", "cascade_rcnn")  # in the order of the paper
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069]+")
 
 
 class LeukoError(ValueError):
@@ -11,6 +14,15 @@ class LeukoError(ValueError):
 
     Commands print the line and exit with status 2; no traceback is shown.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
+
+
+def one_line(text: str) -> str:
+    """Replace what a name in a file may hold and a terminal would obey: line ends, control characters, and characters
+    that turn the direction of writing."""
+    return _UNPRINTABLE.sub(" ", text)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -9,8 +9,9 @@ import io
 import json
 import math
 import os
-import re
 import secrets
+import stat
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,10 @@ import yaml
 
 from .errors import LeukoError
 
+TEXT_LIMIT = 64  # megabytes; JSON of this size takes 0.7 GB of memory and 3 s
+YAML_LIMIT = 1
+MAX_DEPTH = 50  # of nested lists and mappings
+MAX_SCALAR = 4_000  # characters of one YAML value, since some numbers take quadratic time
 REMEDIES = {
     errno.ENOSPC: "free some disk space",
     errno.EDQUOT: "free some of your disk quota",
@@ -47,11 +52,33 @@ def io_errors_as(action: str, path: str | Path = "") -> Iterator[None]:
 # ---------------------------------------------------------------- reading
 
 
-def read_text(path: Path) -> str:
+def check_readable(path: str | Path, megabytes: float = math.inf) -> None:
+    """Raise LeukoError unless ``path`` is a regular file (a pipe waits for ever, a device never ends) of at most this
+    size."""
+    with io_errors_as("read", path):
+        status = os.stat(path)
+    if stat.S_ISDIR(status.st_mode):
+        raise LeukoError(f"{path}: is a folder; name a file")
+    if not stat.S_ISREG(status.st_mode):
+        raise LeukoError(f"{path}: is no regular file but a pipe or a device; copy its content to a file")
+    if status.st_size > megabytes * 1e6:
+        raise LeukoError(
+            f"{path}: has {status.st_size / 1e6:,.0f} MB, more than the {megabytes:g} MB that are read of such a file; "
+            "divide it, or remove it if it is not yours"
+        )
+
+
+def read_bytes(path: Path, megabytes: float = TEXT_LIMIT) -> bytes:
+    """Return the content of a regular file of at most this size; raises LeukoError."""
+    check_readable(path, megabytes)
+    with io_errors_as("read", path):
+        return path.read_bytes()
+
+
+def read_text(path: Path, megabytes: float = TEXT_LIMIT) -> str:
     """Return the text of a UTF-8 file without its byte-order mark; raises LeukoError."""
     try:
-        with io_errors_as("read", path):
-            return path.read_bytes().decode("utf-8-sig")
+        return read_bytes(path, megabytes).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise LeukoError(f"{path}: byte {error.start}: not UTF-8 text; save the file as UTF-8") from error
 
@@ -62,36 +89,82 @@ def read_list(path: Path) -> list[str]:
     return [line for line in lines if line and not line.startswith("#")]
 
 
-class _PlainLoader(yaml.SafeLoader):
-    """YAML without aliases, with which a short file can expand without end."""
+def read_json(path: Path, megabytes: float = TEXT_LIMIT) -> Any:
+    """Return the content of a JSON file; LeukoError where it is broken, nested too deeply, or has a key twice."""
+    text = read_text(path, megabytes)
+    try:
+        return parse_json(text)
+    except ValueError as error:
+        raise LeukoError(f"{path}: broken JSON: {error}") from error
 
-    def compose_node(self, parent: yaml.Node | None, index: object) -> yaml.Node:
-        if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark
-            raise yaml.MarkedYAMLError(problem="aliases (*NAME) are not accepted", problem_mark=mark)
-        return super().compose_node(parent, index)
+
+def parse_json(text: str) -> Any:
+    """Return what JSON text holds; ValueError where it is broken, nested too deeply, or has a key twice."""
+    try:
+        content = json.loads(text, object_pairs_hook=_unique)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    level = [content] if isinstance(content, dict | list) else []
+    for _ in range(MAX_DEPTH):
+        inside = (value for each in level for value in (each.values() if isinstance(each, dict) else each))
+        level = [value for value in inside if isinstance(value, dict | list)]
+    if level:
+        raise ValueError(f"nested more than {MAX_DEPTH} deep")
+    return content
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The mapping of these pairs; ValueError where one of two values of a key would be lost."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        twice = next(key for key, number in Counter(key for key, _ in pairs).items() if number > 1)
+        raise ValueError(f'the key "{twice}" stands twice in one mapping; keep one')
+    return content
+
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+    """YAML in which no key of a mapping stands twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if (key.tag, key.value) in seen:
+                    problem = f'the key "{key.value}" stands there twice; keep one'
+                    raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+                seen.add((key.tag, key.value))
+        return super().construct_mapping(node, deep)
+
+
+def _check_yaml(text: str) -> None:
+    """Refuse what makes a short file long: aliases, with which it expands without end, deep nesting, huge numbers."""
+    depth = 0
+    for event in yaml.parse(text, _Loader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        problem = "aliases (*NAME) are not accepted" if isinstance(event, yaml.AliasEvent) else ""
+        problem = f"nested more than {MAX_DEPTH} deep" if depth > MAX_DEPTH else problem
+        if isinstance(event, yaml.ScalarEvent) and len(event.value) > MAX_SCALAR:
+            problem = f"a value of {len(event.value):,} characters"
+        if problem:
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
 
 
 def read_yaml(path: Path) -> dict:
     """Return the mapping that a YAML file holds ({} for an empty file); raises LeukoError."""
-    text = read_text(path)
+    text = read_text(path, YAML_LIMIT)
     try:
-        content = yaml.load(text, _PlainLoader)
+        _check_yaml(text)
+        content = yaml.load(text, _Loader)
     except yaml.MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         raise LeukoError(f"{path}: {line}broken YAML: {error.problem}") from error
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:  # such as "!!bool maybe"
-        raise LeukoError(f"{path}: broken YAML: {one_line(str(error))}") from error
+        raise LeukoError(f"{path}: broken YAML: {error}") from error
     if content is None:
         return {}
     if not isinstance(content, dict):
         raise LeukoError(f"{path}: is not a mapping; write one 'key: value' per line")
     return content
-
-
-def one_line(text: str) -> str:
-    """Replace control characters, which a name in a file may hold, so that a message stays on one line."""
-    return re.sub(r"[\x00-\x1f\x7f]+", " ", text)
 
 
 # ---------------------------------------------------------------- writing
@@ -135,7 +208,7 @@ def write_text(path: str | Path, text: str, errors: str = "backslashreplace") ->
         data = text.encode("utf-8", errors)
     except UnicodeEncodeError as error:
         named = error.object[max(error.start - 20, 0) : error.end + 20].encode("utf-8", "backslashreplace").decode()
-        raise LeukoError(f"{path}: cannot be written: ...{one_line(named)}... is not UTF-8; rename the file") from error
+        raise LeukoError(f"{path}: cannot be written: ...{named}... is not UTF-8; rename the file") from error
     write_bytes(path, data)
 
 
@@ -150,13 +223,20 @@ def write_yaml(path: str | Path, value: Any) -> None:
 
 
 def write_csv(path: str | Path, rows: Sequence[dict], columns: Sequence[str] = ()) -> None:
-    """Write rows under ``columns`` and whatever else they have; what is missing, None or nan is left empty."""
+    """Write rows under ``columns`` and whatever else they have; what is missing, None or nan is left empty.
+
+    A text that a spreadsheet would run as a formula, which begins with = + - or @, gets an apostrophe in front.
+    """
     columns = list(dict.fromkeys([*columns, *(key for row in rows for key in row)]))
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(plain(row) for row in rows)
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(map(_no_formula, columns))
+    writer.writerows([_no_formula(plain(row.get(key))) for key in columns] for row in rows)
     write_text(path, text.getvalue())
+
+
+def _no_formula(value: Any) -> Any:
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
 def plain(value: Any, finite: bool = True) -> Any:

@@ -17,7 +17,7 @@ from PIL import Image
 from leuko.data import source
 from leuko.data.dataset import Dataset, Sample
 from leuko.data.formats import coco, voc, yolo
-from leuko.data.images import image_size, is_turned, read_image
+from leuko.data.images import image_header, read_image
 from leuko.errors import LeukoError
 from leuko.synth.render import render
 
@@ -121,7 +121,7 @@ def test_images(suffix, tmp_path):
     whole = path.read_bytes()
     for case in range(CASES // 3):
         path.write_bytes(mutated(whole, np.random.default_rng(case)))
-        for look in (read_image, lambda p: read_image(p, 16), image_size, is_turned):
+        for look in (read_image, lambda p: read_image(p, 16), image_header):
             try:
                 found = look(path)
             except LeukoError as error:

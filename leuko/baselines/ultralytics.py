@@ -28,10 +28,10 @@ from tqdm import tqdm
 from ..config import TrainOptions
 from ..data.dataset import Dataset
 from ..data.formats import yolo as yolo_format
-from ..data.images import is_shown_otherwise, list_images, read_image
+from ..data.header import image_header
+from ..data.images import list_images, read_image
 from ..data.loader import worker_count
-from ..errors import LeukoError
-from ..io import one_line
+from ..errors import LeukoError, one_line
 from ..models.base import Detection, DetectionModel, ModelOptions, Target
 from ..models.preprocess import Preprocess, Size
 from ..ops.nms import batched_nms
@@ -244,7 +244,7 @@ def write_dataset(folder: Path, train_set: Dataset, val_set: Dataset) -> None:
     for split, dataset in (("train", train_set), ("val", val_set)):
         yolo_format.write(dataset, folder, split)
         for image in list_images(folder / "images" / split):
-            if is_shown_otherwise(image):
+            if image_header(image).orientation != 1:
                 pixels = read_image(image)
                 image.unlink()  # the link, never the file that it leads to
                 plots.write_image(image.with_suffix(".png"), pixels)

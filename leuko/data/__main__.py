@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from ..cli import flag
-from ..errors import LeukoError
-from ..io import one_line, write_csv, write_json, write_text
+from ..errors import LeukoError, one_line
+from ..io import write_csv, write_json, write_text
 from ..report import pages, plots, run, tables
 from ..synth.dataset import types_sheet
 from . import config, source

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ..errors import one_line
+
 
 @dataclass(frozen=True)
 class LabelWarning:
@@ -26,7 +28,7 @@ class LabelWarning:
     box: tuple[float, ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.file}: {self.object}: {self.problem}; {self.action}"
+        return one_line(f"{self.file}: {self.object}: {self.problem}; {self.action}")
 
 
 @dataclass

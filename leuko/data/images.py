@@ -7,24 +7,24 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
 
 import cv2
 import numpy as np
-from PIL import Image
 
+from ..config import MAX_PIXELS
 from ..errors import LeukoError
+from .header import JPEG, TIFF, image_header, open_regular, read_header, unreadable
 
-T = TypeVar("T")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 _DECODE = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 _REDUCED = {part: getattr(cv2, f"IMREAD_REDUCED_COLOR_{part}") | cv2.IMREAD_IGNORE_ORIENTATION for part in (8, 4, 2)}
-_JPEG_START, _JPEG_SCAN, _JPEG_END = b"\xff\xd8", 0xDA, b"\xff\xd9"
-_TIFF_WIDTH, _TIFF_HEIGHT, _ORIENTATION = 256, 257, 274
-_TURNED = (5, 6, 7, 8)  # the EXIF orientations that swap width and height
-_TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two are BigTIFF's
+_JPEG_SCAN, _JPEG_END = 0xDA, b"\xff\xd9"
+_FILE_BYTES = 4  # of a file, per pixel that an image may have
+_SYSTEM = {"__macosx", "@eadir", "#recycle", "@recycle", "@recently-snapshot", "#snapshot", "$recycle.bin", "recycler"}
+_SYSTEM |= {"lost+found", "system volume information", "__pycache__", "thumbs.db", "ehthumbs.db", "desktop.ini"}
 _TURN_BACK = {  # by orientation, how pixels that were turned by it become the stored ones
     2: lambda pixels: pixels[:, ::-1],
     3: lambda pixels: pixels[::-1, ::-1],
@@ -36,32 +36,87 @@ _TURN_BACK = {  # by orientation, how pixels that were turned by it become the s
 }
 
 
-def read_image(path: str | Path, side: int = 0) -> np.ndarray:
-    """Decode an image into [H, W, 3] uint8 RGB; grey, palette, CMYK, transparent and 16-bit images are converted.
+class ImageFile:
+    """An image file in memory, to be decoded once or more; ``header`` is its :class:`ImageHeader`.
+
+    Raises LeukoError where it is missing, cut off, no image, or larger than ``max_pixels`` megapixels. (A decoder fills
+    the missing end of a JPEG with grey in silence, so its end marker is looked for.)
+    """
+
+    def __init__(self, path: str | Path, max_pixels: float = MAX_PIXELS):
+        self.path = path
+        with open_regular(path) as file, _memory_errors_as(path):
+            size = os.fstat(file.fileno()).st_size
+            if size > _FILE_BYTES * max_pixels * 1e6:
+                raise LeukoError(f"{path}: too large a file ({size / 1e6:.0f} MB); save its first image on its own")
+            self.data = file.read()
+        if self.data.startswith(JPEG) and not _jpeg_is_whole(self.data):
+            raise LeukoError(f"{path}: the JPEG is truncated ({len(self.data)} bytes); copy it again from its source")
+        self.header = read_header(io.BytesIO(self.data), path, max_pixels)
+
+    def decode(self, side: int = 0) -> np.ndarray:
+        """The stored pixels, [H, W, 3] uint8 RGB; with ``side``, perhaps reduced (see :func:`read_image`)."""
+        reduction = self.reduction(side)
+        is_deep = self.header.depth > 8
+        flags = _REDUCED[reduction] if reduction > 1 else _DECODE | (cv2.IMREAD_ANYDEPTH if is_deep else 0)
+        with _memory_errors_as(self.path):
+            try:
+                image = cv2.imdecode(np.frombuffer(self.data, np.uint8), flags)
+            except cv2.error as error:
+                if error.code == cv2.Error.STS_NO_MEM:
+                    raise MemoryError from error
+                image = None
+            if image is None:
+                raise unreadable(self.path, f"{len(self.data)} bytes")
+            if reduction > 1:
+                return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, image)  # OpenCV has no flag for both
+            if image.dtype == np.uint16:
+                image = to_8_bits(image)
+            if self.data.startswith(TIFF) and (turn_back := _TURN_BACK.get(self.header.orientation)):
+                image = np.ascontiguousarray(turn_back(image))  # OpenCV turns a TIFF whatever it is told
+        if image.shape[1::-1] != self.header[:2]:
+            raise unreadable(self.path, "its pixels are not as many as its header says")
+        return image
+
+    def reduction(self, side: int) -> int:
+        """1, or the half, quarter or eighth at which a JPEG is decoded so that its longer side has ``side`` pixels."""
+        if not side or not self.data.startswith(JPEG):
+            return 1
+        return next((part for part in _REDUCED if max(self.header[:2]) >= part * side), 1)
+
+
+def read_image(path: str | Path, side: int = 0, max_pixels: float = MAX_PIXELS) -> np.ndarray:
+    """Decode an image into [H, W, 3] uint8 RGB; grey, palette, CMYK, transparent and deep images are converted.
 
     With ``side``, a JPEG is decoded at a half, a quarter or an eighth of its size as long as its longer side keeps that
-    many pixels, which takes a fraction of the time.
-
-    Raises LeukoError where the file is missing, cut off or no image. (A decoder fills the missing end of a JPEG with
-    grey in silence, so its end marker is looked for.)
+    many pixels, which takes a fraction of the time. Raises LeukoError as :class:`ImageFile` does.
     """
+    return ImageFile(path, max_pixels).decode(side)
+
+
+def to_8_bits(image: np.ndarray) -> np.ndarray:
+    """Scale uint16 pixels, which are overwritten, to uint8 by :func:`used_bits`."""
+    np.right_shift(image, used_bits(image) - 8, out=image)
+    return image.astype(np.uint8)
+
+
+def used_bits(image: np.ndarray) -> int:
+    """The bits that uint16 pixels use: the fewest of 8, 10, 12, 14 and 16 that hold the brightest one.
+
+    Cameras of 10 to 14 bits are stored in 16. In bright field the empty background is the brightest, and an exposure
+    puts it above a quarter of the range, which is what tells one of these numbers from the next. Of a darker image the
+    scale is taken too short, and it comes out brighter than it was, never black; the same holds for true 16 bits that
+    use less than a quarter of their range.
+    """
+    return next(bits for bits in (8, 10, 12, 14, 16) if image.max(initial=0) < 1 << bits)
+
+
+@contextmanager
+def _memory_errors_as(path: str | Path) -> Iterator[None]:
     try:
-        with open(path, "rb") as file:
-            data = file.read()
-    except OSError as error:
-        raise LeukoError(f"{path}: cannot be read: {error.strerror}") from error
-    if data.startswith(_JPEG_START) and not _jpeg_is_whole(data):
-        raise LeukoError(f"{path}: the JPEG is truncated ({len(data)} bytes); copy it again from its source")
-    reduced = _reduction(data, side)
-    try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), reduced or _DECODE)
-    except cv2.error:  # an empty file, or more pixels than OpenCV agrees to decode
-        image = None
-    if image is None:
-        raise LeukoError(f"{path}: not a readable image ({len(data)} bytes); replace or remove it")
-    if data.startswith(_TIFF_STARTS) and (turn_back := _TURN_BACK.get(_from_header(path, _orientation))):
-        return np.ascontiguousarray(turn_back(image))  # OpenCV turns a TIFF whatever it is told
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, image) if reduced else image  # OpenCV has no flag for both
+        yield
+    except MemoryError as error:
+        raise LeukoError(f"{path}: there is not enough memory for it; cut it into fields") from error
 
 
 def load_image(path: str | Path, image_size: int) -> np.ndarray:
@@ -82,18 +137,6 @@ def fit(image: np.ndarray, image_size: int) -> np.ndarray:
     return cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
 
 
-def _reduction(data: bytes, side: int) -> int:
-    """OpenCV's flag for the smallest decoded size of a JPEG whose longer side has at least ``side`` pixels."""
-    if not side or not data.startswith(_JPEG_START):
-        return 0
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            longer = max(image.size)
-    except Exception:  # a broken header makes Pillow's plugins stumble over anything
-        return 0  # OpenCV will report what is wrong with it
-    return next((flag for part, flag in _REDUCED.items() if longer >= part * side), 0)
-
-
 def _jpeg_is_whole(data: bytes) -> bool:
     """Whether the end marker follows the start of the pixel data, so that a thumbnail's own end doesn't count."""
     at = 2
@@ -111,62 +154,52 @@ def _jpeg_is_whole(data: bytes) -> bool:
 
 def image_size(path: str | Path) -> tuple[int, int]:
     """Return (width, height) of the stored pixels from the file's header alone; raises LeukoError."""
-    return _from_header(path, _stored_size)
+    return image_header(path)[:2]
 
 
-def is_turned(path: str | Path) -> bool:
-    """Whether the EXIF orientation tells viewers to turn the image by a quarter; raises LeukoError."""
-    return _from_header(path, _orientation) in _TURNED
+# ---------------------------------------------------------------- files
 
 
-def is_shown_otherwise(path: str | Path) -> bool:
-    """Whether the EXIF orientation tells viewers to turn or mirror the image at all; raises LeukoError."""
-    return _from_header(path, _orientation) in _TURN_BACK
-
-
-def _orientation(image: Image.Image) -> int | None:
-    return image.getexif().get(_ORIENTATION)
-
-
-def _stored_size(image: Image.Image) -> tuple[int, int]:
-    if image.format == "TIFF":  # Pillow's size of a TIFF follows its orientation
-        return int(image.tag_v2[_TIFF_WIDTH]), int(image.tag_v2[_TIFF_HEIGHT])
-    return image.size
-
-
-def _from_header(path: str | Path, read: Callable[[Image.Image], T]) -> T:
-    try:
-        with Image.open(path) as image:
-            return read(image)
-    except FileNotFoundError:
-        raise LeukoError(f"{path}: no such image") from None
-    # Pillow's plugins raise whatever a broken header makes them stumble over.
-    except Exception as error:
-        raise LeukoError(f"{path}: not a readable image ({type(error).__name__}); replace or remove it") from error
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is never data: hidden, a waste bin, or what a system leaves behind. To be
+    asked of names below the folder that the user named, not of that folder or its parents."""
+    return (name.startswith(".") and name not in (".", "..")) or name.casefold() in _SYSTEM
 
 
 def is_image(path: str | Path) -> bool:
     """Whether a file name ends like an image's and is not hidden (macOS leaves ``._NAME.jpg`` that are none)."""
     name = os.path.basename(path)
-    return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
+    return name.lower().endswith(IMAGE_SUFFIXES) and not is_hidden(name)
 
 
-def list_images(folder: str | Path, recursive: bool = False) -> list[Path]:
+def list_images(folder: str | Path, recursive: bool = False, hidden: list[Path] | None = None) -> list[Path]:
     """Return the images in a folder, sorted by path, optionally with those of its sub-folders; raises LeukoError.
 
-    Sub-folders may be symbolic links; each folder is entered once, so that a loop of links ends.
+    Hidden files and folders are passed over at every level (see :func:`is_hidden`); the images among them are appended
+    to ``hidden``, if it is given. Sub-folders may be symbolic links; each folder is entered once, so that a loop of
+    links ends.
     """
     if not os.path.isdir(folder):
         raise LeukoError(f"{folder}: no such folder")
-    found = []
+    found, passed_over, hidden_folders = [], [], []
     entered = {os.path.realpath(folder)}
     for root, folders, files in os.walk(folder, onerror=_raise_unreadable, followlinks=True):
-        found += [Path(root, name) for name in files if is_image(name)]
+        named = [name for name in files if name.lower().endswith(IMAGE_SUFFIXES)]
+        found += [Path(root, name) for name in named if not is_hidden(name)]
+        passed_over += [Path(root, name) for name in named if is_hidden(name)]
         names, folders[:] = sorted(folders) if recursive else [], []
         for name in names:
-            if (place := os.path.realpath(os.path.join(root, name))) not in entered:
-                entered.add(place)
+            place = os.path.join(root, name)
+            if is_hidden(name):
+                hidden_folders.append(place)
+            elif (real := os.path.realpath(place)) not in entered:
+                entered.add(real)
                 folders.append(name)
+    if hidden is not None:
+        for top in (place for place in hidden_folders if not os.path.islink(place)):
+            for root, _, files in os.walk(top):  # those that may not be read are passed over, too
+                passed_over += [Path(root, name) for name in files if name.lower().endswith(IMAGE_SUFFIXES)]
+        hidden += sorted(passed_over)
     return sorted(found)
 
 

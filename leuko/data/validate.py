@@ -19,7 +19,7 @@ from .. import cells
 from ..errors import LeukoError, nearest
 from .dataset import Dataset, LabelWarning, Sample
 from .formats.records import Annotation, Labels, Problems, Record
-from .images import image_size, is_turned
+from .header import image_header
 
 MIN_SIDE = 1.0  # pixels; no leukocyte is as small as this, but slips of the mouse are
 ROUNDING = 0.05  # pixels; beyond the border by less than this is the rounding of a file, and no warning
@@ -104,7 +104,7 @@ class _Checker:
 
     def sample(self, record: Record) -> Sample:
         """The sample of a record; LeukoError where its image cannot be read."""
-        size = image_size(record.image)
+        size = image_header(record.image)[:2]
         if record.size not in (None, size):
             self._check_size(record, size)
         kept: dict[tuple, tuple[Annotation, np.ndarray]] = {}
@@ -140,7 +140,7 @@ class _Checker:
         (width, height), (stated_width, stated_height) = size, record.size
         stated = f"the size is given as {stated_width}x{stated_height}, the image's is {width}x{height}"
         scale_x, scale_y = stated_width / width, stated_height / height
-        if (stated_height, stated_width) == size and is_turned(record.image):
+        if (stated_height, stated_width) == size and image_header(record.image).quarter_turn:
             remedy = "the labels were made on the image as EXIF turns it; store it turned, without the EXIF orientation"
             self._error("turned", record, None, f"{stated}: {remedy}")
         elif scale_x > 0 and abs(scale_x - 1) > 0.02 and abs(scale_x - scale_y) < 0.01 * scale_x:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ...errors import LeukoError
-from ...io import one_line, read_text
+from ...io import read_text
 from ..dataset import LabelWarning
 
 
@@ -83,7 +83,7 @@ class Problems:
         """Raise LeukoError if there was an error."""
         for messages in () if self.collect else self.by_kind.values():
             more = f" (and {len(messages) - 1} more)" if len(messages) > 1 else ""
-            raise LeukoError(one_line(messages[0]) + more)
+            raise LeukoError(messages[0] + more)
 
 
 def parse_names(names: object, file: Path) -> dict[int, str]:

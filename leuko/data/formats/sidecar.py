@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ...errors import LeukoError
-from ...io import read_text, write_text
+from ...io import read_json, write_text
 from ..dataset import Dataset, LabelWarning, Sample
 from .records import Annotation, Record
 
@@ -35,9 +35,8 @@ def read(folder: Path) -> dict[str, dict]:
     """The sections of a folder's sidecar; {} without one. Raises LeukoError."""
     if not (folder / SIDECAR).is_file():
         return {}
-    text = read_text(folder / SIDECAR)
+    content = read_json(folder / SIDECAR)
     with _reading(folder):
-        content = json.loads(text)
         if wrong := [key for key, section in content.items() if not isinstance(section, dict)]:
             raise TypeError(f'"{wrong[0]}" is not a mapping')
         return content

@@ -18,7 +18,7 @@ from xml.etree.ElementTree import Element
 from xml.parsers import expat
 
 from ...errors import LeukoError
-from ...io import io_errors_as, make_folder, one_line, read_text, write_text
+from ...io import io_errors_as, make_folder, parse_json, read_text, write_text
 from ..dataset import Dataset, LabelWarning, Sample
 from ..images import is_image, list_images
 from . import sidecar
@@ -193,8 +193,8 @@ def _annotation(number: int, element: Element, voc_origin: int) -> Annotation:
     for child in element.iterfind("attribute"):
         key = child.get("name", "")
         try:
-            attributes[key] = json.loads(child.text or "null")
-        except (ValueError, RecursionError) as error:
+            attributes[key] = parse_json(child.text or "null")
+        except ValueError as error:
             raise LeukoError(f"attribute {key}: not JSON ({error}); correct or remove it") from None
     box = (x0 - voc_origin, y0 - voc_origin, x1, y1)
     return Annotation(f"object {number} ({name})", name, box, crowd, _factors(element), attributes)
@@ -244,7 +244,7 @@ def write(dataset: Dataset, folder: str | Path, split: str, voc_origin: int = 0)
     images = place_images([sample.image for sample in dataset.samples], folder / IMAGES, fits)
     for number, image in enumerate(images):
         if len(image.stem.splitlines()) != 1:
-            raise LeukoError(f"{one_line(str(dataset.samples[number].image))}: its name breaks a line; rename it")
+            raise LeukoError(f"{dataset.samples[number].image}: its name breaks a line; rename it")
         write_text(labels / f"{image.stem}.xml", text(number, image), errors="strict")
     write_text(lists / f"{split}.txt", "".join(f"{image.stem}\n" for image in images), errors="strict")
     ids = [sample.id for sample in dataset.samples]

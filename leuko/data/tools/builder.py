@@ -18,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ...errors import LeukoError
-from ...io import io_errors_as, one_line, write_text
+from ...io import io_errors_as, write_text
 from .. import source
 from ..dataset import Dataset, LabelWarning, Sample
 from ..formats import FORMATS, coco, sidecar
@@ -49,7 +49,7 @@ def read_source(
     form = form or found.format
     for name in names or found.splits:
         if name.startswith(".") or not name.strip() or re.search(r"[/\\\x00-\x1f]", name):
-            raise LeukoError(f'split "{one_line(name)}": cannot be a file\'s name; rename it')
+            raise LeukoError(f'split "{name}": cannot be a file\'s name; rename it')
         file = Path(f"{name}.json")
         if form == "coco" and (coco.split_name(file) != name or file.name == sidecar.SIDECAR):
             raise LeukoError(f'split "{name}": a COCO file {file} would not read back as that split; rename it')

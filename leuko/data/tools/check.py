@@ -21,7 +21,7 @@ from ...ops.boxes import box_iou
 from .. import source
 from ..dataset import Dataset, LabelWarning, Sample
 from ..formats.records import Problems
-from ..images import is_image, is_shown_otherwise, list_images, read_image
+from ..images import ImageFile, is_image, list_images
 from . import duplicates
 from .builder import in_threads
 from .findings import Finding, TypedBox, grouped
@@ -257,8 +257,9 @@ def _pixels(images: Sequence[_Image], progress: bool) -> Iterator[Finding]:
 def _examine(image: Path) -> tuple[str, bool, str, np.ndarray | None]:
     """The error in reading an image, whether EXIF turns it, its digest, and what it looks like."""
     try:
-        look = duplicates.look(read_image(image))
-        return "", is_shown_otherwise(image), hashlib.sha256(image.read_bytes()).hexdigest(), look
+        file = ImageFile(image)
+        is_turned, digest = file.header.orientation != 1, hashlib.sha256(file.data).hexdigest()
+        return "", is_turned, digest, duplicates.look(file.decode())
     except LeukoError as error:
         return str(error), False, "", None
 
