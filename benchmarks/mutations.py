@@ -27,89 +27,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from limits import more_memory, run_all
-from readers import READERS, make
+from mutants import mutated
+from readers import NO_DETECTOR, READERS, make
 
 from leuko.errors import LeukoError
 
 SECONDS, MEMORY = 5, 1 << 30
-HOSTILE = [b"", b"nan", b"NaN", b"-inf", b"Infinity", b"1e400", b"-1", b"0", b"1.5", b"1e308", b"2147483648"]
-HOSTILE += [b"99999999999999999999", b"9" * 5000, b"1" + b"0" * 5000, b"0x10", b"1_000", "٣".encode(), b"true", b"null"]
-HOSTILE += [b"[]", b"{}", b'""', b'"1"', b"[1, 2]", b'{"a": 1}', b"- a\n- b", b"a: b", b"../x", b"../../../etc/passwd"]
-HOSTILE += [b"/etc/passwd", b"\\\\x\\y", b"//x/y", b"C:\\x", b"\0", b"\n", b"\r", b"\n\n", b"\x1b[2J", b"\xff\xfe"]
-HOSTILE += ["\u2028".encode(), "\u202e".encode(), "e\u0301".encode(), b"[" * 99_999, b'{"a":' * 99_999, b"<a>" * 99_999]
-HOSTILE += [b"- " * 9_999, b"x" * 999_999, b"&lol;", b"*a", b"&a [*a, *a]", b"!!python/object:os.system", b"=1+1", b"#"]
-TOKEN = re.compile(rb"""<[^<>]*>|"[^"\n]*"|[-+]?[\w.]+""")
-NUMBER = re.compile(rb"[-+]?\d[\d.]*")
-KEY = re.compile(rb"""(?<=<)/?[A-Za-z_]+|"?[A-Za-z_]+"?(?=\s*:)""")
-
-
-# ---------------------------------------------------------------- mutations
-
-
-def mutated(data: bytes, rng: np.random.Generator) -> tuple[bytes, int]:
-    """A changed copy of a file, and the number of changes, 1 to 3."""
-    changes = int(rng.integers(1, 4))
-    for _ in range(changes):
-        data = MUTATIONS[int(rng.integers(len(MUTATIONS)))](data, rng)
-    return data, changes
-
-
-def _flip(data: bytes, rng: np.random.Generator) -> bytes:
-    array = np.frombuffer(data, np.uint8).copy()
-    for at in rng.integers(0, len(array), int(rng.integers(1, 9))) if len(array) else ():
-        array[at] ^= 1 << int(rng.integers(8))
-    return array.tobytes()
-
-
-def _cut_off(data: bytes, rng: np.random.Generator) -> bytes:
-    return data[: int(rng.integers(0, len(data) + 1))]
-
-
-def _slice(data: bytes, rng: np.random.Generator) -> tuple[int, int]:
-    at = int(rng.integers(0, len(data) + 1))
-    return at, at + int(rng.integers(1, 200))
-
-
-def _double(data: bytes, rng: np.random.Generator) -> bytes:
-    start, end = _slice(data, rng)
-    return data[:end] + data[start:end] * int(rng.choice([1, 1, 1, 50])) + data[end:]
-
-
-def _lose(data: bytes, rng: np.random.Generator) -> bytes:
-    start, end = _slice(data, rng)
-    return data[:start] + data[end:]
-
-
-def _double_line(data: bytes, rng: np.random.Generator) -> bytes:
-    lines = data.splitlines(keepends=True)
-    at = int(rng.integers(len(lines))) if lines else 0
-    return b"".join(lines[: at + 1] + lines[at:])
-
-
-def _hostile(pattern: re.Pattern) -> object:
-    def replace(data: bytes, rng: np.random.Generator) -> bytes:
-        hits = list(pattern.finditer(data))
-        word = HOSTILE[int(rng.integers(len(HOSTILE)))]
-        start, end = hits[int(rng.integers(len(hits)))].span() if hits else _slice(data, rng)
-        return data[:start] + word + data[end:]
-
-    return replace
-
-
-def _rename(data: bytes, rng: np.random.Generator) -> bytes:
-    """A key everywhere: in capitals, in the plural, or another one."""
-    keys = sorted(set(KEY.findall(data)))
-    if not keys:
-        return _flip(data, rng)
-    key = keys[int(rng.integers(len(keys)))].strip(b'/"')
-    new = [key.title(), key.upper(), key + b"s", key[:-1], b"x", key + b" "][int(rng.integers(6))]
-    return re.sub(rb"\b" + re.escape(key) + rb"\b", lambda _: new, data)
-
-
-MUTATIONS = [_flip, _cut_off, _double, _lose, _double_line, _rename]
-MUTATIONS += [_hostile(TOKEN), _hostile(NUMBER), _hostile(NUMBER)]
-
-
 # ---------------------------------------------------------------- one case, in a process with limits
 
 
@@ -124,7 +47,8 @@ class Outcome(NamedTuple):
 def mutate(case: int, seed: int, template: Path) -> tuple[str, bytes, int]:
     """The reader of a case, its file's content, and the number of changes."""
     name = list(READERS)[case % len(READERS)]
-    data, changes = mutated((template / READERS[name].file).read_bytes(), np.random.default_rng([seed, case]))
+    file = template / READERS[name].file
+    data, changes = mutated(file.read_bytes(), file.suffix, np.random.default_rng([seed, case]))
     return name, data, changes
 
 
@@ -133,6 +57,7 @@ def run_case(case: int, seed: int, template: Path) -> Outcome:
     folder = template.with_name(f"of process {os.getpid()}")
     if not folder.exists():
         shutil.copytree(template, folder)
+        os.chdir(folder)
     name, data, _ = mutate(case, seed, template)
     reader = READERS[name]
     file = folder / reader.file
@@ -177,11 +102,21 @@ def main() -> int:
         template = Path(folder) / "template"
         template.mkdir()
         make(template)
+        check_sound(template)
         case = partial(run_case, seed=options.seed, template=template)
         outcomes = [
             o if isinstance(o, Outcome) else Outcome(*o) for o in run_all(case, chosen, options.processes, SECONDS)
         ]
         return report(outcomes, options.seed, template, options.keep)
+
+
+def check_sound(template: Path) -> None:
+    """Read all files before they are changed, so that a mutation, and not the file, is at fault."""
+    os.chdir(template)
+    for name, reader in READERS.items():
+        read = None if name in NO_DETECTOR else reader.read(template)
+        cells = reader.cells((template / reader.file).read_bytes()) if reader.cells else read
+        assert read == cells, f"{name}: {read} cells are read, {cells} are there"
 
 
 def report(outcomes: list[Outcome], seed: int, template: Path, keep: Path | None) -> int:

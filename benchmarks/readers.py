@@ -1,20 +1,19 @@
-"""All files that leuko reads, for `mutations.py`: a small sound one of each, the function that reads it, and how many
-cells a mutated copy still holds, counted without leuko."""
+"""All files that leuko reads, for `mutations.py`: a small sound one of each, and the function that reads it."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
-from xml.etree import ElementTree
 
+import counting
 import cv2
 import numpy as np
 import torch
+from counting import BOXES
 
 from leuko import train
 from leuko.cli import stored
@@ -28,7 +27,7 @@ from leuko.data.tools.split import split
 from leuko.detections import Detections
 from leuko.engine import checkpoint
 from leuko.engine import train as loop
-from leuko.engine.run import Progress, read_progress
+from leuko.engine.run import Progress, is_finished, read_progress
 from leuko.io import write_json, write_yaml
 from leuko.metrics.coco import evaluate, to_coco_results
 from leuko.models import DetectionModel, create
@@ -37,9 +36,7 @@ from leuko.report import pages, run, tables
 from leuko.synth.render import render
 
 TYPES = ["NG", "BG", "EG", "L", "M"]
-BOXES = ([[3, 4, 20, 30], [25, 5, 60, 40], [10, 42, 30, 63]], [[5, 5, 40, 40]], [[2, 2, 20, 20], [30, 30, 60, 60]])
 LABELS = ([0, 3, 4], [1], [2, 3])
-CELLS = sum(map(len, BOXES))
 OPTIONS = TrainOptions(
     "data",
     model="fcos",
@@ -54,9 +51,9 @@ OPTIONS = TrainOptions(
 
 
 class Reader(NamedTuple):
-    """What is read: ``file`` in the folder that is mutated, ``read``, which gives the number of cells that were read or
-    are listed as left out (None where cells do not matter), and ``cells``, their number in the mutated bytes (None
-    where these are not what they were)."""
+    """What is read: ``file`` is the one that is mutated; ``read``, called in the folder of all files with its path,
+    gives the number of cells that were read or are listed as left out (None where cells do not matter); ``cells``
+    counts them in the mutated bytes (None where these no longer tell)."""
 
     file: str
     read: Callable[[Path], int | None]
@@ -85,7 +82,7 @@ def make(root: Path) -> None:
     (root / "named/data.yaml").unlink()
     (root / "named/classes.txt").write_text("\n".join(TYPES))
     (root / "groups.csv").write_text("image,group\n0.jpg,a\n1.jpg,b\n2.jpg,a\n")
-    box = {"image": str((root / "voc/JPEGImages/0.jpg").resolve()), "box": BOXES[0][0]}
+    box = {"image": "voc/JPEGImages/0.jpg", "box": BOXES[0][0]}
     suspect = box | {"kind": "type", "cell": 0, "label": "NG", "says": "L", "verdict": "accept"}
     write_json(root / "consensus.json", {"suspects": [suspect, suspect | {"verdict": "keep"}]})
     image = render(np.random.default_rng(9), 64, 48, ["M"]).image
@@ -137,8 +134,7 @@ def _loop() -> loop.Loop:
 def _data(name: str) -> Callable[[Path], int]:
     def read(root: Path) -> int:
         datasets = source.load_all(root / name)
-        left_out = r"dropped|left out"
-        warnings = [w for d in datasets.values() for w in d.warnings if re.search(left_out, w.action)]
+        warnings = [w for d in datasets.values() for w in d.warnings if re.match("dropped|left out", w.action)]
         for dataset in datasets.values():
             for s in dataset.samples:
                 boxes, limit = s.boxes, np.array([s.width, s.height] * 2)
@@ -166,6 +162,7 @@ def _args(root: Path) -> None:
 def _resume(root: Path) -> None:
     samples = [Sample(root / f"{i}.jpg", 64, 64, b, n, 1) for i, (b, n) in enumerate(zip(BOXES, LABELS, strict=True))]
     state = train.begun_state(root / "run")
+    is_finished(state["progress"], OPTIONS.epochs)
     read_progress(state, root / "run/resume.pt", Dataset(TYPES, samples))
     _loop().load_state_dict(state, root / "run/resume.pt")
 
@@ -184,74 +181,20 @@ def _split(root: Path) -> None:
     split(root / "coco", root / "divided", **options)
 
 
-# ---------------------------------------------------------------- counting without leuko
+# ---------------------------------------------------------------- all of them
 
-
-def _text(data: bytes) -> str | None:
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return None
-
-
-def _same(data: bytes) -> int:
-    """All cells: the file holds none."""
-    return CELLS
-
-
-def _voc_cells(data: bytes) -> int | None:
-    """Elements that have corners, at any depth and under any name, beside those of the other two files."""
-    try:
-        root = ElementTree.fromstring(data)
-    except (ElementTree.ParseError, LookupError, ValueError):
-        return None
-    corners = {"xmin", "ymin", "xmax", "ymax"}
-    boxes = sum(corners <= {str(child.tag).lower() for child in element} for element in root.iter())
-    objects = sum(str(element.tag).lower() in ("object", "objects") for element in root.iter())
-    return max(boxes, objects) + CELLS - len(BOXES[0])
-
-
-def _coco_cells(data: bytes) -> int | None:
-    """Entries of every list of annotations, even of those that a second key of that name hides."""
-    lists: list[int] = []
-
-    def note(pairs: list[tuple[str, object]]) -> dict:
-        lists.extend(len(v) for k, v in pairs if k.strip().lower() == "annotations" and isinstance(v, list))
-        return dict(pairs)
-
-    try:
-        json.loads(_text(data) or "", object_pairs_hook=note)
-    except (ValueError, RecursionError):
-        return None
-    return sum(lists)
-
-
-def _yolo_cells(data: bytes) -> int | None:
-    """Lines that are not blank, beside those of the other two files."""
-    text = _text(data)
-    return None if text is None else sum(map(bool, map(str.strip, text.splitlines()))) + CELLS - len(BOXES[0])
-
-
-def _listed_cells(data: bytes) -> int | None:
-    """The cells of the images that are listed; None where a line is no longer one of them."""
-    numbers = {f"{folder}{i}{end}": i for i in range(3) for folder, end in (("", ""), ("images/train/", ".jpg"))}
-    lines = [line.strip() for line in (_text(data) or "?").splitlines()]
-    lines = [line for line in lines if line and not line.startswith("#")]
-    known = all(line in numbers for line in lines)
-    return sum(len(BOXES[numbers[line]]) for line in lines) if known else None
-
-
+NO_DETECTOR = ("foreign .pth", "YOLO's .pt")  # sound files of weights, but too small to be a detector
 READERS = {
-    "VOC": Reader("voc/Annotations/0.xml", _data("voc"), _voc_cells),
-    "VOC list": Reader("voc/ImageSets/Main/train.txt", _data("voc"), _listed_cells),
-    "VOC classes.txt": Reader("voc/classes.txt", _data("voc"), _same),
-    "VOC leuko.json": Reader("voc/leuko.json", _data("voc"), _same),
-    "COCO": Reader("coco/train.json", _data("coco"), _coco_cells),
-    "YOLO": Reader("yolo/labels/train/0.txt", _data("yolo"), _yolo_cells),
-    "YOLO list": Reader("listed/train.txt", _data("listed"), _listed_cells),
-    "YOLO classes.txt": Reader("named/classes.txt", _data("named"), _same),
+    "VOC": Reader("voc/Annotations/0.xml", _data("voc"), counting.voc),
+    "VOC list": Reader("voc/ImageSets/Main/train.txt", _data("voc"), counting.listed),
+    "VOC classes.txt": Reader("voc/classes.txt", _data("voc"), counting.same),
+    "VOC leuko.json": Reader("voc/leuko.json", _data("voc"), counting.same),
+    "COCO": Reader("coco/train.json", _data("coco"), counting.coco),
+    "YOLO": Reader("yolo/labels/train/0.txt", _data("yolo"), counting.yolo),
+    "YOLO list": Reader("listed/train.txt", _data("listed"), counting.listed),
+    "YOLO classes.txt": Reader("named/classes.txt", _data("named"), counting.same),
     "YOLO leuko.json": Reader("yolo/leuko.json", _data("yolo"), None),
-    "data YAML": Reader("listed/data.yaml", _data("listed"), _same),
+    "data YAML": Reader("listed/data.yaml", _data("listed"), counting.same),
     "groups.csv": Reader("groups.csv", _split),
     **{name: Reader(name, _image(name)) for name in ("image.png", "image.jpg", "image.tif", "image.bmp", "image.webp")},
     **{name: Reader(name, _image(name)) for name in ("deep.tif", "pages.tif")},
