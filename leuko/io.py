@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import errno
+import hashlib
 import io
 import json
 import math
@@ -15,7 +16,10 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, NoReturn
+from xml.etree import ElementTree
+from xml.etree.ElementTree import Element
+from xml.parsers import expat
 
 import numpy as np
 import yaml
@@ -24,7 +28,8 @@ from .errors import LeukoError
 
 TEXT_LIMIT = 64  # megabytes; JSON of this size takes 0.7 GB of memory and 3 s
 YAML_LIMIT = 1
-MAX_DEPTH = 50  # of nested lists and mappings
+XML_LIMIT = 8
+MAX_DEPTH = 50  # of nested lists, mappings and elements
 MAX_SCALAR = 4_000  # characters of one YAML value, since some numbers take quadratic time
 REMEDIES = {
     errno.ENOSPC: "free some disk space",
@@ -167,6 +172,39 @@ def read_yaml(path: Path) -> dict:
     return content
 
 
+def read_xml(path: Path) -> Element:
+    """The root of an XML file; LeukoError where it is broken, nested too deeply, or has a DOCTYPE, and with it entity
+    bombs and external entities."""
+    data = read_bytes(path, XML_LIMIT)
+    guard, depth = expat.ParserCreate(), 0
+
+    def refuse(problem: str) -> NoReturn:
+        raise LeukoError(f"{path}: line {guard.CurrentLineNumber}: {problem}; remove it")
+
+    def enter(*_: object) -> None:
+        nonlocal depth
+        depth += 1
+        if depth > MAX_DEPTH:
+            refuse(f"an element nested more than {MAX_DEPTH} deep is not accepted")
+
+    def leave(*_: object) -> None:
+        nonlocal depth
+        depth -= 1
+
+    guard.StartDoctypeDeclHandler = lambda *_: refuse("a DOCTYPE is not accepted")
+    guard.StartElementHandler, guard.EndElementHandler = enter, leave
+    try:
+        guard.Parse(data, True)
+        return ElementTree.fromstring(data)
+    except LeukoError:
+        raise
+    except expat.ExpatError as error:
+        reason = expat.ErrorString(error.code)
+        raise LeukoError(f"{path}: line {error.lineno}: broken XML: {reason}; correct it or save it again") from error
+    except (LookupError, ValueError) as error:  # an encoding that Python or expat does not know
+        raise LeukoError(f"{path}: line 1: {error}; save the file as UTF-8") from error
+
+
 # ---------------------------------------------------------------- writing
 
 
@@ -195,7 +233,7 @@ def remove_unfinished(folder: str | Path) -> None:
         leftover.unlink()
 
 
-def write_bytes(path: str | Path, data: bytes) -> None:
+def write_bytes(path: str | Path, data: bytes | memoryview) -> None:
     """Write a whole file or none (see ``replacing``)."""
     with replacing(path) as temporary:
         temporary.write_bytes(data)
@@ -255,6 +293,31 @@ def plain(value: Any, finite: bool = True) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return plain(dataclasses.asdict(value), finite)
     return value
+
+
+def lock(file: IO) -> bool:
+    """Lock an open file until it is closed or the process ends, in whatever way; False where another process has it.
+
+    (The lock is not inherited by worker processes. Where the system knows no locks, it is True.)
+    """
+    try:
+        import fcntl
+
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    except (ImportError, OSError):
+        return True
+    return True
+
+
+def digest(path: str | Path) -> str:
+    """The SHA-256 of a file's content, in hexadecimal; raises LeukoError."""
+    sha = hashlib.sha256()
+    with io_errors_as("read", path), open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            sha.update(block)
+    return sha.hexdigest()
 
 
 def make_folder(path: Path) -> Path:

@@ -142,9 +142,9 @@ def begun_state(folder: Path) -> dict | None:
 
 def load_data(options: TrainOptions) -> tuple[Dataset, Dataset]:
     """The training and the validation split, warnings printed; validation falls back on ``test``, saying so."""
-    there = source.splits(options.data)
+    there = source.find(options.data)
     val_split = options.val_split
-    if val_split == "val" and "val" not in there and "test" in there:
+    if val_split == "val" and "test" in there.splits and "val" not in (*there.splits, *there.missing):
         val_split = "test"
         print("the data has no val split: epochs are validated on test, so that `best` is chosen on it")
     train_set = source.load(options.data, options.train_split)
@@ -152,10 +152,11 @@ def load_data(options: TrainOptions) -> tuple[Dataset, Dataset]:
     if not options.allow_leaks and val_split != options.train_split:
         source.check_groups({options.train_split: train_set.groups(), val_split: val_set.groups()}, options.data)
     for name, dataset in ((options.train_split, train_set), (val_split, val_set)):
-        if lines := tables.warnings(name, dataset):
+        if lines := tables.warnings(name, dataset, options.max_detections):
             print(lines)
     if not train_set.counts().sum():
-        raise LeukoError(f"{options.data}: split {options.train_split} has no cell to learn from; label some")
+        remedy = 'write "crowds: cells" in a data YAML if its crowds are cells' if train_set.crowds() else "label some"
+        raise LeukoError(f"{options.data}: split {options.train_split} has no cell to learn from; {remedy}")
     if not val_set.counts().sum():
         raise LeukoError(
             f"{options.data}: split {val_split} has no cell to measure an epoch by; label some, or name another split "
@@ -210,7 +211,7 @@ def build(
         normalize_features=options.normalize_features,
         image_size=options.imgsz,
         class_weights=class_weights,
-        **{f: getattr(options, f) for f in ("channels", "fc_channels", "proposals", "rois", "vote")},
+        **{f: getattr(options, f) for f in ("channels", "fc_channels", "proposals", "rois", "vote", "max_detections")},
     )
     if options.weights and state is None:
         start_from(weights_file(options.weights), model, types)
@@ -222,12 +223,13 @@ def build(
 def build_yolo(options: TrainOptions, types: list[str]) -> DetectionModel:
     """One of Ultralytics' models, as :func:`build` does it."""
     path = yolo_weights(options)
+    about = {"image_size": options.imgsz, "max_detections": options.max_detections}
     if path is None:
         print("from scratch")
-        return ultralytics.create_yolo(options.model, len(types), image_size=options.imgsz)
+        return ultralytics.create_yolo(options.model, len(types), **about)
     weights = checkpoint.load_weights(path)
     name = weights.recipe["name"] if options.model.endswith(".pt") else options.model
-    model = ultralytics.create_yolo(name, len(types), weights.recipe.get("architecture"), image_size=options.imgsz)
+    model = ultralytics.create_yolo(name, len(types), weights.recipe.get("architecture"), **about)
     print_known(weights, checkpoint.transfer(weights, model, types), types)
     return model
 

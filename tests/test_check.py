@@ -117,8 +117,8 @@ def _new_class(content: dict) -> None:
     ("fault", "level", "kind"),
     [
         (_truncate, "decide", "unreadable image"),
-        (_exif, "note", "EXIF orientation"),
-        (partial(_exif, orientation=3), "note", "EXIF orientation"),
+        (_exif, "note", "the whole split"),
+        (partial(_exif, orientation=3), "note", "the whole split"),
         (_copy_across, "decide", "duplicate across splits"),
         (_near_across, "decide", "near duplicate across splits"),
     ],

@@ -138,8 +138,8 @@ BAD = {  # what is wrong: (format, how to do it, what the message must say)
     ),
     "climbing out": (
         "coco",
-        lambda d: edit_json(d, lambda c: c["images"][0].update(file_name="../../1.jpg")),
-        ("train.json: image 1", "../../1.jpg", "leaves the data set's folder"),
+        lambda d: edit_json(d, lambda c: c["images"][0].update(file_name="../../elsewhere.jpg")),
+        ("train.json: image 1", "../../elsewhere.jpg", "leaves the data set's folder"),
     ),
     "annotation id": (
         "coco",
@@ -225,7 +225,7 @@ BAD = {  # what is wrong: (format, how to do it, what the message must say)
         lambda d: (d / "data.yaml").write_text("train: train.json\nsplits: {train: other.json}\n"),
         ("data.yaml: train: is given on its own and under splits", "leave one out"),
     ),
-    "yaml format": ("yolo", lambda d: (d / "data.yaml").write_text(YAML + "format: yol\n"), ('"yol"', '"yolo"?')),
+    "yaml format": ("yolo", lambda d: (d / "data.yaml").write_text(YAML + "format: yol\n"), ("'yol'", '"yolo"?')),
     "yaml unclear": (
         "yolo",
         lambda d: (d / "data.yaml").write_text("train: label\n"),

@@ -208,7 +208,7 @@ def test_csv_goes_by_path(tmp_path, leuko):
     assert {s.image.parts[-3]: s.group for d in parts.values() for s in d.samples} == {"train": "A", "test": "C"}
     words = ["data", "split", tmp_path / "data", tmp_path / "bad", "--group-by", table]
     table.write_text("image,group\n001.png,A\n001.png,C\n")
-    leuko(*words).refused("001.png has two groups, A and C")
+    leuko(*words).refused("001.png has two of group: A and C")
     table.write_text("image,group\ntrain/images/001.png,A\n")
     leuko(*words).refused("no group", "(1 of 2 images)")
 

@@ -151,12 +151,13 @@ def synth(options: config.SynthOptions) -> None:
 
 def _shown(group: Group, src: str) -> str:
     """A group of findings for the terminal: its sentence, and the first few names or, without names, the first line."""
-    names, texts = group.names, [f.text.replace(f"{src}/", "") for f in group.findings]
-    first, rest = (", ".join(names[:MAX_NAMES]), names[MAX_NAMES:]) if names else (texts[0], texts[1:])
-    more = f" and {len(rest)} more" if rest else ""
+    shown = MAX_NAMES if group.findings[0].summary else 1
+    lines = [f"{group.level:<7} {group.text}"]
+    if examples := group.examples:
+        more = f" and {len(examples) - shown} more" if len(examples) > shown else ""
+        lines = [f"{lines[0]}:", f"{' ' * 8}{', '.join(examples[:shown])}{more}"]
     wrap = {"width": WIDTH, "subsequent_indent": " " * 8, "break_on_hyphens": False}
-    lines = (f"{group.level:<7} {group.text}:", f"{' ' * 8}{first}{more}")
-    return "\n".join(textwrap.fill(one_line(line), **wrap) for line in lines)
+    return "\n".join(textwrap.fill(one_line(line.replace(f"{src}/", "")), **wrap) for line in lines)
 
 
 def _require(options: object, name: str, what: str) -> None:

@@ -6,6 +6,7 @@ Labels are 0-based indices into ``Dataset.types``; there is no background index.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,6 +30,17 @@ class LabelWarning:
 
     def __str__(self) -> str:
         return one_line(f"{self.file}: {self.object}: {self.problem}; {self.action}")
+
+
+class Note(str):
+    """A line about a split as a whole, and the images that it is about, if any."""
+
+    images: tuple[Path, ...]
+
+    def __new__(cls, text: str, images: Iterable[Path] = ()) -> Note:
+        note = super().__new__(cls, one_line(text))
+        note.images = tuple(images)
+        return note
 
 
 @dataclass
@@ -67,7 +79,8 @@ class Dataset:
     """One split of a data set, read and checked.
 
     ``types`` are the class names in label order; ``category_ids`` their ids in COCO files (1-based unless the source
-    says otherwise); ``ignored`` counts the objects of the classes that the data YAML ignores.
+    says otherwise); ``ignored`` counts the objects of the classes that the data YAML ignores; ``notes`` are lines about
+    the split as a whole that a person should know.
     """
 
     types: list[str]
@@ -75,6 +88,7 @@ class Dataset:
     category_ids: list[int] = field(default_factory=list)
     warnings: list[LabelWarning] = field(default_factory=list)
     ignored: dict[str, int] = field(default_factory=dict)
+    notes: list[Note] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.category_ids = self.category_ids or list(range(1, len(self.types) + 1))
@@ -85,6 +99,10 @@ class Dataset:
     def groups(self) -> set[str]:
         """The groups that images belong to."""
         return {s.group for s in self.samples if s.group}
+
+    def crowds(self) -> int:
+        """The number of crowds."""
+        return sum(int(s.crowd.sum()) for s in self.samples)
 
     def counts_per_image(self) -> np.ndarray:
         """Cells per image and type, [samples, types] int64, crowds left out."""

@@ -17,9 +17,9 @@ import numpy as np
 
 from .. import cells
 from ..errors import LeukoError, nearest
-from .dataset import Dataset, LabelWarning, Sample
-from .formats.records import Annotation, Labels, Problems, Record
-from .header import image_header
+from .dataset import Dataset, LabelWarning, Note, Sample
+from .formats.records import Annotation, Labels, Problems, ReadOptions, Record
+from .header import ImageHeader, image_header, turn_boxes
 
 MIN_SIDE = 1.0  # pixels; no leukocyte is as small as this, but slips of the mouse are
 ROUNDING = 0.05  # pixels; beyond the border by less than this is the rounding of a file, and no warning
@@ -29,20 +29,20 @@ def validate(
     source: Path,
     labels: Sequence[Labels],
     problems: Problems,
+    options: ReadOptions,
     *,
     names: Sequence[str] = (),
     types: Sequence[str] | None = None,
-    ignore: Sequence[str] = (),
     other_names: Iterable[str] = (),
 ) -> Dataset:
     """Check the content of one split's files and make it a data set.
 
     ``source`` is what the user named, for messages. ``names`` are the classes in order, where they are listed;
     otherwise they are COCO's categories, or the classes found here and, as ``other_names``, in the source's other
-    splits. ``types`` are the classes that the caller wants, matched by name. Classes in ``ignore`` are left out and
-    counted. Raises LeukoError.
+    splits. ``types`` are the classes that the caller wants, matched by name. Classes in ``options.ignore`` are left out
+    and counted. Raises LeukoError.
     """
-    records = [record for part in labels for record in part.records]
+    records, ignore = [record for part in labels for record in part.records], options.ignore
     category_ids: dict[
         str, int
     ] = {}  # several COCO files: the first one's ids, those of later ones where they are free
@@ -67,7 +67,7 @@ def validate(
         for number, record in enumerate(records, 1):
             record.id = number
     dataset = Dataset(types, [], [], [w for part in labels for w in part.warnings], dict.fromkeys(ignore, 0))
-    checker = _Checker(known, dataset, problems)
+    checker = _Checker(known, dataset, problems, options)
     for record in records:
         with problems.catch("image", f"{_place(record)}: image"):
             dataset.samples.append(checker.sample(record))
@@ -79,7 +79,15 @@ def validate(
         if name not in category_ids:
             category_ids[name] = free = free + 1
     dataset.category_ids = [category_ids[name] for name in types]
+    dataset.notes = [Note(note) for part in labels for note in part.notes] + checker.notes()
+    if hidden := [file for part in labels for file in part.hidden]:
+        dataset.notes.append(Note(f"{_files(hidden)} left out, as hidden or a system's own"))
     return dataset
+
+
+def _files(paths: Sequence[Path], what: str = "file") -> str:
+    """How many files, and the first of them."""
+    return f"1 {what} ({paths[0]})" if len(paths) == 1 else f"{len(paths)} {what}s (such as {paths[0]})"
 
 
 def _place(record: Record, annotation: Annotation | None = None) -> str:
@@ -99,14 +107,39 @@ def _check_repeats(records: Iterable[Record], problems: Problems) -> None:
 class _Checker:
     """Compares records with their images; collects errors in ``problems``, what is fixed or ignored in ``dataset``."""
 
-    def __init__(self, known: Sequence[str], dataset: Dataset, problems: Problems) -> None:
-        self.known, self.dataset, self.problems = known, dataset, problems
+    def __init__(self, known: Sequence[str], dataset: Dataset, problems: Problems, options: ReadOptions) -> None:
+        self.known, self.dataset, self.problems, self.options = known, dataset, problems, options
+        self.turned: list[Path] = []  # images that EXIF turns, and nothing says whether the labels are turned, too
+        self.paged: list[Path] = []
+
+    def notes(self) -> list[Note]:
+        """A line for each thing that a person should know of the split as a whole."""
+        notes = []
+        if crowds := self.dataset.crowds():
+            remedy = '"crowds: cells" in a data YAML takes each as a cell'
+            text = f"{crowds} crowds (iscrowd 1) are left out of training, counts and measures; {remedy}"
+            notes.append(Note(text, [s.image for s in self.dataset.samples if s.crowd.any()]))
+        if self.turned:
+            remedy = '"exif: turned" in a data YAML says that labels belong to the turned view, "exif: stored" that not'
+            text = f"{_files(self.turned, 'image')} with an EXIF orientation, which is ignored; {remedy}"
+            notes.append(Note(text, self.turned))
+        if self.paged:
+            text = f"{_files(self.paged, 'image')} with more than one page, of which the first is read"
+            notes.append(Note(text, self.paged))
+        return notes
 
     def sample(self, record: Record) -> Sample:
         """The sample of a record; LeukoError where its image cannot be read."""
-        size = image_header(record.image)[:2]
-        if record.size not in (None, size):
-            self._check_size(record, size)
+        header = image_header(record.image)
+        size = header.width, header.height
+        self.paged += [record.image] if header.pages > 1 else []
+        if self.options.exif == "turned" and header.orientation > 1:
+            self._turn_back(record, header)
+        elif record.size not in (None, size):
+            self._check_size(record, header)
+        is_plain = header.orientation == 1 or (header.quarter_turn and record.size == size != size[::-1])
+        if not is_plain and not self.options.exif:
+            self.turned.append(record.image)
         kept: dict[tuple, tuple[Annotation, np.ndarray]] = {}
         for annotation in record.annotations:
             name = annotation.name
@@ -117,6 +150,7 @@ class _Checker:
                 remedy = 'correct the label or "names", or list it under "ignore" in the data YAML'
                 self._error("class", record, annotation, f"{problem}{nearest(name, self.known)}; {remedy}")
             elif (box := self._box(record, annotation, size)) is not None:
+                annotation = annotation._replace(crowd=annotation.crowd and self.options.crowds == "regions")
                 key = (name, annotation.crowd, box.tobytes())
                 if key in kept:
                     self._warn(record, annotation, f"repeats another {name} box", "dropped", box.tolist())
@@ -135,14 +169,27 @@ class _Checker:
             group=record.group,
         )
 
-    def _check_size(self, record: Record, size: tuple[int, int]) -> None:
+    def _turn_back(self, record: Record, header: ImageHeader) -> None:
+        """Lay boxes that belong to the image as EXIF turns it over the pixels as they are stored."""
+        width, height = shown = header.shown_size
+        if record.size not in (None, shown):
+            problem = f"the size is given as {record.size[0]}x{record.size[1]}, the turned image's is {width}x{height}"
+            self._error("turned", record, None, f'{problem}; correct it, or leave out "exif: turned"')
+        scale = (width, height) * 2 if record.relative else (1, 1, 1, 1)
+        boxes = np.array([a.box for a in record.annotations], dtype=np.float64).reshape(-1, 4) * scale
+        stored = turn_boxes(boxes, header, back=True).tolist()
+        record.annotations = [a._replace(box=tuple(box)) for a, box in zip(record.annotations, stored, strict=True)]
+        record.relative = False
+
+    def _check_size(self, record: Record, header: ImageHeader) -> None:
         """Replace a wrong stated size by the image's own, unless the boxes then belong to another image."""
-        (width, height), (stated_width, stated_height) = size, record.size
+        (width, height), (stated_width, stated_height) = header[:2], record.size
         stated = f"the size is given as {stated_width}x{stated_height}, the image's is {width}x{height}"
         scale_x, scale_y = stated_width / width, stated_height / height
-        if (stated_height, stated_width) == size and image_header(record.image).quarter_turn:
-            remedy = "the labels were made on the image as EXIF turns it; store it turned, without the EXIF orientation"
-            self._error("turned", record, None, f"{stated}: {remedy}")
+        if header.quarter_turn and (stated_width, stated_height) == header.shown_size:
+            remedy = 'write "exif: turned" in a data YAML'
+            problem = "the labels were made on the image as EXIF turns it"
+            self._error("turned", record, None, f"{stated}: {problem}; {remedy}")
         elif scale_x > 0 and abs(scale_x - 1) > 0.02 and abs(scale_x - scale_y) < 0.01 * scale_x:
             remedy = "the labels belong to the image at another scale; use that image, or scale the boxes"
             self._error("scale", record, None, f"{stated}: {remedy}")

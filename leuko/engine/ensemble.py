@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -11,12 +11,13 @@ from typing import Literal
 
 import numpy as np
 import torch
+from torchvision import ops
 from tqdm import tqdm
 
 from ..config import TrainOptions
 from ..data.dataset import Dataset
 from ..data.loader import LoadedImage
-from ..detections import Detections
+from ..detections import MAX_DETECTIONS, Detections
 from ..errors import LeukoError, nearest
 from ..io import read_yaml
 from ..metrics import coco
@@ -27,26 +28,36 @@ from .checkpoint import Weights, load_resume, load_weights
 from .evaluate import Predictions, detect, predict, prepare
 
 LAST = Path("weights/last.safetensors")
+SAME_CELL = 0.5  # IoU
 
 
 @dataclass
 class EnsembleMember:
     """A trained model ready to detect (alone or in an ensemble), with its name in tables, its number of parameters and
-    the image sizes that it looks at."""
+    the image sizes that it looks at. ``new_name`` gives the name that the data has for one of its types."""
 
     name: str
     weights: Weights
     model: DetectionModel
     parameters: int
     sizes: tuple[int, ...]
+    new_name: Callable[[str], str] = str
 
     @classmethod
-    def load(cls, source: str | Path, device: torch.device, sizes: Sequence[int] = ()) -> EnsembleMember:
-        """From a run folder or a weights file; ``sizes`` as in ``--imgsz``, the model's own if none is given."""
+    def load(
+        cls,
+        source: str | Path,
+        device: torch.device,
+        sizes: Sequence[int] = (),
+        max_detections: int = MAX_DETECTIONS,
+    ) -> EnsembleMember:
+        """From a run folder or a weights file; ``sizes`` as in ``--imgsz``, the model's own if none is given. How many
+        it detects is an option of its use: what its recipe says does not count."""
         weights = load_weights(source)
         path = Path(os.path.abspath(weights.path))  # `.` has no name; a link keeps its own
         name = path.parent.parent.name if path.parent.name == "weights" else path.stem
         model = weights.build()
+        model.max_detections = max_detections
         sizes = tuple(sizes) or (model.preprocess.image_size,)
         return cls(name, weights, prepare(model, device), cost.parameters(model), sizes)
 
@@ -65,23 +76,33 @@ class EnsembleMember:
 
     def labels_in(self, types: Sequence[str]) -> np.ndarray:
         """For each of the model's labels, the label of the same name in ``types``; LeukoError on a name not in it."""
-        for name in self.weights.types:
+        names = [self.new_name(name) for name in self.weights.types]
+        for name in names:
             if name not in types:
                 raise LeukoError(
                     f'{self.weights.path}: it knows the type "{name}", which is not among {", ".join(types)}'
-                    f"{nearest(name, types)}; types are matched by name"
+                    f"{nearest(name, types)}; types are matched by name, and map in a data YAML renames them"
                 )
-        if missing := [t for t in types if t not in self.weights.types]:
+        if missing := [t for t in types if t not in names]:
             raise LeukoError(
-                f'{self.weights.path}: it does not know the type "{missing[0]}" (but {", ".join(self.weights.types)})'
-                "; types are matched by name: use a model trained on this data's types"
+                f'{self.weights.path}: it does not know the type "{missing[0]}" (but {", ".join(names)}); types are '
+                "matched by name: use a model trained on this data's types, or map these in a data YAML"
             )
-        return np.array([list(types).index(name) for name in self.weights.types])
+        return np.array([list(types).index(name) for name in names])
 
     def relabel(self, predictions: Sequence[Detections], types: Sequence[str]) -> list[Detections]:
-        """The detections with labels in the order of ``types``."""
+        """The detections with labels in the order of ``types``; where several types have become one, one of each
+        cell's detections remains."""
         new_label = self.labels_in(types)
-        return [replace(p, labels=new_label[p.labels], types=tuple(types)) for p in predictions]
+        renamed = [replace(p, labels=new_label[p.labels], types=tuple(types)) for p in predictions]
+        if len(set(new_label)) == len(new_label):
+            return renamed
+        return [p[_distinct(p)] for p in renamed]
+
+    @property
+    def max_detections(self) -> int:
+        """Most detections per image."""
+        return self.model.max_detections
 
     @property
     def scaling(self) -> Scaling | None:
@@ -112,11 +133,20 @@ class EnsembleMember:
         return (self.weights.about.get("val") or {}).get("mAP")
 
 
+def _distinct(detections: Detections) -> np.ndarray:
+    """The indices of detections that overlap no better one of their type by more than half, best first."""
+    boxes, scores = torch.from_numpy(detections.boxes), torch.from_numpy(detections.scores)
+    return ops.batched_nms(boxes, scores, torch.from_numpy(detections.labels), SAME_CELL).numpy()
+
+
 def load_members(
-    sources: Sequence[str | Path], device: torch.device, sizes: Sequence[int] = ()
+    sources: Sequence[str | Path],
+    device: torch.device,
+    sizes: Sequence[int] = (),
+    max_detections: int = MAX_DETECTIONS,
 ) -> list[EnsembleMember]:
     """The models of run folders or weights files; two of one name get a number behind it."""
-    members = [EnsembleMember.load(source, device, sizes) for source in sources]
+    members = [EnsembleMember.load(source, device, sizes, max_detections) for source in sources]
     for member in members:
         if member.name.startswith("ensemble"):  # which is what the fusion is called
             member.name += " (model)"
@@ -207,7 +237,8 @@ class Fusion:
         sizes: Sequence[tuple[int, int]],
     ) -> list[Detections]:
         """Fuse ``predictions[m][n]`` of member m on image n, whose (width, height) is ``sizes[n]``."""
-        return fusion.fuse(predictions, sizes, self.iou, self.score, self.votes(members))
+        number = members[0].max_detections
+        return fusion.fuse(predictions, sizes, self.iou, self.score, self.votes(members), number)
 
     def votes(self, members: Sequence[EnsembleMember]) -> list[float] | None:
         """Each member's weight, None where all are the same; LeukoError if a validation mAP is needed and not known."""
@@ -234,7 +265,8 @@ def tune(
     sizes = [(s.width, s.height) for s in dataset.samples]
     tried: list[dict[str, object]] = []
     for iou, score, weights in tqdm(list(product(IOUS, SCORES, weighted)), desc="tuning", unit="fusion", leave=False):
-        evaluation = coco.evaluate(dataset, Fusion(iou, score, weights)(members, predictions, sizes))
+        fused = Fusion(iou, score, weights)(members, predictions, sizes)
+        evaluation = coco.evaluate(dataset, fused, members[0].max_detections)
         measures = {name: getattr(evaluation, name) for name in ("mAP", "mAP50", "mAR")}
         tried.append({"iou": iou, "score": score, "weights": weights, **measures})
     best = max(tried, key=lambda t: t["mAP"])

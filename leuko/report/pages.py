@@ -84,8 +84,9 @@ def check_page(
     for group in grouped(findings):
         cells: dict[tuple[Path, ...], list[TypedBox]] = {}  # of each image, or pair of images, its findings' boxes
         for finding in group.findings:
-            if finding.images and all(is_image(image) and image.is_file() for image in finding.images):
-                cells.setdefault(finding.images, []).extend(finding.cells)
+            images = [image for image in finding.images if is_image(image) and image.is_file()]
+            for together in [tuple(images)] if len(images) == 2 else [(image,) for image in images]:
+                cells.setdefault(together, []).extend(finding.cells)
         shown = list(cells)[: min(left, MAX_SHOWN)]
         left -= len(shown)
         figures = [[_labelled(image, samples.get(image), cells[images]) for image in images] for images in shown]

@@ -20,6 +20,7 @@ import torch
 
 from .. import __version__
 from ..data.dataset import Dataset
+from ..detections import MAX_DETECTIONS
 from ..errors import LeukoError
 from ..io import io_errors_as, plain, read_text, write_csv, write_json, write_text
 from ..metrics.coco import Evaluation, TypeResult
@@ -79,7 +80,8 @@ def read_evaluation(folder: str | Path) -> tuple[Evaluation, dict[str, Any]]:
     with results_of(path):
         content = json.loads(read_text(path))
         per_class = [_from_json(TypeResult, {"type": name, **row}) for name, row in content["per_class"].items()]
-        return _from_json(Evaluation, {**content, "per_class": per_class}), content
+        whole = {"max_detections": MAX_DETECTIONS, **content, "per_class": per_class}  # older files lack that number
+        return _from_json(Evaluation, whole), content
 
 
 @contextlib.contextmanager
@@ -102,7 +104,7 @@ def _from_json(cls: type, values: dict[str, Any]) -> Any:
 
 def write_warnings(folder: str | Path, *datasets: Dataset) -> None:
     """Write ``warnings.txt``, a line for each warning about the data; no file if there is none."""
-    if lines := [str(warning) for dataset in datasets for warning in dataset.warnings]:
+    if lines := [str(warning) for dataset in datasets for warning in (*dataset.notes, *dataset.warnings)]:
         write_text(Path(folder) / "warnings.txt", "\n".join(lines) + "\n")
 
 

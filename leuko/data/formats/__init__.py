@@ -1,7 +1,7 @@
 """The label formats. Each module has the same shape:
 
-``find(folder)`` gives the splits in a folder by name; ``parse(part, problems, names=..., voc_origin=...)`` reads one of
-them (of the last two, YOLO needs the names and VOC the origin); ``write(dataset, folder, split)`` adds a split to a
+``find(folder)`` gives the splits in a folder by name; ``parse(part, problems, options)`` reads one of them, where
+``options`` are what a data YAML says (``ReadOptions``); ``write(dataset, folder, split)`` adds a split to a
 folder and returns where its images are now. ``IMAGES`` is the folder of a split's images, ``PART`` what a data YAML
 names for the split.
 """

@@ -9,22 +9,29 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
-from collections.abc import Callable, Iterable
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
 
 from ...errors import LeukoError
-from ...io import make_folder, read_text, write_text
+from ...io import io_errors_as, make_folder, read_json, write_text
 from ..dataset import Dataset
+from ..images import is_hidden
+from .files import ImageFinder
 from .place import place_images
-from .records import Annotation, Labels, Problems, Record
+from .records import Annotation, Labels, Problems, ReadOptions, Record
 from .sidecar import SIDECAR
 
 IMAGES, PART = "images", "{split}.json"
 _GROUPS = ("group", "smear", "patient")
 _OWN = ("id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation", "factors")  # no attributes
 _RESERVED = "reserved"  # the key for attributes that have the name of one of those
+_NO_CATEGORY = ("none", "", None)
+_FAR, _NEAR = 1.1, 1.02  # times the image's side: a box beyond the first leaves it, one within the second fits
+_MANY, _ENOUGH = 0.3, 4  # of the boxes: as corners mistaken for sizes, those in three of four quarters leave the image
 _LISTS = {"image": "images", "annotation": "annotations", "category": "categories"}
 
 
@@ -49,33 +56,68 @@ def find(folder: Path) -> dict[str, Path]:
 
 
 def split_name(file: Path) -> str:
-    """``train.json`` and ``instances_train2017.json`` hold the split ``train``; Roboflow's only file is ``all``."""
-    if file.stem.startswith("_annotations"):
+    """``train.json`` and ``instances_train2017.json`` hold the split ``train``; what a tool calls its only file
+    (Roboflow, Label Studio, FiftyOne) is ``all``."""
+    if file.stem.startswith("_annotations") or file.stem in ("result", "labels", "annotations"):
         return "all"
     return re.sub(r"^instances_|(?<=[a-z])20\d\d$", "", file.stem)
 
 
 def is_coco(file: Path) -> bool:
-    """Whether the start of a file looks like COCO labels (a results file is a list, and does not)."""
-    if file.suffix.lower() != ".json" or file.name == SIDECAR or not file.is_file():
+    """Whether the start of a file looks like COCO labels: a results file is a list, and Label Studio's ``notes.json``
+    has categories only."""
+    if file.suffix.lower() != ".json" or file.name == SIDECAR or is_hidden(file.name) or not file.is_file():
         return False
-    with open(file, "rb") as stream:
+    with io_errors_as("read", file), open(file, "rb") as stream:
         start = stream.read(1 << 16).removeprefix(b"\xef\xbb\xbf").lstrip()
-    return start.startswith(b"{") and any(f'"{key}"'.encode() in start for key in _LISTS.values())
+    return start.startswith(b"{") and any(f'"{key}"'.encode() in start for key in ("images", "annotations"))
 
 
-def parse(part: Path, problems: Problems, **_: object) -> Labels:
+def parse(part: Path, problems: Problems, options: ReadOptions) -> Labels:
     """Read a COCO file; raises LeukoError where it is broken as a whole, and adds single errors to ``problems``."""
     reader = _Reader(part)
-    reader.each("image", reader.add_image, problems)
+    finder = ImageFinder(options.root)
+    reader.each("image", partial(reader.add_image, finder), problems)
     reader.each("annotation", reader.add_annotation, problems)
-    categories = {name: number for number, name in sorted(reader.names.items())}
-    return Labels(list(reader.records.values()), categories=categories)
+    labels = Labels(list(reader.records.values()), notes=finder.notes())
+    labels.categories = {name: number for number, name in sorted(reader.names.items())}
+    form = options.bbox or _bbox_form(part, labels.records)
+    if form == "xyxy":
+        for record in labels.records:
+            record.annotations = [a._replace(box=_as_corners(a.box)) for a in record.annotations]
+    if form != options.bbox and form == "xyxy":
+        labels.notes.append(f'{part}: its boxes are corners (x0 y0 x1 y1), as "bbox: xyxy" in a data YAML would say')
+    return labels
 
 
 def class_names(parts: Iterable[Path]) -> set[str]:
     """The names of all categories of the files."""
     return {name for file in parts for name in _Reader(file).names.values()}
+
+
+def _as_corners(box: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
+    """What was taken for x, y, width and height as the corners that it is."""
+    x0, y0, x1, y1 = box
+    return x0, y0, x1 - x0, y1 - y0
+
+
+def _bbox_form(part: Path, records: Sequence[Record]) -> str:
+    """Whether the boxes of a file are COCO's ``xywh`` or, as some tools write them, ``xyxy``; LeukoError where both may
+    be meant: no box is wrong as corners, but a few leave their image as COCO's."""
+    boxes = np.array([a.box for r in records for a in r.annotations if r.size]).reshape(-1, 4)
+    sizes = np.array([r.size for r in records for a in r.annotations if r.size]).reshape(-1, 2)
+    corners = boxes.copy()
+    corners[:, 2:] -= boxes[:, :2]
+    leaves = (boxes[:, 2:] > _FAR * sizes).any(1)
+    fits = (corners[:, :2] < corners[:, 2:]).all(1) & (corners[:, 2:] <= _NEAR * sizes).all(1)
+    if not fits.all() or not leaves.any():
+        return "xywh"
+    if leaves.mean() >= _MANY and len(boxes) >= _ENOUGH:
+        return "xyxy"
+    raise LeukoError(
+        f"{part}: {leaves.sum()} of {len(boxes)} boxes leave their image as [x, y, width, height], and all fit as "
+        'corners [x0, y0, x1, y1]; write "bbox: xywh" or "bbox: xyxy" in a data YAML'
+    )
 
 
 class _Reader:
@@ -85,11 +127,7 @@ class _Reader:
         self.file = file
         self.names: dict[int, str] = {}
         self.records: dict[int, Record] = {}
-        text = read_text(file)
-        try:
-            self.content = json.loads(text)
-        except (RecursionError, ValueError) as error:
-            raise LeukoError(f"{file}: broken JSON: {error}") from error
+        self.content = read_json(file)
         for key in _LISTS.values():
             if not isinstance(self.content, dict) or not isinstance(self.content.get(key), list):
                 raise LeukoError(f'{file}: no list "{key}"; a COCO file has {", ".join(_LISTS.values())}')
@@ -97,11 +135,22 @@ class _Reader:
         self.folders = [  # where the images may lie
             root / place
             for root in (here, *([here.parent] if here.name == "annotations" else []))
-            for place in (".", "images", f"images/{split}", split, stem)
+            for place in (".", "images", "data", f"images/{split}", split, stem)
         ]
         problems = Problems()
         self.each("category", self.add_category, problems)
         problems.stop()
+        self._drop_root_category()
+
+    def _drop_root_category(self) -> None:
+        """Forget a category that is only the supercategory of the others (Roboflow), and that no cell has."""
+        categories = self.content["categories"]
+        above = {entry.get("supercategory") for entry in categories if entry.get("supercategory") != entry["name"]}
+        used = {str(entry.get("category_id")) for entry in self.content["annotations"] if isinstance(entry, dict)}
+        roots = [entry for entry in categories if entry["name"] in above and entry.get("supercategory") in _NO_CATEGORY]
+        for entry in roots:
+            if str(entry["id"]) not in used:
+                del self.names[_whole(entry, "id")]
 
     def each(self, kind: str, add: Callable[[str, dict], None], problems: Problems) -> None:
         """Call ``add(where, entry)`` for the entries of a list; ``where`` is, for example, ``image 7 (a.jpg)``."""
@@ -127,21 +176,21 @@ class _Reader:
             raise LeukoError(f'"name" is {name!r}; give the class a name')
         if name.strip() in self.names.values():
             raise LeukoError("its name is used twice; keep one")
-        self.names[int(entry["id"])] = name.strip()
+        self.names[_whole(entry, "id")] = name.strip()
 
-    def add_image(self, where: str, entry: dict) -> None:
+    def add_image(self, finder: ImageFinder, where: str, entry: dict) -> None:
         name = entry.get("file_name")
-        if not isinstance(name, str) or not name or "\0" in name:
+        if not isinstance(name, str) or not name:
             raise LeukoError(f'"file_name" is {name!r}; name the image')
-        parts = PurePosixPath(name.replace("\\", "/")).parts
-        if os.path.isabs(name) or parts[0] == "/" or ".." in parts:
-            raise LeukoError(f'file_name "{name}" leaves the data set\'s folder; name it relative to the images')
-        paths = [folder.joinpath(*parts) for folder in self.folders]
+        try:
+            image = finder.find(name, self.folders)
+        except LeukoError as error:
+            raise LeukoError(f"file_name {error}") from None
         is_stated = entry.get("width") is not None and entry.get("height") is not None
-        number = int(entry["id"])
+        number = _whole(entry, "id")
         self.records[number] = Record(
             self.file,
-            next(filter(os.path.isfile, paths), paths[0]),
+            image,
             [],
             where=where,
             id=number,
@@ -160,7 +209,7 @@ class _Reader:
         if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
             raise LeukoError(f"bbox {box!r:.60} is not [x, y, width, height]; correct or remove it")
         x, y, width, height = map(float, box)
-        corners, crowd = (x, y, x + width, y + height), entry.get("iscrowd") == 1
+        corners, crowd = (x, y, x + width, y + height), _crowd(entry)
         attributes = {key: value for key, value in entry.items() if key not in _OWN}
         if isinstance(attributes.get(_RESERVED), dict):
             attributes |= attributes.pop(_RESERVED)
@@ -175,9 +224,18 @@ def _is_number(value: object) -> bool:
 
 def _whole(entry: dict, key: str) -> int:
     value = entry.get(key)
+    if isinstance(value, str) and re.fullmatch(r"-?\d{1,18}", value, re.ASCII):
+        return int(value)  # some exporters write ids as texts
     if not _is_number(value) or not math.isfinite(value) or value != int(value):
         raise LeukoError(f'"{key}" is {value!r:.40}, not a whole number; correct it')
     return int(value)
+
+
+def _crowd(entry: dict) -> bool:
+    value = entry.get("iscrowd")
+    if value not in (None, False, True, "0", "1"):
+        raise LeukoError(f'"iscrowd" is {value!r:.40}, neither 0 nor 1; correct it')
+    return value in (True, "1")
 
 
 def _factors(entry: dict) -> tuple[str, ...]:

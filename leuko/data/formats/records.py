@@ -5,7 +5,7 @@ The readers of VOC, COCO and YOLO turn files into ``Labels``; ``validate`` turns
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,12 +49,42 @@ class Record:
 @dataclass
 class Labels:
     """The content of one folder, list or COCO file. ``names`` are its classes by index, where a ``classes.txt`` lists
-    them; ``categories`` maps class names to ids, where there are ids."""
+    them; ``categories`` maps class names to ids, where there are ids. ``notes`` tell, one line each, what holds for the
+    whole; ``hidden`` are the files that were passed over (see ``images.is_hidden``)."""
 
     records: list[Record] = field(default_factory=list)
     names: dict[int, str] = field(default_factory=dict)
     categories: dict[str, int] = field(default_factory=dict)
     warnings: list[LabelWarning] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    hidden: list[Path] = field(default_factory=list)
+
+    def rename(self, new_name: Callable[[str], str]) -> None:
+        """Give all classes other names; several may become one."""
+        for record in self.records:
+            record.annotations = [a._replace(name=new_name(a.name)) for a in record.annotations]
+        self.names = {index: new_name(name) for index, name in self.names.items()}
+        categories: dict[str, int] = {}
+        for name, number in self.categories.items():
+            categories.setdefault(new_name(name), number)
+        self.categories = categories
+
+
+@dataclass
+class ReadOptions:
+    """How the labels of a data set are to be read: what a data YAML says (see ``source``).
+
+    ``root`` is the data set's folder, which no name in a label file or list may leave.
+    """
+
+    root: Path
+    names: dict[int, str] = field(default_factory=dict)
+    ignore: list[str] = field(default_factory=list)
+    voc_origin: int = 0
+    bbox: str = ""  # of COCO: "xywh" or "xyxy"; found out if empty
+    rows: str = ""  # of YOLO, where there are more than four numbers: "polygons" or "keypoints"; found out if empty
+    exif: str = ""  # "turned" where labels belong to the image as EXIF turns it, "stored" where they do not
+    crowds: str = "regions"  # or "cells": what COCO's iscrowd marks
 
 
 class Problems:

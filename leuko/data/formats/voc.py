@@ -11,24 +11,25 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
-from xml.parsers import expat
 
 from ...errors import LeukoError
-from ...io import io_errors_as, make_folder, parse_json, read_text, write_text
+from ...io import make_folder, parse_json, read_list, read_text, read_xml, write_text
 from ..dataset import Dataset, LabelWarning, Sample
-from ..images import is_image, list_images
+from ..images import is_hidden, is_image, list_images
 from . import sidecar
+from .files import inside, spelled
 from .place import check_names, place_images
-from .records import Annotation, Labels, Problems, Record, read_names
+from .records import Annotation, Labels, Problems, ReadOptions, Record, read_names
 
 IMAGES, PART = "JPEGImages", "ImageSets/Main/{split}.txt"
-IMAGE_FOLDERS = (IMAGES, "images", ".")  # the first that exists beside the annotations holds the images
+ANNOTATIONS = "Annotations"
+ANNOTATION_FOLDERS = (ANNOTATIONS, "annotations", "labels")  # the last two, if they hold XML
+IMAGE_FOLDERS = (IMAGES, "images", "data", ".")  # the first that exists beside the annotations holds the images
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
-_NO_ATTRIBUTES = ("name", "bndbox", "factor", "part", "polygon", "attribute")  # elements of an object
+_NO_ATTRIBUTES = ("name", "bndbox", "factor", "part", "polygon", "attribute", "attributes")  # elements of an object
 
 
 # ---------------------------------------------------------------- reading
@@ -36,31 +37,45 @@ _NO_ATTRIBUTES = ("name", "bndbox", "factor", "part", "polygon", "attribute")  #
 
 def find(folder: Path) -> dict[str, Path]:
     """The splits that a folder holds as VOC, by name; a data set that is not split is called ``all``."""
-    if (folder / "Annotations").is_dir():
+    if _annotations(folder):
         main = folder / "ImageSets" / "Main"
         lists = sorted(p for p in main.iterdir() if p.suffix.lower() == ".txt") if main.is_dir() else []
-        return {p.stem: p for p in lists} or {"all": folder}
+        return {p.stem: p for p in lists if not is_hidden(p.name) and not _is_of_class(p)} or {"all": folder}
     return {"all": folder} if _xml_files(folder) else {}
 
 
-def parse(part: Path, problems: Problems, *, voc_origin: int = 0, **_: object) -> Labels:
+def _annotations(root: Path) -> Path | None:
+    """The folder of annotations of a data set; None where they lie beside the images."""
+    folders = (root / name for name in ANNOTATION_FOLDERS)
+    return next((f for f in folders if f.is_dir() and (f.name == ANNOTATIONS or _xml_files(f))), None)
+
+
+def _is_of_class(file: Path) -> bool:
+    """Whether a list tells for each image whether a class is on it, as the official VOC's ``dog_train.txt`` do."""
+    lines = [line.split() for line in read_list(file)]
+    return bool(lines) and all(len(line) == 2 and line[1] in ("-1", "0", "1") for line in lines)
+
+
+def parse(part: Path, problems: Problems, options: ReadOptions) -> Labels:
     """Read the annotations of a folder, or those that a list of stems or of image paths names."""
     labels = Labels()
-    images_of = cache(_images_by_stem)
-    for file, image in annotation_files(part):
+    root = _root(part)
+    images = _Images(_annotations(root), labels.hidden)
+    for file, image in annotation_files(part, labels.hidden):
         if not file.is_file():
             remedy = "label it, or save it in LabelImg without objects if it has no cells"
             problems.add("annotation", f"{part}: {file.stem}: no annotation {file}; {remedy}")
             continue
         with problems.catch("annotation"):
-            root = read_xml(file)
-            image = image or _image(file, (root.findtext("filename") or "").strip(), images_of(file.parent))
-            size, group = _size(root), (root.findtext("group") or "").strip()
-            labels.records.append(Record(file, image, [], size=size, factors=_factors(root), group=group))
-            for i, element in enumerate(root.iterfind("object"), 1):
+            element = _read(file)
+            image = image or images.of(file, (element.findtext("filename") or "").strip())
+            size, group = _size(element), (element.findtext("group") or "").strip()
+            labels.records.append(Record(file, image, [], size=size, factors=_factors(element), group=group))
+            with problems.catch("unread", str(file)):
+                _check_all_read(element)
+            for i, cell in enumerate(element.iterfind("object"), 1):
                 with problems.catch("annotation", f"{file}: object {i}"):
-                    labels.records[-1].annotations.append(_annotation(i, element, voc_origin))
-    root = _root(part)
+                    labels.records[-1].annotations.append(_annotation(i, cell, options.voc_origin))
     if (classes := root / "classes.txt").is_file():
         labels.names = read_names(classes)
     extra = sidecar.read(root)
@@ -73,7 +88,7 @@ def parse(part: Path, problems: Problems, *, voc_origin: int = 0, **_: object) -
         problems.add("empty", f"{part}: no annotations (.xml); label images with LabelImg or name another folder")
     else:
         labelled = {record.image for record in labels.records}
-        for image in (i for images in images_of(labels.records[0].file.parent).values() for i in images):
+        for image in images.all(labels.records[0].file):
             if image not in labelled:
                 action = "left out (not known to be empty)"
                 labels.warnings.append(LabelWarning(image, "annotation", "the image has none", action))
@@ -85,86 +100,113 @@ def class_names(parts: Iterable[Path]) -> set[str]:
     names: set[str] = set()
     for file in {file for part in parts for file, _ in annotation_files(part) if file.is_file()}:
         with suppress(LeukoError):
-            names |= {_text(element, "name") for element in read_xml(file).iterfind("object")}
+            names |= {_text(element, "name") for element in _read(file).iterfind("object")}
     return names
 
 
-def annotation_files(part: Path) -> Iterator[tuple[Path, Path | None]]:
-    """Yield (annotation, its image, or None where that is to be found by name) of a folder or list."""
+def annotation_files(part: Path, hidden: list[Path] | None = None) -> Iterator[tuple[Path, Path | None]]:
+    """Yield (annotation, its image, or None where that is to be found by name) of a folder or list.
+
+    Raises LeukoError where an entry of a list leaves the data set's folder.
+    """
     root = _root(part)
-    folder = root / "Annotations"
+    folder = _annotations(root) or root
     if part.is_dir():
-        yield from ((file, None) for file in _xml_files(folder if folder.is_dir() else part))
+        yield from ((file, None) for file in _xml_files(folder, hidden))
         return
     for line in read_text(part).splitlines():
-        stem = line.strip()
-        if line and (folder / f"{line}.xml").is_file():  # a stem as it is, even "#12", " 7" or "scan.tif"
-            yield folder / f"{line}.xml", None
-        elif not stem or stem.startswith("#"):
+        name = line.strip()
+        if line and (file := inside(root, folder, f"{line}.xml")) and file.is_file():
+            yield file, None  # a stem as it is, even "#12", " 7" or "scan.tif"
             continue
-        elif not is_image(stem) or ("/" not in stem and folder.is_dir()):
-            yield folder / f"{Path(stem).stem if is_image(stem) else stem}.xml", None
+        if not name or name.startswith("#"):
+            continue
+        name = name.replace("\\", "/")
+        is_path = is_image(name) and ("/" in name or folder == root)
+        stem = name.rsplit(".", 1)[0] if is_image(name) else name
+        place = inside(root, part.parent if is_path else folder, name if is_path else f"{stem}.xml")
+        if place is None:
+            raise LeukoError(f'{part}: "{name}" leaves the data set\'s folder, {root}; name what is inside it')
+        if not is_path:
+            yield place, None
         else:
-            image = part.parent / stem
-            beside = image.with_suffix(".xml")
-            yield beside if beside.is_file() else image.parent.parent / "Annotations" / beside.name, image
+            beside = place.with_suffix(".xml")
+            yield beside if beside.is_file() else place.parent.parent / ANNOTATIONS / beside.name, place
 
 
 def _root(part: Path) -> Path:
     """The folder of the data set: for a list the one with ``Annotations`` above it, usually two levels up."""
     if part.is_dir():
         return part
-    return next((p for p in part.absolute().parents if (p / "Annotations").is_dir()), part.parent)
+    return next((p for p in part.absolute().parents if _annotations(p)), part.parent)
 
 
-def _xml_files(folder: Path) -> list[Path]:
-    files = folder.iterdir() if folder.is_dir() else ()
-    return sorted(p for p in files if p.suffix.lower() == ".xml" and not p.name.startswith("."))
+def _xml_files(folder: Path, hidden: list[Path] | None = None) -> list[Path]:
+    """The annotations in a folder and, if it is one of annotations only, in its sub-folders (CVAT)."""
+    found = []
+    for path in folder.rglob("*") if folder.name in ANNOTATION_FOLDERS else folder.iterdir():
+        if path.suffix.lower() == ".xml":
+            is_passed_over = any(map(is_hidden, path.relative_to(folder).parts))
+            (found if not is_passed_over else hidden if hidden is not None else []).append(path)
+    return sorted(found)
 
 
-def _images_by_stem(folder: Path) -> dict[str, list[Path]]:
-    """The images that belong to a folder of annotations."""
-    root = folder.parent if folder.name == "Annotations" else folder
-    by_stem = defaultdict(list)
-    for image in list_images(next(root / name for name in IMAGE_FOLDERS if (root / name).is_dir())):
-        by_stem[image.stem].append(image)
-    return by_stem
+class _Images:
+    """The images that belong to the annotations of a ``folder`` of these, or to those beside them."""
+
+    def __init__(self, folder: Path | None, hidden: list[Path]) -> None:
+        self.folder, self.hidden = folder, hidden
+        self.by_folder: dict[Path, dict[str, list[Path]]] = {}
+
+    def _by_stem(self, file: Path) -> dict[str, list[Path]]:
+        """The images near an annotation by stem and, where they are in sub-folders, by path without suffix."""
+        root = self.folder.parent if self.folder else file.parent
+        if root not in self.by_folder:
+            folder = next(root / name for name in IMAGE_FOLDERS if (root / name).is_dir())
+            by_stem = self.by_folder[root] = defaultdict(list)
+            for image in list_images(folder, recursive=folder != root, hidden=self.hidden):
+                path = spelled(image.relative_to(folder).with_suffix("").as_posix())
+                for name in {path, spelled(image.stem)}:
+                    by_stem[name].append(image)
+        return self.by_folder[root]
+
+    def all(self, file: Path) -> list[Path]:
+        """All images near an annotation."""
+        return sorted({image for images in self._by_stem(file).values() for image in images})
+
+    def of(self, file: Path, name: str) -> Path:
+        """The image of an annotation: the one with its path, else its stem; ``name``, its ``filename``, decides between
+        several, or is used instead. Raises LeukoError."""
+        by_stem = self._by_stem(file)
+        place = file.relative_to(self.folder) if self.folder else Path(file.name)
+        same_stem = by_stem.get(spelled(place.with_suffix("").as_posix())) or by_stem.get(spelled(file.stem), [])
+        of_name = same_stem or by_stem.get(spelled(Path(name).stem), [])
+        same_name = [p for p in of_name if spelled(p.name) == spelled(name)]
+        if len(same_stem) > 1 and len(same_name) != 1:
+            raise LeukoError(f"{file}: several images fit ({', '.join(map(str, same_stem))}); keep one")
+        if not same_stem and not same_name:
+            raise LeukoError(
+                f'{file}: filename "{name}": no image called {file.stem}; add the image or remove the file'
+            )
+        return (same_name or same_stem)[0]
 
 
-def read_xml(file: Path) -> Element:
-    """The root of a VOC file; a DOCTYPE, and with it entity bombs and external entities, is refused."""
-    with io_errors_as("read", file):
-        data = file.read_bytes()
-    guard = expat.ParserCreate()
-
-    def refuse(*_: object) -> None:
-        raise LeukoError(f"{file}: line {guard.CurrentLineNumber}: a DOCTYPE is not accepted; remove it")
-
-    guard.StartDoctypeDeclHandler = refuse
-    try:
-        guard.Parse(data, True)
-        root = ElementTree.fromstring(data)
-    except LeukoError:
-        raise
-    except expat.ExpatError as error:
-        reason = expat.ErrorString(error.code)
-        raise LeukoError(f"{file}: line {error.lineno}: broken XML: {reason}; correct it or save it again") from error
-    except (LookupError, ValueError) as error:  # an encoding that Python or expat does not know
-        raise LeukoError(f"{file}: line 1: {error}; save the file as UTF-8") from error
+def _read(file: Path) -> Element:
+    """The root of a VOC file; raises LeukoError."""
+    root = read_xml(file)
     if root.tag != "annotation":
         raise LeukoError(f"{file}: line 1: <{root.tag}> is not a VOC annotation; remove the file")
     return root
 
 
-def _image(file: Path, name: str, by_stem: dict[str, list[Path]]) -> Path:
-    """The image of an annotation: the one with its stem; ``filename`` decides between several, or is used instead."""
-    same_stem = by_stem.get(file.stem, [])
-    same_name = [p for p in same_stem or by_stem.get(Path(name).stem, []) if p.name == name]
-    if len(same_stem) > 1 and len(same_name) != 1:
-        raise LeukoError(f"{file}: several images fit ({', '.join(map(str, same_stem))}); keep one")
-    if not same_stem and not same_name:
-        raise LeukoError(f'{file}: filename "{name}": no image called {file.stem}; add the image or remove the file')
-    return (same_name or same_stem)[0]
+def _check_all_read(root: Element) -> None:
+    """Raise LeukoError where the file has boxes or objects that are not read."""
+    cells = root.findall("object")
+    read = {*cells, *(box for cell in cells for box in (cell.find("bndbox"), *cell.iterfind("part/bndbox")))}
+    for element in root.iter():
+        if element.tag.lower().rstrip("s") in ("object", "bndbox") and element not in read:
+            others = f"a second <{element.tag}>" if element.tag == "bndbox" else f"<{element.tag}>"
+            raise LeukoError(f"{others} is not read: a cell is an <object> with one <bndbox>; correct the file")
 
 
 def _size(root: Element) -> tuple[int, int] | None:
@@ -190,6 +232,8 @@ def _annotation(number: int, element: Element, voc_origin: int) -> Annotation:
     x0, y0, x1, y1 = corners
     attributes = {e.tag: _value(e.text) for e in element if e.tag not in _NO_ATTRIBUTES and not len(e)}
     crowd = bool(attributes.pop("crowd", False))
+    for child in element.iterfind("attributes/attribute"):  # as CVAT writes them
+        attributes[(child.findtext("name") or "").strip()] = _value(child.findtext("value"))
     for child in element.iterfind("attribute"):
         key = child.get("name", "")
         try:
@@ -212,8 +256,10 @@ def _factors(element: Element) -> tuple[str, ...]:
 
 
 def _value(text: str | None) -> int | float | str:
+    """An attribute's value: a number where the text is one, with digits that Python agrees to read."""
     text = (text or "").strip()
-    return json.loads(text) if re.fullmatch(r"-?(0|[1-9]\d*)(\.\d+)?([eE][-+]?\d+)?", text) else text
+    is_number = len(text) < 400 and re.fullmatch(r"-?(0|[1-9]\d*)(\.\d+)?([eE][-+]?\d+)?", text)
+    return json.loads(text) if is_number else text
 
 
 # ---------------------------------------------------------------- writing

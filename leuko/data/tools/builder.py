@@ -65,7 +65,7 @@ def read_source(
 
 def write_warnings(folder: Path, datasets: dict[str, Dataset]) -> None:
     """Write ``warnings.txt``, a line for each thing that was fixed or left out, if anything was."""
-    lines = [str(warning) for dataset in datasets.values() for warning in dataset.warnings]
+    lines = [str(warning) for dataset in datasets.values() for warning in (*dataset.notes, *dataset.warnings)]
     for split, dataset in datasets.items():
         for name, number in dataset.ignored.items():
             lines.append(f"{split}: class {name}: {number} cells; left out, as the data YAML says")

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ...detections import MAX_DETECTIONS
 from ...errors import LeukoError
 from ...ops.boxes import box_iou
 from .. import source
@@ -53,8 +54,9 @@ def check(src: str | Path, pixels: bool = True, progress: bool = False) -> tuple
             findings += [Finding("decide", f"error: {kind}", text, (split,)) for text in errors]
     for split, dataset in datasets.items():
         findings += [_of_warning(warning, split) for warning in dataset.warnings]
+        findings += [Finding("note", "the whole split", n, (split,), images=n.images, summary=n) for n in dataset.notes]
     images = _distinct(datasets)
-    for examine in (_sizes, _same_boxes, _missing):
+    for examine in (_sizes, _same_boxes, _crowded, _missing):
         findings += examine(images)
     for examine in (_classes, partial(_shared, src), _unlabelled):
         findings += examine(datasets)
@@ -145,6 +147,16 @@ def _same_boxes(images: Sequence[_Image]) -> Iterator[Finding]:
             yield image.finding(level, f"nearly the same box{kind}", problem, **about)
 
 
+def _crowded(images: Sequence[_Image]) -> Iterator[Finding]:
+    """Images with more cells than detectors find by default."""
+    for image in images:
+        if (cells := int((~image.sample.crowd).sum())) > MAX_DETECTIONS:
+            limit = f"at most {MAX_DETECTIONS} are detected per image, unless --max-detections is raised"
+            problem = f"{cells} cells are labelled; {limit}"
+            summary = f"{{images}} with more than {MAX_DETECTIONS} cells; {limit}"
+            yield image.finding("note", "more cells than are detected", problem, summary=summary)
+
+
 def _missing(images: Sequence[_Image]) -> Iterator[Finding]:
     """Images without a cell of a class that nearly all others have, or without any: it may have been forgotten."""
     names = [{image.types[label] for label in image.sample.labels} for image in images]
@@ -226,7 +238,7 @@ def _unlabelled(datasets: dict[str, Dataset]) -> Iterator[Finding]:
 
 
 def _pixels(images: Sequence[_Image], progress: bool) -> Iterator[Finding]:
-    """Images that cannot be decoded, that have an EXIF orientation, that are duplicates."""
+    """Images that cannot be decoded, and duplicates."""
     files: dict[Path, _Image] = {}  # one an image, whatever its labels
     for image in images:
         path = image.sample.image.resolve()
@@ -236,15 +248,11 @@ def _pixels(images: Sequence[_Image], progress: bool) -> Iterator[Finding]:
     examined = in_threads(lambda place: _examine(place.sample.image), places, "reading images", progress)
     first: dict[str, int] = {}  # by digest
     pairs: list[tuple[int, int, bool]] = []
-    for i, (place, (error, is_turned, digest, _)) in enumerate(zip(places, examined, strict=True)):
+    for i, (place, (error, digest, _)) in enumerate(zip(places, examined, strict=True)):
         if error:
             summary = "{images} cannot be read; reading stops there"
             about = {"images": (place.sample.image,), "summary": summary}
             yield Finding("decide", "unreadable image", f"{error} (reading stops)", place.splits, **about)
-        if is_turned:
-            turned = "EXIF says to turn or mirror it; leuko does not: boxes refer to stored pixels"
-            summary = "{images} that EXIF says to turn or mirror; leuko does not: boxes refer to stored pixels"
-            yield place.finding("note", "EXIF orientation", turned, summary=summary)
         if digest and first.setdefault(digest, i) != i:
             pairs.append((first[digest], i, True))
     copies = {j for _, j, _ in pairs}
@@ -254,14 +262,13 @@ def _pixels(images: Sequence[_Image], progress: bool) -> Iterator[Finding]:
         yield _duplicate(places[i], places[j], is_exact)
 
 
-def _examine(image: Path) -> tuple[str, bool, str, np.ndarray | None]:
-    """The error in reading an image, whether EXIF turns it, its digest, and what it looks like."""
+def _examine(image: Path) -> tuple[str, str, np.ndarray | None]:
+    """The error in reading an image, its digest, and what it looks like."""
     try:
         file = ImageFile(image)
-        is_turned, digest = file.header.orientation != 1, hashlib.sha256(file.data).hexdigest()
-        return "", is_turned, digest, duplicates.look(file.decode())
+        return "", hashlib.sha256(file.data).hexdigest(), duplicates.look(file.decode())
     except LeukoError as error:
-        return str(error), False, "", None
+        return str(error), "", None
 
 
 def _duplicate(one: _Image, other: _Image, is_exact: bool) -> Finding:

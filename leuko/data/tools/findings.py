@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 LEVELS = ("decide", "fixed", "note")
-READERS = ""  # in ORDER, the place of all kinds that are not listed: what readers fixed or left out
+READERS = ""  # in ORDER, the place of all kinds that are not listed: what readers fixed, left out or noted
 ORDER = (  # kinds in their order within a level: what stops, leaks, teaches something wrong, is lost, may be odd
     "split",
     "unreadable image",
@@ -22,12 +22,12 @@ ORDER = (  # kinds in their order within a level: what stops, leaks, teaches som
     "class missing on an image",
     "image without cells",
     READERS,
+    "more cells than are detected",
     "nearly the same box",
     "unusual size",
     "image without labels",
     "duplicate",
     "near duplicate",
-    "EXIF orientation",
     "clipped",
     "split within another",
     "unused class",
@@ -74,9 +74,11 @@ class Group:
         return list(dict.fromkeys(image for finding in self.findings for image in finding.images))
 
     @property
-    def names(self) -> list[str]:
-        """What the findings are about: names of images, classes or groups; empty where their texts must tell."""
-        names = [f.name or (f.images[0].name if f.images else "") for f in self.findings if f.summary]
+    def examples(self) -> list[str]:
+        """Names of the images, classes or groups that the findings are about; without a summary, their texts."""
+        if not self.findings[0].summary:
+            return [f.text for f in self.findings]
+        names = [f.name or (f.images[0].name if f.images else "") for f in self.findings]
         return list(dict.fromkeys(filter(None, names)))
 
     @property
@@ -97,10 +99,10 @@ def counted(number: int, noun: str) -> str:
 
 def grouped(findings: Iterable[Finding]) -> list[Group]:
     """The groups of findings: what a person must decide first, then by kind (``ORDER``) and by number of images."""
-    by_key: dict[tuple[str, str, str], list[Finding]] = defaultdict(list)
+    by_key: dict[tuple[str, str, str, str], list[Finding]] = defaultdict(list)
     for f in findings:
-        by_key[f.level, f.kind, f.type].append(f)
-    groups = [Group(*key, members) for key, members in by_key.items()]
+        by_key[f.level, f.kind, f.type, f.summary].append(f)
+    groups = [Group(*key[:3], members) for key, members in by_key.items()]
     rank = {kind: i for i, kind in enumerate(ORDER)}
 
     def harm(group: Group) -> tuple:

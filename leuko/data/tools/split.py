@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
 from ...errors import LeukoError
-from ...io import read_text, write_yaml
+from ...io import write_yaml
 from ..dataset import Dataset, Sample
 from ..formats import FORMATS
+from ..per_image import read_column, value_of
 from .builder import building, read_source, write_warnings
 
 NAMES = {2: ("train", "test"), 3: ("train", "val", "test")}
@@ -107,10 +106,8 @@ def _groups(samples: Sequence[Sample], group_by: str) -> list[str]:
     """Each image's group by a CSV file or a regular expression."""
     where = f"--group-by {group_by}"
     if group_by.lower().endswith(".csv"):
-        by_path = _read_groups(Path(group_by))
-        groups = []
-        for parts in (sample.image.absolute().parts for sample in samples):  # the longest path of the file that fits
-            groups.append(next((by_path[parts[i:]] for i in range(len(parts)) if parts[i:] in by_path), ""))
+        by_path = read_column(Path(group_by), "group")
+        groups = [value_of(by_path, sample.image) for sample in samples]
     else:
         try:
             pattern = re.compile(group_by)
@@ -122,23 +119,6 @@ def _groups(samples: Sequence[Sample], group_by: str) -> list[str]:
         missing, number = samples[groups.index("")].image, groups.count("")
         raise LeukoError(f"{where}: gives no group to {missing} ({number} of {len(samples)} images); correct it")
     return groups
-
-
-def _read_groups(file: Path) -> dict[tuple[str, ...], str]:
-    """The groups of a CSV file by the parts of the images' paths."""
-    reader = csv.DictReader(io.StringIO(read_text(file), newline=None))
-    try:
-        rows = list(reader)
-    except csv.Error as error:
-        raise LeukoError(f"{file}: line {reader.reader.line_num}: broken CSV: {error}; save it again") from error
-    if not rows or not {"image", "group"} <= set(rows[0]):
-        raise LeukoError(f"{file}: has no columns image and group; give them in its first line")
-    by_path: dict[tuple[str, ...], str] = {}
-    for row in rows:
-        path, group = PurePosixPath((row["image"] or "").replace("\\", "/")).parts, (row["group"] or "").strip()
-        if by_path.setdefault(path, group) != group:
-            raise LeukoError(f"{file}: {row['image']} has two groups, {by_path[path]} and {group}; keep one")
-    return by_path
 
 
 def join(own: Sequence[str], given: Sequence[str]) -> list[str]:

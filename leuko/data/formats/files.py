@@ -1,0 +1,87 @@
+"""Where the images are that label files and lists name: inside the data set's folder, whatever tool wrote the names."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from collections import defaultdict
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote
+
+from ...errors import LeukoError
+from ..images import list_images
+
+
+def spelled(name: str) -> str:
+    """A file's name as it is compared: macOS writes an umlaut as two characters, others as one."""
+    return unicodedata.normalize("NFC", name)
+
+
+def inside(root: Path, folder: Path, name: str) -> Path | None:
+    """The path that a name in ``folder`` means; None where that leaves ``root``."""
+    path = Path(os.path.normpath(folder / name))
+    return path if Path(os.path.abspath(path)).is_relative_to(os.path.abspath(root)) else None
+
+
+class ImageFinder:
+    """Finds the images of a data set by the names in its label files.
+
+    A name is tried as it is, with backslashes as slashes, and URL-decoded. Where no image is there, the one below
+    ``root`` that has the same name and shares most of the folders above it is taken: exports are unpacked elsewhere,
+    and tools write the paths of their own servers. ``moved`` lists these as (name, image).
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.moved: list[tuple[str, Path]] = []
+
+    @cached_property
+    def _by_name(self) -> dict[str, list[Path]]:
+        by_name = defaultdict(list)
+        for image in list_images(self.root, recursive=True):
+            by_name[spelled(image.name)].append(image)
+        return by_name
+
+    def find(self, name: str, folders: Sequence[Path]) -> Path:
+        """The image that is called ``name``, relative to one of the folders; one that is missing in the first of them.
+
+        Raises LeukoError where the name is none, leaves the data set's folder, or fits several images.
+        """
+        slashes = name.replace("\\", "/")
+        if "\0" in name or PurePosixPath(slashes).name in ("", ".", ".."):
+            raise LeukoError(f"{name!r:.60} names no image; correct it")
+        names = dict.fromkeys((name, slashes, unquote(slashes)))
+        paths = [inside(self.root, folder, each) for each in names for folder in folders]
+        if there := next((path for path in paths if path and path.is_file()), None):
+            return there
+        parts = [spelled(part) for part in reversed(PurePosixPath(unquote(slashes)).parts)]
+        alike = self._by_name.get(parts[0], []) if os.path.isdir(self.root) else []
+        shared = [_shared([spelled(part) for part in reversed(image.parts)], parts) for image in alike]
+        best = [image for image, number in zip(alike, shared, strict=True) if number == max(shared)]
+        if len(best) > 1:
+            raise LeukoError(f'"{name}": several images fit ({best[0]}, {best[1]}); write which one is meant')
+        if best:
+            self.moved.append((name, best[0]))
+            return best[0]
+        if None in paths:
+            raise LeukoError(f'"{name}" leaves the data set\'s folder, {self.root}; name an image inside it')
+        return paths[0]
+
+    def notes(self) -> list[str]:
+        """A line about the images that were found elsewhere, if there are any."""
+        if not self.moved:
+            return []
+        name, image = self.moved[0]
+        return [f"{len(self.moved)} images lie elsewhere than their label files say, such as {image} for {name}"]
+
+
+def _shared(one: Sequence[str], other: Sequence[str]) -> int:
+    """How many of their first parts two paths share."""
+    number = 0
+    for a, b in zip(one, other, strict=False):
+        if a != b:
+            break
+        number += 1
+    return number
