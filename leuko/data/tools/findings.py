@@ -19,6 +19,7 @@ ORDER = (  # kinds in their order within a level: what stops, leaks, teaches som
     "nearly the same box, two types",
     "duplicate, other labels",
     "near duplicate, other labels",
+    "the whole split",
     "class missing on an image",
     "image without cells",
     READERS,
@@ -78,8 +79,8 @@ class Group:
         """Names of the images, classes or groups that the findings are about; without a summary, their texts."""
         if not self.findings[0].summary:
             return [f.text for f in self.findings]
-        names = [f.name or (f.images[0].name if f.images else "") for f in self.findings]
-        return list(dict.fromkeys(filter(None, names)))
+        names = [name for f in self.findings for name in ([f.name] if f.name else [i.name for i in f.images])]
+        return list(dict.fromkeys(names))
 
     @property
     def text(self) -> str:
