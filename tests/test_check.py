@@ -14,7 +14,7 @@ from PIL import Image
 
 from leuko.data.dataset import Dataset, Sample
 from leuko.data.formats import yolo
-from leuko.data.tools import duplicates
+from leuko.data.tools import duplicates, findings
 from leuko.data.tools.check import check
 from leuko.data.tools.draw import synth
 from leuko.report import pages, pictures
@@ -233,6 +233,14 @@ def test_the_boxes_of_a_finding_stand_out(tmp_path):
     assert is_grey[20, [9, 11, 29, 31]].all() and not is_grey[20, [10, 30]].any()
     assert not is_grey[40, 48:52].any() and is_grey[40, 54:76].all() and (picture[40, 45:50] == 255).all(1).any()
     assert not is_grey[66:74, 11:19].all()
+
+
+def test_paths_are_shown_as_they_are_in_the_data_set(monkeypatch):
+    monkeypatch.chdir("/")
+    for src in ("/a/set", "/a/set/", "a/set"):
+        assert findings.shortened('/a/set/b.xml: ("/a/set/c.png") a/set', src) == 'b.xml: ("c.png") a/set'
+    assert findings.shortened("../b.xml", ".") == "../b.xml"
+    assert findings.shortened("/b/a/set/c.png", "a/set") == "/b/a/set/c.png"
 
 
 def test_labels_without_an_image_are_found(tmp_path, pictures):

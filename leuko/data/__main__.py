@@ -27,7 +27,7 @@ from .tools import review as reviewer
 from .tools import split as splitter
 from .tools import stats as statistics
 from .tools.check import check as find_problems
-from .tools.findings import Group, as_json, counted, grouped
+from .tools.findings import Group, as_json, counted, grouped, shortened
 
 WIDTH = 80  # columns of the terminal
 MAX_GROUPS = 20  # of findings that are printed
@@ -157,7 +157,7 @@ def _shown(group: Group, src: str) -> str:
         more = f" and {len(examples) - shown} more" if len(examples) > shown else ""
         lines = [f"{lines[0]}:", f"{' ' * 8}{', '.join(examples[:shown])}{more}"]
     wrap = {"width": WIDTH, "subsequent_indent": " " * 8, "break_on_hyphens": False}
-    return "\n".join(textwrap.fill(one_line(line.replace(f"{src}/", "")), **wrap) for line in lines)
+    return "\n".join(textwrap.fill(one_line(shortened(line, src)), **wrap) for line in lines)
 
 
 def _require(options: object, name: str, what: str) -> None:

@@ -21,7 +21,7 @@ from ..cells import colour
 from ..config import ReportOptions
 from ..data.dataset import Dataset, Sample
 from ..data.images import is_image
-from ..data.tools.findings import LEVELS, Finding, TypedBox, grouped
+from ..data.tools.findings import LEVELS, Finding, TypedBox, grouped, shortened
 from ..errors import LeukoError
 from ..io import make_folder, read_text, write_text
 from . import pictures
@@ -102,6 +102,7 @@ def check_page(
         sections=sections,
         colours=[(name, "#{:02x}{:02x}{:02x}".format(*colour(name, i))) for i, name in enumerate(types)],
         max_listed=MAX_LISTED,
+        shortened=lambda text: shortened(text, src),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -96,6 +97,12 @@ class Group:
 def counted(number: int, noun: str) -> str:
     """``1 image``, ``6 images``, ``1,200 images``."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def shortened(text: str, src: str | Path) -> str:
+    """The text with paths in the folder ``src`` as they are in that folder."""
+    folders = "|".join(re.escape(f"{folder}/") for folder in (Path(src).absolute(), Path(src)) if folder.name)
+    return re.sub(rf"(?<![^\s(\"'])(?:{folders})", "", text)
 
 
 def grouped(findings: Iterable[Finding]) -> list[Group]:
