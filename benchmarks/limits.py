@@ -16,6 +16,7 @@ from typing import TypeVar
 import torch
 from tqdm import tqdm
 
+PATIENCE = 60  # seconds after which a process that does not compute hangs
 T = TypeVar("T")
 
 
@@ -58,8 +59,18 @@ class _Worker:
         other.close()
 
     def send(self, case: int) -> None:
-        self.case, self.started = case, time.monotonic()
+        self.case, self.started, self.worked = case, time.monotonic(), self.processor_time()
         self.connection.send(case)
+
+    def processor_time(self) -> float:
+        """Seconds that the process has computed, which another job on the machine doesn't change."""
+        after_name = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(after_name[11]) + int(after_name[12])) / os.sysconf("SC_CLK_TCK")
+
+    def is_late(self) -> bool:
+        """Whether it has computed too long, or waits for something that doesn't come."""
+        waited = time.monotonic() - self.started
+        return waited > self.seconds and (waited > PATIENCE or self.processor_time() - self.worked > self.seconds)
 
     def outcome(self) -> T | tuple[int, str, str] | None:
         """What its case gave, or (case, kind, "") of a fault; None if it goes on."""
@@ -69,7 +80,7 @@ class _Worker:
                 return self.connection.recv()
             except EOFError:
                 kind = "process died"
-        elif time.monotonic() - self.started > self.seconds:
+        elif self.is_late():
             kind = f"over {self.seconds:g} s"
         if not kind:
             return None

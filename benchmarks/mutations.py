@@ -3,11 +3,11 @@
     python benchmarks/mutations.py --cases 20000
 
 Each case takes a sound small file, changes it in one to three ways (bits flipped, cut off, a slice doubled or lost, a
-value replaced by a hostile one, a key renamed) and reads it through the public reader, in a process with 5 s and 1 GB
-more memory than it had. Faults: an exception other than LeukoError, a message of several lines, the limits, a process
-that dies, and cells of a mutated label file that are neither read nor listed as left out. Cases depend on the seed and
-their number only. Prints a table, and of each kind of fault the case with the fewest changes, which --keep writes to a
-folder; exits with status 1 if there is one.
+value replaced by a hostile one, a key renamed) and reads it through the public reader, in a process with 5 s of the
+processor's time and 1 GB more memory than it had. Faults: an exception other than LeukoError, a message of several
+lines, the limits, a process that dies, and cells of a mutated label file that are neither read nor listed as left out.
+Cases depend on the seed and their number only. Prints a table, and of each kind of fault the case with the fewest
+changes, which --keep writes to a folder; exits with status 1 if there is one.
 """
 
 from __future__ import annotations
