@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from counting import BOXES
 
-from leuko import train
 from leuko.cli import stored
 from leuko.config import TrainOptions
 from leuko.data import source
@@ -27,11 +26,11 @@ from leuko.data.tools.split import split
 from leuko.detections import Detections
 from leuko.engine import checkpoint
 from leuko.engine import train as loop
-from leuko.engine.run import Progress, is_finished, read_progress
+from leuko.engine.state import Progress, labels_of, load_state, save_state
 from leuko.io import write_json, write_yaml
 from leuko.metrics.coco import evaluate, to_coco_results
 from leuko.models import DetectionModel, create
-from leuko.models.checkpoints import read_state
+from leuko.models.tensors import read_state
 from leuko.report import pages, run, tables
 from leuko.synth.render import render
 
@@ -101,10 +100,8 @@ def _make_run(root: Path, dataset: Dataset) -> None:
     checkpoint.save_weights(folder / "weights/best.safetensors", model.recipe, model.state_dict(), TYPES, epoch=1)
     write_yaml(folder / "args.yaml", asdict(OPTIONS))
     row = {"epoch": 1, "lr": 0.01, "loss/cls": 1.0, "val/mAP": 0.5, "val/mAP50": 0.5, "val/mAP75": 0.5, "val/mAR": 0.5}
-    progress = asdict(Progress(epoch=1, rows=[row]))
-    images = [s.image.name for s in dataset.samples]
-    common = {"types": TYPES, "images": images, "progress": progress}
-    checkpoint.save_resume(folder / "resume.pt", _loop().state_dict() | common)
+    data = {"train": labels_of(dataset)}
+    save_state(folder / "resume.pt", _loop().state_dict(), Progress(epoch=1, rows=[row]), TYPES, data)
     found = [Detections(s.boxes, np.full(len(s.boxes), 0.9), s.labels) for s in dataset.samples]
     results = evaluate(dataset, found)
     run.write_evaluation(folder, results, to_coco_results(dataset, found), model="fcos", data="data")
@@ -160,11 +157,10 @@ def _args(root: Path) -> None:
 
 
 def _resume(root: Path) -> None:
-    samples = [Sample(root / f"{i}.jpg", 64, 64, b, n, 1) for i, (b, n) in enumerate(zip(BOXES, LABELS, strict=True))]
-    state = train.begun_state(root / "run")
-    is_finished(state["progress"], OPTIONS.epochs)
-    read_progress(state, root / "run/resume.pt", Dataset(TYPES, samples))
-    _loop().load_state_dict(state, root / "run/resume.pt")
+    state = load_state(root / "run/resume.pt")
+    state.progress.is_finished(OPTIONS.epochs)
+    state.check_data({"train": source.load(root / "coco", "train")})
+    _loop().load_state_dict(state.parts, state.path)
 
 
 def _review(root: Path) -> None:

@@ -5,6 +5,7 @@ A field's docstring is its help text, ``EXAMPLES`` ends the help (see ``cli``).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
@@ -176,6 +177,10 @@ class TrainOptions:
         for flag in ("lr", "weight_decay", "warmup", "clip", "proposals", "seed", "patience"):
             if not getattr(self, flag) >= 0:
                 raise LeukoError(f"--{flag.replace('_', '-')} {getattr(self, flag)}: must not be negative")
+        for flag in ("lr", "weight_decay", "warmup"):
+            if getattr(self, flag) == math.inf:
+                raise LeukoError(f"--{flag.replace('_', '-')} inf: give a number")
+        check_workers(self.workers)
         if not 0 <= self.vote < 1:
             raise LeukoError(f"--vote {self.vote}: give an IoU, from 0 (no votes) to below 1")
         if not 0 <= self.repeat_factor <= 1:
@@ -265,6 +270,7 @@ class DetectOptions:
         if not 0 <= self.fusion_score < 1:
             raise LeukoError(f"--fusion-score {self.fusion_score}: give a score from 0 to below 1")
         check_sizes(self.imgsz)
+        check_workers(self.workers)
         check_max_detections(self.max_detections)
         if self.labels is not None and (wrong := sorted(set(self.labels or [""]) - set(LABELS))):
             hint = nearest(wrong[0], LABELS)
@@ -328,8 +334,8 @@ class ValOptions(DetectOptions):
         self.check_models()
         if self.batch < 1:
             raise LeukoError(f"--batch {self.batch}: give at least 1")
-        if self.draws and self.draws < 39:
-            raise LeukoError(f"--draws {self.draws}: a 95 % interval needs at least 39; give 0 for none")
+        if self.draws and not 39 <= self.draws <= 10**5:
+            raise LeukoError(f"--draws {self.draws}: a 95 % interval needs 39 to 100,000; give 0 for none")
         if self.calibrate and self.calibrated:
             raise LeukoError("--calibrate fits the scores, --calibrated uses the fit: give one of them")
         if not set(self.severities) <= set(range(1, 6)):
@@ -400,8 +406,14 @@ def check_sizes(sizes: Sequence[int] | None) -> None:
     if len(set(sizes or ())) < len(sizes or ()):
         raise LeukoError(f"--imgsz {' '.join(map(str, sizes))}: names a size twice")
     for size in sizes or ():
-        if size < 64:
-            raise LeukoError(f"--imgsz {size}: give at least 64 pixels")
+        if not 64 <= size <= 8192:
+            raise LeukoError(f"--imgsz {size}: give at least 64 pixels, and at most 8192")
+
+
+def check_workers(workers: int) -> None:
+    """LeukoError for more loader processes than a machine has use for."""
+    if workers > 256:
+        raise LeukoError(f"--workers {workers}: give at most 256")
 
 
 def check_max_detections(number: int) -> None:

@@ -507,7 +507,7 @@ def test_bad_weights_are_refused_and_run_no_code(project, data, tmp_path, leuko)
         **dict.fromkeys(("cut", "bytes", "empty", "pickle", "zip"), "not a whole safetensors file"),
         "foreign": "without leuko's metadata",
         stored("list", []).name: "without leuko's metadata",
-        stored("no recipe", document | {"recipe": {"backbone": "resnet18"}}).name: "do not fit its model",
+        stored("no recipe", document | {"recipe": {"backbone": "resnet18"}}).name: 'no "name"',
         stored(
             "other", document | {"recipe": document["recipe"] | {"name": "faster_rcnn"}}
         ).name: "do not fit its model",

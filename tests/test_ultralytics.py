@@ -19,16 +19,8 @@ import torch
 from conftest import HEIGHT, ROOT, TINY, TYPES, WIDTH, Bomb, dataset, table, untrained
 from PIL import ExifTags, Image
 
-from leuko.baselines.ultralytics import (
-    IGNORED_OPTIONS,
-    create_yolo,
-    is_yolo,
-    plain_name,
-    read_checkpoint,
-    tasks,
-    train_ultralytics,
-    write_dataset,
-)
+from leuko.baselines.ultralytics import create_yolo, is_yolo, plain_name, read_checkpoint, tasks
+from leuko.baselines.ultralytics_loop import IGNORED_OPTIONS, train_ultralytics, write_dataset
 from leuko.config import TrainOptions
 from leuko.data import source
 from leuko.data.images import read_image
@@ -268,7 +260,7 @@ def test_description_runs_no_code(tmp_path):
         ("nowhere/best.pt", [], "no such file"),
         ("best.pt", ["--no-pretrained"], "from scratch, give the name (best)"),
         ("yolo99n", ["--no-pretrained"], "no model that this ultralytics package knows"),
-        ("yolo11n-seg.yaml", [], "no detector of boxes"),
+        ("yolo11n-seg.yaml", [], "no part of a detector of boxes"),
         ("yolo11n", ["--no-pretrained", "--amp", "fp16"], "bf16"),
     ],
 )

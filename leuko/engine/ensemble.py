@@ -23,9 +23,10 @@ from ..io import read_yaml
 from ..metrics import coco
 from ..metrics.calibration import Scaling
 from ..models import DetectionModel
-from . import cost, fusion, run
-from .checkpoint import Weights, load_resume, load_weights
+from . import cost, fusion
+from .checkpoint import Weights, load_weights
 from .evaluate import Predictions, detect, predict, prepare
+from .state import load_state
 
 LAST = Path("weights/last.safetensors")
 SAME_CELL = 0.5  # IoU
@@ -168,7 +169,7 @@ def is_finished(folder: Path, epochs: int) -> bool:
         return False
     if not state.is_file():
         return (load_weights(last).about.get("epoch") or 0) >= epochs
-    return run.is_finished(load_resume(state)["progress"], epochs)
+    return load_state(state).progress.is_finished(epochs)
 
 
 def epochs_of(folder: Path) -> int:

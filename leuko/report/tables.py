@@ -7,6 +7,7 @@ from dataclasses import astuple, dataclass
 from math import isnan, nan
 from pathlib import Path
 
+from ..cells import beside
 from ..data.dataset import Dataset
 from ..detections import MAX_DETECTIONS
 from ..errors import one_line
@@ -27,11 +28,17 @@ class Row:
 
 
 def record(row: Row) -> dict[str, str | float]:
-    """A row as numbers: model, mAP, mAP50, mAP75, mAR, AP of each type under the type's name, parameters, fps."""
+    """A row as numbers: model, mAP, mAP50, mAP75, mAR, AP of each type under its name (see ``ap_columns``), parameters,
+    fps."""
     e = row.evaluation
     measures = {name: getattr(e, name) for name in MEASURES}
-    ap = {t.type: t.AP for t in e.per_class}
+    ap = dict(zip(ap_columns([t.type for t in e.per_class]), (t.AP for t in e.per_class), strict=True))
     return {"model": row.name, **measures, **ap, "parameters": row.parameters, "fps": row.fps}
+
+
+def ap_columns(types: Sequence[str]) -> list[str]:
+    """The keys under which :func:`record` has the AP of types: their names, "type mAP" for a type called mAP."""
+    return beside(types, ("model", *MEASURES, "parameters", "fps"))
 
 
 def table2(rows: Sequence[Row], types: Sequence[str]) -> list[list[str]]:
@@ -50,7 +57,7 @@ def table2_of(records: Sequence[dict], cells: dict[str, int]) -> list[list[str]]
     lines.append(["cells", *[""] * len(MEASURES), *(f"({n:,})" for n in cells.values()), "", ""])
     for r in records:
         millions = None if r["parameters"] is None else r["parameters"] / 1e6
-        measures = [rate(r[name]) for name in (*MEASURES, *cells)]
+        measures = [rate(r[name]) for name in (*MEASURES, *ap_columns(list(cells)))]
         lines.append([str(r["model"]), *measures, _number(millions), _number(r["fps"])])
     return lines
 

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from ...errors import LeukoError, nearest
-from ...io import read_text, write_csv
+from ...io import read_json, write_csv
+from ...kinds import misfit
 from ..dataset import LabelWarning, Sample
 from ..formats import FORMATS
 from .builder import building, read_source, with_cells, write_warnings
 
 KEEP, ACCEPT = "keep", "accept"
 COLUMNS = ("image", "kind", "before", "after", "x0", "y0", "x1", "y1")
+SUSPECT = {"image": str, "kind": Literal["type", "unlabelled", "missed"], "cell": int, "label": str, "says": str} | {
+    "box": list[float],
+    "sure": float,
+    "votes": list[dict],
+    "image_id": int,
+    "verdict": str,
+}
 ROUNDING = 0.02  # pixels by which a cell's box may differ from the review's, which is rounded to .01
 
 
@@ -50,6 +58,10 @@ def apply_review(src: str | Path, review: str | Path, dst: str | Path, *, force:
                 about = f"suspect {number} of the review", f"its cell is not in split {split}", "left out"
                 dataset.warnings.append(LabelWarning(sample.image, *about))
                 continue
+            if min(s["box"]) < 0 or s["box"][2] > sample.width or s["box"][3] > sample.height:
+                raise LeukoError(
+                    f"{review}: suspect {number}: its box is not inside {s['image']}; edit its verdict only"
+                )
             dataset.samples[i] = _changed(sample, cell, s["box"], label, row["before"])
             row["image"] = str(sample.image)
         if not row["image"]:
@@ -66,22 +78,20 @@ def apply_review(src: str | Path, review: str | Path, dst: str | Path, *, force:
 
 def _read(file: Path) -> list[dict]:
     """The suspects of a review, checked to be what ``leuko val`` writes."""
-    text = read_text(file)
-    try:
-        suspects = json.loads(text)["suspects"]
-        for number, s in enumerate(suspects, 1):
-            numbers = [isinstance(v, int | float) and not isinstance(v, bool) for v in s["box"]]
-            is_whole = isinstance(s["image"], str) and isinstance(s["cell"], int) and numbers == [True] * 4
-            is_whole = is_whole and isinstance(s["says"], str) and isinstance(s.get("verdict", ""), str)
-            is_known = s["kind"] in ("type", "unlabelled", "missed") and bool(s["says"]) == (s["kind"] != "missed")
-            if not (is_whole and is_known):
-                raise LeukoError(f"{file}: suspect {number}: is not as leuko val wrote it; edit its verdict only")
-        return suspects
-    except LeukoError:
-        raise
-    except (ValueError, KeyError, TypeError) as error:
-        remedy = "give the consensus.json of leuko val --ensemble"
-        raise LeukoError(f"{file}: not a review ({error!r:.80}); {remedy}") from error
+    content = read_json(file)
+    if problem := misfit(content, {"suspects": list[dict]}, more=True):
+        raise LeukoError(f"{file}: not a review ({problem}); give the consensus.json of leuko val --ensemble")
+    for number, s in enumerate(content["suspects"], 1):
+        problem = misfit(s, SUSPECT, optional=("sure", "votes", "image_id", "verdict"))
+        if not problem and (len(s["box"]) != 4 or not (s["box"][0] < s["box"][2] and s["box"][1] < s["box"][3])):
+            problem = f"box {s['box']!r:.60}"
+        if not problem and (bool(s["says"]) != (s["kind"] != "missed") or "\0" in s["image"]):
+            problem = f"kind {s['kind']}, says {s['says']!r:.40}"
+        if problem:
+            raise LeukoError(
+                f"{file}: suspect {number}: is not as leuko val wrote it ({problem}); edit its verdict only"
+            )
+    return content["suspects"]
 
 
 def _verdict(suspect: dict, types: list[str], file: Path) -> str | None:
