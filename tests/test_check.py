@@ -208,7 +208,7 @@ def test_what_harms_most_comes_first(tmp_path, leuko):
     text = " ".join(result.out.split())
     first = "no WBC is labelled on this image although 98 % have one; leuko would learn any WBC there as background: a"
     assert result.code == 1 and text.startswith(f"decide {first} [31m 2J.png note"), text
-    assert "pairs of RBC boxes that are nearly the same: 20 on 20 images" in text and "and 17 more" in text
+    assert "20 pairs of RBC boxes nearly the same, on 20 images" in text and "and 17 more" in text
     printed = result.out[: result.out.index(f"{tmp_path}: 21 findings on 21 images, 1 to be decided")]
     assert max(map(len, printed.splitlines())) <= 80 and not set("\x1b\x9b") & set(result.out)
     report = json.loads((tmp_path / "runs/a/report.json").read_text())

@@ -154,7 +154,7 @@ def _shown(group: Group, src: str) -> str:
     shown = MAX_NAMES if group.findings[0].summary else 1
     lines = [f"{group.level:<7} {group.text}"]
     if examples := group.examples:
-        more = f" and {len(examples) - shown} more" if len(examples) > shown else ""
+        more = f" (and {len(examples) - shown} more)" if len(examples) > shown else ""
         lines = [f"{lines[0]}:", f"{' ' * 8}{', '.join(examples[:shown])}{more}"]
     wrap = {"width": WIDTH, "subsequent_indent": " " * 8, "break_on_hyphens": False}
     return "\n".join(textwrap.fill(one_line(shortened(line, src)), **wrap) for line in lines)

@@ -25,7 +25,7 @@ from ..formats.records import Problems
 from ..images import ImageFile, is_image, list_images
 from . import duplicates
 from .builder import in_threads
-from .findings import Finding, TypedBox, grouped
+from .findings import ERROR, Finding, TypedBox, grouped
 
 SAME_CELL = 0.8  # IoU above which two boxes are probably one cell's
 USUAL = 2.5  # times larger or smaller than a type's median cell is unusual
@@ -50,8 +50,7 @@ def check(src: str | Path, pixels: bool = True, progress: bool = False) -> tuple
         except LeukoError as error:
             findings.append(Finding("decide", "split", f"{error} (the split cannot be read)", (split,)))
         for kind, messages in problems.by_kind.items():
-            errors = (f"{message} (reading stops)" for message in messages)
-            findings += [Finding("decide", f"error: {kind}", text, (split,)) for text in errors]
+            findings += [Finding("decide", f"{ERROR}{kind}", message, (split,)) for message in messages]
     for split, dataset in datasets.items():
         findings += [_of_warning(warning, split) for warning in dataset.warnings]
         findings += [Finding("note", "the whole split", n, (split,), images=n.images, summary=n) for n in dataset.notes]
@@ -142,7 +141,7 @@ def _same_boxes(images: Sequence[_Image]) -> Iterator[Finding]:
             names = " and ".join(sorted({name for name, _ in pair}))
             level, kind = ("note", "") if pair[0][0] == pair[1][0] else ("decide", ", two types")
             problem = f"{_shown(pair[0])} and {_shown(pair[1])} are nearly the same box; both are kept, as two cells"
-            summary = f"pairs of {names} boxes that are nearly the same: {{n}} on {{images}}; each counts as two cells"
+            summary = f"{{pairs}} of {names} boxes nearly the same, on {{images}}; each counts as two cells"
             about = {"type": names, "cells": pair, "summary": summary}
             yield image.finding(level, f"nearly the same box{kind}", problem, **about)
 
@@ -279,10 +278,10 @@ def _duplicate(one: _Image, other: _Image, is_exact: bool) -> Finding:
     cells = [sorted(zip(s.labels.tolist(), x.tolist(), strict=True)) for s, x in zip((a, b), boxes, strict=True)]
     labels = "" if cells[0] == cells[1] else ", with other labels"
     about = {"splits": tuple(dict.fromkeys(one.splits + other.splits)), "images": (b.image, a.image)}
-    pairs = f"{kind}s{labels}: {{n}}, {{images}} in all"
+    pairs = f"{{pairs}} of {kind}s{labels}, {{images}} in all"
     if len(about["splits"]) > 1 and one.splits != other.splits:
         both = f"{b.image} ({other.splits[0]}) {relation} {a.image} ({one.splits[0]}){labels}"
-        summary = f"{kind}s across splits: {{n}}, {{images}} in all; {_MEMORY}"
+        summary = f"{{pairs}} of {kind}s across splits, {{images}} in all; {_MEMORY}"
         text = f"{both}; both are used, {_MEMORY}"
         return Finding("decide", f"{kind} across splits", text, summary=summary, **about)
     text = f"{b.image} {relation} {a.image}{labels}; both are used"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 LEVELS = ("decide", "fixed", "note")
+ERROR = "error: "  # how the kind of what stops reading begins
 READERS = ""  # in ORDER, the place of all kinds that are not listed: what readers fixed, left out or noted
 ORDER = (  # kinds in their order within a level: what stops, leaks, teaches something wrong, is lost, may be odd
     "split",
@@ -47,7 +48,7 @@ class Finding:
     ``text`` is the whole line: file, object, what leuko does. ``type`` is the class that it is about, if one;
     ``images`` are those that it is about and ``cells`` its boxes on the first of them; ``name`` stands for it in a
     list. ``summary`` says what all findings of the kind and class have in common, with ``{n}`` for their number,
-    ``{images}`` for that of their images and ``{these}`` for "these 6 images".
+    ``{pairs}`` for "3 pairs", ``{images}`` for "6 images" and ``{these}`` for "these 6 images".
     """
 
     level: str
@@ -89,7 +90,12 @@ class Group:
         n, images = len(self.findings), counted(len(self.images), "image")
         these = f"these {images}" if len(self.images) > 1 else "this image"
         if summary := self.findings[0].summary:
-            return summary.replace("{n}", str(n)).replace("{images}", images).replace("{these}", these)
+            pairs = counted(n, "pair")
+            for name, value in (("{n}", str(n)), ("{images}", images), ("{these}", these), ("{pairs}", pairs)):
+                summary = summary.replace(name, value)
+            return summary
+        if self.kind.startswith(ERROR):
+            return f"{counted(n, 'error')} ({self.kind.removeprefix(ERROR)}), at which reading stops"
         what = f"{n} {self.type}" if self.type else counted(n, "finding")
         return f"{self.kind}: {what}" + (f" on {images}" if self.images else "")
 
@@ -114,7 +120,7 @@ def grouped(findings: Iterable[Finding]) -> list[Group]:
     rank = {kind: i for i, kind in enumerate(ORDER)}
 
     def harm(group: Group) -> tuple:
-        is_error = group.kind.startswith("error")
+        is_error = group.kind.startswith(ERROR)
         place = rank["split"] if is_error else rank.get(group.kind, rank[READERS])
         return group.level != "decide", place, -len(group.images), -len(group.findings)
 
