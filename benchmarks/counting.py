@@ -1,81 +1,67 @@
-"""How far a count is off, by type: of all detections from .5 on, and of one type per cell from the best threshold on.
+"""How many cells the mutated label files of `mutations.py` hold, counted without leuko.
 
-    python benchmarks/counting.py runs/train/fcos datasets/smears --tune-split val
-
-Prints a table in Markdown: of each type the cells labelled, and found in three ways; the sums over the types of the
-difference without its sign, for the whole split and summed image by image; and the pairs of counted boxes that overlap
-by more than half. The threshold is found on the split to tune on.
+Each function takes the bytes of the first image's label file, or of a list, and returns the cells of the whole data
+set; None where they are no longer to be told.
 """
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Sequence
+import json
+from xml.etree import ElementTree
 
-import numpy as np
-import torch
-
-from leuko.data import source
-from leuko.data.dataset import Dataset
-from leuko.detections import Detections
-from leuko.engine.ensemble import EnsembleMember, load_members
-from leuko.errors import LeukoError
-from leuko.metrics.counting import SAME_CELL, best_threshold, one_type
-from leuko.ops.boxes import box_iou
-from leuko.report.tables import markdown
-
-SCORE = 0.5
+BOXES = ([[3, 4, 20, 30], [25, 5, 60, 40], [10, 42, 30, 63]], [[5, 5, 40, 40]], [[2, 2, 20, 20], [30, 30, 60, 60]])
+CELLS = sum(map(len, BOXES))  # of the three images of the data set
 
 
-def predictions(member: EnsembleMember, dataset: Dataset) -> list[Detections]:
-    """The detections of each image, with suppression by class."""
-    return member.relabel(member.predict(dataset, torch.device("cpu"), workers=0).predictions, dataset.types)
+def _text(data: bytes) -> str | None:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return None
 
 
-def counts(cells: Sequence[Detections], types: int) -> np.ndarray:
-    """Cells per image and type, [images, types]."""
-    return np.array([np.bincount(found.labels, minlength=types) for found in cells])
+def same(data: bytes) -> int:
+    """All cells: the file holds none."""
+    return CELLS
 
 
-def doubles(cells: Sequence[Detections]) -> int:
-    """Pairs of boxes of one image that overlap by more than half."""
-    return sum(int((np.triu(box_iou(found.boxes, found.boxes), 1) > SAME_CELL).sum()) for found in cells)
+def voc(data: bytes) -> int | None:
+    """Elements that have corners, at any depth and under any name, beside those of the other two files."""
+    try:
+        root = ElementTree.fromstring(data)
+    except (ElementTree.ParseError, LookupError, ValueError):
+        return None
+    corners = {"xmin", "ymin", "xmax", "ymax"}
+    boxes = sum(corners <= {str(child.tag).lower() for child in element} for element in root.iter())
+    objects = sum(str(element.tag).lower() in ("object", "objects") for element in root.iter())
+    return max(boxes, objects) + CELLS - len(BOXES[0])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("weights")
-    parser.add_argument("data")
-    parser.add_argument("--split", default="test")
-    parser.add_argument("--tune-data", default="", help="the data to find the threshold on, if not the same")
-    parser.add_argument("--tune-split", default="val")
-    parser.add_argument("--imgsz", type=int, nargs="+", default=())
-    options = parser.parse_args()
-    (member,) = load_members([options.weights], torch.device("cpu"), options.imgsz)
-    dataset = source.load(options.data, options.split)
-    tune = source.load(options.tune_data or options.data, options.tune_split)
-    types = len(dataset.types)
-    one = [one_type(p, types) for p in predictions(member, tune)]
-    threshold = best_threshold(tune, one)
-    if threshold is None:
-        raise LeukoError(f"{options.weights}: finds nothing right on {options.tune_split}")
-    raw = predictions(member, dataset)
-    one = [one_type(p, types) for p in raw]
-    ways = {
-        f"by class, {SCORE}": [p.above(SCORE) for p in raw],
-        f"one type, {SCORE}": [p.above(SCORE) for p in one],
-        f"one type, {threshold:.3f}": [p.above(threshold) for p in one],
-    }
-    labelled = dataset.counts_per_image()
-    found = {name: counts(cells, types) for name, cells in ways.items()}
-    lines = [["type", "labelled", *ways]]
-    for k, name in enumerate(dataset.types):
-        lines.append([name, *(str(n[:, k].sum()) for n in (labelled, *found.values()))])
-    lines.append(["off in all", "", *(str(np.abs(n.sum(0) - labelled.sum(0)).sum()) for n in found.values())])
-    lines.append(["off image by image", "", *(str(np.abs(n - labelled).sum()) for n in found.values())])
-    lines.append(["pairs over half", "", *(str(doubles(cells)) for cells in ways.values())])
-    print(markdown(lines))
+def coco(data: bytes) -> int | None:
+    """Entries of every list of annotations, even of those that a second key of that name hides."""
+    lists: list[int] = []
+
+    def note(pairs: list[tuple[str, object]]) -> dict:
+        lists.extend(len(v) for k, v in pairs if k.strip().lower() == "annotations" and isinstance(v, list))
+        return dict(pairs)
+
+    try:
+        json.loads(_text(data) or "", object_pairs_hook=note)
+    except (ValueError, RecursionError):
+        return None
+    return sum(lists)
 
 
-if __name__ == "__main__":
-    main()
+def yolo(data: bytes) -> int | None:
+    """Lines that are not blank, beside those of the other two files."""
+    text = _text(data)
+    return None if text is None else sum(map(bool, map(str.strip, text.splitlines()))) + CELLS - len(BOXES[0])
+
+
+def listed(data: bytes) -> int | None:
+    """The cells of the images that are listed; None where a line is no longer one of them."""
+    numbers = {f"{folder}{i}{end}": i for i in range(3) for folder, end in (("", ""), ("images/train/", ".jpg"))}
+    lines = [line.strip() for line in (_text(data) or "?").splitlines()]
+    lines = [line for line in lines if line and not line.startswith("#")]
+    known = all(line in numbers for line in lines)
+    return sum(len(BOXES[numbers[line]]) for line in lines) if known else None

@@ -23,13 +23,12 @@ from conftest import HEIGHT, WIDTH
 from leuko import cli
 from leuko.config import TrainOptions
 from leuko.data.dataset import Dataset, Sample
-from leuko.data.tools.check import LEVELS, Finding
+from leuko.data.tools.findings import LEVELS, Finding
 from leuko.detections import Detections
 from leuko.errors import LeukoError
 from leuko.io import replacing, write_csv, write_json, write_text, write_yaml
 from leuko.metrics.coco import Evaluation, TypeResult, evaluate
-from leuko.metrics.counting import one_type
-from leuko.metrics.differential import count
+from leuko.metrics.counting import BELOW, Differential, one_type
 from leuko.report import comparison, pages, plots, prediction, run, tables
 
 TYPES = ["NG", "BG", "EG", "L", "M"]
@@ -160,9 +159,6 @@ def test_table_2_reads_as_in_the_paper():
     assert markdown[1] == "|---|" + "--:|" * 11 and markdown[3].startswith("| Cascade R-CNN | .856 | .948 |")
     numbers = tables.record(cascade)
     assert numbers["mAP75"] == 0.938 and numbers["EG"] == 0.905 and numbers["parameters"] == 69.2e6
-    detections = Detections(np.zeros((3, 4)), [0.9, 0.8, 0.1], [0, 0, 1])
-    shares = tables.differential(count([detections], ["NG", "BG"]), 0.5).splitlines()
-    assert shares[2].split() == ["NG", "2", "100.0", "15.8", "to", "100.0"] and "0.5" in shares[-1]
 
 
 def test_tags_never_leave_the_image():
@@ -193,7 +189,7 @@ def test_pictures(tmp_path):
     assert matplotlib.rcParams["text.parse_math"], "a user's own figures keep theirs"
     plots.training_curves([row, {**row, "epoch": 2, "val/mAP": 0.3}], tmp_path / "curves.jpg")
     plots.training_curves([], tmp_path / "no_curves.png")
-    plots.differential_chart(count([], TYPES), tmp_path / "differential.png")
+    plots.differential_chart(Differential.of([], TYPES), tmp_path / "differential.png", "0.50 (a default)", [20] * 5)
     sheet = plots.contact_sheet([np.zeros((40, 80, 3), np.uint8)] * 5, columns=3)
     assert sheet.shape == (2 * 408 + 8, 3 * 408 + 8, 3) and sheet[208, 208].max() == 0 and sheet[20, 20].min() == 255
     red = np.zeros((8, 8, 3), np.uint8)
@@ -206,18 +202,18 @@ def test_pictures(tmp_path):
 
 
 def test_the_page_of_a_check(tmp_path, pictures):
-    """Names of files are escaped, all findings are listed, and images that cannot be read are named."""
+    """Names of files are escaped, findings are listed up to a number, and images that cannot be read are named."""
     datasets = {"train": Dataset(["NG"], [Sample(pictures[0], 97, 61, [[5, 5, 30, 30]], [0], 1)])}
     (tmp_path / "broken.png").write_bytes(b"x")
     findings = [
-        Finding(LEVELS[0], "unreadable image", "train", "<broken>.png: cannot be read", (tmp_path / "broken.png",)),
-        *(Finding(LEVELS[2], "unusual size", "train", f"cell {i}", (pictures[0], Path("none.png"))) for i in range(20)),
+        Finding(LEVELS[0], "unreadable image", "<broken>.png: cannot be read", images=(tmp_path / "broken.png",)),
+        *(Finding(LEVELS[2], "unusual size", f"cell {i}", ("train",), "NG", (pictures[0],)) for i in range(120)),
     ]
     page = pages.check_page("a & b", datasets, findings, tables.table1(datasets))
-    assert "&lt;broken&gt;.png" in page and "broken.png (cannot be read)" in page and "<h1>a &amp; b</h1>" in page
-    assert page.count("<li>") == 21 and page.count("<img") == 1 and "<th>NG</th>" in page
-    assert page.count("<details open>") == 1 and page.count("<details>") == 1
-    assert f'<b class="{LEVELS[2]}">20</b> worth a look.' in page
+    assert "&lt;broken&gt;.png" in page and "broken.png<br>cannot be read" in page and "<h1>a &amp; b</h1>" in page
+    assert page.count("<li>") == 2 + 1 + 101 and page.count("<img") == 1 and "<th>NG</th>" in page
+    assert "20 more, in report.json" in page and "unusual size: 120 NG on 1 image" in page
+    assert f'<b class="{LEVELS[2]}">120</b> worth a look.' in page
     assert "<table" not in pages.check_page("none", {}, [], [])
 
 
@@ -226,7 +222,7 @@ def found_on(path: Path, types: list[str], rng: np.random.Generator, cells: int)
     corner, labels = rng.uniform(0, 60, (cells, 2)), rng.integers(0, len(types), 2 * cells)
     boxes = np.tile(np.hstack([corner, corner + 20]), (2, 1))  # each cell is found twice
     found = one_type(Detections(boxes, rng.uniform(0.3, 1, 2 * cells), labels), len(types), iou=0.99)
-    why = np.where(found.scores < 0.5, "below the threshold", "").astype(object)
+    why = np.where(found.scores < 0.5, BELOW, "").astype(object)
     return path, (WIDTH, HEIGHT), replace(found, why=why)
 
 
@@ -237,7 +233,7 @@ def test_the_page_of_a_prediction(tmp_path, pictures, monkeypatch):
     empty = Detections([], [], [], type_scores=np.zeros((0, 2), np.float32), why=np.array([], dtype=object))
     fields += [(tmp_path / "gone.png", (WIDTH, HEIGHT), fields[0][2]), (pictures[0], (WIDTH, HEIGHT), empty)]
     page = prediction.prediction_page(
-        tmp_path, iter(fields), types, 0.5, "found on val of <data>", ["a note"], ["b & c"]
+        tmp_path, iter(fields), types, "0.50 (found on val of <data>)", ["a note"], ["b & c"]
     )
     text = page.read_text()
     assert "<script" not in text and "&lt;script&gt;" in text and not re.search(r'(src|href)="(?!data:)', text)
@@ -257,13 +253,13 @@ def test_the_page_of_a_prediction(tmp_path, pictures, monkeypatch):
     monkeypatch.setattr(prediction, "MAX_FIELDS", 2)
     monkeypatch.setattr(prediction, "MAX_CELLS", 3)
     monkeypatch.setattr(prediction, "LEAST_CELLS", 1)
-    text = prediction.prediction_page(tmp_path, iter(fields), types, 0.5, "").read_text()
+    text = prediction.prediction_page(tmp_path, iter(fields), types, "0.50").read_text()
     links = re.findall(r'href="([^"]+)"', text)
     assert len(links) == 3 and "<img" not in text and all((tmp_path / link).is_file() for link in links)
     slides = [(tmp_path / link).read_text() for link in links]
     assert any("and " in slide and "more, less doubtful, in cells.csv" in slide for slide in slides)
     assert all('href="../report.html"' in slide and slide.count("<img") <= 3 + 2 for slide in slides)
-    assert "no differential" in prediction.prediction_page(tmp_path, [], types, 0.5, "").read_text()
+    assert "no differential" in prediction.prediction_page(tmp_path, [], types, "0.50").read_text()
     assert not (tmp_path / "report").exists()
 
 

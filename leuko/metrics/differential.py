@@ -25,35 +25,6 @@ a half is off by 10 points by chance alone, and a standard deviation of fewer th
 
 
 @dataclass(frozen=True)
-class Share:
-    """One type's cells and their percentage of all cells, with exact 95 % limits (nan if there is no cell)."""
-
-    type: str
-    cells: int
-    percent: float
-    low: float
-    high: float
-
-
-def count(predictions: Iterable[Detections], types: Sequence[str], threshold: float = 0.5) -> list[Share]:
-    """Count the detections with score >= ``threshold`` of many images together (a folder, a smear, a patient): one
-    Share per type, in the order of ``types``. Cells that say ``why`` they are unclassified are left out."""
-    cells = _cells(predictions, threshold, len(types)).sum(0).tolist()
-    return [Share(name, n, *percent_of(n, sum(cells))) for name, n in zip(types, cells, strict=True)]
-
-
-def _cells(predictions: Iterable[Detections], threshold: float, types: int) -> np.ndarray:
-    """Classified detections with score >= ``threshold`` per image and type, [images, types] int."""
-    counts = [np.bincount(classified(p.above(threshold)).labels, minlength=types) for p in predictions]
-    return np.array(counts, dtype=int).reshape(-1, types)
-
-
-def classified(cells: Detections) -> Detections:
-    """Those that have no reason to be left unclassified."""
-    return cells if cells.why is None else cells[cells.why == ""]
-
-
-@dataclass(frozen=True)
 class Count:
     """A count against the labels'. ``rows``: of each type, and last of all, the type, the cells labelled and found and
     their difference; the labels' percent, the percent of those found with its exact limits (low95, high95); sensitivity
@@ -117,6 +88,11 @@ def _verdict(*rows: dict) -> tuple[str, bool]:
 # ---------------------------------------------------------------- agreement of counts
 
 
+def _cells(cells: Iterable[Detections], types: int) -> np.ndarray:
+    """Cells per image and type, [images, types] int."""
+    return np.array([np.bincount(found.labels, minlength=types) for found in cells], dtype=int).reshape(-1, types)
+
+
 def group_counts(dataset: Dataset, cells: Sequence[Detections]) -> tuple[dict[str, int], np.ndarray]:
     """The groups of images (slides, patients), in the order of their first image, with their numbers of images; and
     their cells of each type by label and as found, [groups, 2, types] int. Images without a group are left out."""
@@ -124,7 +100,7 @@ def group_counts(dataset: Dataset, cells: Sequence[Detections]) -> tuple[dict[st
     for i, sample in enumerate(dataset.samples):
         if sample.group:
             groups.setdefault(sample.group, []).append(i)
-    counts = np.stack([dataset.counts_per_image(), _cells(cells, 0, len(dataset.types))], axis=1)
+    counts = np.stack([dataset.counts_per_image(), _cells(cells, len(dataset.types))], axis=1)
     of_groups = np.array([counts[at].sum(0) for at in groups.values()], dtype=int)
     return {name: len(at) for name, at in groups.items()}, of_groups.reshape(-1, *counts.shape[1:])
 
@@ -189,7 +165,8 @@ def review_queue(
     which the members of an ensemble disagree. A member's cells count above a threshold of its own, since members'
     scores differ in scale. All are of ``counting.one_type``.
     """
-    counts = [_cells(m, t, len(dataset.types)) for m, t in zip(members, thresholds, strict=True)]
+    above = [[cells.above(t) for cells in m] for m, t in zip(members, thresholds, strict=True)]
+    counts = [_cells(m, len(dataset.types)) for m in above]
     spreads = np.ptp(counts, axis=0).sum(1) if counts else np.zeros(len(dataset), int)
     rows = []
     for sample, cells, spread in zip(dataset.samples, predictions, spreads.tolist(), strict=True):

@@ -12,16 +12,19 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from ..cells import colour
 from ..config import MAX_PIXELS
-from ..data.dataset import Dataset
-from ..data.images import ImageFile, read_image
+from ..data.dataset import Dataset, Sample
+from ..data.images import ImageFile, fit, read_image
 from ..data.loader import TrainingImages, TrainingItem
+from ..data.tools.findings import TypedBox
 from ..data.transforms import compose
 from ..detections import Detections
 from ..metrics.confusion import Pairing
 from ..metrics.consensus import Suspect
 from . import plots
 
+LEAST_SIDE = 8  # pixels of a box in a small picture
 NOTE_STEP = 26  # pixels: the height of a line below a sheet
 CONTEXT = 1.8  # side of a crop, in longer sides of its box
 
@@ -104,6 +107,30 @@ def crop(image: np.ndarray, box: Sequence[float], side: int, rgb: Sequence[int])
     tile = cv2.resize(square, (side, side), interpolation=cv2.INTER_AREA if size > side else cv2.INTER_LINEAR)
     corners = ((np.array([x0, y0, x1, y1]) - [left, top, left, top]) * side / size).round().astype(int).tolist()
     return cv2.rectangle(tile, corners[:2], corners[2:], list(map(int, rgb)), max(1, side // 90))
+
+
+def labelled(sample: Sample, types: Sequence[str], cells: Sequence[TypedBox], side: int) -> np.ndarray:
+    """An image with its labels in thin lines and ``cells`` (type and box, xyxy in its pixels) emphasised; its longer
+    side is ``side`` pixels. Raises LeukoError."""
+    small = fit(read_image(sample.image, side), side)
+    scale = max(small.shape[:2]) / max(sample.width, sample.height)
+    picture = np.ascontiguousarray(small)
+    marked = np.array([box for _, box in cells], dtype=np.float32).reshape(-1, 4)
+    for box, label in zip(sample.boxes, sample.labels, strict=True):
+        if not (marked == box).all(1).any():
+            _outline(picture, box * scale, colour(types[label], int(label)), 1)
+    for (name, _), box in zip(cells, marked * scale, strict=True):
+        _outline(picture, box, (255, 255, 255), 5)  # under the line, so that it stands out on any ground
+        _outline(picture, box, colour(name, types.index(name)), 3)
+    return picture
+
+
+def _outline(picture: np.ndarray, box: np.ndarray, rgb: tuple[int, int, int], line: int) -> None:
+    """Draw a box [4] xyxy into the picture; a point is grown, and what lies outside moved, so that it shows."""
+    low, high = np.nan_to_num(box, posinf=1e6, neginf=-1e6).reshape(2, 2)
+    limit, middle, half = np.array(picture.shape[1::-1]), (low + high) / 2, np.maximum(high - low, LEAST_SIDE) / 2
+    low, high = np.clip(middle - half, 1, limit - LEAST_SIDE), np.clip(middle + half, LEAST_SIDE, limit - 2)
+    cv2.rectangle(picture, low.round().astype(int).tolist(), high.round().astype(int).tolist(), rgb, line)
 
 
 def consensus(dataset: Dataset, suspects: Sequence[Suspect], max_images: int = 24) -> np.ndarray:

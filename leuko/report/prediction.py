@@ -8,7 +8,6 @@ are read one by one, reduced, and only those that are shown.
 from __future__ import annotations
 
 import shutil
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,14 +16,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ..cells import colour
+from ..cells import UNCLASSIFIED, colour
 from ..config import MAX_PIXELS
 from ..data.images import fit
 from ..detections import Detections
 from ..errors import LeukoError
 from ..io import io_errors_as, make_folder, write_text
-from ..metrics.counting import doubt, second_types
-from ..metrics.differential import Share, count
+from ..metrics.counting import Differential, doubt, second_types
 from . import pictures
 from .html import data_uri, environment
 from .style import css_colours
@@ -33,10 +31,9 @@ MAX_FIELDS, MAX_CELLS = 300, 600  # that a page shows; the cells are divided amo
 LEAST_CELLS = 12  # that are shown of each type, however many types there are
 MAX_LISTED = 100  # files that were not read
 THUMBNAIL, CROP = 220, 112  # pixels
-GREY = (96, 96, 96)  # of unclassified cells
 
 Field = tuple[Path, tuple[int, int], Detections]
-"""An image's file, its (width, height), and its cells of ``counting.one_type``, perhaps with ``why``."""
+"""An image's file, its (width, height), and its cells of ``counting.classify``."""
 
 
 @dataclass
@@ -49,30 +46,25 @@ class Slide:
     page: str = ""  # link to the slide's own page, if it has one
 
     @cached_property
-    def shares(self) -> list[Share]:
-        """The differential of the classified cells."""
-        return count((cells for *_, cells in self.fields), self.types, threshold=0)
-
-    @cached_property
-    def unclassified(self) -> Counter[str]:
-        """Numbers of cells by the reason for which they are left unclassified."""
-        return Counter(why for *_, cells in self.fields for why in _why(cells) if why)
+    def count(self) -> Differential:
+        """The cells of each type, and those that are unclassified."""
+        return Differential.of((cells for *_, cells in self.fields), self.types)
 
 
 def prediction_page(
     folder: Path,
     fields: Iterable[Field],
     types: Sequence[str],
-    threshold: float,
-    threshold_from: str,
+    threshold: str,
     notes: Sequence[str] = (),
     errors: Sequence[str] = (),
     max_pixels: float = MAX_PIXELS,
 ) -> Path:
     """Write ``report.html`` into the folder of a prediction, and return its path.
 
-    ``notes`` are lines about what was not taken as it is, ``errors`` about files that were not read; ``max_pixels`` are
-    the megapixels of the largest image to read. Raises LeukoError where a page cannot be written.
+    ``threshold`` is the score from which cells are classified, and where it comes from; ``notes`` are lines about what
+    was not taken as it is, ``errors`` about files that were not read; ``max_pixels`` are the megapixels of the largest
+    image to read. Raises LeukoError where a page cannot be written.
     """
     whole = Slide(folder.resolve().name, list(fields), types)
     by_folder: dict[str, list[Field]] = {}
@@ -83,7 +75,7 @@ def prediction_page(
     if pages.exists():
         with io_errors_as("removed", pages):
             shutil.rmtree(pages)  # of an earlier prediction that was not finished
-    about = {"rule": f"one type per cell, score >= {threshold:.3g} ({threshold_from})", "MAX_LISTED": MAX_LISTED}
+    about = {"rule": f"one type per cell, score from {threshold}", "MAX_LISTED": MAX_LISTED}
     if is_divided:
         make_folder(pages)
         for number, slide in enumerate(slides, 1):
@@ -96,30 +88,16 @@ def prediction_page(
 
 def _page(slide: Slide, max_pixels: float, **about: object) -> str:
     """The page of one slide, or of all; with ``max_pixels`` 0, without pictures."""
-    shares, types = slide.shares, [*slide.types, "unclassified"]
-    rows = [{"type": s.type, "found": s.cells, "percent": s.percent, "low95": s.low, "high95": s.high} for s in shares]
-    total = sum(s.cells for s in shares)
-    shades = [*css_colours(slide.types), f"rgb{GREY}"]
-    in_all = {"type": "classified", "found": total} | dict.fromkeys(("percent", "low95", "high95"))
-    unclassified = slide.unclassified
-    numbers = [*(s.cells for s in shares), unclassified.total()]
-    galleries, thumbnails = _pictures(slide, max_pixels) if max_pixels else ([[] for _ in types], [])
-    about = {"back": "", "slides": [], "notes": [], "errors": []} | about
-    return (
-        environment()
-        .get_template("prediction.html.j2")
-        .render(
-            title=slide.name,
-            fields=len(slide.fields),
-            rows=[*rows, in_all],
-            shades=shades,
-            classified=total,
-            unclassified=dict(unclassified.most_common()),
-            galleries=list(zip(types, shades, numbers, galleries, strict=True)) if max_pixels else [],
-            thumbnails=thumbnails,
-            **about,
-        )
-    )
+    count, types = slide.count, [*slide.types, UNCLASSIFIED]
+    rows = [{**row, "found": row["cells"]} for row in count.rows() if not row["why"]]
+    rows.append({"type": "classified", "found": count.classified} | dict.fromkeys(("percent", "low95", "high95")))
+    shades = css_colours(types)
+    numbers = [*count.cells, sum(count.unclassified.values())]
+    galleries, thumbnails = _pictures(slide, max_pixels) if max_pixels else ([], [])
+    values = {"back": "", "slides": [], "notes": [], "errors": []} | about
+    values |= {"title": slide.name, "fields": len(slide.fields), "count": count, "rows": rows, "shades": shades}
+    values |= {"galleries": list(zip(types, shades, numbers, galleries, strict=False)), "thumbnails": thumbnails}
+    return environment().get_template("prediction.html.j2").render(values)
 
 
 def _pictures(slide: Slide, max_pixels: float) -> tuple[list[list[tuple]], list[tuple]]:
@@ -128,7 +106,7 @@ def _pictures(slide: Slide, max_pixels: float) -> tuple[list[list[tuple]], list[
     doubts = [doubt(cells) for *_, cells in slide.fields]
     groups: list[list[tuple[float, int, int]]] = [[] for _ in (*slide.types, "")]
     for i, (*_, cells) in enumerate(slide.fields):
-        for k, (label, why) in enumerate(zip(cells.labels.tolist(), _why(cells), strict=True)):
+        for k, (label, why) in enumerate(zip(cells.labels.tolist(), cells.why, strict=True)):
             groups[-1 if why else label].append((float(doubts[i][k]), i, k))
     most = max(MAX_CELLS // len(groups), LEAST_CELLS)
     groups = [sorted(group, key=lambda c: -c[0])[:most] for group in groups]
@@ -149,15 +127,15 @@ def _pictures(slide: Slide, max_pixels: float) -> tuple[list[list[tuple]], list[
 def _pictures_of(field: Field, types: Sequence[str], chosen: Sequence[int], max_pixels: float) -> tuple[list[str], str]:
     """The crops of the chosen cells of a field, and its thumbnail; "" where the image can no longer be read."""
     path, (width, height), cells = field
-    whole = [
-        (0, 0, max(width, height) * CROP / THUMBNAIL / pictures.CONTEXT, 0)
-    ]  # whose crop is as fine as the thumbnail
+    as_thumbnail = [(0, 0, max(width, height) * CROP / THUMBNAIL / pictures.CONTEXT, 0)]  # whose crop is as fine
     try:
-        image, _ = pictures.read_for_crops(path, [*cells.boxes[chosen].tolist(), *whole], CROP, max_pixels)
+        image, _ = pictures.read_for_crops(path, [*cells.boxes[chosen].tolist(), *as_thumbnail], CROP, max_pixels)
     except LeukoError:
         return [""] * len(chosen), ""
     boxes = cells.boxes * (np.array(image.shape[1::-1] * 2) / (width, height, width, height))
-    shades = [GREY if w else colour(types[n], n) for n, w in zip(cells.labels.tolist(), _why(cells), strict=True)]
+    shades = [
+        colour(UNCLASSIFIED if why else types[n], n) for n, why in zip(cells.labels.tolist(), cells.why, strict=True)
+    ]
     crops = [_uri(pictures.crop(image, boxes[k], CROP, shades[k])) for k in chosen]
     small = fit(image, THUMBNAIL).copy()
     scale = max(small.shape[:2]) / max(image.shape[:2])
@@ -170,18 +148,13 @@ def _uri(image: np.ndarray) -> str:
     return data_uri(np.ascontiguousarray(image[:, :, ::-1]), quality=80)
 
 
-def _why(cells: Detections) -> list[str]:
-    """Why each cell is left unclassified, "" where it is not."""
-    return [""] * len(cells) if cells.why is None else [str(reason) for reason in cells.why]
-
-
 def _said(cells: Detections, k: int, types: Sequence[str]) -> tuple[str, str]:
     """What stands under a cell: its type and score, and the next type with its, or why it is unclassified."""
     (second,), (score,) = second_types(cells[[k]])
     then = f"then {types[second]} {score:.2f}" if second >= 0 else ""
-    return f"{types[cells.labels[k]]} {cells.scores[k]:.2f}", ", ".join(filter(None, [_why(cells)[k], then]))
+    return f"{types[cells.labels[k]]} {cells.scores[k]:.2f}", ", ".join(filter(None, [cells.why[k], then]))
 
 
 def _number(cells: Detections) -> str:
-    n, left = len(cells), sum(map(bool, _why(cells)))
+    n, left = len(cells), int((cells.why != "").sum())
     return f"{n} cell{'' if n == 1 else 's'}" + (f", {left} unclassified" if left else "")

@@ -67,9 +67,14 @@ class ModelResult:
         return [cells.above(self.threshold) for cells in self.cells]
 
     @property
+    def score(self) -> str:
+        """The score from which cells count, and where it comes from."""
+        return f"{self.threshold:.2f} ({self.threshold_from})"
+
+    @property
     def rule(self) -> str:
         """Which cells count, in words."""
-        return f"one type per cell, score >= {self.threshold:.3g} ({self.threshold_from})"
+        return f"one type per cell, score from {self.score}"
 
 
 def write_results(
@@ -122,9 +127,9 @@ def _write_count(
     title = f"{reported.name}: {len(dataset):,} images, {matrix[:-1].sum():,} cells; IoU >= {counting.SAME_CELL}\n"
     figures.confusion(matrix, types, title + reported.rule, folder / "confusion.png")
     write_csv(folder / "count.csv", [{"model": name, **row} for name, c in counts.items() for row in c.rows])
-    of_types = [differential.Share(r["type"], r["found"], r["percent"], r["low95"], r["high95"]) for r in count.rows]
-    labelled = [row["labelled_percent"] for row in count.rows]
-    plots.differential_chart(of_types[:-1], folder / "count.png", reported.rule, labelled[:-1])
+    found = counting.Differential(tuple(types), tuple(row["found"] for row in count.rows[:-1]), {})
+    labelled = [row["labelled_percent"] for row in count.rows[:-1]]
+    plots.differential_chart(found, folder / "count.png", reported.score, labelled)
     agreement, left_out = _write_groups(folder, dataset, reported)
     about = {"model": reported.name, "threshold": reported.threshold, "threshold_from": reported.threshold_from}
     about |= {"rule": reported.rule, "iou": counting.SAME_CELL, **asdict(count)}

@@ -1,4 +1,4 @@
-"""Tables as text: the paper's Tables 1 and 2, the measures per type, and the differential count."""
+"""Tables as text: the paper's Tables 1 and 2, the measures per type, and the counts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from ..data.dataset import Dataset
 from ..detections import MAX_DETECTIONS
 from ..errors import one_line
 from ..metrics.coco import Evaluation
-from ..metrics.differential import Count, Share
+from ..metrics.counting import Differential
+from ..metrics.differential import Count
 
 MEASURES = ("mAP", "mAP50", "mAP75", "mAR")
 
@@ -86,15 +87,6 @@ def per_class_lines(evaluation: Evaluation) -> list[list[str]]:
     return [head, *([name, *map(rate, m), f"{cells:,}", f"{images:,}"] for name, *m, cells, images in rows)]
 
 
-def differential(shares: Sequence[Share], threshold: float | str) -> str:
-    """Return the differential count: a line per type, with cells, percent and its exact 95 % limits. ``threshold`` is
-    the score of a cell that counts, perhaps with where it comes from."""
-    lines = [["type", "cells", "percent", "95 % limits"]]
-    lines += [[s.type, f"{s.cells:,}", _number(s.percent), _limits(s.low, s.high)] for s in shares]
-    lines.append(["all", f"{sum(s.cells for s in shares):,}", "", ""])
-    return aligned(lines, head=1) + f"\ncells with score >= {threshold}"
-
-
 def count(of: Count) -> str:
     """Return a count against the labels': the verdict, and a line per type."""
     head = ["type", "labelled", "found", "difference", "labelled %", "found %", "95 % limits"]
@@ -130,6 +122,22 @@ def cost_lines(rows: Sequence[dict[str, str]]) -> list[list[str]]:
     for row in rows:
         lines.append([_number(float(row[k] or nan) * units[k][1]) if k in units else row[k] for k in columns])
     return lines
+
+
+def slide_count(differential: Differential, threshold: str) -> str:
+    """Return a slide's differential count: a line per type with cells, percent of the classified and its exact 95 %
+    limits, and the unclassified by reason."""
+    lines = [["type", "cells", "percent", "95 % limits"]]
+    for row in differential.rows():
+        if row["why"]:
+            lines.append([f"{row['type']}, {row['why']}", f"{row['cells']:,}", "", ""])
+        else:
+            limits = _limits(row["low95"], row["high95"])
+            lines.append([row["type"], f"{row['cells']:,}", _number(row["percent"]), limits])
+    without = sum(differential.unclassified.values())
+    lines.append(["all", f"{differential.classified + without:,}", "", ""])
+    note = f"percents are of the {differential.classified:,} classified cells, with scores from {threshold}"
+    return f"{aligned(lines, head=1)}\n{note}"
 
 
 def warnings(split: str, dataset: Dataset, max_detections: int = MAX_DETECTIONS, max_shown: int = 3) -> str:
