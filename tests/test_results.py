@@ -409,6 +409,9 @@ def test_all_results_are_written_and_reported(data, tmp_path, leuko, no_plots, m
         ("table.json", odd_table),
         ("table.json", {"rows": 3, "cells": 3}),
         ("differences.csv", {"a": "x" * 200_000}),
+        ("count.json", {}),
+        ("count.json", json.loads((tmp_path / "count.json").read_text()) | {"rows": [{"type": "NG"}]}),
+        ("errors.csv", {"a": "x" * 200_000}),
     ):
         before = (tmp_path / "other" / file).read_bytes() if (tmp_path / "other" / file).exists() else None
         (tmp_path / "other" / file).write_text(json.dumps(content).replace('"', "" if file.endswith("csv") else '"'))
@@ -426,7 +429,8 @@ def test_types_are_never_taken_for_columns(data, tmp_path, leuko, no_plots):
     first = source.load(data, "train")
     dataset = Dataset(types, [replace(s, labels=(s.labels + i) % 10) for i, s in enumerate(first.samples)])
     predictions = predictions_of(dataset, np.random.default_rng(1))
-    models = [results.ModelResult(n, predictions, coco.evaluate(dataset, predictions)) for n in ("a", "b", "ensemble")]
+    evaluation = coco.evaluate(dataset, predictions)
+    models = [results.ModelResult(n, predictions, evaluation, 0.5, "") for n in ("a", "b", "ensemble")]
     results.write_results(tmp_path, dataset, models, draws=20)
     rows = table(tmp_path / "confusion.csv")
     assert len(rows) == len(types) + 1 and len({row["label"] for row in rows}) == len(rows)

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from ..data.images import read_image
-from ..io import read_json, read_text
+from ..io import read_text
 from ..metrics.coco import Evaluation
 from ..metrics.curves import PANELS, ScoreCurve
 from . import figures
 from .html import data_uri
-from .run import RESULTS_LIMIT, read_evaluation, results_of
+from .run import RESULTS_LIMIT, read_count, read_evaluation, results_of
 from .tables import MEASURES, Row, ap_columns, rate, record
 
 
@@ -37,8 +37,7 @@ class Results:
     @classmethod
     def read(cls, folder: Path, name: str) -> Results:
         """The results of a folder; LeukoError where it has none, or broken ones."""
-        path = folder / "count.json"
-        return cls(folder, name, *read_evaluation(folder), read_json(path, RESULTS_LIMIT) if path.is_file() else None)
+        return cls(folder, name, *read_evaluation(folder), read_count(folder))
 
     def rows(self, file: str) -> list[dict[str, str]]:
         """The rows of a CSV file that are of the reported model, which is the first in it; [] where it is missing."""

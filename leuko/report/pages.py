@@ -25,7 +25,7 @@ from ..metrics.confusion import CONFUSED, EXTRA, MISSED
 from . import pictures
 from .comparison import compare
 from .html import data_uri, environment
-from .run import RESULTS_LIMIT, read_evaluation, results_of
+from .run import RESULTS_LIMIT, read_count, read_evaluation, results_of
 from .style import css_colours
 from .tables import cost_lines, model_lines, per_class_lines, table2_of
 
@@ -63,7 +63,7 @@ def build(folder: str | Path) -> str:
         if (folder / "table.json").is_file():
             content = read_json(folder / "table.json", RESULTS_LIMIT)
             table, head = table2_of(content["rows"], content["cells"]), 2
-        count = read_json(folder / "count.json", RESULTS_LIMIT) if (folder / "count.json").is_file() else None
+        count = read_count(folder)
         return _render(
             "run.html.j2",
             folder=folder,

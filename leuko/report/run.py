@@ -98,6 +98,26 @@ METRICS = {**dict.fromkeys(("mAP", "mAP50", "mAP75", "mAR"), MEASURE), "cells": 
 }
 
 
+_LIMITS = [f"{of}{end}" for of in ("", "sensitivity_", "ppv_") for end in ("low95", "high95")]
+COUNT_ROW = {"type": str, **dict.fromkeys(("labelled", "found", "difference"), int)}
+COUNT_ROW |= dict.fromkeys(("labelled_percent", "percent", "sensitivity", "ppv", *_LIMITS), MEASURE)
+COUNT_MODEL = {"model": str, "rule": str, "kappa": MEASURE, **dict.fromkeys(("labelled", "found", "difference"), int)}
+COUNT = {"rule": str, "verdict": str, "agrees": bool, "kappa": MEASURE, "left_out": str}
+COUNT |= {"rows": list[COUNT_ROW], "models": list[COUNT_MODEL]}
+
+
+def read_count(folder: Path) -> dict[str, Any] | None:
+    """What ``count.json`` holds; None where there is none. Raises LeukoError."""
+    path = folder / "count.json"
+    if not path.is_file():
+        return None
+    with results_of(path):
+        content = read_json(path, RESULTS_LIMIT)
+        if problem := misfit(content, COUNT, more=True) or ("" if content["rows"] else "no rows"):
+            raise ValueError(problem)
+    return content
+
+
 @contextlib.contextmanager
 def results_of(path: Path) -> Iterator[None]:
     """Raise LeukoError where what the block reads of ``path`` is not what leuko wrote."""
