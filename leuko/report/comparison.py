@@ -13,8 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from ..data import source
+from ..data.dataset import Dataset
 from ..data.images import read_image
-from ..io import read_text
+from ..detections import Detections
+from ..errors import LeukoError
+from ..io import read_json, read_text
+from ..metrics import bootstrap, matching
 from ..metrics.coco import Evaluation
 from ..metrics.curves import PANELS, ScoreCurve
 from . import figures
@@ -59,6 +64,23 @@ class Results:
         missing = {"low": nan, "high": nan}
         return {m: {"value": getattr(self.evaluation, m), **known.get(m, missing)} for m in ("mAP", "mAR")}
 
+    def predictions(self, dataset: Dataset) -> list[Detections]:
+        """The detections of ``predictions.json`` on each image. Raises LeukoError."""
+        path = self.folder / "predictions.json"
+        of_image: dict[int, list[dict]] = {sample.id: [] for sample in dataset.samples}
+        label = {category: i for i, category in enumerate(dataset.category_ids)}
+        with results_of(path):
+            for row in read_json(path):
+                of_image[row["image_id"]].append(row)
+            return [
+                Detections(
+                    [(x, y, x + w, y + h) for x, y, w, h in (row["bbox"] for row in rows)],
+                    [row["score"] for row in rows],
+                    [label[row["category_id"]] for row in rows],
+                )
+                for rows in of_image.values()
+            ]
+
 
 def compare(folders: Sequence[Path]) -> dict[str, Any]:
     """What the page of several folders shows: the values of ``comparison.html.j2``. Raises LeukoError."""
@@ -66,7 +88,8 @@ def compare(folders: Sequence[Path]) -> dict[str, Any]:
     results = [Results.read(folder, names[folder]) for folder in folders]
     same_data = len({r.data for r in results}) == 1
     with results_of(folders[0].parent):
-        charts = list(_charts(results))
+        differences = _differences(results) if same_data else []
+        charts = list(_charts(results, differences))
         counted = [r for r in results if r.count]
         return {
             "folders": folders,
@@ -74,7 +97,7 @@ def compare(folders: Sequence[Path]) -> dict[str, Any]:
             "same_data": same_data,
             "counts": _counts(counted) if counted else [],
             "verdicts": [(r.name, f"{r.count['verdict']} Counted: {r.count['rule']}.") for r in counted],
-            "table": _measures(results, same_data),
+            "table": _measures(results, differences),
             "charts": charts,
         }
 
@@ -100,24 +123,47 @@ def _counts(results: Sequence[Results]) -> list[list[str]]:
     return lines
 
 
-def _measures(results: Sequence[Results], same_data: bool) -> list[list[str]]:
-    """COCO's measures, mAP and mAR with their intervals, and the difference of mAP to the first folder's."""
+def _differences(results: Sequence[Results]) -> list[dict]:
+    """Rows of the first folder's mAP minus that of each other: against, mAP_difference, and, by bootstrap samples of
+    the same images for all, low, high and p; these are nan where the data is no longer there as it was."""
+    first, *others = results
+    gaps = [{"against": r.name, "mAP_difference": first.evaluation.mAP - r.evaluation.mAP} for r in others]
+    missing = dict.fromkeys(("low", "high", "p"), nan)
+    try:
+        dataset = source.load(first.about["data"], read_json(first.folder / "table.json")["split"])
+        if dataset.counts().tolist() != [t.cells for t in first.evaluation.per_class]:
+            raise LeukoError(f"{first.about['data']}: has changed since")
+        matches = [matching.match(dataset, r.predictions(dataset), r.evaluation.max_detections) for r in results]
+    except (LeukoError, KeyError):
+        return [gap | missing for gap in gaps]
+    times = bootstrap.resample(dataset, bootstrap.DRAWS)
+    samples = [bootstrap.mean_measures(of_model, times)[:, 0] for of_model in matches]
+    spans = [bootstrap.difference(samples[0], other, 0.0) for other in samples[1:]]
+    return [gap | {key: span[key] for key in missing} for gap, span in zip(gaps, spans, strict=True)]
+
+
+def _measures(results: Sequence[Results], differences: Sequence[dict]) -> list[list[str]]:
+    """COCO's measures, mAP and mAR with their intervals, and the first folder's mAP minus that of each other."""
     types = list(dict.fromkeys(t.type for r in results for t in r.evaluation.per_class))
-    first = results[0]
     head = ["folder", "data", *MEASURES, *types]
-    lines = [[*head[:3], *([f"mAP - {first.name}"] if same_data else []), *head[3:]]]
+    lines = [[*head[:3], *([f"mAP of {results[0].name} minus this"] if differences else []), *head[3:]]]
+    gaps = {row["against"]: [f"{row['mAP_difference']:+.3f}{_span(row)}"] for row in differences}
     for r in results:
         measures = record(Row(r.name, r.evaluation))
         texts = {key: rate(measures.get(key)) for key in (*MEASURES, *ap_columns(types))}
         for key, span in r.intervals.items():
             texts[key] += f" ({rate(span['low'])} to {rate(span['high'])})" if span["low"] == span["low"] else ""
-        gap = [f"{r.evaluation.mAP - first.evaluation.mAP:+.3f}" if r is not first else ""] if same_data else []
+        gap = gaps.get(r.name, [""]) if differences else []
         texts = list(texts.values())
         lines.append([r.name, str(r.about.get("data", "")), texts[0], *gap, *texts[1:]])
     return lines
 
 
-def _charts(results: Sequence[Results]) -> Iterator[tuple[str, str, str]]:
+def _span(row: dict) -> str:
+    return " ({low:+.3f} to {high:+.3f}, p {p:.3f})".format(**row) if row["low"] == row["low"] else ""
+
+
+def _charts(results: Sequence[Results], differences: Sequence[dict]) -> Iterator[tuple[str, str, str]]:
     """Title, text and picture of each chart for which two folders at least have the numbers."""
     with TemporaryDirectory() as temporary:
         path = Path(temporary, "chart.png")
@@ -125,8 +171,9 @@ def _charts(results: Sequence[Results]) -> Iterator[tuple[str, str, str]]:
         def picture() -> str:
             return data_uri(np.ascontiguousarray(read_image(path)[:, :, ::-1]), "png")
 
-        figures.intervals({r.name: r.intervals for r in results}, [], path)
-        yield "How certain the measures are", "95 % bootstrap intervals, where the folder has them.", picture()
+        figures.intervals({r.name: r.intervals for r in results}, differences, path)
+        text = "95 % bootstrap intervals; those of differences are over the same images, where the data is still there."
+        yield "How certain the measures are", text, picture()
         training = {r.name: epochs for r in results if (epochs := r.rows("results.csv"))}
         if len(training) > 1:
             figures.training({name: _columns(rows, "epoch", "val/mAP") for name, rows in training.items()}, path)
