@@ -15,7 +15,6 @@ import inspect
 import io
 import math
 import os
-import re
 import sys
 import textwrap
 import typing
@@ -27,7 +26,7 @@ from typing import Literal, NoReturn, TypeVar
 
 from . import config
 from .data import config as data_config
-from .errors import LeukoError, nearest
+from .errors import LeukoError, is_out_of_memory, nearest
 from .io import read_yaml
 
 T = TypeVar("T")
@@ -90,6 +89,8 @@ HABITS = {  # flags of other trainers: leuko's own, the first of these that the 
     "--lr0": "--lr",
     "--learning-rate": "--lr",
     "--warmup-epochs": "--warmup",
+    "--max-det": "--max-detections",
+    "--save-txt": "--labels",
     "--num-workers": "--workers",
     "--save-dir": "--save --out --project",
     "--output": "--save --out --project",
@@ -163,7 +164,7 @@ def leave(command: Callable[[], int | None]) -> NoReturn:
     except BrokenPipeError:  # nobody reads on, as with `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except (LeukoError, OSError, RuntimeError) as e:
+    except (LeukoError, OSError, RuntimeError, MemoryError) as e:
         if not (line := _line_about(e)):
             raise
         print(f"leuko: {line}", file=sys.stderr)
@@ -179,7 +180,7 @@ def _line_about(error: Exception) -> str:
         return str(error)
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
         return f"{error.filename}: too long for a file name; check the path"
-    if isinstance(error, RuntimeError) and re.search("(out of|can't allocate|not enough) memory", str(error)):
+    if is_out_of_memory(error):
         return "out of memory: lower --batch or --imgsz"
     return ""
 

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     import supervision
 
 
+MAX_DETECTIONS = 100  # per image, where no other number is asked for: COCO's
+
+
 @dataclass(frozen=True)
 class Cell:
     """One detected leukocyte: type, score in 0..1, and box (x0, y0, x1, y1) in pixels."""

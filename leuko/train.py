@@ -167,7 +167,7 @@ def load_data(options: TrainOptions) -> tuple[Dataset, Dataset]:
     if not options.allow_leaks and val_split != options.train_split:
         source.check_groups({options.train_split: train_set.groups(), val_split: val_set.groups()}, options.data)
     for name, dataset in ((options.train_split, train_set), (val_split, val_set)):
-        if lines := tables.warnings(name, dataset):
+        if lines := tables.warnings(name, dataset, options.max_detections):
             print(lines)
     if not train_set.counts().sum():
         remedy = 'write "crowds: cells" in a data YAML if its crowds are cells' if train_set.crowds() else "label some"
@@ -228,7 +228,7 @@ def build(
         normalize_features=options.normalize_features,
         image_size=options.imgsz,
         class_weights=class_weights,
-        **{f: getattr(options, f) for f in ("channels", "fc_channels", "proposals", "rois", "vote")},
+        **{f: getattr(options, f) for f in ("channels", "fc_channels", "proposals", "rois", "vote", "max_detections")},
     )
     if options.weights and state is None:
         start_from(weights_file(options.weights), model, types)
@@ -240,12 +240,13 @@ def build(
 def build_yolo(options: TrainOptions, types: list[str]) -> DetectionModel:
     """One of Ultralytics' models, as :func:`build` does it."""
     path = yolo_weights(options)
+    about = {"image_size": options.imgsz, "max_detections": options.max_detections}
     if path is None:
         print("from scratch")
-        return ultralytics.create_yolo(options.model, len(types), image_size=options.imgsz)
+        return ultralytics.create_yolo(options.model, len(types), **about)
     weights = checkpoint.load_weights(path)
     name = weights.recipe["name"] if options.model.endswith(".pt") else options.model
-    model = ultralytics.create_yolo(name, len(types), weights.recipe.get("architecture"), image_size=options.imgsz)
+    model = ultralytics.create_yolo(name, len(types), weights.recipe.get("architecture"), **about)
     print_known(weights, checkpoint.transfer(weights, model, types), types)
     return model
 

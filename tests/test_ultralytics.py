@@ -188,6 +188,8 @@ def test_detections_are_ultralytics_own(name):
         fused = fused_model([image])[0]
         raw = model.network(image[None])[0]
         theirs = non_max_suppression(raw, 0.001, 0.7, multi_label=True, max_det=100, nc=3, max_time_img=60)[0]
+        model.max_detections = 7
+        assert len(model([image])[0]["boxes"]) == 7
     assert len(ours["boxes"]) == len(theirs) > 20
     assert torch.allclose(ours["scores"], theirs[:, 4], atol=1e-6)
     clipped = theirs[:, :4].clamp(min=0).minimum(torch.tensor([96.0, 64, 96, 64]))

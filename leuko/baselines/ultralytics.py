@@ -188,7 +188,7 @@ class YOLO(DetectionModel):
             boxes, scores = box_convert(prediction[:4].T, "cxcywh", "xyxy"), prediction[4:].T
             point, labels = torch.nonzero(scores > self.score_threshold, as_tuple=True)
             candidates = boxes[point], scores[point, labels], labels
-            kept = batched_nms(*candidates, self.nms_threshold, self.options.max_detections)
+            kept = batched_nms(*candidates, self.nms_threshold, self.max_detections)
             detections.append(dict(zip(("boxes", "scores", "labels"), kept, strict=True)))
         return detections
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from ..config import TrainOptions
 from ..data.dataset import Dataset
 from ..data.loader import LoadedImage
-from ..detections import Detections
+from ..detections import MAX_DETECTIONS, Detections
 from ..errors import LeukoError, nearest
 from ..io import read_yaml
 from ..metrics import coco
@@ -45,12 +45,20 @@ class EnsembleMember:
     new_name: Callable[[str], str] = str
 
     @classmethod
-    def load(cls, source: str | Path, device: torch.device, sizes: Sequence[int] = ()) -> EnsembleMember:
-        """From a run folder or a weights file; ``sizes`` as in ``--imgsz``, the model's own if none is given."""
+    def load(
+        cls,
+        source: str | Path,
+        device: torch.device,
+        sizes: Sequence[int] = (),
+        max_detections: int = MAX_DETECTIONS,
+    ) -> EnsembleMember:
+        """From a run folder or a weights file; ``sizes`` as in ``--imgsz``, the model's own if none is given. How many
+        it detects is an option of its use: what its recipe says does not count."""
         weights = load_weights(source)
         path = Path(os.path.abspath(weights.path))  # `.` has no name; a link keeps its own
         name = path.parent.parent.name if path.parent.name == "weights" else path.stem
         model = weights.build()
+        model.max_detections = max_detections
         sizes = tuple(sizes) or (model.preprocess.image_size,)
         return cls(name, weights, prepare(model, device), cost.parameters(model), sizes)
 
@@ -93,6 +101,11 @@ class EnsembleMember:
         return [p[_distinct(p)] for p in renamed]
 
     @property
+    def max_detections(self) -> int:
+        """Most detections per image."""
+        return self.model.max_detections
+
+    @property
     def scaling(self) -> Scaling | None:
         """The calibration that ``leuko val --calibrate`` has put into the weights for these image sizes, if any."""
         if sorted(self.fitted_sizes) != sorted(self.sizes):
@@ -128,10 +141,13 @@ def _distinct(detections: Detections) -> np.ndarray:
 
 
 def load_members(
-    sources: Sequence[str | Path], device: torch.device, sizes: Sequence[int] = ()
+    sources: Sequence[str | Path],
+    device: torch.device,
+    sizes: Sequence[int] = (),
+    max_detections: int = MAX_DETECTIONS,
 ) -> list[EnsembleMember]:
     """The models of run folders or weights files; two of one name get a number behind it."""
-    members = [EnsembleMember.load(source, device, sizes) for source in sources]
+    members = [EnsembleMember.load(source, device, sizes, max_detections) for source in sources]
     for member in members:
         if member.name.startswith("ensemble"):  # which is what the fusion is called
             member.name += " (model)"
@@ -222,7 +238,8 @@ class Fusion:
         sizes: Sequence[tuple[int, int]],
     ) -> list[Detections]:
         """Fuse ``predictions[m][n]`` of member m on image n, whose (width, height) is ``sizes[n]``."""
-        return fusion.fuse(predictions, sizes, self.iou, self.score, self.votes(members))
+        number = members[0].max_detections
+        return fusion.fuse(predictions, sizes, self.iou, self.score, self.votes(members), number)
 
     def votes(self, members: Sequence[EnsembleMember]) -> list[float] | None:
         """Each member's weight, None where all are the same; LeukoError if a validation mAP is needed and not known."""
@@ -249,7 +266,8 @@ def tune(
     sizes = [(s.width, s.height) for s in dataset.samples]
     tried: list[dict[str, object]] = []
     for iou, score, weights in tqdm(list(product(IOUS, SCORES, weighted)), desc="tuning", unit="fusion", leave=False):
-        evaluation = coco.evaluate(dataset, Fusion(iou, score, weights)(members, predictions, sizes))
+        fused = Fusion(iou, score, weights)(members, predictions, sizes)
+        evaluation = coco.evaluate(dataset, fused, members[0].max_detections)
         measures = {name: getattr(evaluation, name) for name in ("mAP", "mAP50", "mAR")}
         tried.append({"iou": iou, "score": score, "weights": weights, **measures})
     best = max(tried, key=lambda t: t["mAP"])

@@ -14,6 +14,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
+from ..detections import MAX_DETECTIONS
 from ..errors import LeukoError
 from ..ops import boxes as box_ops
 from .conv_bn import IMAGE, fuse_conv_bn
@@ -53,8 +54,8 @@ class ModelOptions:
     """Weight of each class in the classification loss; () is 1 for all."""
     score_threshold: float | None = None
     """Detections need a higher score than this; None is the detector's default (.05, Grid R-CNN .03)."""
-    max_detections: int = 100
-    """Most detections per image."""
+    max_detections: int = MAX_DETECTIONS
+    """Most detections per image; the attribute ``max_detections`` of a detector, which starts with it, decides."""
     vote: float = 0.0
     """IoU at which a box that NMS drops votes on the one it keeps; 0: no votes, as the detectors were published.
     For Faster, Double-Head and Cascade R-CNN, whose scores say little about how well a box fits."""
@@ -95,12 +96,18 @@ class DetectionModel(nn.Module):
         super().__init__()
         self.preprocess, self.backbone, self.fpn = preprocess, backbone, fpn
         self.num_classes, self.options = num_classes, options
+        self.max_detections = options.max_detections
 
     @property
     def score_threshold(self) -> float:
         """Detections need a higher score than this."""
         chosen = self.options.score_threshold
         return self.default_score_threshold if chosen is None else chosen
+
+    @property
+    def crowding(self) -> float:
+        """Factor on the numbers of candidates in eval mode, which are enough for 100 detections per image."""
+        return max(1.0, self.max_detections / MAX_DETECTIONS)
 
     def fusible(self) -> list[tuple[nn.Module, tuple[int, int, int]]]:
         """Parts whose BatchNorm can be fused into convolutions for inference, and the shape of the input of each."""

@@ -46,7 +46,7 @@ def write_results(
     Models before the last one come in ascending order of mAP; pictures show them in descending order, after the last.
     """
     reported, members, shown = models[-1], models[:-1], models[::-1]
-    matches = {m.name: matching.match(dataset, m.predictions) for m in shown}
+    matches = {m.name: matching.match(dataset, m.predictions, m.evaluation.max_detections) for m in shown}
     pairings = {m.name: confusion.pair_all(dataset, m.predictions, SCORE, IOU) for m in shown}
     best_scores = _write_curves(folder, dataset.types, matches)
     kappa = _write_confusion(folder, dataset, reported, pairings[reported.name])
@@ -194,6 +194,6 @@ def _write_intervals(
     best = min(rows, key=lambda row: row["mAP_difference"])  # the member of the highest mAP
     certainty = "95 % interval -, p -"
     if not math.isnan(best["low"]):
-        verdict = "no more than noise" if best["low"] <= 0 <= best["high"] else "a difference"
+        verdict = "a difference" if best["p"] <= 0.05 else "no more than noise"
         certainty = "95 % interval {low:+.3f} to {high:+.3f}, p {p:.3f}: ".format(**best) + verdict
     return [*summary, f"{reported.name} minus {best['against']}: mAP {best['mAP_difference']:+.3f}, {certainty}"]

@@ -21,6 +21,7 @@ import torch
 
 from .. import __version__
 from ..data.dataset import Dataset
+from ..detections import MAX_DETECTIONS
 from ..errors import LeukoError
 from ..io import io_errors_as, plain, read_json, write_csv, write_json, write_text
 from ..kinds import misfit
@@ -83,7 +84,8 @@ def read_evaluation(folder: str | Path) -> tuple[Evaluation, dict[str, Any]]:
         if problem := misfit(content, METRICS, optional=("model", "data"), more=True):
             raise ValueError(problem)
         per_class = [_from_json(TypeResult, {"type": name, **row}) for name, row in content["per_class"].items()]
-        return _from_json(Evaluation, {**content, "per_class": per_class}), content
+        whole = {"max_detections": MAX_DETECTIONS, **content, "per_class": per_class}  # older files lack that number
+        return _from_json(Evaluation, whole), content
 
 
 RESULTS_LIMIT = 8  # megabytes of results; a type takes 200 bytes

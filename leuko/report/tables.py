@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from math import isnan, nan
+from pathlib import Path
 
 from ..cells import beside
 from ..data.dataset import Dataset
+from ..detections import MAX_DETECTIONS
+from ..errors import one_line
 from ..metrics.coco import Evaluation
 from ..metrics.differential import Share
 
@@ -93,8 +96,9 @@ def differential(shares: Sequence[Share], threshold: float) -> str:
     return aligned(lines, head=1) + f"\ncells with score >= {threshold:g}"
 
 
-def warnings(split: str, dataset: Dataset, max_shown: int = 3) -> str:
-    """Return what was fixed or left out in a split, with the first few warnings; "" if nothing was."""
+def warnings(split: str, dataset: Dataset, max_detections: int = MAX_DETECTIONS, max_shown: int = 3) -> str:
+    """Return what was fixed or left out in a split, with the first few warnings, and which images have more cells than
+    are detected; "" if there is nothing to say."""
     lines = [
         f"{split}: {n} cells of the class {name} left out, as the data YAML says" for name, n in dataset.ignored.items()
     ]
@@ -102,7 +106,20 @@ def warnings(split: str, dataset: Dataset, max_shown: int = 3) -> str:
     if dataset.warnings:
         lines += [f"{split}: {len(dataset.warnings)} warnings, all in warnings.txt, such as:"]
         lines += [f"  {warning}" for warning in dataset.warnings[:max_shown]]
+    cells = dataset.counts_per_image().sum(1)
+    if crowded := [s.image for s, n in zip(dataset.samples, cells, strict=True) if n > max_detections]:
+        problem = f"{len(crowded)} images have more than {max_detections} cells (up to {cells.max()})"
+        remedy = "no more are detected per image, unless --max-detections is raised"
+        lines.append(one_line(f"{split}: {problem}, such as {crowded[0]}; {remedy}"))
     return "\n".join(lines)
+
+
+def at_cap(images: Sequence[Path], max_detections: int) -> str:
+    """Return a line about the images that have as many detections as there may be; "" if there are none."""
+    if not images:
+        return ""
+    problem = f"{len(images)} images have as many detections as the cap of {max_detections}, such as {images[0]}"
+    return one_line(f"{problem}: cells may be missing there; --max-detections raises it")
 
 
 def rate(value: float | None) -> str:
