@@ -30,6 +30,7 @@ from .metrics import counting
 from .metrics.counting import Differential
 from .report import plots, tables
 from .report.journal import Journal
+from .report.prediction import prediction_page
 
 
 def predict(options: PredictOptions) -> Path:
@@ -61,7 +62,7 @@ def predict(options: PredictOptions) -> Path:
         lines = write_labels(journal.folder / "labels", options.labels, images, cells, "predicted", models.name)
         print("\n".join(lines))
     journal.finish()
-    print(f"\nresults: {one_line(str(journal.folder))}")
+    print(f"\nresults: {one_line(str(journal.folder))} (report.html shows them)")
     return journal.folder
 
 
@@ -176,6 +177,8 @@ def write(
     write_csv(folder / "differential.csv", counts)
     total = Differential.of([p.cells for p in predictions], types)
     plots.differential_chart(total, folder / "differential.png", str(threshold))
+    fields = [(p.path, p.size, p.cells) for p in predictions]
+    prediction_page(folder, fields, types, str(threshold), noted, errors, options.max_pixels)
     print(f"{len(predictions)} images, {len(cells)} cells\n\n{tables.slide_count(total, str(threshold))}")
     if cells and total.unclassified.get(counting.BELOW) == len(cells):
         best = max(row["score"] for row in cells)
