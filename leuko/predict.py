@@ -144,7 +144,7 @@ def notes(predictions: Sequence[ImagePrediction], source: Source, max_detections
             p.path for p in stretched
         ],
     }
-    full = tables.at_cap([p.path for p in predictions if len(p.cells) >= max_detections], max_detections)
+    full = tables.at_cap([p.path for p in predictions if p.is_full], max_detections)
     return [*filter(None, [full]), *(one_line(f"{text}, such as {paths[0]}") for text, paths in kinds.items() if paths)]
 
 
@@ -180,7 +180,7 @@ def write(
     fields = [(p.path, p.size, p.cells) for p in predictions]
     prediction_page(folder, fields, types, str(threshold), noted, errors, options.max_pixels)
     print(f"{len(predictions)} images, {len(cells)} cells\n\n{tables.slide_count(total, str(threshold))}")
-    if cells and not total.classified:
+    if cells and total.unclassified.get(counting.BELOW) == len(cells):
         best = max(row["score"] for row in cells)
         remedy = "give a lower --threshold, or train the detector for longer"
         noted = [f"no cell has a score of {threshold.value:g} or more, the highest is {best:g}; {remedy}", *noted]
