@@ -23,7 +23,7 @@ from leuko.io import write_json
 from leuko.metrics import bootstrap, calibration, coco, confusion, consensus, curves, differential, factors, matching
 from leuko.metrics.counting import one_type
 from leuko.ops.boxes import box_iou
-from leuko.report import pages, results, run, tables
+from leuko.report import comparison, pages, results, run, tables
 
 
 def random_data(rng: np.random.Generator, images: int, types: int, most: int = 12) -> tuple[Dataset, list[Detections]]:
@@ -564,3 +564,29 @@ def test_a_flood_of_detections_on_one_image():
     suspects = consensus.suspects(dataset, [[flood], [flood]], ["a", "b"], [0.3, 0.3])
     assert {"unlabelled"} <= {s.kind for s in suspects} and len(suspects) <= 2 * consensus.MOST_VOTES
     assert len(confusion.pair_all(dataset, [flood], 0.5, 0.5)) == 1 and len(matching.match(dataset, [flood])) == 2
+
+
+def test_runs_on_the_same_data_are_compared_image_by_image(data, tmp_path, monkeypatch):
+    """The intervals of their difference are those of one validation of both; without the data there are none."""
+    dataset, rng = source.load(data, "train"), np.random.default_rng(9)
+    predictions = [predictions_of(dataset, rng, miss) for miss in (0.1, 0.5)]
+    for name, found in zip("ab", predictions, strict=True):
+        (tmp_path / name).mkdir()
+        written = coco.to_coco_results(dataset, found)
+        run.write_evaluation(tmp_path / name, coco.evaluate(dataset, found), written, data=str(data))
+        write_json(tmp_path / name / "table.json", {"split": "train"})
+    drawn = []
+    monkeypatch.setattr(comparison.figures, "intervals", lambda _, differences, path: drawn.append(differences))
+    monkeypatch.setattr(comparison, "data_uri", lambda *_: "")
+    monkeypatch.setattr(comparison, "read_image", lambda _: np.zeros((1, 1, 3)))
+    comparison.compare([tmp_path / "a", tmp_path / "b"])
+    times = bootstrap.resample(dataset, bootstrap.DRAWS)
+    one, other = (bootstrap.mean_measures(matching.match(dataset, found), times)[:, 0] for found in predictions)
+    gap = bootstrap.difference(one, other, 0.0)
+    ((row,),) = drawn
+    assert [row[key] for key in ("low", "high", "p")] == pytest.approx(
+        [gap[key] for key in ("low", "high", "p")], abs=1e-4
+    )
+    write_json(tmp_path / "a" / "table.json", {"split": "val"})  # whose cells are others
+    table = comparison.compare([tmp_path / "a", tmp_path / "b"])["table"]
+    assert table[0][1] == "mAP of a minus this" and np.isnan(drawn[1][0]["low"]) and "(" not in table[2][1]

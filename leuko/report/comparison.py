@@ -25,7 +25,7 @@ from ..metrics.curves import PANELS, ScoreCurve
 from . import figures
 from .html import data_uri
 from .run import RESULTS_LIMIT, read_count, read_evaluation, results_of
-from .tables import MEASURES, Row, ap_columns, rate, record
+from .tables import MEASURES, Row, ap_columns, rate, record, signed
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,7 @@ def compare(folders: Sequence[Path]) -> dict[str, Any]:
         return {
             "folders": folders,
             "names": names,
+            "data": str(results[0].about.get("data", "")) if same_data else "",
             "same_data": same_data,
             "counts": _counts(counted) if counted else [],
             "verdicts": [(r.name, f"{r.count['verdict']} Counted: {r.count['rule']}.") for r in counted],
@@ -113,7 +114,7 @@ def _counts(results: Sequence[Results]) -> list[list[str]]:
     lines = [["folder", "labelled", "found", "sum of differences", *types, "kappa"]]
     for r in results:
         *of_types, in_all = r.count["rows"]
-        by_type = {row["type"]: f"{row['found']:,} ({row['difference']:+,})" for row in of_types}
+        by_type = {row["type"]: f"{row['found']:,} ({signed(row['difference'])})" for row in of_types}
         numbers = [
             f"{in_all['labelled']:,}",
             f"{in_all['found']:,}",
@@ -143,19 +144,18 @@ def _differences(results: Sequence[Results]) -> list[dict]:
 
 
 def _measures(results: Sequence[Results], differences: Sequence[dict]) -> list[list[str]]:
-    """COCO's measures, mAP and mAR with their intervals, and the first folder's mAP minus that of each other."""
+    """COCO's measures, mAP and mAR with their intervals; and the first folder's mAP minus that of each other, or, where
+    the data differs, its name."""
     types = list(dict.fromkeys(t.type for r in results for t in r.evaluation.per_class))
-    head = ["folder", "data", *MEASURES, *types]
-    lines = [[*head[:3], *([f"mAP of {results[0].name} minus this"] if differences else []), *head[3:]]]
-    gaps = {row["against"]: [f"{row['mAP_difference']:+.3f}{_span(row)}"] for row in differences}
+    about = f"mAP of {results[0].name} minus this" if differences else "data"
+    lines = [["folder", about, *MEASURES, *types]]
+    gaps = {row["against"]: f"{row['mAP_difference']:+.3f}{_span(row)}" for row in differences}
     for r in results:
         measures = record(Row(r.name, r.evaluation))
         texts = {key: rate(measures.get(key)) for key in (*MEASURES, *ap_columns(types))}
         for key, span in r.intervals.items():
             texts[key] += f" ({rate(span['low'])} to {rate(span['high'])})" if span["low"] == span["low"] else ""
-        gap = gaps.get(r.name, [""]) if differences else []
-        texts = list(texts.values())
-        lines.append([r.name, str(r.about.get("data", "")), texts[0], *gap, *texts[1:]])
+        lines.append([r.name, gaps.get(r.name, "") if differences else str(r.about.get("data", "")), *texts.values()])
     return lines
 
 

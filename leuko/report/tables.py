@@ -92,12 +92,7 @@ def count(of: Count) -> str:
     head = ["type", "labelled", "found", "difference", "labelled %", "found %", "95 % limits"]
     lines = [[*head, "sensitivity", "95 % limits", "PPV", "95 % limits"]]
     for row in of.rows:
-        line = [
-            row["type"],
-            f"{row['labelled']:,}",
-            f"{row['found']:,}",
-            f"{row['difference']:+,}" if row["difference"] else "0",
-        ]
+        line = [row["type"], f"{row['labelled']:,}", f"{row['found']:,}", signed(row["difference"])]
         line += [_number(row["labelled_percent"]), _number(row["percent"]), _limits(row["low95"], row["high95"])]
         for key in ("sensitivity", "ppv"):
             line += [_number(row[key]), _limits(row[f"{key}_low95"], row[f"{key}_high95"])]
@@ -187,6 +182,11 @@ def markdown(lines: Sequence[Sequence[str]]) -> str:
     rows = ["| " + " | ".join(line) + " |" for line in lines]
     rows.insert(1, "|---|" + "--:|" * (len(lines[0]) - 1))
     return "\n".join(rows)
+
+
+def signed(difference: int) -> str:
+    """Write a difference of counts: "+3", "-3", "0"."""
+    return f"{difference:+,}" if difference else "0"
 
 
 def _limits(low: float, high: float) -> str:
