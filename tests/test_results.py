@@ -248,6 +248,10 @@ def test_the_count_says_whether_the_differential_holds():
     assert "190 cells are found where 270 are labelled" in count.verdict
     many = differential.compare_counts(np.diag([2300, 2000, 0]) + np.eye(3, k=1, dtype=int) * 300, ["NG", "BG"])
     assert not many.agrees and "It is within those of the 400 cells" in many.verdict
+    five = differential.compare_counts(
+        np.diag([0] * 6) + np.eye(6, k=1, dtype=int) * [[9, 8, 7, 6, 5, 4]] * 20, list("abcde")
+    )
+    assert five.verdict.count(" % is labelled") == 3 and "; and 2 more types." in five.verdict
     for nothing in (np.zeros((3, 3), int), np.diag([0, 0, 0]) + np.eye(3, k=-2, dtype=int)):
         count = differential.compare_counts(nothing, ["NG", "BG"])
         assert not count.agrees and "no differential" in count.verdict and np.isnan(count.rows[0]["sensitivity"])

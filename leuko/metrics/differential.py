@@ -16,6 +16,7 @@ from .counting import second_types
 
 NEAR = 0.1  # a score this close to the threshold, or to that of another type, is doubtful
 REFERENCE = 400  # cells of CLSI H20's reference differential: two examiners of 200 each
+MAX_NAMED = 3  # types that a verdict names, those that are off the most
 MIN_GROUPS, MIN_CELLS = 5, 100
 """Groups, and labelled cells of each, that Bland and Altman's limits take at least: in fewer than 100 cells, a share of
 a half is off by 10 points by chance alone, and a standard deviation of fewer than five numbers says little."""
@@ -75,14 +76,23 @@ def _verdict(*rows: dict) -> tuple[str, bool]:
     found = f"{n:,} cells are found where {labelled:,} are labelled."
     if not outside:
         return f"The differential is {limits}. {found}", True
+    outside.sort(key=lambda row: -abs(row["percent"] - row["labelled_percent"]))
     about = "{type} is {percent:.1f} % where {labelled_percent:.1f} % is labelled, limits {low95:.1f} to {high95:.1f} %"
-    verdict = f"The differential is not {limits}: {'; '.join(about.format(**row) for row in outside)}."
+    verdict = f"The differential is not {limits}: {_named([about.format(**row) for row in outside], '; ')}."
     if n > REFERENCE:
         wider = {row["type"]: percent_of(round(row["percent"] * REFERENCE / 100), REFERENCE) for row in outside}
         beyond = [r["type"] for r in outside if not wider[r["type"]][1] <= r["labelled_percent"] <= wider[r["type"]][2]]
         reference = f"those of the {REFERENCE} cells that the reference counts (two examiners of 200 each)"
-        verdict += f" Nor is it within {reference}: {', '.join(beyond)}." if beyond else f" It is within {reference}."
+        verdict += (
+            f" Nor is it within {reference}: {_named(beyond, ', ')}." if beyond else f" It is within {reference}."
+        )
     return f"{verdict} {found}", False
+
+
+def _named(texts: Sequence[str], comma: str) -> str:
+    """The first few of what is said of types, and how many there are more."""
+    more = len(texts) - MAX_NAMED
+    return comma.join([*texts[:MAX_NAMED], *([f"and {more} more type{'s' * (more > 1)}"] if more > 0 else [])])
 
 
 # ---------------------------------------------------------------- agreement of counts
