@@ -6,7 +6,6 @@ again at any time. What a page says is in ``templates``; here are the numbers an
 
 from __future__ import annotations
 
-import base64
 import csv
 import io
 import json
@@ -14,8 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
-import jinja2
-import numpy as np
 
 from ..config import ReportOptions
 from ..data.dataset import Dataset
@@ -23,6 +20,7 @@ from ..data.images import fit, is_image, read_image
 from ..data.tools.check import LEVELS, Finding, counted
 from ..errors import LeukoError
 from ..io import make_folder, read_text, write_text
+from .html import data_uri, environment
 from .run import read_evaluation, results_of
 from .tables import MEASURES, Row, per_class_lines, rate, record, table2_of
 
@@ -91,15 +89,8 @@ def check_page(
 
 
 def _render(template: str, **values: object) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals |= {"picture": _picture, "thumbnail": _thumbnail, "csv_lines": _csv_lines, "text_of": read_text}
-    return environment.get_template(template).render(values)
+    of_files = {"picture": _picture, "thumbnail": _thumbnail, "csv_lines": _csv_lines, "text_of": read_text}
+    return environment(**of_files).get_template(template).render(values)
 
 
 def _picture(path: Path) -> tuple[str, int]:
@@ -111,21 +102,15 @@ def _picture(path: Path) -> tuple[str, int]:
     if image.shape[1] > MAX_WIDTH:
         height = round(image.shape[0] * MAX_WIDTH / image.shape[1])
         image = cv2.resize(image, (MAX_WIDTH, height), interpolation=cv2.INTER_AREA)
-    return _data_uri(image, "png" if path.suffix == ".png" else "jpeg"), image.shape[1]
+    return data_uri(image, "png" if path.suffix == ".png" else "jpeg"), image.shape[1]
 
 
 def _thumbnail(path: Path) -> str:
     """A small image of a data set as the text of a link; "" if it cannot be read."""
     try:
-        return _data_uri(fit(read_image(path, THUMBNAIL), THUMBNAIL)[:, :, ::-1], "jpeg")
+        return data_uri(fit(read_image(path, THUMBNAIL), THUMBNAIL)[:, :, ::-1], "jpeg")
     except LeukoError:
         return ""
-
-
-def _data_uri(image: np.ndarray, kind: str) -> str:
-    """An image [H, W, 3] uint8 BGR as the text of a link."""
-    _, data = cv2.imencode(f".{kind}", image, [cv2.IMWRITE_JPEG_QUALITY, 85] if kind == "jpeg" else [])
-    return f"data:image/{kind};base64,{base64.b64encode(data.tobytes()).decode()}"
 
 
 def _csv_lines(path: Path) -> list[list[str]]:
