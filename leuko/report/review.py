@@ -95,7 +95,9 @@ def write_pages(
         make_folder(files[i].parent)
         write_text(files[i], _page(types, of_page, {**contents[i], **about, "file": file}, neighbours))
     if several:
-        listed = [(f"review/{file.name}", name, *p) for file, name, p in zip(files, names, map(_size, pages), strict=True)]
+        listed = [
+            (f"review/{file.name}", name, *p) for file, name, p in zip(files, names, map(_size, pages), strict=True)
+        ]
         text = environment().get_template("reviews.html.j2").render(title=title, pages=listed)
         write_text(folder / "review.html", text)
     return [*([folder / "review.html"] if several else []), *files]
@@ -187,6 +189,7 @@ def _page(types: Sequence[str], fields: Sequence[ReviewField], data: dict, neigh
         whole=whole,
         galleries=list(zip(names, galleries, strict=True)),
         shares=shares,
+        classified=sum(cells),
         colours=[colour(name, i) for i, name in enumerate(types)],
         neighbours=neighbours,
         is_consensus=data["kind"] == CONSENSUS,

@@ -208,13 +208,17 @@ def _located(review: Review, number: int, there: Iterable[Path]) -> list[Path]:
     if same:
         return same
     if same_name:
-        raise LeukoError(f"{same_name[0]}: has changed since its review {review.file}; bring back the image, or review it anew")
-    raise LeukoError(f"{review.file}: its image {image['path']} is not there; say by --images or --data where it is now")
+        raise LeukoError(
+            f"{same_name[0]}: has changed since its review {review.file}; bring back the image, or review it anew"
+        )
+    raise LeukoError(
+        f"{review.file}: its image {image['path']} is not there; say by --images or --data where it is now"
+    )
 
 
 def _sha256(path: Path) -> str:
-    with io_errors_as("read", path), open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    with io_errors_as("read", path):
+        return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _dataset(reviews: Sequence[Review], folder: str) -> Dataset:
