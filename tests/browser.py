@@ -11,7 +11,9 @@ import subprocess
 import time
 from pathlib import Path
 
-CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), "")
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), ""
+)
 CODES = {"ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40, "Home": 36, "End": 35, "Escape": 27}
 CODES |= {"Enter": 13, " ": 32, "PageDown": 34, "Tab": 9}
 ALT, CTRL, SHIFT = 1, 2, 8

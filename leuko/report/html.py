@@ -11,7 +11,7 @@ import numpy as np
 
 
 def environment(**values: object) -> jinja2.Environment:
-    """The templates, with ``values`` known to all of them. What they are given is escaped, and nothing may be missing."""
+    """The templates, with ``values`` known to all of them. What they are given is escaped; nothing may be missing."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,

@@ -148,14 +148,14 @@ def _content(types: Sequence[str], threshold: str, fields: Sequence[ReviewField]
 
 
 def _about(cell: ReviewCell) -> dict:
+    """What is said of a cell: its score, the next likely type, why it is unclassified, what is suggested."""
     ranked = sorted(cell.scores.items(), key=lambda item: -item[1])
+    others = [f"{name} {score:.2f}" for name, score in ranked if name != cell.type]
+    has_score = math.isfinite(cell.score)
+    said = [*([f"{cell.score:.2f}"] if has_score and (cell.type or not others) else []), *others[:1]]
     suggestion = ranked[0][0] if cell.type == "" and cell.suggestion == "" and ranked else cell.suggestion
-    return {
-        "score": round(cell.score, 4) if math.isfinite(cell.score) else None,
-        "second": [[name, round(score, 4)] for name, score in ranked if name != cell.type][:1],
-        "why": cell.why,
-        "suggestion": suggestion,
-    }
+    score = round(cell.score, 4) if has_score else None
+    return {"score": score, "text": " · ".join(said), "why": cell.why, "suggestion": suggestion}
 
 
 def _page(types: Sequence[str], fields: Sequence[ReviewField], data: dict, neighbours: Sequence[tuple]) -> str:
