@@ -20,6 +20,7 @@ from ..data.images import fit, is_image, read_image
 from ..data.tools.check import LEVELS, Finding, counted
 from ..errors import LeukoError
 from ..io import make_folder, read_text, write_text
+from .agreement import agreement
 from .html import data_uri, environment
 from .run import read_evaluation, results_of
 from .tables import MEASURES, Row, per_class_lines, rate, record, table2_of
@@ -43,15 +44,21 @@ def run(options: ReportOptions) -> None:
 
 
 def build(folder: str | Path) -> str:
-    """The page of one run or validation folder; LeukoError if it holds no results, or broken ones."""
+    """The page of one run or validation folder, or of a prediction that a person has reviewed; LeukoError if it holds
+    no results, or broken ones."""
     folder = Path(folder)
+    review = agreement(folder)
+    if review and not (folder / "metrics.json").is_file():  # of a prediction, which has no labels to be measured by
+        return _render("reviewed.html.j2", folder=folder, review=review)
     evaluation, about = read_evaluation(folder)
     with results_of(folder):
         table, head = per_class_lines(evaluation), 1
         if (folder / "table.json").is_file():
             content = json.loads(read_text(folder / "table.json"))
             table, head = table2_of(content["rows"], content["cells"]), 2
-        return _render("run.html.j2", folder=folder, about=about, evaluation=evaluation, table=table, head=head)
+        return _render(
+            "run.html.j2", folder=folder, about=about, evaluation=evaluation, table=table, head=head, review=review
+        )
 
 
 def compare(folders: Sequence[str | Path]) -> str:

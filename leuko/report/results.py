@@ -18,7 +18,7 @@ from ..metrics.calibration import Scaling
 from ..metrics.coco import Evaluation
 from ..metrics.confusion import Pairing
 from ..metrics.matching import Matches
-from . import figures, pictures, plots
+from . import figures, pictures, plots, review
 from .style import type_colours
 from .tables import rate
 
@@ -141,11 +141,12 @@ def _write_consensus(folder: Path, dataset: Dataset, members: Sequence[ModelResu
     entries = []
     for s in suspects:
         sample = dataset.samples[s.image]
-        entries.append({**asdict(s), "image": str(sample.image.resolve()), "image_id": sample.id, "verdict": ""})
+        entries.append({**asdict(s), "image": str(sample.image.resolve()), "image_id": sample.id})
     write_json(folder / "consensus.json", {"types": dataset.types, "suspects": entries})
     if suspects:
         plots.write_image(folder / "consensus.jpg", pictures.consensus(dataset, suspects))
-    return [f"{len(suspects)} labels that the models doubt: consensus.json (see leuko data apply-review --help)"]
+        review.write_suspects(folder, dataset, suspects)
+    return [f"{len(suspects)} labels that the models doubt{': review.html shows them' if suspects else ''}"]
 
 
 def _write_calibration(folder: Path, matches: list[Matches], reported: ModelResult) -> None:

@@ -19,11 +19,13 @@ import numpy as np
 
 from .. import __version__
 from ..cells import colour
+from ..data.dataset import Dataset
 from ..data.images import ImageFile, fit
 from ..data.tools.review import CONSENSUS, PREDICTION, page_digest
 from ..errors import LeukoError
 from ..io import make_folder, write_text
 from ..metrics import differential
+from ..metrics.consensus import Suspect
 from .html import data_uri, environment
 
 MAX_CELLS, MAX_FIELDS = 5000, 400  # of a page
@@ -59,13 +61,15 @@ class ReviewCell:
 
 @dataclass(frozen=True)
 class ReviewField:
-    """One image with its cells; ``group`` is the slide or patient, the image's folder if empty."""
+    """One image with its cells; ``group`` is the slide or patient, the image's folder if empty. ``others`` are cells
+    that are shown but not laid before the person, as (box, type)."""
 
     path: Path
     width: int
     height: int
     cells: Sequence[ReviewCell]
     group: str = ""
+    others: Sequence[tuple[Sequence[float], str]] = ()
 
 
 def write_pages(
@@ -103,6 +107,24 @@ def write_pages(
     return [*([folder / "review.html"] if several else []), *files]
 
 
+def write_suspects(folder: Path, dataset: Dataset, suspects: Sequence[Suspect]) -> list[Path]:
+    """Write the pages for labels that models doubt (see :func:`write_pages`)."""
+    of_image: dict[int, list[Suspect]] = {}
+    for suspect in suspects:
+        of_image.setdefault(suspect.image, []).append(suspect)
+    fields = []
+    for i, doubted in sorted(of_image.items()):
+        sample = dataset.samples[i]
+        cells = []
+        for s in doubted:
+            votes = ", ".join(f"{v.type} {v.score:.2f}" if v.type else "nothing" for v in s.votes)
+            cells.append(ReviewCell(s.box, s.label or None, s.sure, why=f"models: {votes}", suggestion=s.says or None))
+        rest = set(range(len(sample.boxes))) - {s.cell for s in doubted}
+        others = [(sample.boxes[cell], dataset.types[sample.labels[cell]]) for cell in sorted(rest)]
+        fields.append(ReviewField(sample.image, sample.width, sample.height, cells, sample.group, others))
+    return write_pages(folder, dataset.types, fields, title="Labels that the models doubt", kind=CONSENSUS)
+
+
 def _size(page: tuple[str, Sequence[ReviewField]]) -> tuple[int, int, int]:
     cells = [cell for each in page[1] for cell in each.cells]
     return len(page[1]), len(cells), sum(cell.type == "" for cell in cells)
@@ -136,15 +158,20 @@ def _content(types: Sequence[str], threshold: str, fields: Sequence[ReviewField]
     """What ``review.json`` holds from the start: types, threshold, images, and cells in descending order of doubt."""
     images = [
         {"name": f.path.name, "path": str(f.path.resolve()), "width": f.width, "height": f.height, "group": f.group}
+        | {"others": [[_rounded(box), kind] for box, kind in f.others]}
         for f in fields
     ]
     cells = [
-        {"image": i, "box": [round(float(v), 2) for v in cell.box], "before": cell.type, **_about(cell)}
+        {"image": i, "box": _rounded(cell.box), "before": cell.type, **_about(cell)}
         for _, i, cell in sorted(
             ((cell.doubt, i, cell) for i, each in enumerate(fields) for cell in each.cells), key=lambda c: -c[0]
         )
     ]
     return {"types": list(types), "threshold": threshold, "images": images, "cells": cells}
+
+
+def _rounded(box: Sequence[float]) -> list[float]:
+    return [round(float(v), 2) for v in box]
 
 
 def _about(cell: ReviewCell) -> dict:
