@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,6 @@ from pycocotools.cocoeval import COCOeval
 
 from leuko.data import source
 from leuko.data.dataset import Dataset, Sample
-from leuko.data.formats import coco as coco_format
 from leuko.detections import Detections
 from leuko.metrics import bootstrap, calibration, coco, confusion, consensus, curves, differential, factors, matching
 from leuko.ops.boxes import box_iou
@@ -327,67 +325,6 @@ def test_results_of_nothing(data, tmp_path, no_plots):
     summary = results.write_results(tmp_path, empty, models, draws=20)
     assert "nan" not in (tmp_path / "intervals.csv").read_text() and "nothing to compare" in summary[-1]
     assert not [line for line in summary if "difference" in line or "interval" in line]
-
-
-def test_a_review_changes_labels_and_keeps_the_old_ones(data, tmp_path, leuko):
-    dataset = source.load(data, "train")
-    first = next(s for s in dataset.samples if len(s.boxes))
-    about = {"image": str(first.image), "box": first.boxes[0].round(2).tolist()}
-    label = dataset.types[first.labels[0]]
-    other = next(t for t in dataset.types if t != label)
-    review = tmp_path / "consensus.json"
-
-    def write(*suspects: dict) -> None:
-        review.write_text(json.dumps({"suspects": [{**about, **s} for s in suspects]}))
-
-    changed = {"kind": "type", "cell": 0, "label": label, "says": other, "verdict": "accept"}
-    added = {"kind": "unlabelled", "cell": -1, "label": "", "says": "M", "verdict": "L", "box": [1.0, 2, 30, 40]}
-    left = {"kind": "missed", "cell": 0, "label": label, "says": "", "verdict": "keep"}
-    write(changed, added, left)
-    result = leuko("data", "apply-review", data, review, tmp_path / "new")
-    assert result.code == 0 and "2 labels changed" in result.out, result.err
-    after = next(s for s in source.load(tmp_path / "new", "train").samples if s.id == first.id)
-    assert dataset.types[after.labels[0]] == other and after.attributes[0]["label_before"] == label
-    assert len(after.boxes) == len(first.boxes) + 1 and dataset.types[after.labels[-1]] == "L"
-    assert (tmp_path / "new/reviewed.csv").read_text().count("\n") == 3
-    write({**left, "verdict": "accept"})
-    assert leuko("data", "apply-review", data, review, tmp_path / "new", "--force").code == 0
-    gone = next(s for s in source.load(tmp_path / "new", "train").samples if s.id == first.id)
-    assert len(gone.boxes) == len(first.boxes) - 1
-    write({**changed, "verdict": "acept"})
-    leuko("data", "apply-review", data, review, tmp_path / "x").refused("acept", "accept")
-    write({**changed, "label": other})
-    leuko("data", "apply-review", data, review, tmp_path / "x").refused("cell 0", "validate the data anew")
-    write({**changed, "box": added["box"]})
-    leuko("data", "apply-review", data, review, tmp_path / "x").refused("cell 0", "validate the data anew")
-    write({**changed, "image": "lost.png"})
-    leuko("data", "apply-review", data, review, tmp_path / "x").refused("lost.png", "not in")
-    write({**changed, "says": "Q"})
-    leuko("data", "apply-review", data, review, tmp_path / "x").refused('"Q"', "not among")
-    write({**changed, "box": ["a", 1, 2, 3]})
-    leuko("data", "apply-review", data, review, tmp_path / "x").refused("suspect 1", "verdict only")
-    review.write_text("{}")
-    leuko("data", "apply-review", data, review, tmp_path / "x").refused("consensus.json", "not a review")
-
-
-def test_a_review_finds_its_cells_in_every_split(pictures, tmp_path, leuko):
-    """Another split may list the image with its cells in another order, or without one of them."""
-    boxes, src, dst = [[10, 10, 30, 30], [40, 20, 60, 50.5]], tmp_path / "src", tmp_path / "dst"
-    for split, cells in (("val", [0, 1]), ("test", [1, 0]), ("train", [0])):
-        sample = Sample(pictures[2], 97, 61, [boxes[i] for i in cells], [0] * len(cells), 1)
-        coco_format.write(Dataset(["NG", "BG"], [sample]), src, split)
-    image = str(source.load(src, "val").samples[0].image)
-    suspect = {"image": image, "kind": "type", "cell": 1, "label": "NG", "says": "BG", "verdict": "accept"}
-    (tmp_path / "consensus.json").write_text(json.dumps({"suspects": [{**suspect, "box": boxes[1]}]}))
-    result = leuko("data", "apply-review", src, tmp_path / "consensus.json", dst)
-    assert result.code == 0 and "1 labels changed" in result.out, result.err
-    for split, labels in (("val", [0, 1]), ("test", [1, 0]), ("train", [0])):
-        assert source.load(dst, split).samples[0].labels.tolist() == labels
-    assert "suspect 1 of the review: its cell is not in split train" in (dst / "warnings.txt").read_text()
-    (tmp_path / "out.yaml").write_text(f"splits: {{../evil: {src}/val.json}}\n")
-    review = tmp_path / "consensus.json"
-    leuko("data", "apply-review", tmp_path / "out.yaml", review, tmp_path / "new/x").refused("evil")
-    assert not (tmp_path / "new").exists()
 
 
 def test_a_flood_of_detections_on_one_image():

@@ -55,8 +55,11 @@ class ReviewCell:
     @property
     def doubt(self) -> float:
         """0..1: how close the second type is to the first, or how sure a suggestion is of another type."""
-        first, second = [*sorted(self.scores.values(), reverse=True), 0.0, 0.0][:2]
-        return 1 - (first - second) if self.scores else self.score if self.suggestion != "" else 1 - self.score
+        if self.scores:
+            first, second, *_ = [*sorted(self.scores.values(), reverse=True), 0.0]
+            return 1 - (first - second)
+        score = self.score if math.isfinite(self.score) else 0.5
+        return score if self.suggestion != "" else 1 - score
 
 
 @dataclass(frozen=True)
@@ -99,10 +102,9 @@ def write_pages(
         make_folder(files[i].parent)
         write_text(files[i], _page(types, of_page, {**contents[i], **about, "file": file}, neighbours))
     if several:
-        listed = [
-            (f"review/{file.name}", name, *p) for file, name, p in zip(files, names, map(_size, pages), strict=True)
-        ]
-        text = environment().get_template("reviews.html.j2").render(title=title, pages=listed)
+        numbers = map(_numbers, pages)
+        listed = [(f"review/{file.name}", *about) for file, *about in zip(files, names, numbers, strict=True)]
+        text = environment().get_template("reviews.html.j2").render(title=title, digests=digests, pages=listed)
         write_text(folder / "review.html", text)
     return [*([folder / "review.html"] if several else []), *files]
 
@@ -125,7 +127,7 @@ def write_suspects(folder: Path, dataset: Dataset, suspects: Sequence[Suspect]) 
     return write_pages(folder, dataset.types, fields, title="Labels that the models doubt", kind=CONSENSUS)
 
 
-def _size(page: tuple[str, Sequence[ReviewField]]) -> tuple[int, int, int]:
+def _numbers(page: tuple[str, Sequence[ReviewField]]) -> tuple[int, int, int]:
     cells = [cell for each in page[1] for cell in each.cells]
     return len(page[1]), len(cells), sum(cell.type == "" for cell in cells)
 

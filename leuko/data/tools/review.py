@@ -121,6 +121,8 @@ def read_review(file: Path) -> Review:
         by, at = (last["by"], last["at"]) if last["event"] == "signed" else ("", "")
         if not isinstance(by, str) or not isinstance(at, str) or not (by + at).isprintable() or bool(by) != bool(at):
             raise ValueError(f"signed by {by!r:.40} at {at!r:.40}")
+    except LeukoError:
+        raise
     except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as error:
         remedy = "download it from review.html again"
         raise LeukoError(f"{file}: not a review ({error!r:.80}); {remedy}") from error
