@@ -45,6 +45,7 @@ class Stub:
     """A detector that knows its answers: the cells of each image in turn, moved by a few pixels, with random scores."""
 
     preprocess = SimpleNamespace(image_size=SIDE)
+    max_detections = 100
 
     def __init__(self, boxes: np.ndarray, labels: np.ndarray, rng: np.random.Generator):
         moved = np.clip(boxes + rng.normal(0, 4, boxes.shape), 0, SIDE).astype(np.float32)

@@ -7,7 +7,7 @@ the common colour-vision deficiencies, and mean the same type in every picture t
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from .errors import LeukoError, nearest
@@ -59,3 +59,9 @@ def factor_names(text: str) -> list[str]:
         if name not in FACTORS:
             raise LeukoError(f'factor "{name}" is unknown{nearest(name, FACTORS)} (there are: {", ".join(FACTORS)})')
     return names
+
+
+def beside(types: Sequence[str], fixed: Collection[str]) -> list[str]:
+    """Names for types as columns or lines beside ``fixed`` ones, such as mAP or all: their own, or "type NAME" where
+    that would be taken for a fixed one."""
+    return [f"type {t}" if t in fixed or t.startswith("type ") else t for t in types]

@@ -13,8 +13,8 @@ import errno
 import importlib
 import inspect
 import io
+import math
 import os
-import re
 import sys
 import textwrap
 import typing
@@ -26,10 +26,11 @@ from typing import Literal, NoReturn, TypeVar
 
 from . import config
 from .data import config as data_config
-from .errors import LeukoError, nearest
+from .errors import LeukoError, is_out_of_memory, nearest
 from .io import read_yaml
 
 T = TypeVar("T")
+MOST = 2**31 - 1  # of any number that an option takes
 _LISTS = {
     list[str] | None: str,
     list[int] | None: int,
@@ -88,6 +89,8 @@ HABITS = {  # flags of other trainers: leuko's own, the first of these that the 
     "--lr0": "--lr",
     "--learning-rate": "--lr",
     "--warmup-epochs": "--warmup",
+    "--max-det": "--max-detections",
+    "--save-txt": "--labels",
     "--num-workers": "--workers",
     "--save-dir": "--save --out --project",
     "--output": "--save --out --project",
@@ -161,7 +164,7 @@ def leave(command: Callable[[], int | None]) -> NoReturn:
     except BrokenPipeError:  # nobody reads on, as with `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except (LeukoError, OSError, RuntimeError) as e:
+    except (LeukoError, OSError, RuntimeError, MemoryError) as e:
         if not (line := _line_about(e)):
             raise
         print(f"leuko: {line}", file=sys.stderr)
@@ -177,7 +180,7 @@ def _line_about(error: Exception) -> str:
         return str(error)
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
         return f"{error.filename}: too long for a file name; check the path"
-    if isinstance(error, RuntimeError) and re.search("(out of|can't allocate|not enough) memory", str(error)):
+    if is_out_of_memory(error):
         return "out of memory: lower --batch or --imgsz"
     return ""
 
@@ -214,7 +217,15 @@ def parse(cls: type[T], argv: Sequence[str], prog: str) -> tuple[T, set[str]]:
     from_file = _read_options(Path(given.pop("config")), cls) if "config" in given else {}
     chosen = from_file | given
     defaults = config.preset(str(chosen.get("preset", "paper"))) if issubclass(cls, config.TrainOptions) else {}
+    for name, value in chosen.items():
+        _check_number(flag(name), value)
     return cls(**{**defaults, **chosen}), set(chosen)
+
+
+def _check_number(where: str, value: object) -> None:
+    """LeukoError for a number with which no option can be meant; ``inf`` is one that can."""
+    if isinstance(value, int | float) and not (abs(value) <= MOST or value == math.inf):
+        raise LeukoError(f"{where} {value!r:.40}: give a number of at most {MOST:,}")
 
 
 def is_positional(field: Field) -> bool:
@@ -283,16 +294,21 @@ def _docs(cls: type) -> dict[str, str]:
 
 def stored(cls: type[T], path: Path) -> T:
     """Options that a run has saved as YAML; LeukoError if the file is missing, broken or holds other things."""
-    return cls(**_read_options(path, cls))
+    remedy = f"if another version of leuko wrote this file, start a new run with --weights {path.parent}"
+    options = _read_options(path, cls, remedy)
+    for name, value in options.items():
+        _check_number(f"{path}: {name}", value)
+    return cls(**options)
 
 
-def _read_options(path: Path, cls: type) -> dict[str, object]:
+def _read_options(path: Path, cls: type, remedy: str = "") -> dict[str, object]:
     hints = typing.get_type_hints(cls)
     names = [f.name for f in fields(cls)]
     given = read_yaml(path)
     for key, value in given.items():
         if key not in names:
-            raise LeukoError(f'{path}: unknown option "{key}"{nearest(str(key), names)}')
+            about = f"; {remedy}" if remedy else ""
+            raise LeukoError(f'{path}: unknown option "{key!s:.60}"{nearest(str(key), names)}{about}')
         given[key] = _typed(path, key, value, hints[key])
     return given
 
@@ -302,7 +318,7 @@ def _typed(path: Path, key: str, value: object, hint: object) -> object:
     if typing.get_origin(hint) is Literal:
         if value in typing.get_args(hint):
             return value
-        raise LeukoError(f"{path}: {key}: {value!r} is not one of {', '.join(map(str, typing.get_args(hint)))}")
+        raise LeukoError(f"{path}: {key}: {value!r:.60} is not one of {', '.join(map(str, typing.get_args(hint)))}")
     if hint in (int, float) and isinstance(value, int | float | str) and not isinstance(value, bool):
         try:
             number = hint(value)
@@ -319,4 +335,4 @@ def _typed(path: Path, key: str, value: object, hint: object) -> object:
         return value
     kinds = {int: "a whole number", float: "a number", bool: "true or false", str: "text", str | list: "text or a list"}
     kinds |= {each: f"a list of {'texts' if item is str else 'whole numbers'}" for each, item in _LISTS.items()}
-    raise LeukoError(f"{path}: {key}: {value!r} is not {kinds[hint]}")
+    raise LeukoError(f"{path}: {key}: {value!r:.60} is not {kinds[hint]}")

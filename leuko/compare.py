@@ -62,7 +62,7 @@ def compare(options: TrainOptions, given: Collection[str] = ()) -> Path:
         print(f"all of the comparison: leuko compare --resume {quote(str(folder))}", file=sys.stderr)
         raise
     runs = [str(folder / plain_name(name)) for name in names]
-    about = {name: getattr(options, name) for name in ("data", "device", "workers", "allow_leaks")}
+    about = {name: getattr(options, name) for name in ("data", "device", "workers", "allow_leaks", "max_detections")}
     val(ValOptions(ensemble=runs, split=split, save=str(folder), name="table", **about))
     return folder
 

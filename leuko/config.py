@@ -5,14 +5,18 @@ A field's docstring is its help text, ``EXAMPLES`` ends the help (see ``cli``).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
+from .detections import MAX_DETECTIONS
 from .errors import LeukoError, nearest
 
 POSITIONAL = {"positional": True}  # metadata of an option that is given by its place on the command line
-MAX_PIXELS = 100  # megapixels of an image that is read, unless an option raises it: see data/images.py
+MAX_PIXELS = 80  # megapixels of an image that is read: its decoding then takes at most 1 GB
+MOST_DETECTIONS = 10_000  # that --max-detections may ask for
+LABELS = ("coco", "yolo", "voc", "labelstudio")  # the formats in which what was found is written
 SIX = ("fsaf", "fcos", "faster_rcnn", "grid_rcnn", "double_head_rcnn", "cascade_rcnn")  # in the order of the paper
 
 
@@ -139,6 +143,8 @@ class TrainOptions:
     vote: float = 0.8
     """IoU from which a box that NMS drops votes on the one that it keeps (box voting), when a trained Faster,
     Double-Head or Cascade R-CNN detects; 0: no voting."""
+    max_detections: int = MAX_DETECTIONS
+    """Most detections per image when an epoch is validated; more candidates are looked at, and that takes longer."""
     amp: Literal["none", "bf16", "fp16"] = "none"
     """Autocast to half precision; fp16 needs a GPU."""
     channels_last: bool = False
@@ -162,6 +168,7 @@ class TrainOptions:
             if getattr(self, flag) < 1:
                 raise LeukoError(f"--{flag.replace('_', '-')} {getattr(self, flag)}: give at least 1")
         check_sizes([self.imgsz])
+        check_max_detections(self.max_detections)
         if not self.save_minutes > 0:
             raise LeukoError(f"--save-minutes {self.save_minutes}: give a number above 0")
         for flag in ("momentum", "ema"):
@@ -170,6 +177,10 @@ class TrainOptions:
         for flag in ("lr", "weight_decay", "warmup", "clip", "proposals", "seed", "patience"):
             if not getattr(self, flag) >= 0:
                 raise LeukoError(f"--{flag.replace('_', '-')} {getattr(self, flag)}: must not be negative")
+        for flag in ("lr", "weight_decay", "warmup"):
+            if getattr(self, flag) == math.inf:
+                raise LeukoError(f"--{flag.replace('_', '-')} inf: give a number")
+        check_workers(self.workers)
         if not 0 <= self.vote < 1:
             raise LeukoError(f"--vote {self.vote}: give an IoU, from 0 (no votes) to below 1")
         if not 0 <= self.repeat_factor <= 1:
@@ -239,6 +250,12 @@ class DetectOptions:
     imgsz: list[int] | None = None
     """Longer side in pixels to which images are scaled, instead of the one that the model was trained at. Several: the
     model looks at each image in all of them, and its detections are fused, one vote per size."""
+    max_detections: int = MAX_DETECTIONS
+    """Most detections per image, of each model and of their fusion, and in mAP and mAR; more candidates are looked at,
+    and that takes longer."""
+    labels: list[str] | None = None
+    """Also write what was found (by val, with a score of at least .5) as labels to correct, in these formats: coco,
+    yolo, voc, labelstudio. Each gets a folder in the result's labels, with the images linked or copied."""
     device: str = "auto"
     """cpu, cuda, cuda:1 or 1 ...; auto takes a GPU if there is one."""
     workers: int = -1
@@ -253,6 +270,11 @@ class DetectOptions:
         if not 0 <= self.fusion_score < 1:
             raise LeukoError(f"--fusion-score {self.fusion_score}: give a score from 0 to below 1")
         check_sizes(self.imgsz)
+        check_workers(self.workers)
+        check_max_detections(self.max_detections)
+        if self.labels is not None and (wrong := sorted(set(self.labels or [""]) - set(LABELS))):
+            hint = nearest(wrong[0], LABELS)
+            raise LeukoError(f'--labels "{wrong[0]}": is no format{hint}; give some of {", ".join(LABELS)}')
 
 
 @dataclass
@@ -312,8 +334,8 @@ class ValOptions(DetectOptions):
         self.check_models()
         if self.batch < 1:
             raise LeukoError(f"--batch {self.batch}: give at least 1")
-        if self.draws < 0:
-            raise LeukoError(f"--draws {self.draws}: give 0 or more")
+        if self.draws and not 39 <= self.draws <= 10**5:
+            raise LeukoError(f"--draws {self.draws}: a 95 % interval needs 39 to 100,000; give 0 for none")
         if self.calibrate and self.calibrated:
             raise LeukoError("--calibrate fits the scores, --calibrated uses the fit: give one of them")
         if not set(self.severities) <= set(range(1, 6)):
@@ -350,6 +372,8 @@ class PredictOptions(DetectOptions):
     leuko predict --weights runs/train/fcos --source "slides/*/field*.jpg" --threshold 0.7
     # cells of another size in pixels than in training: look at each image in several sizes
     leuko predict --weights runs/train/fcos --source slides/patient7 --imgsz 480 600 750 900
+    # boxes to correct in Label Studio
+    leuko predict --weights runs/train/fcos --source slides/patient7 --labels labelstudio
     # several models, fused
     leuko predict --ensemble runs/train/fcos runs/train/cascade_rcnn --source slides/patient7
     """
@@ -360,6 +384,9 @@ class PredictOptions(DetectOptions):
     """Folder of results."""
     threshold: float = 0.5
     """Lowest score of a cell that is drawn, listed and counted."""
+    max_pixels: int = MAX_PIXELS
+    """Megapixels of the largest image that is read; a larger one is listed as not read. A pixel takes up to 12 bytes of
+    memory."""
     originals: bool = False
     """Draw and list the cells on the originals of images that leuko data resize made."""
 
@@ -370,6 +397,8 @@ class PredictOptions(DetectOptions):
         self.check_models()
         if not 0 <= self.threshold <= 1:
             raise LeukoError(f"--threshold {self.threshold}: give a score from 0 to 1")
+        if not 1 <= self.max_pixels <= 1000:
+            raise LeukoError(f"--max-pixels {self.max_pixels}: give megapixels from 1 to 1000")
 
 
 def check_sizes(sizes: Sequence[int] | None) -> None:
@@ -377,8 +406,20 @@ def check_sizes(sizes: Sequence[int] | None) -> None:
     if len(set(sizes or ())) < len(sizes or ()):
         raise LeukoError(f"--imgsz {' '.join(map(str, sizes))}: names a size twice")
     for size in sizes or ():
-        if size < 64:
-            raise LeukoError(f"--imgsz {size}: give at least 64 pixels")
+        if not 64 <= size <= 8192:
+            raise LeukoError(f"--imgsz {size}: give at least 64 pixels, and at most 8192")
+
+
+def check_workers(workers: int) -> None:
+    """LeukoError for more loader processes than a machine has use for."""
+    if workers > 256:
+        raise LeukoError(f"--workers {workers}: give at most 256")
+
+
+def check_max_detections(number: int) -> None:
+    """LeukoError unless a number of detections per image is usable."""
+    if not 1 <= number <= MOST_DETECTIONS:
+        raise LeukoError(f"--max-detections {number}: give 1 to {MOST_DETECTIONS:,}")
 
 
 @dataclass

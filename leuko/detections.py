@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     import supervision
 
 
+MAX_DETECTIONS = 100  # per image, where no other number is asked for: COCO's
+
+
 @dataclass(frozen=True)
 class Cell:
     """One detected leukocyte: type, score in 0..1, and box (x0, y0, x1, y1) in pixels."""
@@ -28,7 +31,8 @@ class Detections:
     """The cells found on one image, in descending order of score.
 
     boxes [N, 4] float32 xyxy in pixels of the image as it is stored; scores [N] float32 in 0..1; labels [N] int64,
-    0-based indices into ``types``, which may be left empty where a data set gives the types. Iterating gives
+    0-based indices into ``types``, which may be left empty where a data set gives the types; type_scores [N, types]
+    float32 the scores of all types for each cell, where one type was chosen (see ``metrics.counting``). Iterating gives
     :class:`Cell` objects; indexing by a mask or by indices [M] gives the Detections of those.
     """
 
@@ -36,6 +40,7 @@ class Detections:
     scores: np.ndarray
     labels: np.ndarray
     types: tuple[str, ...] = ()
+    type_scores: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "boxes", np.asarray(self.boxes, dtype=np.float32).reshape(-1, 4))
@@ -56,7 +61,9 @@ class Detections:
             yield Cell(self.types[label], float(score), tuple(float(v) for v in box))
 
     def __getitem__(self, chosen: np.ndarray | slice) -> Detections:
-        return replace(self, boxes=self.boxes[chosen], scores=self.scores[chosen], labels=self.labels[chosen])
+        type_scores = None if self.type_scores is None else self.type_scores[chosen]
+        arrays = {name: getattr(self, name)[chosen] for name in ("boxes", "scores", "labels")}
+        return replace(self, **arrays, type_scores=type_scores)
 
     def above(self, threshold: float) -> Detections:
         """Those with at least this score."""

@@ -16,27 +16,38 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 from . import config
 from .data import source
-from .data.loader import LoadedImage, file_images
-from .detections import Detections
+from .data.loader import LoadedImage
+from .detections import MAX_DETECTIONS, Detections
 from .engine.ensemble import EnsembleMember
 from .engine.evaluate import choose_device
 from .errors import LeukoError, nearest
 from .metrics import coco
 from .train import train
 
+_IN_MEMORY = "a uint8 array [H, W, 3] RGB or [H, W] grey, a tensor [3, H, W] or [H, W], or Pillow's image"
+
 
 class Detector:
     """A trained detector: ``Detector("runs/train/fcos")`` or a weights file; ``device`` as in ``--device``, ``imgsz``
-    as in ``--imgsz``: one in pixels, or several whose detections are fused, instead of the size it was trained at."""
+    as in ``--imgsz``: one in pixels, or several whose detections are fused, instead of the size it was trained at;
+    ``max_detections`` per image as in ``--max-detections``."""
 
-    def __init__(self, weights: str | Path, device: str = "auto", imgsz: int | Sequence[int] = ()):
+    def __init__(
+        self,
+        weights: str | Path,
+        device: str = "auto",
+        imgsz: int | Sequence[int] = (),
+        max_detections: int = MAX_DETECTIONS,
+    ):
         sizes = (imgsz,) if isinstance(imgsz, int) else tuple(imgsz)
         config.check_sizes(sizes)
+        config.check_max_detections(max_detections)
         self.device = choose_device(device)
-        self._member = EnsembleMember.load(weights, self.device, sizes)
+        self._member = EnsembleMember.load(weights, self.device, sizes, max_detections)
         self.types = tuple(self._member.weights.types)
         self.path = self._member.weights.path
 
@@ -56,35 +67,57 @@ class Detector:
                 raise LeukoError(f'training option "{key}" is unknown{nearest(key, known)}')
         preset = config.preset(str(options.get("preset", "paper")))
         folder = train(config.TrainOptions(**{**preset, **options}), given=options)
-        return cls(folder, device=str(options.get("device", "auto")))
+        number = int(options.get("max_detections", MAX_DETECTIONS))
+        return cls(folder, device=str(options.get("device", "auto")), max_detections=number)
 
     def val(self, data: str | Path, split: str = "test", batch: int = 1, workers: int = -1) -> coco.Evaluation:
         """COCO's measures on a split of a data set, whose types are matched to the detector's by name."""
         dataset = source.load(data, split)
-        return coco.evaluate(dataset, self._member.predict(dataset, self.device, batch, workers).predictions)
+        predictions = self._member.predict(dataset, self.device, batch, workers).predictions
+        return coco.evaluate(dataset, predictions, self._member.max_detections)
 
-    def predict(self, image: str | Path | np.ndarray | torch.Tensor, threshold: float = 0.5) -> Detections:
+    def predict(
+        self,
+        image: str | Path | np.ndarray | torch.Tensor | Image.Image,
+        threshold: float = 0.5,
+        max_pixels: float = config.MAX_PIXELS,
+    ) -> Detections:
         """The cells of one image with at least this score.
 
-        ``image`` is a file, an array [H, W, 3] uint8 RGB, or a tensor [3, H, W] uint8 RGB. Raises LeukoError.
+        ``image`` is a file of at most ``max_pixels`` megapixels, an array [H, W, 3] RGB or [H, W] grey, a tensor
+        [3, H, W] or [H, W], both uint8, or Pillow's image. Raises LeukoError.
         """
         if isinstance(image, (str, Path)):
-            loaded = next(file_images([Path(image)], self._member.sizes))
-            if isinstance(loaded, LeukoError):
-                raise loaded
+            loaded = LoadedImage.of_file(Path(image), self._member.sizes, max_pixels=max_pixels)
         else:
-            loaded = LoadedImage.of_pixels(_pixels(image), self._member.sizes)
+            loaded = LoadedImage.of_pixels(_pixels(image, max_pixels), self._member.sizes)
         return self._member.detect([loaded], self.device)[0].above(threshold)
 
 
-def _pixels(image: np.ndarray | torch.Tensor) -> np.ndarray:
-    """An array [H, W, 3] or a tensor [3, H, W] as [H, W, 3] uint8; LeukoError where it is neither, or empty."""
+def _pixels(image: np.ndarray | torch.Tensor | Image.Image, max_pixels: float) -> np.ndarray:
+    """An image in memory as [H, W, 3] uint8 RGB; LeukoError where it is none."""
+    if isinstance(image, Image.Image):
+        return _pillow_pixels(image, max_pixels)
     if not isinstance(image, (np.ndarray, torch.Tensor)):
-        raise LeukoError(f"image of type {type(image).__name__}: give a file, an array [H, W, 3] or a tensor [3, H, W]")
-    channels_first = isinstance(image, torch.Tensor) and image.dim() == 3
-    pixels = image.permute(1, 2, 0).cpu().numpy() if channels_first else image
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
-        raise LeukoError(
-            f"image of {image.dtype} and shape {list(image.shape)}: give uint8 RGB, [H, W, 3] or [3, H, W]"
-        )
-    return pixels
+        raise LeukoError(f"image of type {type(image).__name__}: give a file, {_IN_MEMORY}")
+    is_tensor = isinstance(image, torch.Tensor)
+    is_colour = image.ndim == 3 and image.shape[0 if is_tensor else 2] == 3
+    if (
+        image.dtype != (torch.uint8 if is_tensor else np.uint8)
+        or not (is_colour or image.ndim == 2)
+        or 0 in image.shape
+    ):
+        raise LeukoError(f"image of {image.dtype} and shape {list(image.shape)}: give {_IN_MEMORY}")
+    pixels = (image.permute(1, 2, 0) if is_colour else image).cpu().numpy() if is_tensor else image
+    return pixels if is_colour else np.dstack([pixels] * 3)
+
+
+def _pillow_pixels(image: Image.Image, max_pixels: float) -> np.ndarray:
+    if image.mode[0] in "IF":  # 16 and 32 bits, float
+        raise LeukoError(f"image of Pillow's mode {image.mode}: give one of 8 bits, or its file")
+    if not 0 < image.width * image.height <= max_pixels * 1e6:
+        raise LeukoError(f"image of {image.width}x{image.height} pixels: give 1 to {max_pixels:g} million")
+    try:
+        return np.asarray(image.convert("RGB"))
+    except (OSError, ValueError, SyntaxError) as error:  # it reads its file only now
+        raise LeukoError(f"image of Pillow's that cannot be read: {error}") from error

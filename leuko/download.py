@@ -19,12 +19,14 @@ import urllib.request
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
 from .config import DownloadOptions
 from .errors import LeukoError, nearest
-from .io import io_errors_as, read_yaml
+from .io import check_readable, io_errors_as, read_yaml
 
 FOLDER = Path("weights")
 REGISTRIES = (
@@ -53,6 +55,11 @@ class Entry:
         """Name of the file, as its publisher calls it."""
         return self.url.rsplit("/", 1)[1]
 
+    @property
+    def most_bytes(self) -> int:
+        """More than the file can have, where its size is an estimate, too."""
+        return int(1.5e6 * float(self.size.removeprefix("~"))) + 10**6
+
 
 def registry() -> dict[str, Entry]:
     """What can be downloaded, by name. Raises LeukoError where the registry is not beside leuko."""
@@ -80,6 +87,12 @@ def downloaded(name: str, folder: Path = FOLDER) -> Path:
     return path
 
 
+def backbone_file(backbone: str, folder: Path = FOLDER) -> Path | None:
+    """The file of a backbone's ImageNet weights in ``folder``, the first of the registry that is there."""
+    files = (folder / entry.file for entry in registry().values() if entry.model == backbone)
+    return next((file for file in files if file.is_file()), None)
+
+
 def download(entry: Entry, folder: Path = FOLDER, mirror: str = "", carried: str = "") -> Path:
     """Bring a file into ``folder`` and return its path, at once if it is there and whole.
 
@@ -96,18 +109,22 @@ def download(entry: Entry, folder: Path = FOLDER, mirror: str = "", carried: str
             return path
         folder.mkdir(parents=True, exist_ok=True)
         if carried:
-            if not Path(carried).is_file():
+            if not Path(carried).exists():
                 raise LeukoError(f"{carried}: no such file; name the file that was carried in")
+            check_readable(carried, entry.most_bytes / 1e6)
             shutil.copyfile(carried, part)
         else:
-            fetch(f"{mirror.rstrip('/')}/{entry.file}" if mirror else entry.url, part, entry.file)
+            url = f"{mirror.rstrip('/')}/{entry.file}" if mirror else entry.url
+            fetch(url, part, entry.file, entry.most_bytes)
         try:
             check(part, entry, remedy="get it again" if carried else "try again, or another --mirror", shown=carried)
         except LeukoError:
             part.unlink()
             raise
         os.replace(part, path)
-    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, SHA-256 as stated ({entry.licence}; {entry.source})")
+    known = len(entry.sha256)
+    proof = "SHA-256 as stated" if known == 64 else f"only {known} of 64 digits of its SHA-256 are known, and they fit"
+    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, {proof} ({entry.licence}; {entry.source})")
     return path
 
 
@@ -122,14 +139,15 @@ def check(path: Path, entry: Entry, remedy: str, shown: str = "") -> None:
         raise LeukoError(f"{shown or path}: its SHA-256 is {digest.hexdigest()}, not {stated}; {remedy}")
 
 
-def fetch(url: str, part: Path, name: str) -> None:
-    """Download ``url`` into ``part``, going on from what is there, also after a connection that breaks."""
+def fetch(url: str, part: Path, name: str, most: int) -> None:
+    """Download ``url`` into ``part``, going on from what is there, also after a connection that breaks; LeukoError,
+    and nothing is kept, where more than ``most`` bytes come."""
     failures = 0
     with tqdm(desc=name, unit="B", unit_scale=True, unit_divisor=1000, initial=size_of(part)) as bar:
         while True:
             before = size_of(part)
             try:
-                if _go_on(url, part, bar):
+                if _go_on(url, part, bar, most):
                     return
                 problem = "the connection broke"
             except urllib.error.HTTPError as e:
@@ -150,20 +168,38 @@ def fetch(url: str, part: Path, name: str) -> None:
                 )
 
 
-def _go_on(url: str, part: Path, bar: tqdm) -> bool:
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects to https, or within http; to nothing else."""
+
+    def redirect_request(self, request: urllib.request.Request, *response: Any) -> urllib.request.Request | None:
+        new_url = response[-1]
+        if urlsplit(new_url).scheme not in ("https", request.type):
+            raise LeukoError(f"{request.full_url}: leads to {new_url:.200}, which is not https; give a --mirror")
+        return super().redirect_request(request, *response)
+
+
+_opener = urllib.request.build_opener(_Redirects)
+
+
+def _go_on(url: str, part: Path, bar: tqdm, most: int) -> bool:
     """One connection: append what follows ``part``; whether the file is whole now, as far as the server tells."""
     start = size_of(part)
     request = urllib.request.Request(
         url, headers={"User-Agent": "leuko", **({"Range": f"bytes={start}-"} if start else {})}
     )
-    with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+    with _opener.open(request, timeout=TIMEOUT) as response:
         if response.status != 206:
             start = 0  # the server sends the whole file
-        length = response.headers.get("Content-Length")
-        total = start + int(length) if length else None
+        length = response.headers.get("Content-Length", "")
+        total = start + int(length) if length.isdecimal() and len(length) < 20 else None
         bar.total, bar.n = total, start
         with open(part, "ab" if start else "wb", buffering=0) as file:
             while chunk := response.read(CHUNK):
+                if max(file.tell(), total or 0) > most:
+                    part.unlink()
+                    raise LeukoError(
+                        f"{url}: sends more than the {most / 1e6:.0f} MB that it can have; give a --mirror"
+                    )
                 with io_errors_as("written", part):  # a full disk is no broken connection
                     file.write(chunk)
                 bar.update(len(chunk))

@@ -25,6 +25,12 @@ def one_line(text: str) -> str:
     return _UNPRINTABLE.sub(" ", text)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that there is not enough memory, in the words of Python, torch or OpenCV."""
+    words = "(out of|can't allocate|not enough|insufficient) memory|failed to allocate|bad_alloc"
+    return isinstance(error, MemoryError) or re.search(words, str(error), re.IGNORECASE) is not None
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return ``'; did you mean "KNOWN"?'`` for the known word closest to ``word``, or ``""``."""
     by_lower = {k.lower(): k for k in known}

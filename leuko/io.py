@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import errno
+import hashlib
 import io
 import json
 import math
@@ -15,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 from xml.parsers import expat
@@ -232,7 +233,7 @@ def remove_unfinished(folder: str | Path) -> None:
         leftover.unlink()
 
 
-def write_bytes(path: str | Path, data: bytes) -> None:
+def write_bytes(path: str | Path, data: bytes | memoryview) -> None:
     """Write a whole file or none (see ``replacing``)."""
     with replacing(path) as temporary:
         temporary.write_bytes(data)
@@ -292,6 +293,31 @@ def plain(value: Any, finite: bool = True) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return plain(dataclasses.asdict(value), finite)
     return value
+
+
+def lock(file: IO) -> bool:
+    """Lock an open file until it is closed or the process ends, in whatever way; False where another process has it.
+
+    (The lock is not inherited by worker processes. Where the system knows no locks, it is True.)
+    """
+    try:
+        import fcntl
+
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    except (ImportError, OSError):
+        return True
+    return True
+
+
+def digest(path: str | Path) -> str:
+    """The SHA-256 of a file's content, in hexadecimal; raises LeukoError."""
+    sha = hashlib.sha256()
+    with io_errors_as("read", path), open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            sha.update(block)
+    return sha.hexdigest()
 
 
 def make_folder(path: Path) -> Path:

@@ -9,6 +9,7 @@ if __name__ == "__main__":  # read before all else is imported, so that --help a
 
 import sys
 from collections.abc import Collection, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, fields, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,16 +18,18 @@ from shlex import quote
 import torch
 
 from .baselines import ultralytics
+from .baselines.ultralytics_loop import IGNORED_OPTIONS, train_ultralytics
 from .cli import flag, stored
 from .config import TrainOptions, is_comparison
 from .data import loader, source
 from .data.dataset import Dataset
 from .data.transforms import compose
-from .download import FOLDER, downloaded, registry
+from .download import FOLDER, backbone_file, downloaded, registry
 from .engine import checkpoint
 from .engine import train as loop
 from .engine.evaluate import choose_device
-from .engine.run import Progress, Run, is_finished, read_progress
+from .engine.run import Run
+from .engine.state import Progress, State, load_state, locked
 from .errors import LeukoError
 from .io import remove_unfinished, write_json, write_yaml
 from .models import DetectionModel, create
@@ -38,40 +41,52 @@ def train(options: TrainOptions, given: Collection[str] = ()) -> Path:
 
     Raises LeukoError for what the user can fix, and KeyboardInterrupt at Ctrl-C after the state is saved.
     """
+    with ExitStack() as lock:
+        return _train(options, given, lock)
+
+
+def _train(options: TrainOptions, given: Collection[str], lock: ExitStack) -> Path:
     folder = Path(options.resume) if options.resume else None
     if folder:
         options = resumed_options(options, given)
+        lock.enter_context(locked(folder))
     options.check()
     device = checked_device(options)
     compose.read_steps(compose.chosen(options.augment, 0))  # a mistake in it is reported before the data is read
     state = begun_state(folder) if folder else None
-    if state and is_finished(state["progress"], options.epochs):
+    if state and state.progress.is_finished(options.epochs):
         print(f"{folder}: finished; --epochs N extends it")
         return folder
     train_set, val_set = load_data(options)
     steps = augmentation(options, train_set)
     if options.show_augment:
         return show_augmentation(replace(options, augment=steps), train_set)
+    if state:
+        state.check_data({"train": train_set, "val": val_set})
     class_weights = loader.loss_weights(train_set) if options.type_weights == "balanced" else ()
     model = build(options, train_set.types, state, class_weights)
     options = replace(
         options, lr=options.lr or model.default_lr, clip=options.clip or model.default_clip, augment=steps
     )
     is_yolo = ultralytics.is_yolo(options.model)
-    ignored = [n for n in ultralytics.IGNORED_OPTIONS if n in given and (n != "augment" or steps)]
+    ignored = [n for n in IGNORED_OPTIONS if n in given and (n != "augment" or steps)]
     if is_yolo and ignored:
         print(f"{options.model} ignores {', '.join(map(flag, ignored))}")
-    progress, parts = Progress(), None
+    parts = None
     if not is_yolo:
         parts = loop.set_up(options, model, train_set, device, fresh=state is None and not options.weights)
-    if state is not None:
-        progress = read_progress(state, folder / "resume.pt", train_set)
-        parts.load_state_dict(state, folder / "resume.pt")
-    folder = folder or run.new_run(options.project, options.name or ultralytics.plain_name(options.model), "weights")
+    if state:
+        parts.load_state_dict(state.parts, state.path)
+        if state.progress.batch >= len(loader.batch_bounds(len(parts.images), options.batch)):
+            raise LeukoError(f"{state.path}: batch {state.progress.batch} of an epoch that has fewer; restore the file")
+        state.progress.extend()
+    if not folder:
+        folder = run.new_run(options.project, options.name or ultralytics.plain_name(options.model), "weights")
+        lock.enter_context(locked(folder))
     write_yaml(folder / "args.yaml", asdict(options))
     write_json(folder / "environment.json", run.environment(device))
     remove_unfinished(folder)
-    training = Run(folder, options, train_set, val_set, device, progress)
+    training = Run(folder, options, train_set, val_set, device, state.progress if state else Progress())
     try:
         describe(training)
         train_yolo(training, model) if is_yolo else loop.fit(training, parts)
@@ -128,13 +143,13 @@ def resumed_options(options: TrainOptions, given: Collection[str]) -> TrainOptio
     return before
 
 
-def begun_state(folder: Path) -> dict | None:
+def begun_state(folder: Path) -> State | None:
     """The state that a run resumes from; None where it was killed before its first one, so that it begins anew."""
-    if not (folder / "resume.pt").is_file() and not any(folder.glob("weights/*.safetensors")):
+    if not (folder / "resume.pt").exists() and not any(folder.glob("weights/*.safetensors")):
         print(f"{folder}: nothing was trained yet; it begins at the first epoch")
         (folder / "weights").mkdir(exist_ok=True)
         return None
-    return checkpoint.load_resume(folder / "resume.pt")
+    return load_state(folder / "resume.pt")
 
 
 # ---------------------------------------------------------------- data
@@ -152,7 +167,7 @@ def load_data(options: TrainOptions) -> tuple[Dataset, Dataset]:
     if not options.allow_leaks and val_split != options.train_split:
         source.check_groups({options.train_split: train_set.groups(), val_split: val_set.groups()}, options.data)
     for name, dataset in ((options.train_split, train_set), (val_split, val_set)):
-        if lines := tables.warnings(name, dataset):
+        if lines := tables.warnings(name, dataset, options.max_detections):
             print(lines)
     if not train_set.counts().sum():
         remedy = 'write "crowds: cells" in a data YAML if its crowds are cells' if train_set.crowds() else "label some"
@@ -187,7 +202,7 @@ def show_augmentation(options: TrainOptions, train_set: Dataset) -> Path:
 
 
 def build(
-    options: TrainOptions, types: list[str], state: dict | None = None, class_weights: tuple[float, ...] = ()
+    options: TrainOptions, types: list[str], state: State | None = None, class_weights: tuple[float, ...] = ()
 ) -> DetectionModel:
     """The model to train, with the weights it starts from; or without, if the state of a run will bring them."""
     torch.manual_seed(options.seed)
@@ -197,6 +212,8 @@ def build(
     pretrained: bool | Path = options.pretrained and fresh
     if pretrained and options.backbone_weights:
         pretrained = weights_file(options.backbone_weights)
+    elif pretrained:
+        pretrained = backbone_file(options.backbone) or True
     scratch = not options.pretrained and not options.weights
     norm = "train" if scratch and options.norm == "frozen" else options.norm
     if norm != options.norm:
@@ -211,7 +228,7 @@ def build(
         normalize_features=options.normalize_features,
         image_size=options.imgsz,
         class_weights=class_weights,
-        **{f: getattr(options, f) for f in ("channels", "fc_channels", "proposals", "rois", "vote")},
+        **{f: getattr(options, f) for f in ("channels", "fc_channels", "proposals", "rois", "vote", "max_detections")},
     )
     if options.weights and state is None:
         start_from(weights_file(options.weights), model, types)
@@ -223,12 +240,13 @@ def build(
 def build_yolo(options: TrainOptions, types: list[str]) -> DetectionModel:
     """One of Ultralytics' models, as :func:`build` does it."""
     path = yolo_weights(options)
+    about = {"image_size": options.imgsz, "max_detections": options.max_detections}
     if path is None:
         print("from scratch")
-        return ultralytics.create_yolo(options.model, len(types), image_size=options.imgsz)
+        return ultralytics.create_yolo(options.model, len(types), **about)
     weights = checkpoint.load_weights(path)
     name = weights.recipe["name"] if options.model.endswith(".pt") else options.model
-    model = ultralytics.create_yolo(name, len(types), weights.recipe.get("architecture"), image_size=options.imgsz)
+    model = ultralytics.create_yolo(name, len(types), weights.recipe.get("architecture"), **about)
     print_known(weights, checkpoint.transfer(weights, model, types), types)
     return model
 
@@ -280,7 +298,7 @@ def train_yolo(training: Run, model: ultralytics.YOLO) -> None:
         return bool(training.progress.stopped)
 
     arguments = (model, options, training.folder, training.train_set, training.val_set, training.device)
-    ultralytics.train_ultralytics(*arguments, end_epoch, training.stop_diverged)
+    train_ultralytics(*arguments, end_epoch, training.stop_diverged)
 
 
 # ---------------------------------------------------------------- what a run is about to learn from

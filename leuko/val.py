@@ -23,6 +23,7 @@ from .data.dataset import Dataset
 from .data.images import read_image
 from .data.loader import LoadedImage
 from .data.tools.draw import with_factor
+from .data.tools.found import write_labels
 from .detections import Detections
 from .engine import cost
 from .engine.checkpoint import check_calibrates, load_weights, save_calibration
@@ -32,7 +33,7 @@ from .errors import LeukoError
 from .io import write_csv, write_json, write_text, write_yaml
 from .metrics import calibration, coco, matching
 from .report import figures, pages, pictures, plots, run, tables
-from .report.results import ModelResult, write_results
+from .report.results import SCORE, ModelResult, write_results
 from .report.tables import Row
 
 
@@ -48,7 +49,7 @@ def val(options: ValOptions) -> Path:
     dataset = source.load(options.data, split)
     if not options.allow_leaks and split != "train" and dataset.groups():
         source.check_groups({"train": source.groups(options.data, "train"), split: dataset.groups()}, options.data)
-    if lines := tables.warnings(split, dataset):
+    if lines := tables.warnings(split, dataset, options.max_detections):
         print(lines)
     members = chosen_members(options, dataset, device)
     other = tuning_data(options, dataset) if options.tune or options.calibrate else None
@@ -74,6 +75,9 @@ def val(options: ValOptions) -> Path:
         lines = write_results(folder, dataset, models, options.draws)
         if factors:
             sweep(folder, members[0], dataset, factors, options.severities, device)
+        if options.labels:
+            shown = [p.above(SCORE) for p in models[-1].predictions]
+            lines += write_labels(folder / "labels", options.labels, dataset, shown, split, models[-1].name)
         write_text(folder / "report.html", pages.build(folder))
     finally:
         if not any(folder.iterdir()):
@@ -85,6 +89,8 @@ def val(options: ValOptions) -> Path:
     print(tables.aligned(tables.table2(rows_of(models), dataset.types), head=2))
     print(f"\n{tables.per_class(models[-1].evaluation)}" if len(models) == 1 else "")
     print("\n".join(lines))
+    if line := tables.at_cap(images_at_cap(dataset, models), options.max_detections):
+        print(line)
     print(f"\nresults: {folder} (report.html shows them all)")
     return folder
 
@@ -107,7 +113,7 @@ def chosen_members(options: ValOptions, dataset: Dataset, device: torch.device) 
         sources = options.ensemble or finished_runs(options.project, dataset.types)
         if len(sources) < 2:
             raise LeukoError("--ensemble: name at least two models, or one with --weights")
-    members = load_members(sources, device, options.imgsz or ())
+    members = load_members(sources, device, options.imgsz or (), options.max_detections)
     new_name = source.find(options.data).new_name
     for member in members:
         member.new_name = new_name
@@ -131,7 +137,7 @@ def tuning_data(options: ValOptions, dataset: Dataset) -> Dataset:
         )
     if not other.counts().sum():
         raise LeukoError(f"--tune-split {options.tune_split}: has no cell to tune or calibrate by; name another one")
-    if lines := tables.warnings(options.tune_split, other):
+    if lines := tables.warnings(options.tune_split, other, options.max_detections):
         print(lines)
     return other
 
@@ -167,8 +173,9 @@ def measured(member: EnsembleMember, dataset: Dataset, options: ValOptions, devi
         "on": environment["gpu"] or environment["cpu"],
         "threads": environment["threads"],
     }
+    evaluation = coco.evaluate(dataset, predictions, member.max_detections)
     scaling = None if options.calibrated else member.scaling
-    return ModelResult(member.name, predictions, coco.evaluate(dataset, predictions), costs, scaling)
+    return ModelResult(member.name, predictions, evaluation, costs, scaling)
 
 
 def fuse(
@@ -184,7 +191,7 @@ def fuse(
     costs = {key: round(sum(m.cost[key] for m in models), 1) for key in ("parameters", "GFLOPs", "file_MB")}
     costs["fps"] = 1 / sum(1 / m.cost["fps"] for m in models)
     name = "ensemble" if len(members) == measured else f"ensemble of the best {len(members)}"
-    return ModelResult(name, predictions, coco.evaluate(dataset, predictions), costs)
+    return ModelResult(name, predictions, coco.evaluate(dataset, predictions, members[0].max_detections), costs)
 
 
 def tuned(
@@ -198,7 +205,7 @@ def calibrate(members: Sequence[EnsembleMember], dataset: Dataset, options: ValO
     """Fit each member's scores on the split to tune on, and keep the fit in its weights file."""
     fits = []
     for member in members:
-        matches = matching.match(dataset, predictions_of(member, dataset, options, device))
+        matches = matching.match(dataset, predictions_of(member, dataset, options, device), member.max_detections)
         fits.append(calibration.fit(*calibration.outcomes(matches)))
         if fits[-1] is None:
             problem = f"too few of its detections on the {options.tune_split} split are true, or false, to learn from"
@@ -230,13 +237,21 @@ def sweep(
             detections = member.detect([LoadedImage.of_pixels(image, member.sizes)], device)
             predictions += member.relabel(detections, dataset.types)
             samples.append(replace(changed, width=image.shape[1], height=image.shape[0]))
-        mAP = coco.evaluate(replace(dataset, samples=samples), predictions).mAP
+        mAP = coco.evaluate(replace(dataset, samples=samples), predictions, member.max_detections).mAP
         rows.append({"model": member.name, "factor": name, "severity": severity, "mAP": mAP})
     write_csv(folder / "severity.csv", rows)
     figures.severity(rows, member.name, folder / "severity.png")
 
 
 # ---------------------------------------------------------------- writing
+
+
+def images_at_cap(dataset: Dataset, models: Sequence[ModelResult]) -> list[Path]:
+    """The images on which a model found as many cells as it may. Scores below those that are calibrated don't count: of
+    those, Ultralytics' models have as many as they may on nearly every image."""
+    found = np.array([[(p.scores >= calibration.LEAST_SCORE).sum() for p in m.predictions] for m in models])
+    full = (found >= models[0].evaluation.max_detections).any(0)
+    return [sample.image for sample, is_full in zip(dataset.samples, full, strict=True) if is_full]
 
 
 def rows_of(models: Sequence[ModelResult]) -> list[Row]:

@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +57,49 @@ class Result:
             assert word in last, (word, last)
 
 
+# Run in a process of its own: commands one after the other, how each ended, and who was called on the network.
+CHILD = """
+import contextlib, io, json, re, sys, time
+asked = []
+def peak():  # of this process alone; getrusage begins with the parent's
+    return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1e6
+
+def audit(event, arguments):
+    if event in ("socket.getaddrinfo", "socket.gethostbyname", "urllib.Request") or (
+        event == "socket.connect" and isinstance(arguments[1], tuple)
+    ):
+        asked.append(f"{event} {arguments}")
+        raise OSError("the network was asked for")
+sys.addaudithook(audit)
+from leuko import cli, train, predict
+ended, before = [], peak()
+for words in json.loads(sys.argv[1]):
+    err, started = io.StringIO(), time.process_time()
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(err):
+        try:
+            cli.leave(lambda: cli.main(words))
+        except SystemExit as left:
+            code = left.code
+        except BaseException as error:
+            code = repr(error)
+    ended.append((code, err.getvalue(), time.process_time() - started))
+print(json.dumps([ended, peak() - before, asked]))
+"""
+
+
+def in_child(commands: list[list]) -> tuple[list[tuple[Result, float]], float]:
+    """How commands end in a process of their own, each with its seconds of processor time; and the peak memory in GB
+    beside what the libraries take. None may ask for the network."""
+    words = json.dumps([[str(word) for word in command] for command in commands])
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    run = [sys.executable, "-c", CHILD, words]
+    done = subprocess.run(run, capture_output=True, text=True, timeout=400, cwd=ROOT, env=environment)
+    assert done.returncode == 0, done.stderr
+    ended, peak, asked = json.loads(done.stdout.splitlines()[-1])
+    assert not asked, asked
+    return [(Result(code, "", err), seconds) for code, err, seconds in ended], peak
+
+
 class Bomb:
     """What a hostile pickle holds."""
 
@@ -64,6 +108,16 @@ class Bomb:
 
     def __reduce__(self) -> tuple:
         return Path.touch, (self.target,)
+
+
+def packed(path: Path) -> Path:
+    """An archive that unpacks to more than a gigabyte."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        with archive.open("archive/data.pkl", "w") as file:
+            for _ in range(120):
+                file.write(bytes(10**7))
+        archive.writestr("archive/version", "3\n")
+    return path
 
 
 def tensor(rows: list, columns: int = 4) -> torch.Tensor:

@@ -5,12 +5,18 @@ MMDetection's names are tested by the golden tensors, which are loaded through t
 
 from __future__ import annotations
 
+import json
+import math
+import os
 import pickle
 import re
+import struct
+from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
-from conftest import TINY, Bomb
+from conftest import TINY, TYPES, Bomb, in_child, packed
 from torch import Tensor, nn
 from torchvision.models.detection import fasterrcnn_resnet50_fpn, fcos_resnet50_fpn
 
@@ -130,5 +136,80 @@ def test_what_is_no_detector_is_refused(data, tmp_path, leuko):
     torch.save({"encoder.weight": torch.ones(3)}, tmp_path / "other.pth")
     leuko(*words, tmp_path / "other.pth").refused("other.pth", "encoder.weight", "MMDetection or torchvision")
     (tmp_path / "bomb.pth").write_bytes(pickle.dumps({"state_dict": Bomb(tmp_path / "touched")}, protocol=2))
-    leuko(*words, tmp_path / "bomb.pth").refused("bomb.pth", "not a readable file of weights")
+    leuko(*words, tmp_path / "bomb.pth").refused("bomb.pth", "cannot be read", "in need of code")
     assert not (tmp_path / "touched").exists() and not (tmp_path / "runs").exists()
+
+
+# ---------------------------------------------------------------------- what is let in
+
+
+def hostile_safetensors(folder: Path) -> dict[Path, str]:
+    """Weights files that are wrong or would do harm, with a word of each refusal."""
+    model = create("faster_rcnn", 5, "mobilenetv3_small_050", image_size=64, channels=32, fc_channels=32)
+    recipe, state = model.recipe, {k: v.clone() for k, v in model.state_dict().items()}
+    first = next(iter(state))
+    files = {}
+
+    def stored(
+        said: str, about: dict | list = (), types: list = TYPES, new: Tensor | None = None, **more: object
+    ) -> None:
+        path = folder / f"{len(files)}.safetensors"
+        document = json.dumps(
+            {"recipe": recipe | more, "types": types, "about": {"epoch": 1} if about == () else about}
+        )
+        safetensors.torch.save_file(state if new is None else state | {first: new}, path, {"leuko": document})
+        files[path] = said
+
+    def raw(said: str, header: bytes, body: bytes = b"", length: int | None = None) -> None:
+        path = folder / f"{len(files)}.safetensors"
+        path.write_bytes(struct.pack("<Q", len(header) if length is None else length) + header + body)
+        files[path] = said
+
+    stored('unknown "pretrained"', pretrained=True)
+    stored('unknown "pretrained"', pretrained="/etc/passwd")
+    for key, value in (("channels", 10**9), ("image_size", 10**9), ("proposals", -1), ("rois", 1.5), ("vote", "x")):
+        stored(f"model option {key}", **{key: value})
+    stored("numbers are needed", channels=4096)
+    stored("numbers are needed", backbone="convnext_xxlarge")
+    stored("unknown to timm", backbone="hf-hub:timm/resnet18")
+    stored("classes, but the types", num_classes=10**9)
+    stored("classes, but the types", types=["NG"] * 5)
+    stored("types", types=[1, 2, 3, 4, 5])
+    stored("about", about=[])
+    stored("temperature", about={"calibration": {"temperature": 0, "shift": 0}})
+    stored("nan or inf", new=torch.full_like(state[first], math.nan))
+    stored("do not fit", new=state[first].int())
+    stored("complex64", new=state[first].to(torch.complex64))
+    stored("do not fit", new=state[first][:1])
+    raw("not a whole", b"{}", length=10**12)
+    raw("not a whole", b" " * 90_000_000)
+    raw("not a whole", b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[-4,0]}}')
+    raw("not a whole", b'{"a":{"dtype":"F32","shape":[1000000000],"data_offsets":[0,4000000000]}}', b"1234")
+    raw("nested too deeply", b'{"__metadata__":{"leuko":"' + b"[" * 10**6 + b'"}}')
+    os.mkfifo(folder / "pipe.safetensors")
+    return files | {folder / "pipe.safetensors": "pipe", Path("/dev/zero"): "device"}
+
+
+def test_hostile_weights_are_refused_at_once(data, tmp_path):
+    """In one line, within seconds and little memory, with nothing run, asked for or written."""
+    files, touched = hostile_safetensors(tmp_path), tmp_path / "touched"
+    expanded = {"state_dict": {"roi_heads.box_predictor.cls_score.weight": torch.zeros(1).expand(10**9)}}
+    foreign = {packed(tmp_path / "packed.pth"): "does not compress"}
+    for name, content, said in (
+        ("list", [1], "no weights by name"),
+        ("expanded", expanded, "larger than the file"),
+        ("bomb", Bomb(touched), "in need of code"),
+    ):
+        torch.save(content, tmp_path / f"{name}.pth")
+        foreign[tmp_path / f"{name}.pth"] = said
+    predict = ["predict", "--source", data / "images", "--save", tmp_path / "out", "--weights"]
+    train = ["train", "--data", data, "--project", tmp_path / "out", "--backbone", "resnet18", "--weights"]
+    backbone = [*train[:-1], "--backbone-weights"]
+    said = [*files.values(), *foreign.values(), *foreign.values()]
+    paths = [*files, *foreign, *foreign]
+    commands = [[*predict, p] for p in files] + [[*way, p] for way in (train, backbone) for p in foreign]
+    ended, peak = in_child(commands)
+    for path, words, (result, seconds) in zip(paths, said, ended, strict=True):
+        result.refused(str(path), words)
+        assert seconds < 5, (path, words)
+    assert peak < 0.3 and not touched.exists() and not (tmp_path / "out").exists()

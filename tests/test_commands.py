@@ -9,6 +9,8 @@ import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import unquote
+from xml.etree import ElementTree
 
 import cv2
 import numpy as np
@@ -16,12 +18,16 @@ import pytest
 import safetensors.torch
 import torch
 from conftest import FCOS, TINY, Bomb, Result, table, untrained
+from PIL import ExifTags, Image, ImageOps
 from safetensors import safe_open
 
-from leuko import predict
+from leuko import predict, val
+from leuko.config import LABELS
 from leuko.data.dataset import Dataset, Sample
 from leuko.data.formats import coco
 from leuko.data.source import load
+from leuko.data.tools.found import of_images, write_labels
+from leuko.detections import Detections
 from leuko.predict import named_pictures
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -119,6 +125,158 @@ def test_predict_refuses_what_it_cannot_use(project, slides, tmp_path, leuko):
     fused = ["predict", "--save", tmp_path / "out", "--source", slides, "--ensemble", project / "faster", stranger]
     leuko(*fused, "--fusion-weights", "map").refused(str(stranger), "validation mAP", "--fusion-weights")
     assert not list((tmp_path / "out").glob("*"))
+
+
+def cells_of(dataset: Dataset) -> list[tuple]:
+    """Image size, type and box of all cells of a data set."""
+    return [
+        (s.width, s.height, dataset.types[label], *box)
+        for s in dataset.samples
+        for label, box in zip(s.labels, s.boxes.tolist(), strict=True)
+    ]
+
+
+def same_cells(some: list[tuple], others: list[tuple]) -> None:
+    """The same numbers of each type, and boxes to a hundredth of a pixel."""
+    assert Counter(cell[:3] for cell in some) == Counter(cell[:3] for cell in others)
+    a, b = ([(w, h, TYPES.index(name), *box) for w, h, name, *box in cells] for cells in (some, others))
+    apart = np.abs(np.array(a)[:, None] - np.array(b)).max(-1)
+    assert (apart.min(0) <= 0.01).all() and (apart.min(1) <= 0.01).all()
+
+
+def exported(tasks: list[dict], folder: Path) -> None:
+    """What Label Studio's COCO export makes of tasks whose predictions were accepted as they are: pixels of the image
+    as it is shown are percent / 100 * original size."""
+    images, annotations, types = [], [], {}
+    for number, task in enumerate(tasks):
+        path = unquote(task["data"]["image"].partition("?d=")[2])
+        with Image.open(folder / path) as image:
+            width, height = ImageOps.exif_transpose(image).size
+        images.append({"id": number, "file_name": path, "width": width, "height": height})
+        for region in task["predictions"][0]["result"]:
+            assert (region["original_width"], region["original_height"]) == (width, height)
+            value, size = region["value"], (width, height, width, height)
+            shares = (value[key] / 100 for key in ("x", "y", "width", "height"))
+            box = [share * side for share, side in zip(shares, size, strict=True)]
+            category = types.setdefault(value["rectanglelabels"][0], len(types))
+            about = {"id": len(annotations), "image_id": number, "category_id": category}
+            annotations.append({**about, "bbox": box, "area": box[2] * box[3], "iscrowd": 0})
+    categories = [{"id": i, "name": name} for name, i in types.items()]
+    content = {"images": images, "categories": categories, "annotations": annotations}
+    (folder / "result.json").write_text(json.dumps(content))
+
+
+def test_what_was_found_comes_back_as_labels(project, slides, tmp_path, leuko):
+    """From predict and val to labels, which `leuko data` reads, and as Label Studio would export them."""
+    (slides / "b/field 2 \u00e4.jpg").write_bytes((slides / "a/field.jpg").read_bytes())
+    words = ["predict", "--weights", project / "faster", "--save", tmp_path, "--threshold", "0.06", "--source", slides]
+    leuko(*words, "--labels", "labelstudo").refused('--labels "labelstudo"', 'did you mean "labelstudio"')
+    leuko(*words, "--labels").refused("--labels", "coco, yolo")
+    result = leuko(*words, "--labels", *LABELS)
+    listed = table(tmp_path / "faster/cells.csv")
+    assert result.code == 0 and f"{len(listed)} cells on 3 images as coco, yolo, voc" in result.out, result.err
+    corners = ("x0", "y0", "x1", "y1")
+    wanted = [(80, 80, cell["type"], *(float(cell[key]) for key in corners)) for cell in listed]
+    scores = sorted(float(cell["score"]) for cell in listed)
+    for form in ("coco", "yolo", "voc"):
+        folder = tmp_path / "faster/labels" / form
+        predicted = load(folder, "predicted")
+        assert predicted.types == TYPES and len(predicted) == 3 and not predicted.warnings
+        same_cells(cells_of(predicted), wanted)
+        assert sorted(a["score"] for s in predicted.samples for a in s.attributes) == scores
+        assert leuko("data", "check", folder, "--save", tmp_path / "check").code in (0, 1)
+        assert leuko("data", "convert", folder, tmp_path / f"from {form}", "--to", "coco").code == 0
+        same_cells(cells_of(load(tmp_path / f"from {form}", "predicted")), wanted)
+    folder = tmp_path / "faster/labels/labelstudio"
+    tasks = json.loads((folder / "predicted.json").read_text())
+    exported(tasks, folder)
+    same_cells(cells_of(load(folder / "result.json", "all")), wanted)
+    assert tasks[1]["data"]["image"].startswith("/data/local-files/?d=images/field%202%20%C3%A4.jpg")
+    view = ElementTree.parse(folder / "config.xml").getroot()
+    rectangles = view.find("RectangleLabels")
+    assert [label.get("value") for label in rectangles] == TYPES and view.find("Image").get("value") == "$image"
+    for task in tasks:
+        prediction = task["predictions"][0]
+        assert prediction["model_version"].startswith("faster, leuko ")
+        assert prediction["score"] == min(region["score"] for region in prediction["result"])
+        for region in prediction["result"]:
+            assert (region["from_name"], region["to_name"]) == (rectangles.get("name"), view.find("Image").get("name"))
+            assert region["type"] == "rectanglelabels" and region["image_rotation"] == 0
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_label_studio_gets_boxes_on_the_image_as_it_is_shown(orientation, tmp_path):
+    """The one bright cell lies where the rectangle is once the image is turned."""
+    pixels = np.zeros((40, 60, 3), np.uint8)
+    pixels[5:15, 10:40] = 255
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
+    found = [Detections([[10, 5, 40, 15]], [0.75], [0])]
+    images = of_images([(tmp_path / "a.png", (60, 40))], ["<A & B>"])
+    lines = write_labels(tmp_path, ["labelstudio", "coco"], images, found, "predicted", "x")
+    assert ("EXIF" in lines[-1]) == (orientation > 1)
+    assert load(tmp_path / "coco", "predicted").samples[0].boxes.tolist() == [[10, 5, 40, 15]]
+    (task,) = json.loads((tmp_path / "labelstudio/predicted.json").read_text())
+    (region,) = task["predictions"][0]["result"]
+    with Image.open(tmp_path / "a.png") as image:
+        shown = np.asarray(ImageOps.exif_transpose(image))[:, :, 0]
+    rows, columns = np.nonzero(shown)
+    value, (height, width) = region["value"], shown.shape
+    assert (region["original_width"], region["original_height"], region["score"]) == (width, height, 0.75)
+    box = [value["x"] * width, value["y"] * height, value["width"] * width, value["height"] * height]
+    wanted = [columns.min(), rows.min(), columns.max() + 1 - columns.min(), rows.max() + 1 - rows.min()]
+    assert [v / 100 for v in box] == pytest.approx(wanted)
+    config = ElementTree.parse(tmp_path / "labelstudio/config.xml")
+    assert config.find("RectangleLabels/Label").get("value") == value["rectanglelabels"][0] == "<A & B>"
+
+
+def test_an_image_whose_name_is_none_is_told_and_not_labelled(project, slides, tmp_path, leuko):
+    shutil.copy(slides / "a/field.jpg", tmp_path / "scan")
+    words = ["predict", "--weights", project / "faster", "--save", tmp_path / "out", "--source", tmp_path / "scan"]
+    result = leuko(*words, "--labels", *LABELS)
+    assert result.code == 0 and f"1 images left out, whose names are no image's, such as {tmp_path}" in result.out
+
+
+def test_an_image_with_as_many_detections_as_the_cap_is_told(project, data, slides, tmp_path, leuko, monkeypatch):
+    monkeypatch.setattr(val, "SCORE", 0.06)
+    words = ["--weights", project / "faster", "--save", tmp_path / "out"]
+    predict_words = ["predict", *words, "--source", slides, "--threshold", "0.06"]
+    assert "as many detections" not in leuko(*predict_words).err
+    result = leuko(*predict_words, "--max-detections", "3")
+    told = "2 images have as many detections as the cap of 3, such as"
+    assert result.err.count(told) == 1 and "--max-detections raises it" in result.err, result.err
+    assert Counter(c["image"] for c in table(tmp_path / "out/faster-2/cells.csv")).most_common()[0][1] == 3
+    val_words = ["val", *words, "--data", data, "--workers", "0", "--draws", "0"]
+    result = leuko(*val_words, "--max-detections", "3", "--labels", "yolo")
+    assert result.code == 0 and result.out.count("3 images have as many detections as the cap of 3") == 1, result.err
+    found = json.loads((tmp_path / "out/faster-3/predictions.json").read_text())
+    assert set(Counter(f["image_id"] for f in found).values()) == {3}
+    assert json.loads((tmp_path / "out/faster-3/metrics.json").read_text())["max_detections"] == 3
+    sure = [f for f in found if f["score"] >= 0.06]
+    assert load(tmp_path / "out/faster-3/labels/yolo", "test").counts().sum() == len(sure) > 0
+    leuko(*val_words, "--max-detections", "0").refused("--max-detections 0", "1 to 10,000")
+    leuko(*val_words[:-1], "20").refused("--draws 20", "39")
+
+
+def test_images_with_more_cells_than_are_detected_are_told(project, tmp_path, leuko):
+    """By train, val and check, once each."""
+    boxes = [[x, y, x + 15, y + 15] for y in range(0, 200, 20) for x in range(0, 300, 20)]
+    Image.new("RGB", (300, 200), (200, 180, 200)).save(tmp_path / "a.png")
+    for split, number in (("train", 150), ("test", 101)):
+        sample = Sample(tmp_path / "a.png", 300, 200, boxes[:number], np.arange(number) % 5, 1)
+        coco.write(Dataset(TYPES, [sample]), tmp_path / "data", split)
+    about = ["--data", tmp_path / "data", "--save", tmp_path / "val", "--draws", "0", "--workers", "0"]
+    result = leuko("val", "--weights", project / "faster", *about, "--max-detections", "100")
+    told = "1 images have more than 100 cells (up to 101), such as"
+    assert result.out.count(told) == 1 and "--max-detections" in result.out, result.err
+    assert "more than" not in leuko("val", "--weights", project / "faster", *about, "--max-detections", "101").out
+    words = ["train", "--data", tmp_path / "data", "--project", tmp_path, *TINY, *FCOS, "--show-augment"]
+    result = leuko(*words)
+    assert "train: 1 images have more than 100 cells (up to 150)" in result.out and f"test: {told}" in result.out
+    result = leuko(*words, "--max-detections", "120")
+    assert "train: 1 images have more than 120" in result.out and "test: 1 images" not in result.out
+    assert "more cells than are detected (2)" in leuko("data", "check", tmp_path / "data", "--save", tmp_path / "c").out
 
 
 # ---------------------------------------------------------------------- the command line itself
@@ -349,7 +507,7 @@ def test_bad_weights_are_refused_and_run_no_code(project, data, tmp_path, leuko)
         **dict.fromkeys(("cut", "bytes", "empty", "pickle", "zip"), "not a whole safetensors file"),
         "foreign": "without leuko's metadata",
         stored("list", []).name: "without leuko's metadata",
-        stored("no recipe", document | {"recipe": {"backbone": "resnet18"}}).name: "do not fit its model",
+        stored("no recipe", document | {"recipe": {"backbone": "resnet18"}}).name: 'no "name"',
         stored(
             "other", document | {"recipe": document["recipe"] | {"name": "faster_rcnn"}}
         ).name: "do not fit its model",

@@ -5,17 +5,15 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 from conftest import HEIGHT, TYPES, WIDTH, dataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 from leuko.data.dataset import Dataset, Sample
 from leuko.data.formats import FORMATS, coco, voc, yolo
-from leuko.data.images import image_size, list_images, read_image
+from leuko.data.images import list_images, read_image
 from leuko.data.source import load, split_name, splits
 from leuko.data.tools.convert import convert
 from leuko.errors import LeukoError
@@ -266,60 +264,6 @@ def test_classes_are_matched_by_name(tmp_path, plain):
     (tmp_path / "data.yaml").write_text("test: test.json\nval: val.json\nignore: [M, smudge]\n")
     assert load(tmp_path, "test").ignored == {"M": 1, "smudge": 0}  # which only the other split's file has
     assert load(tmp_path, "val").types == load(tmp_path, "test").types == ["NG", "BG", "EG", "L"]
-
-
-# --------------------------------------------------------------------------------------------------------------- images
-
-
-def test_pixels_are_read_as_stored(tmp_path):
-    """Grey, 16 bit, transparent, palette and EXIF-turned images become [H, W, 3] uint8 RGB of the stored pixels."""
-    rng = np.random.default_rng(0)
-    colour = rng.integers(0, 256, (40, 30, 3), dtype=np.uint8)
-    deep = rng.integers(0, 1 << 16, (40, 30), dtype=np.uint16)
-    exif = Image.Exif()
-    exif[274] = 6
-    Image.fromarray(colour).save(tmp_path / "turned.png", exif=exif)
-    Image.fromarray(np.dstack([colour, colour[..., 0]])).save(tmp_path / "alpha.png")
-    Image.fromarray(colour).quantize(256).save(tmp_path / "palette.png")
-    cv2.imwrite(str(tmp_path / "deep.PNG"), deep)
-    for path in list_images(tmp_path):
-        image = read_image(path)
-        assert (image.shape, image.dtype, image_size(path)) == ((40, 30, 3), np.uint8, (30, 40)), path
-    assert len(list_images(tmp_path)) == 4
-    assert all((read_image(tmp_path / name) == colour).all() for name in ("turned.png", "alpha.png"))
-    assert np.abs(read_image(tmp_path / "deep.PNG")[..., 0] - deep / 257.0).max() <= 1
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_tiff_is_not_turned(tmp_path, orientation):
-    """OpenCV turns it, whatever it is told: at 8 and 16 bit, and as BigTIFF."""
-    colour = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
-    deep = colour[..., 0] * np.uint16(257)
-    exif = Image.Exif()
-    exif[274] = orientation
-    path = tmp_path / "turned.tif"
-    for pixels, stored, big in ((colour, colour, False), (colour, colour, True), (deep, np.dstack([deep] * 3) >> 8, 0)):
-        Image.fromarray(pixels).save(path, exif=exif, big_tiff=big)
-        image = read_image(path)
-        assert image_size(path) == (30, 40) and (image == stored).all() and image.flags.c_contiguous
-
-
-@pytest.mark.parametrize("suffix", [".jpg", ".png", ".bmp", ".tif", ".webp"])
-@pytest.mark.parametrize("kept", [0.0, 0.1, 0.5, 0.98])
-def test_truncated_images_are_refused(tmp_path, suffix, kept):
-    rng = np.random.default_rng(0)
-    image = Image.fromarray(rng.integers(0, 256, (60, 80, 3), dtype=np.uint8))
-    exif = Image.Exif()
-    thumbnail = b"\xff\xd8 a small JPEG with its own end \xff\xd9"
-    exif[37510] = thumbnail
-    path = tmp_path / f"cut{suffix}"
-    image.save(path, exif=exif)
-    assert read_image(path).shape == (60, 80, 3)
-    data = path.read_bytes()
-    path.write_bytes(data[: int(len(data) * kept)])
-    problem = "the JPEG is truncated" if suffix == ".jpg" and kept else "not a readable image"
-    with pytest.raises(LeukoError, match=rf"cut\{suffix}: {problem}"):
-        read_image(path)
 
 
 # ------------------------------------------------------------------------------------------------------------ real sets

@@ -36,17 +36,19 @@ class Handler(BaseHTTPRequestHandler):
             return self.send_error(404)
         if kind == "down":
             return self.send_error(503)
-        if kind == "moved":
+        if kind in ("moved", "astray"):
             self.send_response(302)
-            self.send_header("Location", self.path.replace("moved", "whole"))
+            self.send_header("Location", self.path.replace("moved", "whole") if kind == "moved" else "ftp://lab/x.pth")
             return self.end_headers()
         start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and kind != "rangeless" else 0
         if start >= len(CONTENT):
             return self.send_error(416)
         body = CONTENT[start:]
         self.send_response(206 if start else 200)
-        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Content-Length", "many" if kind == "endless" else str(len(body)))
         self.end_headers()
+        if kind == "endless":
+            return self.wfile.write(bytes(9_000_000))
         cut = kind in ("cut", "rangeless") and len(self.server.asked) < 4
         self.wfile.write(body[: 500_000 + start // 2] if cut else body)
         self.wfile.flush()
@@ -72,7 +74,7 @@ def server() -> Iterator[Server]:
 def weights(server, tmp_path, monkeypatch) -> Path:
     """A folder for downloads, and a registry with an entry for each way the server has."""
     entry = {"model": "fcos", "size": "~3", "licence": "none", "source": "a test"}
-    kinds = ("whole", "cut", "rangeless", "moved", "missing", "down")
+    kinds = ("whole", "cut", "rangeless", "moved", "missing", "down", "astray", "endless")
     listed = {k: {**entry, "url": f"{server.url}/{k}/{k}-{HASH[:8]}.pth", "sha256": HASH[:8]} for k in kinds}
     listed["wrong"] = {**entry, "url": f"{server.url}/whole/wrong.pth", "sha256": "0" * 64}
     (tmp_path / "registry.yaml").write_text(yaml.safe_dump(listed))
@@ -84,7 +86,7 @@ def weights(server, tmp_path, monkeypatch) -> Path:
 @pytest.mark.parametrize("kind", ["whole", "cut", "rangeless", "moved"])
 def test_download_arrives_whole(kind, server, weights, leuko):
     result = leuko("download", kind, "--to", weights)
-    assert result.code == 0 and "SHA-256 as stated" in result.out, result.err
+    assert result.code == 0 and "only 8 of 64 digits of its SHA-256 are known" in result.out, result.err
     assert [p.name for p in weights.iterdir()] == [f"{kind}-{HASH[:8]}.pth"]
     assert (weights / f"{kind}-{HASH[:8]}.pth").read_bytes() == CONTENT
     ranges = [r for _, r in server.asked]
@@ -109,6 +111,9 @@ def test_download_says_what_is_wrong(server, weights, data, leuko, monkeypatch):
     leuko("download", "missing", "--to", weights).refused(f"{server.url}/missing", "404", "--mirror", "--from-file")
     leuko("download", "down", "--to", weights).refused("503", "cannot be reached")
     leuko("download", "wrong", "--to", weights).refused("wrong.pth", HASH, "0" * 64)
+    leuko("download", "astray", "--to", weights).refused("leads to ftp://lab/x.pth", "--mirror")
+    leuko("download", "endless", "--to", weights).refused("sends more than the 6 MB")
+    assert not list(weights.iterdir())
     leuko("download", "whole", "--to", weights, "--mirror", "http://127.0.0.1:1").refused("127.0.0.1:1", "refused")
     leuko("download", "whole", "--to", weights, "--mirror", "mirror.lab/x").refused("--mirror mirror.lab/x", "https://")
     leuko("download", "whol").refused('"whol"', 'did you mean "whole"')

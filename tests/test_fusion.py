@@ -140,6 +140,10 @@ def test_limits_and_boxes_without_a_vote(recwarn):
     assert fused.boxes.tolist() == [[0, 0, 50, 50]]
     many = prediction(CELLS, [0.9, 0.6, 0.3, 0.1], [0, 1, 2, 3])
     assert len(fuse([[many]], [SIZE], max_detections=3)[0].scores) == 3
+    grid = [[x, y, x + 9, y + 9] for x in range(0, 300, 20) for y in range(0, 200, 20)]
+    field = prediction(grid, np.linspace(1, 0.5, 150), [0] * 150)
+    members = [SimpleNamespace(max_detections=150)] * 2
+    assert len(fuse([[field]] * 2, [SIZE])[0]) == 100 and len(Fusion()(members, [[field]] * 2, [SIZE])[0]) == 150
     assert fuse([[many]], [SIZE], score_threshold=0.3)[0].labels.tolist() == [0, 1, 2]
     assert not recwarn.list
 
@@ -173,7 +177,7 @@ def test_two_boxes_of_a_model_in_one_cluster():
 @pytest.mark.parametrize(("weights", "share"), [("equal", 0.5), ("map", 0.9 / 1.7), ("error", 100 / 125)])
 def test_votes_weigh_as_asked(weights, share):
     """Two members of mAP .9 and .8 find one cell with the same score; the better has this share of the box."""
-    members = [SimpleNamespace(validation_mAP=mAP) for mAP in (0.9, 0.8)]
+    members = [SimpleNamespace(validation_mAP=mAP, max_detections=100) for mAP in (0.9, 0.8)]
     found = [
         [Detections(np.array([[x, 10, x + 20, 30]], np.float32), np.array([0.5]), np.array([2]))] for x in (10, 14)
     ]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "leuko"
-GROUND = ("__init__", "errors", "cells", "detections", "config", "io", "cli", "__main__", "data.config")
+GROUND = ("__init__", "errors", "cells", "detections", "config", "io", "kinds", "cli", "__main__", "data.config")
 FLOORS = (  # lowest first; a room may import what lies below it, and its own floor without a circle
     GROUND,
     ("ops", "synth"),

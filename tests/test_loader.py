@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -92,6 +94,25 @@ def test_a_detector_sees_the_same_pixels_in_training_and_in_use(suffix, side, tm
     detector._member.model.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     detector.predict(path)
     assert len(seen) == 2 and torch.equal(seen[0], seen[1])
+
+
+def test_large_images_are_left_to_the_main_process(data, tmp_path, monkeypatch):
+    """They come in their place, as do errors, and only a worker that has a small image decodes it."""
+    paths = [sample.image for sample in source.load(data, "test").samples]
+    large, broken = tmp_path / "large.png", tmp_path / "broken.png"
+    cv2.imwrite(str(large), np.full((300, 200, 3), 90, np.uint8))
+    broken.write_text("no image")
+    paths[1:1] = [large, broken, large]
+    monkeypatch.setattr(loader, "LARGE", 0.05)
+    here = loader.LoadedImage.of_file
+    monkeypatch.setattr(loader.LoadedImage, "of_file", lambda path, *how: replace(here(path, *how), bits=os.getpid()))
+    alone, shared = ([*loader.file_images(paths, [64], workers)] for workers in (0, 2))
+    for path, a, b in zip(paths, alone, shared, strict=True):
+        if path == broken:
+            assert str(a) == str(b) and "broken.png" in str(b)
+        else:
+            assert a.path == b.path == path and torch.equal(a.views[64], b.views[64]) and (a.pixels == b.pixels).all()
+            assert (b.bits == os.getpid()) == (path == large)
 
 
 @given(st.integers(1, 400), st.integers(1, 20))

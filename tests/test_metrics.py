@@ -16,7 +16,7 @@ from leuko.data.dataset import Dataset, Sample
 from leuko.detections import Detections
 from leuko.engine import cost
 from leuko.errors import LeukoError
-from leuko.metrics import coco, differential
+from leuko.metrics import bootstrap, coco, differential, matching
 
 TYPES = ["NG", "BG", "EG", "L", "M"]
 
@@ -64,6 +64,38 @@ def test_both_evaluators_agree(monkeypatch):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-12)
     measured = np.array([row[0] for row in fast])
     assert np.isnan(measured).any() and (measured == 0).any() and (measured > 0.3).any()
+
+
+@pytest.mark.parametrize("number", [7, 100, 150, 300])
+def test_a_crowded_image_is_measured_with_as_many_detections_as_asked_for(number):
+    """150 cells, found but for jitter, and 100 false detections between them; pycocotools with the same maxDets."""
+    rng = np.random.default_rng(5)
+    boxes = np.array([[x, y, x + 15, y + 15] for y in range(0, 200, 20) for x in range(0, 300, 20)], np.float32)
+    data = Dataset(["RBC"], [Sample(Path("a.jpg"), 300, 300, boxes, np.zeros(150), 1)])
+    exact = [Detections(boxes, np.linspace(1, 0.5, 150), np.zeros(150))]
+    share = min(number, 150) / 150
+    perfect = coco.evaluate(data, exact, number)
+    assert perfect.mAR == pytest.approx(share) and perfect.mAP == pytest.approx(share, abs=0.01)
+    assert perfect.max_detections == number
+
+    near = np.vstack([boxes + rng.normal(0, 1, boxes.shape), random_boxes(rng, 100)])
+    predictions = [Detections(near, rng.permutation(250) / 250, np.zeros(250))]
+    e = coco.evaluate(data, predictions, number)
+    about = [{"id": i, "image_id": 1, "category_id": 1, "iscrowd": 0} for i in range(1, 151)]
+    sizes = [{"bbox": [x0, y0, x1 - x0, y1 - y0], "area": 225.0} for x0, y0, x1, y1 in boxes.tolist()]
+    reference = COCO()
+    gt_boxes = [a | b for a, b in zip(about, sizes, strict=True)]
+    reference.dataset = {"images": [{"id": 1}], "categories": [{"id": 1}], "annotations": gt_boxes}
+    reference.createIndex()
+    evaluator = COCOeval(reference, reference.loadRes(coco.to_coco_results(data, predictions)), "bbox")
+    evaluator.params.maxDets = [1, 5, number]
+    evaluator.evaluate()
+    evaluator.accumulate()
+    precision, recall = evaluator.eval["precision"][..., 0, -1], evaluator.eval["recall"][..., 0, -1]
+    assert [e.mAP, e.mAP50, e.mAR] == pytest.approx([precision.mean(), precision[0].mean(), recall.mean()], abs=1e-9)
+    times = np.ones((1, 1), int)
+    again = bootstrap.mean_measures(matching.match(data, predictions, number), times)[0]
+    assert again == pytest.approx([e.mAP, e.mAR], abs=1e-6)
 
 
 def test_average_precision_by_hand(capfd):

@@ -13,6 +13,7 @@ from torch import nn
 from leuko.errors import LeukoError
 from leuko.models import DETECTORS, Backbone, ModelOptions, create, param_groups
 from leuko.models.conv_bn import FusedNorm, fuse_conv_bn
+from leuko.models.dense import OneStage
 from leuko.ops import boxes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -88,6 +89,20 @@ def test_detector_keeps_the_contract(name, backbone, device):
         assert (f["scores"].diff() <= 0).all() and ((f["scores"] >= 0) & (f["scores"] <= 1)).all()
         assert ((f["labels"] >= 0) & (f["labels"] < 5)).all()
     assert create(**model.recipe).load_state_dict(model.state_dict())
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+@torch.inference_mode()
+def test_as_many_detections_as_asked_for(name, monkeypatch):
+    """The option decides, not the weights' recipe, and what goes on to NMS is no cap of its own."""
+    monkeypatch.setattr(OneStage, "candidates", 50)
+    model = build(name, image_size=160, proposals=40, max_detections=9).eval()
+    model.nms_threshold = 1.0  # the boxes of an untrained head are much alike
+    image = torch.rand(3, 160, 160, generator=torch.Generator().manual_seed(1))
+    found = []
+    for model.max_detections in (9, 100, 300):
+        found.append(len(model([image])[0]["boxes"]))
+    assert found == [9, 100, 300]
 
 
 @pytest.mark.parametrize("name", DETECTORS)

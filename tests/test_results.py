@@ -97,6 +97,19 @@ def test_intervals_cover_and_differences_are_paired():
     assert np.isnan(bootstrap.difference(one, one * np.nan, np.nan)["p"])
 
 
+@pytest.mark.parametrize("draws", [39, 40, 79, 100, 199, 1000])
+def test_the_interval_of_a_difference_and_its_p_agree(draws):
+    """Whatever the share of samples below 0: the interval leaves out 0 just where p is at most .05."""
+    verdicts = set()
+    for below in range(min(draws, 60)):
+        gaps = np.arange(draws) + 0.5 - below
+        for sign in (1, -1):
+            gap = bootstrap.difference(sign * gaps, np.zeros(draws), 0.0)
+            assert (gap["p"] <= 0.05) == (gap["low"] > 0 or gap["high"] < 0)
+            verdicts.add(gap["p"] <= 0.05)
+    assert verdicts == {True, False}
+
+
 def test_confusion_agrees_with_recall_and_counts_all():
     rng = np.random.default_rng(4)
     for _ in range(200):

@@ -78,8 +78,13 @@ def content_of(page: Path) -> dict:
     text = re.search(r'<script type="application/json" id="data">(.*?)</script>', page.read_text(), re.S)[1]
     content = json.loads(text)
     for cell in content["cells"]:
-        cell |= {"after": cell["before"], "added": False}
-    return content | {"events": [{"event": "signed", "by": "A. B.", "at": "2026-01-02T03:04:05.000Z"}]}
+        del cell["text"], cell["why"], cell["suggestion"]
+        cell |= {"after": cell["before"], "checked": False, "added": False}
+    for image in content["images"]:
+        del image["others"]
+    del content["file"]
+    signed = {"event": "signed", "by": "A. B.", "at": "2026-01-02T03:04:05.000Z"}
+    return content | {"events": [signed]}
 
 
 def counts(browser: Browser) -> list[str]:
@@ -353,14 +358,22 @@ def test_a_review_that_cannot_be_applied(pictures, tmp_path, leuko):
     apply("{", *()).refused("review.json", "broken JSON")
     apply("[]").refused("review.json", "not a review")
     apply(whole | {"events": []}).refused("not signed", "--unsigned")
-    apply(whole | {"events": [{"event": "signed", "by": "a\nb", "at": "now"}]}).refused("not a review")
+    apply(whole | {"events": [{"event": "signed", "by": "a\nb", "at": "now"}]}).refused("no name")
     apply(changed(after="Q")).refused("cell 1", '"Q" is unknown')
     apply(changed(box=[5, 5, 2000, 35])).refused("not those of its prediction")
     apply(changed(before="EG")).refused("not those of its prediction")
-    added = {"image": 2, "box": [1, 1, 999, 20], "before": None, "after": "NG", "score": None, "added": True}
+    added = {
+        "image": 2,
+        "box": [1, 1, 999, 20],
+        "before": None,
+        "after": "NG",
+        "score": None,
+        "checked": True,
+        "added": True,
+    }
     apply(whole | {"cells": [*whole["cells"], added]}).refused("cell 4", "not inside")
     apply(whole | {"cells": [*whole["cells"], added | {"box": ["a", 1, 2, 3]}]}).refused("not a review")
-    apply(whole | {"cells": [*whole["cells"], added | {"image": 3}]}).refused("not a review")
+    apply(whole | {"cells": [*whole["cells"], added | {"image": 3}]}).refused("no image 3")
     apply(whole, "--data", tmp_path).refused("prediction", "--data")
     apply({k: v for k, v in whole.items() if k != "images"}).refused("not a review")
     moved = [dict(image, path="/gone/" + image["name"]) for image in whole["images"]]
@@ -384,8 +397,8 @@ def test_reviews_of_a_folder_are_of_one_prediction(pictures, tmp_path, leuko, mo
     contents = [content_of(page) for page in pages[1:]]
     assert [len(c["images"]) for c in contents] == [1, 2] and contents[0]["digests"] == contents[1]["digests"]
     assert [page_digest(c) for c in contents] == contents[0]["digests"]
-    for content in contents:
-        (tmp_path / content["file"]).write_text(json.dumps(content))
+    for i, content in enumerate(contents, 1):
+        (tmp_path / f"review-{i:03}.json").write_text(json.dumps(content))
     assert leuko("data", "apply-review", tmp_path, tmp_path / "new", "--format", "yolo").code == 0
     assert sorted(len(s.boxes) for s in source.load(tmp_path / "new", "all").samples) == [0, 0, 2]
 

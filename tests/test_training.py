@@ -12,6 +12,8 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Callable
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -19,7 +21,7 @@ import cv2
 import pytest
 import torch
 import yaml
-from conftest import DEVICES, FASTER, FCOS, TINY
+from conftest import DEVICES, FASTER, FCOS, TINY, in_child, packed
 from safetensors.torch import load_file
 
 from leuko.config import TrainOptions
@@ -29,6 +31,7 @@ from leuko.data.transforms.compose import listed, read_steps
 from leuko.engine import checkpoint, schedule
 from leuko.engine.ema import ModelEMA
 from leuko.engine.ensemble import is_finished
+from leuko.engine.state import load_state, locked
 from leuko.engine.train import Stop
 from leuko.errors import LeukoError
 from leuko.models import DETECTORS, create
@@ -155,7 +158,7 @@ def test_run_killed_before_its_first_state_begins_anew(data, project, tmp_path, 
 
     words = ["train", "--data", data, "--project", tmp_path, *TINY, *FCOS]
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save_resume", killed)
+        patch.setattr("leuko.engine.run.save_state", killed)
         assert leuko(*words).code == 9
     assert not (tmp_path / "fcos/resume.pt").exists()
     result = leuko("train", "--resume", tmp_path / "fcos")
@@ -208,16 +211,113 @@ def test_run_resumes_only_with_its_own_state_and_data(faster, project, data, tmp
     (faster / "resume.pt").write_bytes(state)
     args = (faster / "args.yaml").read_text()
     (faster / "args.yaml").write_text(args.replace("batch:", "bath:"))
-    refused('args.yaml: unknown option "bath"; did you mean "batch"')
+    refused('args.yaml: unknown option "bath"; did you mean "batch"', f"--weights {faster}")
     fewer = shutil.copytree(data, tmp_path / "fewer")
     content = json.loads((fewer / "train.json").read_text())
     gone = content["images"].pop()["id"]
     content["annotations"] = [a for a in content["annotations"] if a["image_id"] != gone]
     (fewer / "train.json").write_text(json.dumps(content))
     (faster / "args.yaml").write_text(args.replace(str(data), str(fewer)))
-    refused("resume.pt: the training images are not those the run began with (9 then, 8 now)")
+    refused("resume.pt: the train images are not those the run began with (9 then, 8 now, such as ")
     leuko("train", "--resume", tmp_path / "none").refused("none/args.yaml")
     assert same_weights(faster / "weights/last.safetensors", project / "faster/weights/last.safetensors")
+
+
+def broken_states(state: dict, folder: Path) -> dict[str, object]:
+    """Contents of resume.pt with which no run may go on, with a word of each refusal."""
+    progress, optimizer = state["progress"], state["optimizer"]
+    group = optimizer["param_groups"][0]
+
+    def with_group(**changed: object) -> dict:
+        return {"optimizer": optimizer | {"param_groups": [group | changed, *optimizer["param_groups"][1:]]}}
+
+    def with_buffer(value: object) -> dict:
+        return {"optimizer": optimizer | {"state": optimizer["state"] | {0: value}}}
+
+    changes = {
+        "progress: 3": {"progress": 3},
+        "epoch: 'x'": {"progress": progress | {"epoch": "x"}},
+        "batch -1": {"progress": progress | {"batch": -1}},
+        "epoch 9": {"progress": progress | {"epoch": 9}},
+        "batch 1000000": {"progress": progress | {"batch": 10**6}},
+        "rows": {"progress": progress | {"rows": [{"epoch": "x"}]}},
+        'unknown "more"': {"progress": progress | {"more": 1}},
+        "types: 3": {"types": 3},
+        "data": {"data": {"train": 3}},
+        "of an older leuko": {"data": {}},
+        "optimizer.param_groups[0].momentum": with_group(momentum="x"),
+        "optimizer.param_groups[0].weight_decay": with_group(weight_decay=10.0),
+        "optimizer.state.0.momentum_buffer is of another": with_buffer({"momentum_buffer": torch.zeros(1)}),
+        "is in one of them only": with_buffer({"step": 1}),
+        "model.fpn": {"model": {k: v for k, v in state["model"].items() if not k.startswith("fpn.lateral.0")}},
+        "ema": {"ema": []},
+        "scaler": {"scaler": {"scale": 1.0}},
+    }
+    return {said.strip(): state | change for said, change in changes.items()} | {"not a mapping": [1]}
+
+
+def test_broken_state_is_refused_in_one_line(faster, project, leuko, tmp_path):
+    state = torch.load(faster / "resume.pt", weights_only=True)
+    for said, content in broken_states(state, tmp_path).items():
+        torch.save(content, faster / "resume.pt")
+        leuko("train", "--resume", faster, "--epochs", "4").refused("resume.pt", said)
+    (faster / "resume.pt").unlink()
+    packed(faster / "resume.pt")
+    (tmp_path / "other").mkdir()
+    os.mkfifo(faster / "pipe")
+    (tmp_path / "other/args.yaml").write_bytes((faster / "args.yaml").read_bytes())
+    (tmp_path / "other/resume.pt").symlink_to(faster / "pipe")
+    ended, peak = in_child([["train", "--resume", run, "--epochs", "4"] for run in (faster, tmp_path / "other")])
+    for (result, seconds), said in zip(ended, ("does not compress", "a pipe or a device"), strict=True):
+        result.refused("resume.pt", said)
+        assert seconds < 5
+    assert peak < 0.3
+    assert same_weights(faster / "weights/last.safetensors", project / "faster/weights/last.safetensors")
+
+
+def test_labels_changed_since_the_run_began_are_noticed(faster, data, tmp_path, leuko):
+    """Boxes, types and sizes, of both splits; the line names an image."""
+    args = (faster / "args.yaml").read_text()
+
+    def refused(split: str, change: Callable[[dict], None], *words: str) -> None:
+        changed = Path(shutil.copytree(data, tmp_path / f"data{len(list(tmp_path.iterdir()))}"))
+        content = json.loads((changed / f"{split}.json").read_text())
+        change(content)
+        (changed / f"{split}.json").write_text(json.dumps(content))
+        (faster / "args.yaml").write_text(args.replace(str(data), str(changed)))
+        leuko("train", "--resume", faster, "--epochs", "4").refused("resume.pt", *words, f"--weights {faster}")
+
+    def moved(content: dict) -> None:
+        content["annotations"][0]["bbox"][0] += 0.5
+
+    def fewer(content: dict) -> None:
+        content["annotations"].pop()
+
+    def retyped(content: dict) -> None:
+        content["annotations"][0]["category_id"] = content["annotations"][0]["category_id"] % 5 + 1
+
+    def crowd(content: dict) -> None:
+        content["annotations"][0]["iscrowd"] = 1
+
+    for change in (moved, fewer, retyped, crowd):
+        refused("train", change, "the labels of 1 of 9 train images changed", "such as", "cells", "put them back")
+    refused("val", moved, "the labels of 1 of 2 val images changed")
+
+
+def test_two_processes_never_train_in_one_folder(data, tmp_path, start, leuko, no_plots):
+    """A resume beside a training, and beside a resume, is refused; a kill frees the folder at once, workers or not."""
+    run = tmp_path / "faster"
+    words = ["--data", data, "--project", tmp_path, "--name", "faster", *TINY, *FASTER, "--workers", "1"]
+    for first in (["leuko.train", *words, "--epochs", "30"], ["leuko.train", "--resume", run]):
+        process = start(*first)
+        wait_for_states(run, 2, process)
+        leuko("train", "--resume", run).refused(str(run), "another process trains in it")
+        process.kill()
+        process.wait()
+    with locked(run):  # nothing holds it any more
+        leuko("train", "--resume", run).refused("another process trains in it")
+    leuko("train", "--resume", run, "--epochs", "3").refused("--epochs 3")
+    assert not [p.name for p in run.iterdir() if "lock" in p.name]
 
 
 # ---------------------------------------------------------------------- weights of other runs
@@ -348,7 +448,7 @@ def test_learning_rate_warms_up_and_drops_twice():
 
 @pytest.mark.parametrize(("run", "factors"), [("fcos", [1, 6**-2, math.log(48) ** -2]), ("faster", [1])])
 def test_layers_learn_at_their_own_rates(run, factors, project):
-    state, last = checkpoint.load_resume(project / run / "resume.pt"), float(rows(project / run)[-1]["lr"])
+    state, last = load_state(project / run / "resume.pt").parts, float(rows(project / run)[-1]["lr"])
     rates = sorted(group["lr"] for group in state["optimizer"]["param_groups"])
     assert rates == pytest.approx(sorted(last * factor for factor in factors))
 
@@ -377,7 +477,7 @@ def test_a_run_stops_when_it_gets_no_better(data, tmp_path, leuko, no_plots):
     result = leuko(*words, "--patience", "2", "--best-by", "mAR")
     assert result.code == 0 and "mAR has not improved for 2 epochs" in result.out
     assert len(rows(tmp_path / "fcos")) == 3
-    state = checkpoint.load_resume(tmp_path / "fcos/resume.pt")["progress"]
+    state = asdict(load_state(tmp_path / "fcos/resume.pt").progress)
     assert (
         state["stopped"] and state["best_epoch"] == 1 and state["best"] == float(rows(tmp_path / "fcos")[0]["val/mAR"])
     )

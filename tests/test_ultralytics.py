@@ -19,16 +19,8 @@ import torch
 from conftest import HEIGHT, ROOT, TINY, TYPES, WIDTH, Bomb, dataset, table, untrained
 from PIL import ExifTags, Image
 
-from leuko.baselines.ultralytics import (
-    IGNORED_OPTIONS,
-    create_yolo,
-    is_yolo,
-    plain_name,
-    read_checkpoint,
-    tasks,
-    train_ultralytics,
-    write_dataset,
-)
+from leuko.baselines.ultralytics import create_yolo, is_yolo, plain_name, read_checkpoint, tasks
+from leuko.baselines.ultralytics_loop import IGNORED_OPTIONS, train_ultralytics, write_dataset
 from leuko.config import TrainOptions
 from leuko.data import source
 from leuko.data.images import read_image
@@ -195,6 +187,8 @@ def test_detections_are_ultralytics_own(name):
         fused = fused_model([image])[0]
         raw = model.network(image[None])[0]
         theirs = non_max_suppression(raw, 0.001, 0.7, multi_label=True, max_det=100, nc=3, max_time_img=60)[0]
+        model.max_detections = 7
+        assert len(model([image])[0]["boxes"]) == 7
     assert len(ours["boxes"]) == len(theirs) > 20
     assert torch.allclose(ours["scores"], theirs[:, 4], atol=1e-6)
     clipped = theirs[:, :4].clamp(min=0).minimum(torch.tensor([96.0, 64, 96, 64]))
@@ -266,7 +260,7 @@ def test_description_runs_no_code(tmp_path):
         ("nowhere/best.pt", [], "no such file"),
         ("best.pt", ["--no-pretrained"], "from scratch, give the name (best)"),
         ("yolo99n", ["--no-pretrained"], "no model that this ultralytics package knows"),
-        ("yolo11n-seg.yaml", [], "no detector of boxes"),
+        ("yolo11n-seg.yaml", [], "no part of a detector of boxes"),
         ("yolo11n", ["--no-pretrained", "--amp", "fp16"], "bf16"),
     ],
 )

@@ -8,8 +8,8 @@ them, and tags can overlap: a file of 2 MB can stand for 60 GB.
 from __future__ import annotations
 
 import io
+import math
 import os
-import stat
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -24,6 +24,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from ..config import MAX_PIXELS
 from ..errors import LeukoError
+from ..io import check_readable, io_errors_as
 
 JPEG, PNG = b"\xff\xd8", b"\x89PNG\r\n\x1a\n"
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two are BigTIFF's
@@ -80,16 +81,13 @@ def image_header(path: str | Path, max_pixels: float = MAX_PIXELS) -> ImageHeade
         return read_header(file, path, max_pixels)
 
 
-def open_regular(path: str | Path) -> BinaryIO:
-    """Open a file; LeukoError where it cannot be read, and for a FIFO or a device, on which reading has no end."""
-    try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise LeukoError(f"{path}: is not a regular file; give image files")
+def open_regular(path: str | Path, megabytes: float = math.inf) -> BinaryIO:
+    """Open a regular file of at most this size; raises LeukoError."""
+    if "\0" in str(path) or not os.path.lexists(path):
+        raise LeukoError(f"{path}: no such image")
+    check_readable(path, megabytes)
+    with io_errors_as("read", path):
         return open(path, "rb")
-    except FileNotFoundError:
-        raise LeukoError(f"{path}: no such image") from None
-    except OSError as error:
-        raise LeukoError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def read_header(file: BinaryIO, path: str | Path, max_pixels: float = MAX_PIXELS) -> ImageHeader:
@@ -98,7 +96,7 @@ def read_header(file: BinaryIO, path: str | Path, max_pixels: float = MAX_PIXELS
         header = _parse(file)
     except Image.DecompressionBombError:  # of a format that only Image.open knows
         raise LeukoError(f"{path}: too large; cut it into fields") from None
-    except ValueError as error:  # pixels of a kind that is not read
+    except LeukoError as error:  # pixels of a kind that is not read
         raise LeukoError(f"{path}: {error}") from error
     # Pillow's readers raise whatever a broken header makes them stumble over.
     except Exception as error:
@@ -165,7 +163,7 @@ def _parse_tiff(file: BinaryIO) -> ImageHeader:
     bits, kind = first.get(_BITS, 1), first.get(_FORMAT, _UNSIGNED)
     if kind not in (_UNSIGNED, _UNDEFINED) or bits > 16:
         name = {_SIGNED: "signed integer", _FLOAT: "float"}.get(kind, "integer")
-        raise ValueError(f"its pixels are {bits}-bit {name}, whose black and white are not known; save as 8-bit")
+        raise LeukoError(f"its pixels are {bits}-bit {name}, whose black and white are not known; save as 8-bit")
     pages = sum(not directory.get(_SUBFILE, 0) & _NO_PAGE for directory in directories)
     size = first.get(_WIDTH, 0), first.get(_HEIGHT, 0)
     return ImageHeader(*size, _valid_orientation(first), max(pages, 1), max(bits, 8))

@@ -15,14 +15,14 @@ import cv2
 import numpy as np
 
 from ..config import MAX_PIXELS
-from ..errors import LeukoError
+from ..errors import LeukoError, is_out_of_memory
 from .header import JPEG, TIFF, image_header, open_regular, read_header, unreadable
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
-_DECODE = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-_REDUCED = {part: getattr(cv2, f"IMREAD_REDUCED_COLOR_{part}") | cv2.IMREAD_IGNORE_ORIENTATION for part in (8, 4, 2)}
+_DEEP = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
+_REDUCED = {part: getattr(cv2, f"IMREAD_REDUCED_COLOR_{part}") for part in (8, 4, 2)}
 _JPEG_SCAN, _JPEG_END = 0xDA, b"\xff\xd9"
-_FILE_BYTES = 4  # of a file, per pixel that an image may have
+_FILE_BYTES, _FILE_MB = 4, 16  # a file is as large at most: per pixel that an image may have, and beside
 _SYSTEM = {"__macosx", "@eadir", "#recycle", "@recycle", "@recently-snapshot", "#snapshot", "$recycle.bin", "recycler"}
 _SYSTEM |= {"lost+found", "system volume information", "__pycache__", "thumbs.db", "ehthumbs.db", "desktop.ini"}
 _TURN_BACK = {  # by orientation, how pixels that were turned by it become the stored ones
@@ -37,7 +37,8 @@ _TURN_BACK = {  # by orientation, how pixels that were turned by it become the s
 
 
 class ImageFile:
-    """An image file in memory, to be decoded once or more; ``header`` is its :class:`ImageHeader`.
+    """An image file in memory, to be decoded once or more. ``header`` is its :class:`ImageHeader`, ``bits`` those that
+    its channels use, which is known once it is decoded (see :func:`used_bits`).
 
     Raises LeukoError where it is missing, cut off, no image, or larger than ``max_pixels`` megapixels. (A decoder fills
     the missing end of a JPEG with grey in silence, so its end marker is looked for.)
@@ -45,38 +46,52 @@ class ImageFile:
 
     def __init__(self, path: str | Path, max_pixels: float = MAX_PIXELS):
         self.path = path
-        with open_regular(path) as file, _memory_errors_as(path):
-            size = os.fstat(file.fileno()).st_size
-            if size > _FILE_BYTES * max_pixels * 1e6:
-                raise LeukoError(f"{path}: too large a file ({size / 1e6:.0f} MB); save its first image on its own")
+        with open_regular(path, _FILE_BYTES * max_pixels + _FILE_MB) as file, memory_errors_as(path):
             self.data = file.read()
         if self.data.startswith(JPEG) and not _jpeg_is_whole(self.data):
             raise LeukoError(f"{path}: the JPEG is truncated ({len(self.data)} bytes); copy it again from its source")
         self.header = read_header(io.BytesIO(self.data), path, max_pixels)
+        self.bits = self.header.depth
 
     def decode(self, side: int = 0) -> np.ndarray:
         """The stored pixels, [H, W, 3] uint8 RGB; with ``side``, perhaps reduced (see :func:`read_image`)."""
-        reduction = self.reduction(side)
-        is_deep = self.header.depth > 8
-        flags = _REDUCED[reduction] if reduction > 1 else _DECODE | (cv2.IMREAD_ANYDEPTH if is_deep else 0)
-        with _memory_errors_as(self.path):
+        reduction, is_deep = self.reduction(side), self.header.depth > 8
+        is_plain = reduction == 1 and not is_deep
+        flags = _REDUCED[reduction] if reduction > 1 else _DEEP if is_deep else cv2.IMREAD_COLOR_RGB
+        with memory_errors_as(self.path):
             try:
-                image = cv2.imdecode(np.frombuffer(self.data, np.uint8), flags)
+                image = cv2.imdecode(np.frombuffer(self.data, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)
             except cv2.error as error:
-                if error.code == cv2.Error.STS_NO_MEM:
-                    raise MemoryError from error
+                if is_out_of_memory(error):
+                    raise
                 image = None
             if image is None:
                 raise unreadable(self.path, f"{len(self.data)} bytes")
-            if reduction > 1:
-                return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, image)  # OpenCV has no flag for both
             if image.dtype == np.uint16:
-                image = to_8_bits(image)
+                used = used_bits(image) if self.header.depth == 16 else 16  # to which OpenCV stretches 10 to 14
+                self.bits = min(used, self.header.depth)
+                np.right_shift(image, used - 8, out=image)
+                image = image.astype(np.uint8)
+            if not is_plain:  # OpenCV has no flag for RGB and the other; for deep TIFFs its pixels are then wrong
+                image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB, image)
             if self.data.startswith(TIFF) and (turn_back := _TURN_BACK.get(self.header.orientation)):
                 image = np.ascontiguousarray(turn_back(image))  # OpenCV turns a TIFF whatever it is told
+        if reduction > 1:
+            return image
         if image.shape[1::-1] != self.header[:2]:
             raise unreadable(self.path, "its pixels are not as many as its header says")
         return image
+
+    def view(self, image_size: int, pixels: np.ndarray | None = None) -> np.ndarray:
+        """The image as a detector sees it, in training and in use: [H, W, 3] uint8 RGB, the longer side ``image_size``.
+
+        This is the one way from a file to a detector. A JPEG is decoded no larger than needed; ``pixels``, if they are
+        decoded already, spare another format that.
+        """
+        if pixels is None or self.reduction(image_size) > 1:
+            pixels = self.decode(image_size)
+        with memory_errors_as(self.path):
+            return fit(pixels, image_size)
 
     def reduction(self, side: int) -> int:
         """1, or the half, quarter or eighth at which a JPEG is decoded so that its longer side has ``side`` pixels."""
@@ -94,12 +109,6 @@ def read_image(path: str | Path, side: int = 0, max_pixels: float = MAX_PIXELS) 
     return ImageFile(path, max_pixels).decode(side)
 
 
-def to_8_bits(image: np.ndarray) -> np.ndarray:
-    """Scale uint16 pixels, which are overwritten, to uint8 by :func:`used_bits`."""
-    np.right_shift(image, used_bits(image) - 8, out=image)
-    return image.astype(np.uint8)
-
-
 def used_bits(image: np.ndarray) -> int:
     """The bits that uint16 pixels use: the fewest of 8, 10, 12, 14 and 16 that hold the brightest one.
 
@@ -112,19 +121,19 @@ def used_bits(image: np.ndarray) -> int:
 
 
 @contextmanager
-def _memory_errors_as(path: str | Path) -> Iterator[None]:
+def memory_errors_as(path: str | Path) -> Iterator[None]:
+    """Turn what is raised where an image needs more memory than there is into a LeukoError of one line."""
     try:
         yield
-    except MemoryError as error:
-        raise LeukoError(f"{path}: there is not enough memory for it; cut it into fields") from error
+    except (MemoryError, RuntimeError, cv2.error) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise LeukoError(f"{path}: there is not enough memory for it; cut it into fields, or lower --imgsz") from error
 
 
 def load_image(path: str | Path, image_size: int) -> np.ndarray:
-    """The pixels that a detector sees, in training and in use: [H, W, 3] uint8 RGB, the longer side ``image_size``.
-
-    This is the one way from a file to a detector. A JPEG is decoded no larger than needed. Raises LeukoError.
-    """
-    return fit(read_image(path, image_size), image_size)
+    """The pixels that a detector sees, in training and in use: :meth:`ImageFile.view` of a file; raises LeukoError."""
+    return ImageFile(path).view(image_size)
 
 
 def fit(image: np.ndarray, image_size: int) -> np.ndarray:
@@ -152,9 +161,9 @@ def _jpeg_is_whole(data: bytes) -> bool:
     return False
 
 
-def image_size(path: str | Path) -> tuple[int, int]:
+def image_size(path: str | Path, max_pixels: float = MAX_PIXELS) -> tuple[int, int]:
     """Return (width, height) of the stored pixels from the file's header alone; raises LeukoError."""
-    return image_header(path)[:2]
+    return image_header(path, max_pixels)[:2]
 
 
 # ---------------------------------------------------------------- files

@@ -19,13 +19,15 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 from torch.utils.data import Dataset as TorchDataset
 
+from ..config import MAX_PIXELS
 from ..errors import LeukoError
 from .cache import CACHES
 from .dataset import AugmentedSample, Dataset
-from .images import fit, load_image, read_image
+from .header import ImageHeader, image_header
+from .images import ImageFile, fit
 from .transforms.compose import Step, augment
 
 TrainingItem = tuple[Tensor, dict[str, Tensor], int]
@@ -160,15 +162,21 @@ def _rarity(dataset: Dataset) -> np.ndarray:
 # ---------------------------------------------------------------- images to detect on
 
 
+LARGE = 16  # megapixels above which an image is decoded on its own
+
+
 @dataclass
 class LoadedImage:
     """An image as detectors see it: ``views`` holds it at each image size asked for, uint8 [3, h, w]; ``size`` is the
-    (width, height) of the stored image, ``pixels`` [H, W, 3] uint8 the stored image itself, if asked for."""
+    (width, height) of the stored image, ``pixels`` [H, W, 3] uint8 the stored image itself, if asked for. Of a file,
+    ``header`` is its header, and ``bits`` are those that its channels use."""
 
     path: Path
     size: tuple[int, int]
     views: dict[int, Tensor] = field(default_factory=dict)
     pixels: np.ndarray | None = None
+    header: ImageHeader | None = None
+    bits: int = 8
 
     @classmethod
     def of_pixels(cls, pixels: np.ndarray, image_sizes: Sequence[int]) -> LoadedImage:
@@ -176,24 +184,38 @@ class LoadedImage:
         views = {size: to_tensor(fit(pixels, size)) for size in image_sizes}
         return cls(Path(), (pixels.shape[1], pixels.shape[0]), views, pixels)
 
+    @classmethod
+    def of_file(
+        cls, path: Path, image_sizes: Sequence[int], with_pixels: bool = False, max_pixels: float = MAX_PIXELS
+    ) -> LoadedImage:
+        """From a file, read once; raises LeukoError as :class:`~leuko.data.images.ImageFile` does."""
+        file = ImageFile(path, max_pixels)
+        pixels = file.decode() if with_pixels else None
+        views = {size: to_tensor(file.view(size, pixels)) for size in image_sizes}
+        return cls(path, file.header[:2], views, pixels, file.header, file.bits)
+
 
 class _Images(TorchDataset):
-    def __init__(self, images: Sequence[tuple[Path, tuple[int, int] | None]], image_sizes: Sequence[int]):
-        self.images, self.image_sizes = images, image_sizes
+    """Images by their number; None in a worker process for one that is left to the main process, since several large
+    ones at once are more than a machine holds."""
 
-    def __getitem__(self, index: int) -> LoadedImage:
-        path, size = self.images[index]
-        pixels = None if size else read_image(path)
-        views = {s: to_tensor(load_image(path, s)) for s in self.image_sizes}
-        return LoadedImage(path, size or (pixels.shape[1], pixels.shape[0]), views, pixels)
+    def __init__(self, paths: Sequence[Path], *how: object):
+        self.paths, self.how = paths, how
+
+    def __getitem__(self, index: int) -> LoadedImage | None:
+        path = self.paths[index]
+        if get_worker_info():
+            header = image_header(path, math.inf)
+            if header.width * header.height > LARGE * 1e6:
+                return None
+        return LoadedImage.of_file(path, *self.how)
 
 
 def sample_batches(
     dataset: Dataset, image_sizes: Sequence[int], batch: int = 1, workers: int = 0
 ) -> Iterator[list[LoadedImage]]:
     """Batches of a data set's images in their order; raises LeukoError for an image that cannot be read."""
-    images = [(sample.image, (sample.width, sample.height)) for sample in dataset.samples]
-    for items in _in_order(images, image_sizes, batch, workers):
+    for items in _in_order(_Images([sample.image for sample in dataset.samples], image_sizes), batch, workers):
         for item in items:
             if isinstance(item, LeukoError):
                 raise item
@@ -201,16 +223,17 @@ def sample_batches(
 
 
 def file_images(
-    paths: Sequence[Path], image_sizes: Sequence[int], workers: int = 0
+    paths: Sequence[Path], image_sizes: Sequence[int], workers: int = 0, max_pixels: float = MAX_PIXELS
 ) -> Iterator[LoadedImage | LeukoError]:
     """Image files in their order, with their stored pixels; in place of one that cannot be read, the error."""
-    for (item,) in _in_order([(path, None) for path in paths], image_sizes, 1, workers):
+    for (item,) in _in_order(_Images(paths, image_sizes, True, max_pixels), 1, workers):
         yield item
 
 
-def _in_order(images: Sequence[tuple], image_sizes: Sequence[int], batch: int, workers: int) -> Iterator[list]:
-    keys = [list(range(at, min(at + batch, len(images)))) for at in range(0, len(images), batch)]
-    return _batches(_Images(images, image_sizes), keys, workers)
+def _in_order(images: _Images, batch: int, workers: int) -> Iterator[list]:
+    keys = [list(range(at, min(at + batch, len(images.paths)))) for at in range(0, len(images.paths), batch)]
+    for numbers, items in zip(keys, _batches(images, keys, workers), strict=True):
+        yield [_ErrorsAsItems(images)[i] if item is None else item for i, item in zip(numbers, items, strict=True)]
 
 
 # ---------------------------------------------------------------- worker processes

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .. import __version__
 from ..baselines import ultralytics
 from ..errors import LeukoError, nearest
-from ..io import plain, replacing, write_bytes
-from ..models import DetectionModel, create
-from ..models.checkpoints import from_foreign, read_state
+from ..io import parse_json, plain, write_bytes
+from ..kinds import fits, misfit
+from ..models import DetectionModel, ModelOptions, create
+from ..models.checkpoints import from_foreign
+from ..models.tensors import read_safetensors, read_state
 
 FOREIGN = ".pt"  # suffix of Ultralytics' weights, which are read and never written
 
@@ -38,18 +40,38 @@ class Weights:
 
     def build(self) -> DetectionModel:
         """The detector with these weights, in eval mode on the CPU."""
-        try:
+        with self._fitting():
             model = build_model(self.recipe)
+            own = model.state_dict()
+            if wrong := [
+                k for k, v in self.state.items() if k in own and v.is_floating_point() != own[k].is_floating_point()
+            ]:
+                raise TypeError(f"{wrong[0]} is of type {self.state[wrong[0]].dtype}")
             model.load_state_dict(self.state)
-        except (RuntimeError, TypeError, KeyError) as e:
-            reason = str(e).splitlines()[-1].strip()
-            raise LeukoError(f"{self.path}: its weights do not fit its model ({reason}); train or copy it again") from e
         return model.eval()
+
+    def check_size(self) -> None:
+        """LeukoError if the model is far larger than its file. It is described without memory first, since the name of
+        a backbone alone can stand for 10 GB."""
+        with self._fitting(), torch.device("meta"):
+            yolo = "architecture" in self.recipe
+            model = ultralytics.layers_of(self.recipe) if yolo else create(**self.recipe)
+            there, needed = (sum(v.numel() for v in values) for values in (self.state.values(), model.parameters()))
+            if needed > there + 10**7:
+                raise ValueError(f"{needed:,} numbers are needed, {there:,} are there")
+
+    @contextmanager
+    def _fitting(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as e:  # torch, timm and Ultralytics raise errors of many kinds where a recipe is not theirs
+            reason = (str(e).splitlines() or [type(e).__name__])[-1].strip()[:300]
+            raise LeukoError(f"{self.path}: its weights do not fit its model ({reason}); train or copy it again") from e
 
 
 def build_model(recipe: Mapping) -> DetectionModel:
     """The untrained detector that a recipe describes, leuko's own or one of Ultralytics'."""
-    return ultralytics.create_yolo(**recipe) if ultralytics.is_yolo(recipe["name"]) else create(**recipe)
+    return ultralytics.create_yolo(**recipe) if "architecture" in recipe else create(**recipe)
 
 
 # ---------------------------------------------------------------- weights
@@ -105,19 +127,45 @@ def load_weights(source: str | Path) -> Weights:
     path = find_weights(source)
     if path.suffix == FOREIGN:
         recipe, types, state = ultralytics.read_checkpoint(path)
-        return Weights(path, recipe, types, {}, state)
-    try:
-        with safe_open(path, "pt") as file:
-            document = json.loads((file.metadata() or {})["leuko"])
-            state = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (it is no dict)
-        return Weights(path, document["recipe"], document["types"], document["about"], state)
-    except (SafetensorError, OSError) as e:
-        raise LeukoError(
-            f"{path}: not a whole safetensors file ({str(e)[:100]}); leuko reads only these, because other formats can "
-            "run code: train or copy it again"
-        ) from e
-    except (KeyError, TypeError, json.JSONDecodeError) as e:
-        raise LeukoError(f"{path}: safetensors without leuko's metadata; name weights that leuko.train wrote") from e
+        weights = Weights(path, recipe, types, {}, state)
+    else:
+        state, metadata = read_safetensors(path)
+        try:
+            document = parse_json(metadata.get("leuko", "{}"))
+            problem = misfit(document, {"recipe": dict, "types": list[str], "about": dict}) or _misfit(**document)
+        except ValueError as e:
+            problem = str(e)
+        if problem:
+            raise LeukoError(
+                f"{path}: safetensors without leuko's metadata, or not as this leuko writes it ({problem:.200}); name "
+                "weights that leuko.train wrote"
+            )
+        weights = Weights(path, state=state, **document)
+    weights.check_size()
+    return weights
+
+
+MODEL = {"name": str, "num_classes": int} | {f.name: object for f in fields(ModelOptions)}  # values are checked there
+OWN = MODEL | {"backbone": str, "norm": str, "freeze": bool, "normalize_features": bool}
+YOLO = MODEL | {"architecture": dict}
+ABOUT = {"epoch": int, "val": dict[str, float | None], "calibration": dict}
+CALIBRATION = {"temperature": float, "shift": float, "sizes": list[int]}
+
+
+def _misfit(recipe: dict, types: list[str], about: dict) -> str:
+    """What is wrong with a model's description; "" where nothing is. A recipe holds only what builds a model: not
+    ``pretrained``, for one, with which other weights would be looked for."""
+    kinds = YOLO if "architecture" in recipe else OWN
+    if problem := misfit(recipe, kinds, optional=kinds.keys() - {"name", "num_classes"}):
+        return problem
+    if problem := misfit(about, ABOUT, optional=ABOUT, more=True):
+        return problem
+    if len(set(types)) != len(types) or len(types) != recipe["num_classes"]:
+        return f"{recipe['num_classes']} classes, but the types {', '.join(types)}"
+    if not (fit := about.get("calibration", {})):
+        return ""
+    too_small = "a temperature of 0 or less" if fits(t := fit.get("temperature"), float) and t <= 0 else ""
+    return misfit(fit, CALIBRATION, optional=("sizes",), more=True) or too_small
 
 
 # ---------------------------------------------------------------- starting from trained weights
@@ -179,33 +227,3 @@ def _class_layers(model: DetectionModel) -> dict[str, int]:
         for name, module in model.named_modules()
         for layer, rows in getattr(module, "per_class", {}).items()
     }
-
-
-# ---------------------------------------------------------------- the state of a run
-
-
-def save_resume(path: Path, state: dict) -> None:
-    """Write the state of a run: tensors, numbers, strings, lists and dicts, under a temporary name, then renamed."""
-    with replacing(path) as temporary, open(temporary, "wb") as file:
-        try:
-            torch.save(state, file)
-        except RuntimeError as e:
-            if isinstance(e.__context__, OSError):  # torch hides the system's refusal to write behind one of its own
-                raise e.__context__ from None
-            raise
-
-
-def load_resume(path: Path) -> dict:
-    """Read a run's state without running code; LeukoError if it is missing or broken."""
-    if not path.is_file():
-        raise LeukoError(f"{path}: no such file; name a run folder that leuko.train has written a state into")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as e:  # torch raises errors of many kinds on a broken file
-        raise LeukoError(
-            f"{path}: cannot be read ({type(e).__name__}); start a new run, with --weights if it helps"
-        ) from e
-    whole = isinstance(state, dict) and {"model", "progress", "images", "types"} <= set(state)
-    if not whole or not isinstance(state["progress"], dict):
-        raise LeukoError(f"{path}: not the state of a run; start a new run, with --weights if it helps")
-    return state

@@ -17,15 +17,16 @@ from tqdm import tqdm
 from ..config import TrainOptions
 from ..data.dataset import Dataset
 from ..data.loader import LoadedImage
-from ..detections import Detections
+from ..detections import MAX_DETECTIONS, Detections
 from ..errors import LeukoError, nearest
 from ..io import read_yaml
 from ..metrics import coco
 from ..metrics.calibration import Scaling
 from ..models import DetectionModel
-from . import cost, fusion, run
-from .checkpoint import Weights, load_resume, load_weights
+from . import cost, fusion
+from .checkpoint import Weights, load_weights
 from .evaluate import Predictions, detect, predict, prepare
+from .state import load_state
 
 LAST = Path("weights/last.safetensors")
 SAME_CELL = 0.5  # IoU
@@ -44,12 +45,20 @@ class EnsembleMember:
     new_name: Callable[[str], str] = str
 
     @classmethod
-    def load(cls, source: str | Path, device: torch.device, sizes: Sequence[int] = ()) -> EnsembleMember:
-        """From a run folder or a weights file; ``sizes`` as in ``--imgsz``, the model's own if none is given."""
+    def load(
+        cls,
+        source: str | Path,
+        device: torch.device,
+        sizes: Sequence[int] = (),
+        max_detections: int = MAX_DETECTIONS,
+    ) -> EnsembleMember:
+        """From a run folder or a weights file; ``sizes`` as in ``--imgsz``, the model's own if none is given. How many
+        it detects is an option of its use: what its recipe says does not count."""
         weights = load_weights(source)
         path = Path(os.path.abspath(weights.path))  # `.` has no name; a link keeps its own
         name = path.parent.parent.name if path.parent.name == "weights" else path.stem
         model = weights.build()
+        model.max_detections = max_detections
         sizes = tuple(sizes) or (model.preprocess.image_size,)
         return cls(name, weights, prepare(model, device), cost.parameters(model), sizes)
 
@@ -92,6 +101,11 @@ class EnsembleMember:
         return [p[_distinct(p)] for p in renamed]
 
     @property
+    def max_detections(self) -> int:
+        """Most detections per image."""
+        return self.model.max_detections
+
+    @property
     def scaling(self) -> Scaling | None:
         """The calibration that ``leuko val --calibrate`` has put into the weights for these image sizes, if any."""
         if sorted(self.fitted_sizes) != sorted(self.sizes):
@@ -127,10 +141,13 @@ def _distinct(detections: Detections) -> np.ndarray:
 
 
 def load_members(
-    sources: Sequence[str | Path], device: torch.device, sizes: Sequence[int] = ()
+    sources: Sequence[str | Path],
+    device: torch.device,
+    sizes: Sequence[int] = (),
+    max_detections: int = MAX_DETECTIONS,
 ) -> list[EnsembleMember]:
     """The models of run folders or weights files; two of one name get a number behind it."""
-    members = [EnsembleMember.load(source, device, sizes) for source in sources]
+    members = [EnsembleMember.load(source, device, sizes, max_detections) for source in sources]
     for member in members:
         if member.name.startswith("ensemble"):  # which is what the fusion is called
             member.name += " (model)"
@@ -152,7 +169,7 @@ def is_finished(folder: Path, epochs: int) -> bool:
         return False
     if not state.is_file():
         return (load_weights(last).about.get("epoch") or 0) >= epochs
-    return run.is_finished(load_resume(state)["progress"], epochs)
+    return load_state(state).progress.is_finished(epochs)
 
 
 def epochs_of(folder: Path) -> int:
@@ -221,7 +238,8 @@ class Fusion:
         sizes: Sequence[tuple[int, int]],
     ) -> list[Detections]:
         """Fuse ``predictions[m][n]`` of member m on image n, whose (width, height) is ``sizes[n]``."""
-        return fusion.fuse(predictions, sizes, self.iou, self.score, self.votes(members))
+        number = members[0].max_detections
+        return fusion.fuse(predictions, sizes, self.iou, self.score, self.votes(members), number)
 
     def votes(self, members: Sequence[EnsembleMember]) -> list[float] | None:
         """Each member's weight, None where all are the same; LeukoError if a validation mAP is needed and not known."""
@@ -248,7 +266,8 @@ def tune(
     sizes = [(s.width, s.height) for s in dataset.samples]
     tried: list[dict[str, object]] = []
     for iou, score, weights in tqdm(list(product(IOUS, SCORES, weighted)), desc="tuning", unit="fusion", leave=False):
-        evaluation = coco.evaluate(dataset, Fusion(iou, score, weights)(members, predictions, sizes))
+        fused = Fusion(iou, score, weights)(members, predictions, sizes)
+        evaluation = coco.evaluate(dataset, fused, members[0].max_detections)
         measures = {name: getattr(evaluation, name) for name in ("mAP", "mAP50", "mAR")}
         tried.append({"iou": iou, "score": score, "weights": weights, **measures})
     best = max(tried, key=lambda t: t["mAP"])

@@ -71,7 +71,7 @@ def detect(model: DetectionModel, images: Sequence[LoadedImage], device: torch.d
         per_view.append([Detections.from_tensors(o, s) for o, s in zip(outputs, scales, strict=True)])
     if len(per_view) == 1:
         return per_view[0]
-    return fusion.fuse(per_view, [image.size for image in images])
+    return fusion.fuse(per_view, [image.size for image in images], max_detections=model.max_detections)
 
 
 @dataclass
@@ -122,4 +122,4 @@ def evaluate(
 ) -> tuple[coco.Evaluation, list[Detections]]:
     """COCO's measures of a prepared model on a data set, and what it found on each image."""
     predictions = predict(model, dataset, device, workers=workers, title=title).predictions
-    return coco.evaluate(dataset, predictions), predictions
+    return coco.evaluate(dataset, predictions, model.max_detections), predictions

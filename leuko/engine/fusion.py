@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torchvision.ops import batched_nms
 
-from ..detections import Detections
+from ..detections import MAX_DETECTIONS, Detections
 from ..errors import LeukoError
 
 
@@ -32,7 +32,7 @@ def fuse(
     iou_threshold: float = 0.55,
     score_threshold: float = 0.0,
     weights: Sequence[float] | None = None,
-    max_detections: int = 100,
+    max_detections: int = MAX_DETECTIONS,
 ) -> list[Detections]:
     """Fuse M members' predictions of the same N images: ``predictions_per_member[m][n]``, fused ``[n]``.
 

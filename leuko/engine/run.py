@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -22,23 +23,9 @@ from ..models import DetectionModel
 from ..report import pictures, plots, run
 from . import checkpoint
 from .evaluate import evaluate
+from .state import Labels, Progress, labels_of, save_state
 
 MEASURES = ("mAP", "mAP50", "mAP75", "mAR")
-
-
-@dataclass
-class Progress:
-    """Where a run is: ``epoch`` complete epochs, ``batch`` batches of the next, and what they gave so far."""
-
-    epoch: int = 0
-    batch: int = 0
-    sums: dict[str, float] = field(default_factory=dict)  # of each loss term over the batches of this epoch
-    seconds: float = 0.0
-    best: float = -1.0  # the highest value of options.best_by so far
-    best_epoch: int = 0
-    stopped: int = 0  # the epochs that the run was to have when --patience ended it
-    extended_at: int = 0  # the epoch at which it had been stopped and was extended: --patience counts from there
-    rows: list[dict] = field(default_factory=list)  # of results.csv
 
 
 @dataclass
@@ -56,7 +43,12 @@ class Run:
     @property
     def finished(self) -> bool:
         """Whether there is nothing left to train."""
-        return is_finished(asdict(self.progress), self.options.epochs)
+        return self.progress.is_finished(self.options.epochs)
+
+    @cached_property
+    def labels(self) -> dict[str, Labels]:
+        """What the state keeps of the data, by split."""
+        return {"train": labels_of(self.train_set), "val": labels_of(self.val_set)}
 
     # ------------------------------------------------------------ the end of an epoch
 
@@ -143,33 +135,4 @@ class Run:
 
     def save_state(self, state: dict) -> None:
         """Write ``resume.pt``: the loop's own ``state`` (tensors, numbers, strings, lists, dicts) and the progress."""
-        common = {
-            "progress": asdict(self.progress),
-            "images": [s.image.name for s in self.train_set.samples],
-            "types": self.train_set.types,
-        }
-        checkpoint.save_resume(self.folder / "resume.pt", {**state, **common})
-
-
-def is_finished(progress: Mapping, epochs: int) -> bool:
-    """Whether a run with this progress has so many epochs, or was stopped early when it was to have so many."""
-    return max(progress.get("epoch", 0), progress.get("stopped", 0)) >= epochs
-
-
-def read_progress(state: dict, path: Path, train_set: Dataset) -> Progress:
-    """The progress that ``resume.pt`` (``path``) holds, of a run that is not finished; LeukoError if the data is
-    no longer what the run began with."""
-    if state["types"] != train_set.types:
-        raise LeukoError(f"{path}: the run's types are {state['types']}, the data's {train_set.types}; correct --data")
-    if state["images"] != [s.image.name for s in train_set.samples]:
-        raise LeukoError(
-            f"{path}: the training images are not those the run began with ({len(state['images'])} then, "
-            f"{len(train_set)} now); start a new run with --weights {path.parent}"
-        )
-    try:
-        progress = Progress(**state["progress"])
-    except TypeError as e:
-        raise LeukoError(f"{path}: the state of another leuko ({e}); start a new run with --weights") from e
-    if progress.stopped:
-        progress.extended_at, progress.stopped = progress.epoch, 0
-    return progress
+        save_state(self.folder / "resume.pt", state, self.progress, self.train_set.types, self.labels)

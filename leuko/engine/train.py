@@ -59,14 +59,43 @@ class Loop:
     def load_state_dict(self, state: dict, path: Path) -> None:
         """Go on from the content of ``path``; LeukoError where it is of another model."""
         try:
+            begun = state["optimizer"]["state"]
+            buffers = {i: {"momentum_buffer": p} for i, p in enumerate(_parameters(self.optimizer)) if i in begun}
             for name, part in self._parts().items():
+                own = part.state_dict()
+                if part is self.optimizer:
+                    own["state"] = buffers  # which it does not have before its first step
+                if problem := unlike(state[name], own, name):
+                    raise ValueError(problem)
                 part.load_state_dict(state[name])
         except (KeyError, TypeError, ValueError, RuntimeError) as e:
-            reason = str(e).splitlines()[-1].strip()
+            reason = (str(e).splitlines() or [""])[-1].strip()[:200]
             raise LeukoError(
                 f"{path}: the state of another model, or of an older leuko ({reason}); restore this run's own file, or "
                 f"start a new run with --weights {path.parent}"
             ) from e
+
+
+def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def unlike(stored: object, own: object, name: str) -> str:
+    """What in a stored part of a loop is not as in this one: names, shapes, kinds of values; "" where all is."""
+    if isinstance(own, torch.Tensor):
+        same = isinstance(stored, torch.Tensor) and (stored.shape, stored.dtype) == (own.shape, own.dtype)
+        return "" if same else f"{name} is of another shape or type"
+    if type(stored) is not type(own) and not (isinstance(stored, dict) and isinstance(own, dict)):
+        return f"{name} is of another kind"
+    if isinstance(own, dict):
+        if odd := stored.keys() ^ own.keys():
+            return f"{name}.{sorted(map(str, odd))[0]} is in one of them only"
+        return next(filter(None, (unlike(stored[k], v, f"{name}.{k}") for k, v in own.items())), "")
+    if isinstance(own, list):
+        pairs = zip(stored, own, strict=True) if len(stored) == len(own) else [(None, "")]
+        return next(filter(None, (unlike(a, b, f"{name}[{i}]") for i, (a, b) in enumerate(pairs))), "")
+    same = stored == own or name.endswith((".lr", ".scale", "_tracker"))  # which change with the steps
+    return "" if same else f"{name} is {stored!r:.40}, not {own!r:.40}"
 
 
 def set_up(options: TrainOptions, model: DetectionModel, train_set: Dataset, device: torch.device, fresh: bool) -> Loop:
@@ -157,7 +186,7 @@ def train_one_epoch(
             if whole_step or progress.batch == len(bounds) - 1:
                 if math.isfinite(options.clip):
                     scaler.unscale_(optimizer)
-                    nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], options.clip)
+                    nn.utils.clip_grad_norm_(_parameters(optimizer), options.clip)
                 scaler.step(optimizer)
                 scaler.update()
                 optimizer.zero_grad(set_to_none=True)

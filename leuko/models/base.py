@@ -6,6 +6,7 @@ K classes. Boxes are float32 xyxy; inside a detector they are in pixels of the r
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -13,10 +14,23 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
+from ..detections import MAX_DETECTIONS
 from ..errors import LeukoError
 from ..ops import boxes as box_ops
 from .conv_bn import IMAGE, fuse_conv_bn
 from .preprocess import Preprocess, Size
+
+LIMITS: dict[str, tuple[float, float]] = {
+    "image_size": (1, 2**13),
+    "channels": (1, 2**12),
+    "fc_channels": (1, 2**14),
+    "proposals": (0, 10**5),
+    "rois": (1, 10**5),
+    "max_detections": (1, 10**5),
+    "score_threshold": (0.0, 1.0),
+    "vote": (0.0, 1.0),
+}
+"""Lowest and highest value of an option of a model; integers where these are integers."""
 
 Target = dict[str, Tensor]
 Detection = dict[str, Tensor]
@@ -40,11 +54,21 @@ class ModelOptions:
     """Weight of each class in the classification loss; () is 1 for all."""
     score_threshold: float | None = None
     """Detections need a higher score than this; None is the detector's default (.05, Grid R-CNN .03)."""
-    max_detections: int = 100
-    """Most detections per image."""
+    max_detections: int = MAX_DETECTIONS
+    """Most detections per image; the attribute ``max_detections`` of a detector, which starts with it, decides."""
     vote: float = 0.0
     """IoU at which a box that NMS drops votes on the one it keeps; 0: no votes, as the detectors were published.
     For Faster, Double-Head and Cascade R-CNN, whose scores say little about how well a box fits."""
+
+    def __post_init__(self) -> None:
+        for key, (low, high) in LIMITS.items():
+            value, kinds = getattr(self, key), (int,) if isinstance(low, int) else (int, float)
+            if not (type(value) in kinds and low <= value <= high) and not (key == "score_threshold" and value is None):
+                raise LeukoError(
+                    f"model option {key}={value!r:.40}: give a number of at least {low} and at most {high}"
+                )
+        if not all(isinstance(w, int | float) and 0 <= w < math.inf for w in self.class_weights):
+            raise LeukoError("model option class_weights: give numbers from 0 on")
 
 
 class DetectionModel(nn.Module):
@@ -72,12 +96,18 @@ class DetectionModel(nn.Module):
         super().__init__()
         self.preprocess, self.backbone, self.fpn = preprocess, backbone, fpn
         self.num_classes, self.options = num_classes, options
+        self.max_detections = options.max_detections
 
     @property
     def score_threshold(self) -> float:
         """Detections need a higher score than this."""
         chosen = self.options.score_threshold
         return self.default_score_threshold if chosen is None else chosen
+
+    @property
+    def crowding(self) -> float:
+        """Factor on the numbers of candidates in eval mode, which are enough for 100 detections per image."""
+        return max(1.0, self.max_detections / MAX_DETECTIONS)
 
     def fusible(self) -> list[tuple[nn.Module, tuple[int, int, int]]]:
         """Parts whose BatchNorm can be fused into convolutions for inference, and the shape of the input of each."""

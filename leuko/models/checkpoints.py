@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from pathlib import Path
 
-import safetensors.torch
 import torch
 from torch import Tensor
-
-from ..errors import LeukoError
 
 # MMDetection 2 and 3. Each pattern is tried in turn; the first that matches the whole name rewrites it.
 MMDETECTION = (
@@ -56,23 +52,6 @@ TORCHVISION = (
     (r"roi_heads\.box_predictor\.bbox_pred\.(.*)", r"head.bbox_pred.\1"),
     (r"backbone\.body\.(.*)", r"backbone.body.\1"),
 )
-
-
-def read_state(path: Path) -> dict[str, Tensor]:
-    """Read a file of weights without running any code in it; LeukoError if it cannot be read."""
-    if not path.is_file():
-        raise LeukoError(f"{path}: no such file of weights; check the path")
-    try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as e:  # torch and safetensors raise errors of many kinds on a broken or hostile file
-        reason = str(e).splitlines()[0][:120]
-        raise LeukoError(f"{path}: not a readable file of weights ({type(e).__name__}: {reason}); get it again") from e
-    state = state.get("state_dict", state.get("model", state)) if isinstance(state, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise LeukoError(f"{path}: holds no weights by name; name a file of a timm network's weights")
-    return state
 
 
 def from_foreign(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -94,7 +94,7 @@ class OneStage(DetectionModel):
     default_lr = 0.005
     offset = 0.5
     nms_threshold = 0.5
-    candidates = 1000  # (point, class) pairs per level that go on to NMS
+    candidates = 1000  # (point, class) pairs per level that go on to NMS, for 100 detections
 
     def __init__(
         self,
@@ -132,7 +132,7 @@ class OneStage(DetectionModel):
             distances, *centerness = (flatten_hw(o) for o in self.head.regress(feature, classes, level))
             for i, size in enumerate(sizes):
                 point, label = torch.nonzero(scores[i] > threshold, as_tuple=True)
-                score, best = scores[i][point, label].topk(min(self.candidates, len(point)))
+                score, best = scores[i][point, label].topk(min(round(self.crowding * self.candidates), len(point)))
                 point, label = point[best], label[best]
                 boxes = box_ops.clip(box_ops.distances_to_box(points[point], distances[i][point]), size)
                 for quality in centerness:
@@ -142,5 +142,5 @@ class OneStage(DetectionModel):
 
     def _select(self, levels: list[tuple[Tensor, Tensor, Tensor]]) -> Detection:
         boxes, scores, labels = (torch.cat(parts) for parts in zip(*levels, strict=True))
-        boxes, scores, labels = batched_nms(boxes, scores, labels, self.nms_threshold, self.options.max_detections)
+        boxes, scores, labels = batched_nms(boxes, scores, labels, self.nms_threshold, self.max_detections)
         return {"boxes": boxes, "labels": labels, "scores": scores}

@@ -144,7 +144,7 @@ class TwoStage(DetectionModel):
         return rpn_losses | self.roi_losses(pyramid, proposals, sizes, targets)
 
     def detect(self, pyramid: list[Tensor], sizes: list[Size]) -> list[Detection]:
-        proposals = self.rpn.propose(*self.rpn(pyramid), self.rpn.anchors(pyramid), sizes)
+        proposals = self.rpn.propose(*self.rpn(pyramid), self.rpn.anchors(pyramid), sizes, self.crowding)
         return self.roi_detect(pyramid, proposals, sizes)
 
     def select(self, probabilities: Tensor, boxes: Tensor, size: Size) -> Detection:
@@ -152,7 +152,7 @@ class TwoStage(DetectionModel):
         roi, label = torch.nonzero(probabilities[:, :-1] > self.score_threshold, as_tuple=True)
         column = label if boxes.shape[1] > 1 else torch.zeros_like(label)
         candidates = box_ops.clip(boxes[roi, column], size), probabilities[roi, label], label
-        boxes, scores, labels = batched_nms(*candidates, self.nms_threshold, self.options.max_detections)
+        boxes, scores, labels = batched_nms(*candidates, self.nms_threshold, self.max_detections)
         if self.box_voting and self.options.vote:
             boxes = box_voting(boxes, labels, *candidates, self.options.vote)
         return {"boxes": boxes, "labels": labels, "scores": scores}

@@ -53,10 +53,11 @@ class RPN(nn.Module):
 
     @torch.no_grad()
     def propose(
-        self, logits: list[Tensor], deltas: list[Tensor], levels: list[Tensor], sizes: list[Size]
+        self, logits: list[Tensor], deltas: list[Tensor], levels: list[Tensor], sizes: list[Size], factor: float = 1.0
     ) -> list[Tensor]:
-        """The best boxes of each image, [P, 4] each, in descending order of objectness, after NMS within each level."""
-        candidates, number = (n[0 if self.training else 1] for n in (self.candidates, self.proposals))
+        """The best boxes of each image, [P, 4] each, in descending order of objectness, after NMS within each level.
+        ``factor`` is one on the numbers of candidates and of proposals."""
+        candidates, number = (round(factor * n[not self.training]) for n in (self.candidates, self.proposals))
         proposals = []
         for i, size in enumerate(sizes):
             boxes, scores, level_of = [], [], []

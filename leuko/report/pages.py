@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,11 +18,11 @@ from ..data.dataset import Dataset
 from ..data.images import fit, is_image, read_image
 from ..data.tools.check import LEVELS, Finding, counted
 from ..errors import LeukoError
-from ..io import make_folder, read_text, write_text
+from ..io import make_folder, read_json, read_text, write_text
 from .agreement import agreement
 from .html import data_uri, environment
-from .run import read_evaluation, results_of
-from .tables import MEASURES, Row, per_class_lines, rate, record, table2_of
+from .run import RESULTS_LIMIT, read_evaluation, results_of
+from .tables import MEASURES, Row, ap_columns, per_class_lines, rate, record, table2_of
 
 MAX_WIDTH = 1600  # pixels of a picture
 THUMBNAIL = 180  # pixels
@@ -54,11 +53,10 @@ def build(folder: str | Path) -> str:
     with results_of(folder):
         table, head = per_class_lines(evaluation), 1
         if (folder / "table.json").is_file():
-            content = json.loads(read_text(folder / "table.json"))
+            content = read_json(folder / "table.json", RESULTS_LIMIT)
             table, head = table2_of(content["rows"], content["cells"]), 2
-        return _render(
-            "run.html.j2", folder=folder, about=about, evaluation=evaluation, table=table, head=head, review=review
-        )
+        shown = {"evaluation": evaluation, "table": table, "head": head, "review": review}
+        return _render("run.html.j2", folder=folder, about=about, **shown)
 
 
 def compare(folders: Sequence[str | Path]) -> str:
@@ -66,10 +64,10 @@ def compare(folders: Sequence[str | Path]) -> str:
     folders = [Path(f) for f in folders]
     read = [read_evaluation(f) for f in folders]
     types = list(dict.fromkeys(t.type for e, _ in read for t in e.per_class))
-    table = [["folder", "data", *MEASURES, *types]]
+    table, columns = [["folder", "data", *MEASURES, *types]], (*MEASURES, *ap_columns(types))
     for folder, (evaluation, about) in zip(folders, read, strict=True):
         measures = record(Row(folder.name, evaluation))
-        table.append([folder.name, str(about.get("data", "")), *(rate(measures.get(name)) for name in table[0][2:])])
+        table.append([folder.name, str(about.get("data", "")), *(rate(measures.get(name)) for name in columns)])
     return _render("comparison.html.j2", folders=folders, table=table)
 
 
@@ -96,15 +94,16 @@ def check_page(
 
 
 def _render(template: str, **values: object) -> str:
-    of_files = {"picture": _picture, "thumbnail": _thumbnail, "csv_lines": _csv_lines, "text_of": read_text}
+    of_files = {"picture": _picture, "thumbnail": _thumbnail, "csv_lines": _csv_lines, "text_of": _text_of}
     return environment(**of_files).get_template(template).render(values)
 
 
 def _picture(path: Path) -> tuple[str, int]:
     """An image file as the text of a link, and its width; ("", 0) if it cannot be read. A PNG, which is a chart, stays
     lossless."""
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if image is None:
+    try:
+        image = read_image(path)[:, :, ::-1]
+    except LeukoError:
         return "", 0
     if image.shape[1] > MAX_WIDTH:
         height = round(image.shape[0] * MAX_WIDTH / image.shape[1])
@@ -122,7 +121,12 @@ def _thumbnail(path: Path) -> str:
 
 def _csv_lines(path: Path) -> list[list[str]]:
     """The lines of a CSV file, numbers with at most three decimals, and paths without their folders."""
-    return [[_short(value) for value in line] for line in csv.reader(io.StringIO(read_text(path)))]
+    return [[_short(value) for value in line] for line in csv.reader(io.StringIO(_text_of(path)))]
+
+
+def _text_of(path: Path) -> str:
+    """The text of a small file."""
+    return read_text(path, RESULTS_LIMIT)
 
 
 def _short(value: str) -> str:

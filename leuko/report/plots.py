@@ -46,21 +46,22 @@ def draw_cells(
     shorter = min(height, width)
     line = max(1, round(math.sqrt(shorter) / 9))  # 2 pixels at 320, 3 at 600, 6 at 3264
     font = ImageFont.load_default(size=max(12.0, shorter / 32))
-    picture = Image.fromarray(np.ascontiguousarray(image))
-    draw = ImageDraw.Draw(picture)
+    picture = np.array(image)
     for i in reversed(range(len(boxes))):  # the highest score last, on top
         name = types[labels[i]]
         rgb = colour(name, int(labels[i]))
         x0, y0, x1, y1 = np.clip(boxes[i], 0, [width, height, width, height]).round().astype(int).tolist()
         right, bottom = min(max(x1 - 1, x0), width - 1), min(max(y1 - 1, y0), height - 1)
         x0, y0 = min(x0, right), min(y0, bottom)
-        draw.rectangle((x0, y0, right, bottom), outline=rgb, width=line)
-        _draw_tag(draw, name if scores is None else f"{name} {scores[i]:.2f}", (x0, y0), rgb, font)
-    return np.asarray(picture)
+        inside = picture[y0 : bottom + 1, x0 : right + 1]
+        for edge in (inside[:line], inside[-line:], inside[:, :line], inside[:, -line:]):
+            edge[:] = rgb
+        _draw_tag(picture, name if scores is None else f"{name} {scores[i]:.2f}", (x0, y0), rgb, font)
+    return picture
 
 
-def _draw_tag(draw: ImageDraw.ImageDraw, text: str, corner: tuple[int, int], rgb: tuple, font: Any) -> None:
-    width, height = draw.im.size
+def _draw_tag(picture: np.ndarray, text: str, corner: tuple[int, int], rgb: tuple, font: Any) -> None:
+    height, width = picture.shape[:2]
     left, top, right, bottom = font.getbbox(text)
     pad = max(2, round(font.size / 6))
     tag_width, tag_height = round(right - left) + 2 * pad, round(bottom - top) + 2 * pad
@@ -68,9 +69,10 @@ def _draw_tag(draw: ImageDraw.ImageDraw, text: str, corner: tuple[int, int], rgb
         return
     x = min(corner[0], width - tag_width)
     y = corner[1] - tag_height if corner[1] >= tag_height else min(corner[1], height - tag_height)
-    draw.rectangle((x, y, x + tag_width - 1, y + tag_height - 1), fill=rgb)
     luminance = 0.299 * rgb[0] + 0.587 * rgb[1] + 0.114 * rgb[2]
-    draw.text((x + pad - left, y + pad - top), text, fill="black" if luminance > 140 else "white", font=font)
+    tag = Image.new("RGB", (tag_width, tag_height), rgb)
+    ImageDraw.Draw(tag).text((pad - left, pad - top), text, fill="black" if luminance > 140 else "white", font=font)
+    picture[y : y + tag_height, x : x + tag_width] = np.asarray(tag)
 
 
 def captioned(image: np.ndarray, *lines: str) -> np.ndarray:
@@ -106,8 +108,13 @@ def grid(tiles: Sequence[np.ndarray], columns: int) -> np.ndarray:
 
 def write_image(path: str | Path, image: np.ndarray) -> None:
     """Write an RGB uint8 image in the format of its suffix (.jpg, .png ...), completely or not at all."""
-    _, data = cv2.imencode(Path(path).suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
-    write_bytes(path, data.tobytes())
+    write_bytes(path, encoded(image.copy(), Path(path).suffix))
+
+
+def encoded(image: np.ndarray, suffix: str) -> memoryview:
+    """The bytes of a file with this suffix that holds an RGB uint8 image, whose memory is used for it."""
+    _, data = cv2.imencode(suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR, image))
+    return data.data
 
 
 # ---------------------------------------------------------------- charts

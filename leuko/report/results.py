@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from ..cells import beside
 from ..data.dataset import Dataset
 from ..detections import Detections
 from ..io import write_csv, write_json
@@ -45,7 +46,7 @@ def write_results(
     Models before the last one come in ascending order of mAP; pictures show them in descending order, after the last.
     """
     reported, members, shown = models[-1], models[:-1], models[::-1]
-    matches = {m.name: matching.match(dataset, m.predictions) for m in shown}
+    matches = {m.name: matching.match(dataset, m.predictions, m.evaluation.max_detections) for m in shown}
     pairings = {m.name: confusion.pair_all(dataset, m.predictions, SCORE, IOU) for m in shown}
     best_scores = _write_curves(folder, dataset.types, matches)
     kappa = _write_confusion(folder, dataset, reported, pairings[reported.name])
@@ -77,7 +78,7 @@ def _write_curves(folder: Path, types: Sequence[str], matches: dict[str, list[Ma
     rows = [
         {"model": model, "type": name, "iou": iou, "recall": round(recall, 2), "precision": precision}
         for model, of_model in by_recall.items()
-        for name, of_type in zip([*types, "all"], of_model, strict=True)
+        for name, of_type in zip([*beside(types, ["all"]), "all"], of_model, strict=True)
         for iou, curve in zip(curves.PANELS, of_type, strict=True)
         for recall, precision in zip(matching.RECALLS.tolist(), curve.tolist(), strict=True)
     ]
@@ -100,11 +101,11 @@ def _write_curves(folder: Path, types: Sequence[str], matches: dict[str, list[Ma
 
 def _write_confusion(folder: Path, dataset: Dataset, reported: ModelResult, pairings: list[Pairing]) -> float:
     """Write the confusion matrix, the counts per group, and how they agree with the labels'; returns Cohen's kappa."""
-    types = dataset.types
+    types, columns = dataset.types, beside(dataset.types, ("label", "missed", "extra"))
     matrix = confusion.matrix(pairings, len(types))
     rows = [
-        {"label": label, **dict(zip([*types, "missed"], row, strict=True))}
-        for label, row in zip([*types, "extra"], matrix, strict=True)
+        {"label": label, **dict(zip([*columns, "missed"], row, strict=True))}
+        for label, row in zip([*columns, "extra"], matrix, strict=True)
     ]
     write_csv(folder / "confusion.csv", rows)
     title = f"{reported.name}: score >= {SCORE}, IoU >= {IOU}; {len(dataset):,} images, {matrix[:-1].sum():,} cells"
@@ -194,6 +195,6 @@ def _write_intervals(
     best = min(rows, key=lambda row: row["mAP_difference"])  # the member of the highest mAP
     certainty = "95 % interval -, p -"
     if not math.isnan(best["low"]):
-        verdict = "no more than noise" if best["low"] <= 0 <= best["high"] else "a difference"
+        verdict = "a difference" if best["p"] <= 0.05 else "no more than noise"
         certainty = "95 % interval {low:+.3f} to {high:+.3f}, p {p:.3f}: ".format(**best) + verdict
     return [*summary, f"{reported.name} minus {best['against']}: mAP {best['mAP_difference']:+.3f}, {certainty}"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import dataclasses
 import itertools
 import json
@@ -20,8 +21,10 @@ import torch
 
 from .. import __version__
 from ..data.dataset import Dataset
+from ..detections import MAX_DETECTIONS
 from ..errors import LeukoError
-from ..io import io_errors_as, plain, read_text, write_csv, write_json, write_text
+from ..io import io_errors_as, plain, read_json, write_csv, write_json, write_text
+from ..kinds import misfit
 from ..metrics.coco import Evaluation, TypeResult
 
 
@@ -77,9 +80,22 @@ def read_evaluation(folder: str | Path) -> tuple[Evaluation, dict[str, Any]]:
     if not path.is_file():
         raise LeukoError(f"{path}: no such file; name the folder of a run or of a validation")
     with results_of(path):
-        content = json.loads(read_text(path))
+        content = read_json(path, RESULTS_LIMIT)
+        if problem := misfit(content, METRICS, optional=("model", "data"), more=True):
+            raise ValueError(problem)
         per_class = [_from_json(TypeResult, {"type": name, **row}) for name, row in content["per_class"].items()]
-        return _from_json(Evaluation, {**content, "per_class": per_class}), content
+        whole = {"max_detections": MAX_DETECTIONS, **content, "per_class": per_class}  # older files lack that number
+        return _from_json(Evaluation, whole), content
+
+
+RESULTS_LIMIT = 8  # megabytes of results; a type takes 200 bytes
+MEASURE = float | None  # null is nan
+TYPE_METRICS = {**dict.fromkeys(("AP", "AP50", "AP75", "AR"), MEASURE), "cells": int, "images": int}
+METRICS = {**dict.fromkeys(("mAP", "mAP50", "mAP75", "mAR"), MEASURE), "cells": int, "images": int} | {
+    "per_class": dict[str, TYPE_METRICS],
+    "model": str,
+    "data": str,
+}
 
 
 @contextlib.contextmanager
@@ -89,15 +105,14 @@ def results_of(path: Path) -> Iterator[None]:
         yield
     except LeukoError:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise LeukoError(f"{path}: its results are broken ({error!r:.80}); validate again") from error
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, csv.Error) as error:
+        raise LeukoError(f"{path}: its results are broken ({error!r:.120}); validate again") from error
 
 
 def _from_json(cls: type, values: dict[str, Any]) -> Any:
-    """A dataclass from JSON, where null is nan; ValueError, KeyError or TypeError if a value is missing or of another
-    kind."""
-    kinds = {"float": lambda value: nan if value is None else float(value), "int": int}
-    return cls(**{f.name: kinds.get(f.type, lambda value: value)(values[f.name]) for f in dataclasses.fields(cls)})
+    """A dataclass from JSON, where null is nan."""
+    given = {f.name: values[f.name] for f in dataclasses.fields(cls)}
+    return cls(**{name: nan if value is None else value for name, value in given.items()})
 
 
 def write_warnings(folder: str | Path, *datasets: Dataset) -> None:

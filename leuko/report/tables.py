@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from math import isnan, nan
+from pathlib import Path
 
+from ..cells import beside
 from ..data.dataset import Dataset
+from ..detections import MAX_DETECTIONS
+from ..errors import one_line
 from ..metrics.coco import Evaluation
 from ..metrics.differential import Share
 
@@ -24,11 +28,17 @@ class Row:
 
 
 def record(row: Row) -> dict[str, str | float]:
-    """A row as numbers: model, mAP, mAP50, mAP75, mAR, AP of each type under the type's name, parameters, fps."""
+    """A row as numbers: model, mAP, mAP50, mAP75, mAR, AP of each type under its name (see ``ap_columns``), parameters,
+    fps."""
     e = row.evaluation
     measures = {name: getattr(e, name) for name in MEASURES}
-    ap = {t.type: t.AP for t in e.per_class}
+    ap = dict(zip(ap_columns([t.type for t in e.per_class]), (t.AP for t in e.per_class), strict=True))
     return {"model": row.name, **measures, **ap, "parameters": row.parameters, "fps": row.fps}
+
+
+def ap_columns(types: Sequence[str]) -> list[str]:
+    """The keys under which :func:`record` has the AP of types: their names, "type mAP" for a type called mAP."""
+    return beside(types, ("model", *MEASURES, "parameters", "fps"))
 
 
 def table2(rows: Sequence[Row], types: Sequence[str]) -> list[list[str]]:
@@ -47,7 +57,7 @@ def table2_of(records: Sequence[dict], cells: dict[str, int]) -> list[list[str]]
     lines.append(["cells", *[""] * len(MEASURES), *(f"({n:,})" for n in cells.values()), "", ""])
     for r in records:
         millions = None if r["parameters"] is None else r["parameters"] / 1e6
-        measures = [rate(r[name]) for name in (*MEASURES, *cells)]
+        measures = [rate(r[name]) for name in (*MEASURES, *ap_columns(list(cells)))]
         lines.append([str(r["model"]), *measures, _number(millions), _number(r["fps"])])
     return lines
 
@@ -86,8 +96,9 @@ def differential(shares: Sequence[Share], threshold: float) -> str:
     return aligned(lines, head=1) + f"\ncells with score >= {threshold:g}"
 
 
-def warnings(split: str, dataset: Dataset, max_shown: int = 3) -> str:
-    """Return what was fixed or left out in a split, with the first few warnings; "" if nothing was."""
+def warnings(split: str, dataset: Dataset, max_detections: int = MAX_DETECTIONS, max_shown: int = 3) -> str:
+    """Return what was fixed or left out in a split, with the first few warnings, and which images have more cells than
+    are detected; "" if there is nothing to say."""
     lines = [
         f"{split}: {n} cells of the class {name} left out, as the data YAML says" for name, n in dataset.ignored.items()
     ]
@@ -95,7 +106,20 @@ def warnings(split: str, dataset: Dataset, max_shown: int = 3) -> str:
     if dataset.warnings:
         lines += [f"{split}: {len(dataset.warnings)} warnings, all in warnings.txt, such as:"]
         lines += [f"  {warning}" for warning in dataset.warnings[:max_shown]]
+    cells = dataset.counts_per_image().sum(1)
+    if crowded := [s.image for s, n in zip(dataset.samples, cells, strict=True) if n > max_detections]:
+        problem = f"{len(crowded)} images have more than {max_detections} cells (up to {cells.max()})"
+        remedy = "no more are detected per image, unless --max-detections is raised"
+        lines.append(one_line(f"{split}: {problem}, such as {crowded[0]}; {remedy}"))
     return "\n".join(lines)
+
+
+def at_cap(images: Sequence[Path], max_detections: int) -> str:
+    """Return a line about the images that have as many detections as there may be; "" if there are none."""
+    if not images:
+        return ""
+    problem = f"{len(images)} images have as many detections as the cap of {max_detections}, such as {images[0]}"
+    return one_line(f"{problem}: cells may be missing there; --max-detections raises it")
 
 
 def rate(value: float | None) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ...detections import MAX_DETECTIONS
 from ...errors import LeukoError
 from ...ops.boxes import box_iou
 from .. import source
@@ -64,7 +65,7 @@ def check(src: str | Path, pixels: bool = True, progress: bool = False) -> tuple
     for split, dataset in datasets.items():
         findings += [Finding("fixed", w.action, split, str(w), (w.file,)) for w in dataset.warnings]
         findings += [Finding("note", "data set", split, note) for note in dataset.notes]
-    for examine in (_sizes, _same_boxes, _missing, _classes, partial(_shared, src), _unlabelled):
+    for examine in (_sizes, _same_boxes, _crowded, _missing, _classes, partial(_shared, src), _unlabelled):
         findings += examine(datasets)
     if pixels:
         findings += _pixels(datasets, progress)
@@ -119,6 +120,16 @@ def _same_boxes(datasets: dict[str, Dataset]) -> Iterator[Finding]:
                 both = f"{_cell(dataset, sample, i)} and {_cell(dataset, sample, j)}"
                 text = f"{sample.image}: {both} are nearly the same box; both are kept, as two cells"
                 yield Finding(level, "nearly the same box", split, text, (sample.image,))
+
+
+def _crowded(datasets: dict[str, Dataset]) -> Iterator[Finding]:
+    """Images with more cells than detectors find by default."""
+    for split, dataset in datasets.items():
+        for sample, cells in zip(dataset.samples, dataset.counts_per_image().sum(1), strict=True):
+            if cells > MAX_DETECTIONS:
+                limit = f"at most {MAX_DETECTIONS} are detected per image, unless --max-detections is raised"
+                text = f"{sample.image}: {cells} cells are labelled; {limit}"
+                yield Finding("note", "more cells than are detected", split, text, (sample.image,))
 
 
 def _missing(datasets: dict[str, Dataset]) -> Iterator[Finding]:

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from ...errors import LeukoError, nearest
 from ...io import check_readable, io_errors_as, read_json, write_csv
+from ...kinds import misfit
 from ..dataset import Dataset, LabelWarning, Sample
 from ..formats import FORMATS
 from ..images import image_size, list_images
@@ -27,6 +28,17 @@ PREDICTION, CONSENSUS = "prediction", "consensus"
 COLUMNS = ("image", "before", "after", "x0", "y0", "x1", "y1", "score", "reviewed_by", "reviewed_at")
 ROUNDING = 0.02  # pixels by which a cell's box may differ from the review's, which is rounded to .01
 SPLIT = "all"  # of the labels of a prediction
+
+
+_Type = str | None
+_REVIEW = {"leuko": str, "kind": Literal["prediction", "consensus"], "title": str, "digests": list[str], "page": int}
+_REVIEW |= {"types": list[str], "threshold": str, "images": list[dict], "cells": list[dict], "events": list[dict]}
+_ITEMS = {
+    "images": {"name": str, "path": str, "sha256": str, "width": int, "height": int, "group": str},
+    "cells": {"image": int, "box": list[float], "before": _Type, "after": _Type}
+    | {"score": float | None, "checked": bool, "added": bool},
+    "events": {"event": Literal["signed", "reopened"], "by": str, "at": str},
+}
 
 
 @dataclass(frozen=True)
@@ -102,46 +114,41 @@ def read_reviews(path: str | Path) -> list[Review]:
 def read_review(file: Path) -> Review:
     """A review, checked to be whole and as its page wrote it; raises LeukoError."""
     content = read_json(file)
-    try:
-        if page_digest(content) != content["digests"][content["page"]]:
-            raise LeukoError(f"{file}: its cells are not those of its prediction; download it from the page again")
-        types, images, events = content["types"], content["images"], content["events"]
-        cells = [
-            ReviewedCell(c["image"], tuple(map(float, c["box"])), c["before"], c["after"], c["score"], c["added"])
-            for c in content["cells"]
-        ]
-        if content["kind"] not in (PREDICTION, CONSENSUS):
-            raise ValueError(f"kind {content['kind']!r:.40}")
-        for text in (*types, *(image[key] for image in images for key in ("name", "path", "sha256", "group"))):
-            if not isinstance(text, str):
-                raise TypeError(f"{text!r:.40} is not text")
-        for number, cell in enumerate(cells, 1):
-            _check_cell(cell, images, types, f"{file}: cell {number}")
-        last = events[-1] if events else {"event": ""}
-        by, at = (last["by"], last["at"]) if last["event"] == "signed" else ("", "")
-        if not isinstance(by, str) or not isinstance(at, str) or not (by + at).isprintable() or bool(by) != bool(at):
-            raise ValueError(f"signed by {by!r:.40} at {at!r:.40}")
-    except LeukoError:
-        raise
-    except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as error:
-        remedy = "download it from review.html again"
-        raise LeukoError(f"{file}: not a review ({error!r:.80}); {remedy}") from error
-    return Review(file, content["kind"], types, content["digests"], content["page"], images, cells, by, at, events)
+    problem = misfit(content, _REVIEW)
+    for key, kinds in () if problem else _ITEMS.items():
+        found = ((number, misfit(item, kinds)) for number, item in enumerate(content[key], 1))
+        problem = problem or next((f"{key} {number}: {wrong}" for number, wrong in found if wrong), "")
+    if not problem and content["page"] not in range(len(content["digests"])):
+        problem = f"page {content['page']} of {len(content['digests'])}"
+    if problem:
+        raise LeukoError(f"{file}: not a review ({problem}); download it from review.html again")
+    if page_digest(content) != content["digests"][content["page"]]:
+        raise LeukoError(f"{file}: its cells are not those of its prediction; download it from the page again")
+    cells = [
+        ReviewedCell(c["image"], tuple(c["box"]), c["before"], c["after"], c["score"], c["added"])
+        for c in content["cells"]
+    ]
+    for number, cell in enumerate(cells, 1):
+        _check_cell(cell, content["images"], content["types"], f"{file}: cell {number}")
+    is_signed = content["events"] and content["events"][-1]["event"] == "signed"
+    by, at = (content["events"][-1][key] if is_signed else "" for key in ("by", "at"))
+    if is_signed and not (by.strip() and by.isprintable() and at.isprintable()):
+        raise LeukoError(f"{file}: signed by {by!r:.40}, which is no name; sign it again")
+    about = {key: content[key] for key in ("kind", "types", "digests", "page", "images", "events")}
+    return Review(file, cells=cells, by=by, at=at, **about)
 
 
 def _check_cell(cell: ReviewedCell, images: Sequence[dict], types: Sequence[str], place: str) -> None:
-    """Raise LeukoError or ValueError unless a cell lies on its image and has types that there are."""
+    """Raise LeukoError unless a cell lies on its image and has types that there are."""
     for kind in (cell.before, cell.after):
         if kind and kind not in types:
             raise LeukoError(f'{place}: the type "{kind}" is unknown{nearest(kind, types)} ({", ".join(types)})')
-    if cell.image not in range(len(images)) or not isinstance(cell.added, bool):
-        raise ValueError(f"image {cell.image!r:.40}")
-    x0, y0, x1, y1 = cell.box
+    if cell.image not in range(len(images)):
+        raise LeukoError(f"{place}: there is no image {cell.image}; download the review again")
     width, height = images[cell.image]["width"], images[cell.image]["height"]
+    x0, y0, x1, y1 = cell.box if len(cell.box) == 4 else (0, 0, 0, 0)
     if not (-ROUNDING <= x0 < x1 <= width + ROUNDING and -ROUNDING <= y0 < y1 <= height + ROUNDING):
         raise LeukoError(f"{place}: its box {cell.box} is not inside the image; download the review again")
-    if cell.score is not None and not math.isfinite(cell.score):
-        raise ValueError(f"score {cell.score!r:.40}")
 
 
 # ---------------------------------------------------------------- applying

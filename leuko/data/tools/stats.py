@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ...cells import beside
 from ..dataset import Dataset, Sample
 from ..images import read_image
 from .builder import in_threads
@@ -40,7 +41,7 @@ def counts(datasets: dict[str, Dataset]) -> list[dict[str, object]]:
         per_image = dataset.counts_per_image()
         cells = [*per_image.sum(0).tolist(), int(per_image.sum())]
         images = [*(per_image > 0).sum(0).tolist(), len(dataset)]
-        named = zip([*dataset.types, "all"], cells, images, strict=True)
+        named = zip([*beside(dataset.types, ["all"]), "all"], cells, images, strict=True)
         rows += [{"split": split, "type": name, "cells": n, "images": i} for name, n, i in named]
     return rows
 

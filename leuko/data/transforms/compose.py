@@ -68,6 +68,7 @@ PRESETS: dict[str, list[dict]] = {
     ],
 }
 
+MOST_STEPS = 100  # transforms of a composition
 ENOUGH = 10_000  # images shown in a training, from which on "smear" does not reduce the home mAP (docs/travel.md)
 
 
@@ -113,6 +114,8 @@ def read_steps(given: str | list) -> list[Step]:
         where, given = given, read_yaml(path).get("augment")
     if not isinstance(given, list):
         raise LeukoError(f'{where}: augment: is not a list; write "- TRANSFORM: PROBABILITY" lines')
+    if len(given) > MOST_STEPS:
+        raise LeukoError(f"{where}: augment: {len(given):,} transforms; give at most {MOST_STEPS}")
     return [_step(entry, f"{where}: transform {i}") for i, entry in enumerate(given, 1)]
 
 
@@ -121,7 +124,9 @@ def _step(entry: object, where: str) -> Step:
         raise LeukoError(f'{where}: {entry!r:.60}: write "TRANSFORM: PROBABILITY" or "TRANSFORM: {{p: PROBABILITY}}"')
     (name, value), *_ = entry.items()
     if name not in TRANSFORMS:
-        raise LeukoError(f'{where}: "{name}" is unknown{nearest(str(name), TRANSFORMS)} ({", ".join(TRANSFORMS)})')
+        raise LeukoError(
+            f'{where}: "{name!s:.60}" is unknown{nearest(str(name), TRANSFORMS)} ({", ".join(TRANSFORMS)})'
+        )
     where = f"{where}: {name}"
     parameters = inspect.signature(TRANSFORMS[name]).parameters.values()
     options = {"p": 0.0} | {o.name: o.default for o in parameters if o.default is not o.empty}
@@ -129,7 +134,7 @@ def _step(entry: object, where: str) -> Step:
     for key in given:
         if key not in options:
             has = ", ".join(options)
-            raise LeukoError(f'{where}: unknown option "{key}"{nearest(str(key), options)} (it has {has})')
+            raise LeukoError(f'{where}: unknown option "{key!s:.60}"{nearest(str(key), options)} (it has {has})')
     for key, default in options.items():
         low, high = LIMITS.get(key, (0, 1))
         options[key] = _checked(given.get(key, default), default, low, high, f"{where}: {key}")
@@ -142,17 +147,17 @@ def _checked(value: object, default: float | str | tuple, low: float, high: floa
         for name in str(value).split() or [""]:
             if name not in FACTORS:
                 known = ", ".join(FACTORS)
-                raise LeukoError(f'{where}: "{name}" is unknown{nearest(name, FACTORS)} (there are: {known})')
+                raise LeukoError(f'{where}: "{name:.60}" is unknown{nearest(name, FACTORS)} (there are: {known})')
         return str(value)
     is_range = isinstance(default, tuple)
     if is_range and not (isinstance(value, list | tuple) and len(value) == 2):
-        raise LeukoError(f"{where}: {value!r}: give two numbers, such as {list(default)}")
+        raise LeukoError(f"{where}: {value!r:.60}: give two numbers, such as {list(default)}")
     numbers, kind = (value, type(default[0])) if is_range else ([value], type(default))
     for number in numbers:
         is_number = isinstance(number, int | float) and not isinstance(number, bool)
         if not is_number or not low <= number <= high or kind(number) != number:
             what = "an integer" if kind is int else "a number"
-            raise LeukoError(f"{where}: {number!r} is not {what} from {low:g} to {high:g}")
+            raise LeukoError(f"{where}: {number!r:.60} is not {what} from {low:g} to {high:g}")
     if numbers[0] > numbers[-1]:
         raise LeukoError(f"{where}: {value!r}: give the lower number first")
     return [kind(number) for number in numbers] if is_range else kind(value)

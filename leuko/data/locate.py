@@ -1,0 +1,255 @@
+"""What a path holds: VOC, COCO or YOLO, in which splits, and how its labels are to be read.
+
+A folder has Annotations/, *.json, images/ + labels/, or sub-folders train/, valid/, ...; or there is a data YAML:
+
+    path: slides                # relative to the YAML's folder, like everything below it
+    train: images/train         # a folder, COCO file, ImageSets list or list of image paths, or several of them
+    val: [a/val.json, b/val.json]
+    names: [NG, BG, EG, L, M]   # or a mapping of index to name
+    format: coco                # voc, coco or yolo, where it is not clear
+    ignore: [Platelets]         # classes to leave out and count
+    map: {band: NG}             # other names for classes, several may become one; "map: WBC" makes one of all
+    types: types.csv            # columns image and type: the type of all cells of an image that are not ignored
+    voc_origin: 1               # VOC in the official convention: pixels counted from 1
+    bbox: xyxy                  # COCO with corners instead of xywh
+    rows: keypoints             # YOLO: what more than four numbers are, polygons or keypoints
+    exif: turned                # labels belong to the image as its EXIF orientation turns it; or stored
+    crowds: cells               # COCO's iscrowd marks single cells, not regions
+    splits: {extra: more.json}  # splits of other names
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from ..errors import LeukoError, nearest
+from ..io import io_errors_as, read_list, read_yaml
+from .formats import FORMATS, coco, voc
+from .formats.records import Labels, Problems, ReadOptions, parse_names
+from .images import is_hidden, is_image, list_images
+
+YAML_FILES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
+_ORDER = ("train", "val", "test")
+_ALIASES = {"train": "train", "training": "train", "test": "test", "testing": "test"}
+_ALIASES |= {"val": "val", "valid": "val", "validation": "val"}
+_CHOICES = {  # keys of a data YAML that take one of a few words, the default first
+    "format": ("", *FORMATS),
+    "voc_origin": (0, 1),
+    "bbox": ("", "xywh", "xyxy"),
+    "rows": ("", "polygons", "keypoints"),
+    "exif": ("", "turned", "stored"),
+    "crowds": ("regions", "cells"),
+}
+_KEYS = ("path", *_ORDER, "splits", "names", "nc", "ignore", "map", "types", *_CHOICES)
+_FOREIGN_KEYS = (  # of other tools; all but kpt_shape have no meaning here
+    "download",
+    "roboflow",
+    "channels",
+    "kpt_shape",
+    "flip_idx",
+    "kpt_names",
+    "task",
+)
+_EXPECTED = "expected Annotations/ (VOC), a COCO .json, images/ + labels/ (YOLO), or a data YAML"
+
+
+@dataclass
+class Source:
+    """A data set that was found: its format, its splits as lists of folders, lists or COCO files, and how to read them.
+
+    ``new_names`` are the names that the data YAML gives to classes, "" in it that of all others; ``types`` is its table
+    of the images' types; ``missing`` says of splits that it names what is not there.
+    """
+
+    file: Path
+    format: str
+    splits: dict[str, list[Path]]
+    options: ReadOptions
+    new_names: dict[str, str] = field(default_factory=dict)
+    types: Path | None = None
+    missing: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Call the usual splits ``train``, ``val`` and ``test``, whatever their case, and put them first; LeukoError
+        where two have one of these names."""
+        usual = {name: _ALIASES.get(name.casefold(), name) for name in self.splits}
+        names: dict[str, str] = {}
+        for name in self.splits:
+            new = name if usual[name] in self.splits else usual[name]
+            if new in names:
+                remedy = "write a data YAML that names the one to take, or both in a list"
+                raise LeukoError(f"{self.file}: {names[new]} and {name} are both the split {new}; {remedy}")
+            names[new] = name
+        order = dict.fromkeys([*(name for name in _ORDER if name in names), *sorted(names)])
+        self.splits = {name: self.splits[names[name]] for name in order}
+
+    def own_name(self, split: str) -> str:
+        """The name that a split has here, if it is here."""
+        return split if split in self.splits else _ALIASES.get(split.casefold(), split)
+
+    def split_name(self, split: str) -> str:
+        """The name of the split that is given by it or by an alias; raises LeukoError where there is none."""
+        name = self.own_name(split)
+        if name in self.missing:
+            raise LeukoError(self.missing[name])
+        if name not in self.splits:
+            only = next(iter(self.splits)) if len(self.splits) == 1 else ""
+            remedy = f"; name it, as in --train-split {only}, or divide the data by leuko data split" if only else ""
+            raise LeukoError(f'{self.file}: no split "{split}"; it has: {", ".join(self.splits)}{remedy}')
+        return name
+
+    def new_name(self, name: str) -> str:
+        """The name that the data YAML gives to a class."""
+        return self.new_names.get(name, self.new_names.get("", name))
+
+    def parse(self, split: str, problems: Problems) -> list[Labels]:
+        """Read the label files of a split; where the first part lists the classes, that list is for all."""
+        labels: list[Labels] = []
+        for part in self.splits[split]:
+            names = self.options.names or (labels[0].names if labels else {})
+            options = replace(self.options, names=names, root=_root_of(part, self.options.root))
+            labels.append(FORMATS[self.format].parse(part, problems, options))
+        if split == next(iter(self.splits)):
+            labels[0].notes += [f"{message}; the split is left out" for message in self.missing.values()]
+        return labels
+
+
+@io_errors_as("read")
+def find(data: str | Path) -> Source:
+    """Find out what a folder, COCO file or data YAML holds; raises LeukoError."""
+    path = Path(data)
+    if path.is_dir():
+        yaml = next((path / name for name in YAML_FILES if (path / name).is_file()), None)
+        return _from_yaml(yaml) if yaml else _from_folder(path)
+    if not path.is_file():
+        raise LeukoError(f"{path}: no such file or folder; name a folder, a COCO .json or a data YAML")
+    if path.suffix.lower() in (".yaml", ".yml"):
+        return _from_yaml(path)
+    if path.suffix.lower() == ".json":
+        return Source(path, "coco", {coco.split_name(path): [path]}, ReadOptions(_root_of(path)))
+    raise LeukoError(f"{path}: not a data set; name a folder, a COCO .json or a data YAML")
+
+
+def _from_folder(folder: Path) -> Source:
+    form, parts = _splits_in(folder)
+    options = ReadOptions(folder)
+    if parts:
+        return Source(folder, form, {split: [part] for split, part in parts.items()}, options)
+    inside = sorted(p for p in folder.iterdir() if p.is_dir() and not is_hidden(p.name))
+    found = {child.name: _part(child) for child in inside}
+    found = {name: (form, part) for name, (form, part) in found.items() if form}
+    formats = {form for form, _ in found.values()}
+    if not formats:
+        raise LeukoError(f"{folder}: a folder without annotations; {_EXPECTED}")
+    if len(formats) > 1:
+        listed = ", ".join(f"{split} {form}" for split, (form, _) in found.items())
+        raise LeukoError(f"{folder}: its folders hold different formats ({listed}); name one of them")
+    return Source(folder, formats.pop(), {name: [part] for name, (_, part) in found.items()}, options)
+
+
+def _root_of(part: Path, root: Path | None = None) -> Path:
+    """The folder of the data set that a part belongs to: ``root``, if it is in that, or the part's own."""
+    if root and Path(os.path.abspath(part)).is_relative_to(os.path.abspath(root)):
+        return root
+    folder = part if part.is_dir() else part.parent
+    return folder.parent if folder.name == "annotations" else folder
+
+
+def _splits_in(folder: Path, form: str = "") -> tuple[str, dict[str, Path]]:
+    """The format, if not given the first, in which a folder holds splits, and these; ("", {}) where there is none."""
+    found = ((name, FORMATS[name].find(folder)) for name in ([form] if form else FORMATS))
+    return next(((name, parts) for name, parts in found if parts), (form, {}))
+
+
+def _part(path: Path, form: str = "") -> tuple[str, Path]:
+    """The format of a folder, list or COCO file, ``form`` if that is given and "" if it is not clear, and the one part
+    that it holds: the COCO file, list or folder of images in it."""
+    if path.is_dir():
+        form, parts = _splits_in(path, form)
+        if len(parts) > 1:
+            remedy = "name one of them, or what is wanted in a data YAML"
+            raise LeukoError(f"{path}: the folder holds several splits ({', '.join(parts)}); {remedy}")
+        return form, next(iter(parts.values()), path)
+    if not form and path.suffix.lower() == ".json":
+        form = "coco"
+    elif not form:
+        has_xml = any(file.is_file() for file, _ in voc.annotation_files(path))
+        form = "voc" if has_xml or not all(map(is_image, read_list(path))) else "yolo"
+    return form, path
+
+
+def _from_yaml(file: Path) -> Source:
+    keys = read_yaml(file)
+    for key in keys:
+        if key not in _KEYS + _FOREIGN_KEYS:
+            raise LeukoError(f'{file}: unknown key "{key}"{nearest(str(key), _KEYS)}; the keys are {", ".join(_KEYS)}')
+    names = parse_names(keys.get("names"), file)
+    if names and keys.get("nc") not in (None, len(names)):
+        raise LeukoError(f"{file}: nc: {keys['nc']}, but {len(names)} names; correct one of them")
+    chosen = {key: keys.get(key) or words[0] for key, words in _CHOICES.items()}
+    for key, words in _CHOICES.items():
+        if chosen[key] not in words:
+            listed = ", ".join(str(word) for word in words if word != "")
+            raise LeukoError(f"{file}: {key}: {chosen[key]!r:.60} is not one of {listed}{_nearest(chosen[key], words)}")
+    if "kpt_shape" in keys:  # Ultralytics' pose models
+        chosen["rows"] = "keypoints"
+    form = chosen.pop("format")
+    extra = keys.get("splits") or {}
+    if not isinstance(extra, dict):
+        raise LeukoError(f"{file}: splits: {extra!r:.60} is not a mapping of split names to files or folders")
+    stated = {key: keys[key] for key in _ORDER if keys.get(key)}
+    if both := [name for name in stated if extra.get(name)]:
+        remedy = "leave one out, or give both in a list"
+        raise LeukoError(f"{file}: {both[0]}: is given on its own and under splits; {remedy}")
+    root = file.parent / str(keys.get("path") or ".")
+    if os.path.isabs(str(keys.get("path"))) and not root.exists():
+        root = file.parent  # the path on the machine that wrote the file
+    found: dict[str, list[tuple[str, Path]]] = {}
+    missing: dict[str, str] = {}
+    for split, value in (stated | extra).items():
+        for text in _as_list(value):
+            if path := _locate(root, text):
+                kind, part = _part(path, form)
+                if not kind and list_images(path, recursive=True):
+                    kind = "yolo"  # images whose labels are missing
+                found.setdefault(str(split), []).append((kind, part))
+            else:
+                remedy = f"correct the path (it is relative to {root})"
+                missing[str(split)] = f"{file}: {split}: there is no {root / str(text)}; {remedy}"
+    found = {split: parts for split, parts in found.items() if split not in missing}
+    if not found:
+        raise LeukoError(next(iter(missing.values()), f'{file}: no split; write "train: FOLDER" and "val: FOLDER"'))
+    formats = {name for parts in found.values() for name, _ in parts if name}
+    if len(formats) != 1:
+        listed = ", ".join(f"{part} {name or 'unknown'}" for parts in found.values() for name, part in parts)
+        raise LeukoError(f'{file}: the format is not clear ({listed}); write "format: voc", "coco" or "yolo"')
+    parts = {split: [part for _, part in parts] for split, parts in found.items()}
+    ignore = [str(value) for value in _as_list(keys.get("ignore"))]
+    types = file.parent / str(keys["types"]) if keys.get("types") else None
+    options = ReadOptions(root, names, ignore, **chosen)
+    return Source(file, formats.pop(), parts, options, _new_names(file, keys.get("map")), types, missing)
+
+
+def _new_names(file: Path, names: object) -> dict[str, str]:
+    """What ``map`` says: new names by old ones, or, by "", one name for all classes."""
+    names = {"": names} if isinstance(names, str) else names or {}
+    if not isinstance(names, dict) or not all(isinstance(name, str) and name.strip() for name in names.values()):
+        raise LeukoError(f"{file}: map: {names!r:.60} is neither a name for all classes nor new names by old ones")
+    return {str(old): new.strip() for old, new in names.items()}
+
+
+def _nearest(word: object, words: Sequence[object]) -> str:
+    return nearest(str(word), [str(each) for each in words if each != ""])
+
+
+def _as_list(value: object) -> list:
+    return value if isinstance(value, list) else [value] if value else []
+
+
+def _locate(root: Path, value: object) -> Path | None:
+    """The path that a data YAML names; Roboflow writes ``../train/images`` for a folder beside its YAML."""
+    texts = (str(value), str(value).removeprefix("../"), str(value).replace("\\", "/"))
+    return next((root / text for text in texts if os.path.exists(root / text)), None)  # even where a name is too long

@@ -1,0 +1,89 @@
+"""Counting: one cell has one type, the score from which counts are best, and the limits of a percentage."""
+
+from __future__ import annotations
+
+from math import comb
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from leuko.data.dataset import Dataset, Sample
+from leuko.detections import Detections
+from leuko.engine.fusion import fuse
+from leuko.metrics.binomial import percent_of
+from leuko.metrics.counting import best_threshold, one_type
+from leuko.ops.boxes import box_iou
+
+TYPES = 4
+
+
+def random_detections(rng: np.random.Generator, number: int) -> Detections:
+    """Clusters of boxes around a few cells, as detectors give them, some without area."""
+    centre = rng.uniform(10, 90, (6, 2))[rng.integers(0, 6, number)] + rng.normal(0, 3, (number, 2))
+    half = np.maximum(rng.normal(10, 4, (number, 2)), 0)
+    scores = rng.integers(0, 20, number) / 20  # some are equal
+    return Detections(np.hstack([centre - half, centre + half]), scores, rng.integers(0, TYPES, number))
+
+
+def most_overlap(detections: Detections) -> float:
+    overlap = box_iou(detections.boxes, detections.boxes)
+    np.fill_diagonal(overlap, 0)
+    return float(overlap.max(initial=0))
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(0, 60))
+@settings(max_examples=100, deadline=None)
+def test_no_cell_is_counted_twice_and_none_is_lost(seed, number):
+    rng = np.random.default_rng(seed)
+    members = [random_detections(rng, number) for _ in range(3)]
+    for detections in (members[0], fuse([[m] for m in members], [(100, 100)])[0]):
+        cells = one_type(detections, TYPES)
+        assert most_overlap(cells) <= 0.5
+        assert cells.type_scores.max(1, initial=0).tolist() == cells.scores.tolist()
+        overlap = box_iou(detections.boxes, cells.boxes)
+        has_area = (detections.boxes[:, 2:] > detections.boxes[:, :2]).all(1)
+        assert (overlap[has_area].max(1, initial=0) > 0.5).all(), "each detection is a cell, or of one"
+        for k in range(TYPES):  # the best score of each type is kept with one of the cells
+            of_type = detections.scores[detections.labels == k]
+            assert of_type.max(initial=0) == cells.type_scores[:, k].max(initial=0)
+        again = one_type(cells, TYPES)
+        assert again.boxes.tolist() == cells.boxes.tolist()
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 5))
+@settings(max_examples=60, deadline=None)
+def test_the_best_threshold_is_the_best_of_all(seed, images):
+    rng = np.random.default_rng(seed)
+    samples, predictions = [], []
+    for i in range(images):
+        labels = rng.integers(0, TYPES, rng.integers(0, 5))
+        boxes = np.tile([0, 0, 9, 9], (len(labels), 1))
+        samples.append(Sample(Path(f"{i}.png"), 100, 100, boxes, labels, id=i + 1))
+        predictions.append(one_type(random_detections(rng, rng.integers(0, 12)), TYPES))
+    dataset = Dataset([f"type {k}" for k in range(TYPES)], samples)
+
+    def error(threshold: float) -> int:
+        counts = [np.bincount(p.labels[p.scores >= threshold], minlength=TYPES) for p in predictions]
+        gap = np.array(counts) - dataset.counts_per_image()
+        return int(np.abs(gap).sum() + np.abs(gap.sum(0)).sum())
+
+    every = sorted({float(s) for p in predictions for s in p.scores})
+    best = min([error(2.0), *map(error, every)])
+    threshold = best_threshold(dataset, predictions)
+    assert error(2.0) == best if threshold is None else error(threshold) == best < error(2.0)
+
+
+@pytest.mark.parametrize("total", [1, 7, 100, 200])
+def test_limits_are_exact(total):
+    """At each limit, so many cells or more (fewer) have a probability of 2.5 %, by the sum of all terms."""
+    for n in range(total + 1):
+        percent, low, high = percent_of(n, total)
+        assert 0 <= low <= percent == 100 * n / total <= high <= 100
+        for limit, counts in ((low, range(n, total + 1)), (high, range(n + 1))):
+            if 0 < limit < 100:
+                p = limit / 100
+                assert sum(comb(total, k) * p**k * (1 - p) ** (total - k) for k in counts) == pytest.approx(0.025)
+    assert percent_of(20, 200)[1:] == pytest.approx((6.216, 15.021), abs=0.001)
