@@ -24,7 +24,7 @@ from ..data.images import ImageFile, fit
 from ..data.tools.review import CONSENSUS, PREDICTION, page_digest
 from ..errors import LeukoError
 from ..io import make_folder, write_text
-from ..metrics import differential
+from ..metrics import binomial
 from ..metrics.consensus import Suspect
 from .html import data_uri, environment
 
@@ -209,7 +209,7 @@ def _page(types: Sequence[str], fields: Sequence[ReviewField], data: dict, neigh
     groups = ["", *types, None]
     galleries = [[n for n, cell in enumerate(data["cells"]) if cell["before"] == group] for group in groups]
     cells = [len(of_type) for of_type in galleries[1:-1]]
-    shares = [differential.percent_of(n, sum(cells)) for n in cells]
+    shares = [binomial.percent_of(n, sum(cells)) for n in cells]
     names = ["unclassified", *types, "no leukocyte"]
     template = environment(csp_hash=_csp_hash).get_template("review.html.j2")
     return template.render(
