@@ -120,7 +120,7 @@ def write_suspects(folder: Path, dataset: Dataset, suspects: Sequence[Suspect]) 
         cells = []
         for s in doubted:
             votes = ", ".join(f"{v.type} {v.score:.2f}" if v.type else "nothing" for v in s.votes)
-            cells.append(ReviewCell(s.box, s.label or None, s.sure, why=f"models: {votes}", suggestion=s.says or None))
+            cells.append(ReviewCell(s.box, s.label or None, s.sure, why=votes, suggestion=s.says or None))
         rest = set(range(len(sample.boxes))) - {s.cell for s in doubted}
         others = [(sample.boxes[cell], dataset.types[sample.labels[cell]]) for cell in sorted(rest)]
         fields.append(ReviewField(sample.image, sample.width, sample.height, cells, sample.group, others))
@@ -139,8 +139,9 @@ def _divide(fields: Sequence[ReviewField]) -> Iterator[tuple[str, Sequence[Revie
         return
     slides: dict[str, list[ReviewField]] = {}
     for each in fields:
-        slides.setdefault(each.group or str(each.path.parent), []).append(each)
-    for slide, of_slide in slides.items():
+        slides.setdefault(each.group or str(each.path.resolve().parent), []).append(each)
+    for of_slide in slides.values():
+        slide = of_slide[0].group or "/".join(of_slide[0].path.resolve().parent.parts[-2:])
         parts: list[list[ReviewField]] = [[]]
         cells = 0
         for each in of_slide:
@@ -178,11 +179,14 @@ def _rounded(box: Sequence[float]) -> list[float]:
 
 def _about(cell: ReviewCell) -> dict:
     """What is said of a cell: its score, the next likely type, why it is unclassified, what is suggested."""
+    if cell.suggestion != "":
+        said = {"text": f"models: {cell.suggestion or 'nothing'}", "suggestion": cell.suggestion}
+        return {"score": round(cell.score, 4), "why": cell.why, **said}
     ranked = sorted(cell.scores.items(), key=lambda item: -item[1])
     others = [f"{name} {score:.2f}" for name, score in ranked if name != cell.type]
     has_score = math.isfinite(cell.score)
     said = [*([f"{cell.score:.2f}"] if has_score and (cell.type or not others) else []), *others[:1]]
-    suggestion = ranked[0][0] if cell.type == "" and cell.suggestion == "" and ranked else cell.suggestion
+    suggestion = ranked[0][0] if cell.type == "" and ranked else ""
     score = round(cell.score, 4) if has_score else None
     return {"score": score, "text": " · ".join(said), "why": cell.why, "suggestion": suggestion}
 
