@@ -394,6 +394,8 @@ def test_reviews_of_a_folder_are_of_one_prediction(pictures, tmp_path, leuko, mo
     assert leuko("data", "apply-review", tmp_path, tmp_path / "new", "--format", "yolo").code == 0
     assert sorted(len(s.boxes) for s in source.load(tmp_path / "new", "all").samples) == [0, 0, 2]
 
+    assert leuko("data", "apply-review", tmp_path / "review-002.json", tmp_path / "half").code == 0
+    assert "1 of 2 pages" in (tmp_path / "half/warnings.txt").read_text()
     (tmp_path / "review-003.json").write_text(json.dumps(contents[0]))
     leuko("data", "apply-review", tmp_path, tmp_path / "x").refused("review-003.json", "same page", "keep one")
     other = content_of(page_of(tmp_path / "other", fields[:2]))
@@ -413,7 +415,7 @@ def test_the_report_shows_who_changed_what(pictures, tmp_path, leuko):
     assert leuko("report", tmp_path).code == 0
     text = re.sub(r"\s+", " ", re.sub("<[^>]+>", " ", (tmp_path / "report.html").read_text()))
     assert "signed by A. B." in text and "2 of 3 cells changed" in text
-    assert "NG 2 1 1 .500 1.000" in text and "EG 0 1 0 - .000" in text and "unclassified M" in text
+    assert "NG 2 1 1 .500 1.000 .000" in text and "EG 0 1 0 - .000 .000" in text and "unclassified M" in text
 
 
 def test_a_verdict_reaches_every_split_that_holds_the_image(pictures, tmp_path, leuko):

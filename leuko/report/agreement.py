@@ -11,7 +11,7 @@ from ..data.tools.review import Review, named, read_reviews
 from ..metrics import differential
 from .tables import rate
 
-HEAD = ("type", "before", "after", "kept", "kept of those before", "kept of those after")
+HEAD = ("type", "before", "after", "kept", "of those before", "of those after", "kappa")
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ def agreement(folder: Path) -> Agreement | None:
     table = [list(HEAD)]
     for name, after, before, kept in zip(types, matrix.sum(1), matrix.sum(0), np.diag(matrix), strict=False):
         shares = [rate(kept / n) if n else "-" for n in (before, after)]
-        table.append([name, *(f"{n:,}" for n in (before, after, kept)), *shares])
+        kappa = rate(differential.kappa(_one_against_rest(matrix, number[name])))
+        table.append([name, *(f"{n:,}" for n in (before, after, kept)), *shares, kappa])
     return Agreement(
         signatures=[_signature(review) for review in reviews],
         cells=sum(len(review.cells) for review in reviews),
@@ -52,6 +53,13 @@ def agreement(folder: Path) -> Agreement | None:
             for cell in review.changes()
         ],
     )
+
+
+def _one_against_rest(matrix: np.ndarray, k: int) -> np.ndarray:
+    """The confusion [3, 3] of one type against all others together, without the cells that have no type."""
+    typed = matrix[:-1, :-1]
+    both, after, before = typed[k, k], typed[k].sum(), typed[:, k].sum()
+    return np.pad([[both, after - both], [before - both, typed.sum() - after - before + both]], (0, 1))
 
 
 def _signature(review: Review) -> str:

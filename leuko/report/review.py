@@ -174,7 +174,7 @@ def _content(types: Sequence[str], threshold: str, fields: Sequence[ReviewField]
 
 
 def _rounded(box: Sequence[float]) -> list[float]:
-    return [round(float(v), 2) for v in box]
+    return [round(float(v), 2) + 0.0 for v in box]  # no -0, which JavaScript writes as 0
 
 
 def _about(cell: ReviewCell) -> dict:

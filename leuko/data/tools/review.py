@@ -184,6 +184,10 @@ def apply_review(
             _correct(datasets, each, data)
     else:
         form, datasets = format or "coco", {SPLIT: _dataset(reviews, images)}
+    if (number := len(reviews)) < (pages := len(reviews[0].digests)):
+        next(iter(datasets.values())).notes.append(
+            f"{number} of {pages} pages of the prediction: the others are left out"
+        )
     rows = [_row(each, cell) for each in reviews for cell in each.changes()]
     with building(dst, force) as folder:
         for split, dataset in datasets.items():
@@ -207,10 +211,17 @@ def _attributes(review: Review, cell: ReviewedCell) -> dict:
     return about | ({"reviewed_by": review.by} if review.by else {})
 
 
-def _located(review: Review, number: int, there: Iterable[Path]) -> list[Path]:
-    """Those of some paths that are a review's image, byte for byte; LeukoError where none is."""
+def _by_name(paths: Iterable[Path]) -> dict[str, list[Path]]:
+    named_so: dict[str, list[Path]] = {}
+    for path in paths:
+        named_so.setdefault(path.name, []).append(path)
+    return named_so
+
+
+def _located(review: Review, number: int, there: dict[str, list[Path]]) -> list[Path]:
+    """Those of some paths, by name, that are a review's image, byte for byte; LeukoError where none is."""
     image = review.images[number]
-    same_name = [path for path in there if path.name == image["name"] and path.is_file()]
+    same_name = [path for path in there.get(image["name"], ()) if path.is_file()]
     for path in same_name:
         check_readable(path)
     same = [path for path in same_name if _sha256(path) == image["sha256"]]
@@ -232,12 +243,12 @@ def _sha256(path: Path) -> str:
 
 def _dataset(reviews: Sequence[Review], folder: str) -> Dataset:
     """The images of a prediction with the labels that they have after its review."""
-    there = list_images(folder, recursive=True) if folder else []
+    there = _by_name(list_images(folder, recursive=True)) if folder else {}
     types = reviews[0].types
     dataset = Dataset(types, [])
     for review in reviews:
         for i, about in enumerate(review.images):
-            path = _located(review, i, there or [Path(about["path"])])[0]
+            path = _located(review, i, there if folder else _by_name([Path(about["path"])]))[0]
             of_image = [cell for cell in review.cells if cell.image == i]
             cells = [cell for cell in of_image if cell.after]
             for cell in of_image:
@@ -260,7 +271,8 @@ def _correct(datasets: dict[str, Dataset], review: Review, data: str) -> None:
     for split, dataset in datasets.items():
         for i, sample in enumerate(dataset.samples):
             places.setdefault(sample.image, []).append((split, i))
-    located = {n: _located(review, n, places) for n in {cell.image for cell in review.cells}}
+    there = _by_name(places)
+    located = {n: _located(review, n, there) for n in {cell.image for cell in review.cells}}
     types = next(iter(datasets.values())).types
     for number, cell in enumerate(review.cells, 1):
         if cell.after and cell.after not in types:
