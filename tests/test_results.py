@@ -290,6 +290,7 @@ def test_all_results_are_written_and_reported(data, tmp_path, leuko, no_plots, m
     models = []
     for name in ("a", "b <i>", "ensemble"):
         predictions = predictions_of(dataset, rng)
+        predictions[0] = predictions[0][:0]  # labels that no model finds
         models.append(results.ModelResult(name, predictions, coco.evaluate(dataset, predictions), {"parameters": 5}))
     summary = results.write_results(tmp_path, dataset, models, draws=50)
     assert any("95 %" in line for line in summary) and any("kappa" in line for line in summary)
@@ -299,7 +300,9 @@ def test_all_results_are_written_and_reported(data, tmp_path, leuko, no_plots, m
     assert [sum(int(row[k]) for k in [*TYPES, "missed"]) for row in rows[:-1]] == dataset.counts().tolist()
     names = {"precision_recall", "scores", "confusion", "factors", "differential", "review_queue", "intervals"}
     assert names | {"differences", "cost"} == {p.stem for p in tmp_path.glob("*.csv")}
-    assert {"calibration.json", "agreement.json", "consensus.json"} <= {p.name for p in tmp_path.iterdir()}
+    assert {"calibration.json", "agreement.json", "consensus.json", "review.html"} <= {
+        p.name for p in tmp_path.iterdir()
+    }
     run.write_evaluation(tmp_path, models[-1].evaluation, [], model="ensemble", data=str(data))
     assert leuko("report", tmp_path).code == 0
     text = (tmp_path / "report.html").read_text()

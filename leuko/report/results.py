@@ -147,7 +147,8 @@ def _write_consensus(folder: Path, dataset: Dataset, members: Sequence[ModelResu
     if suspects:
         plots.write_image(folder / "consensus.jpg", pictures.consensus(dataset, suspects))
         review.write_suspects(folder, dataset, suspects)
-    return [f"{len(suspects)} labels that the models doubt{': review.html shows them' if suspects else ''}"]
+    shown = "them" if len(suspects) <= review.MOST_SUSPECTS else f"the surest {review.MOST_SUSPECTS:,}"
+    return [f"{len(suspects):,} labels that the models doubt" + (f": review.html shows {shown}" if suspects else "")]
 
 
 def _write_calibration(folder: Path, matches: list[Matches], reported: ModelResult) -> None:

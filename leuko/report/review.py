@@ -29,8 +29,10 @@ from ..metrics.consensus import Suspect
 from .html import data_uri, environment
 
 MAX_CELLS, MAX_FIELDS = 5000, 400  # of a page
+MOST_SUSPECTS = 5000
 CROP = 112  # pixels of a cell's picture
 CONTEXT = 1.6  # its side, in those of the cell
+GREY = (205, 205, 205)  # beyond the border of an image
 FIELD_SIDES = (1280, 960, 720, 540, 400, 280)  # pixels; the largest is taken that fits
 FIELDS_MB = 12  # of all fields of a page together, as text
 FIELD_MB = 0.4  # of one
@@ -94,7 +96,7 @@ def write_pages(
     digests = [page_digest(content) for content in contents]
     several = len(pages) > 1
     files = [folder / (f"review/{i:03}.html" if several else "review.html") for i in range(1, len(pages) + 1)]
-    names = [slide or title for slide, _ in pages]
+    names = [f"{title}: {slide}" if slide else title for slide, _ in pages]
     for i, (_, of_page) in enumerate(pages):
         about = {"leuko": __version__, "kind": kind, "title": names[i], "digests": digests, "page": i}
         file = f"review-{i + 1:03}.json" if several else "review.json"
@@ -110,9 +112,9 @@ def write_pages(
 
 
 def write_suspects(folder: Path, dataset: Dataset, suspects: Sequence[Suspect]) -> list[Path]:
-    """Write the pages for labels that models doubt (see :func:`write_pages`)."""
+    """Write the pages for labels that models doubt (see :func:`write_pages`), of the first ``MOST_SUSPECTS``."""
     of_image: dict[int, list[Suspect]] = {}
-    for suspect in suspects:
+    for suspect in suspects[:MOST_SUSPECTS]:
         of_image.setdefault(suspect.image, []).append(suspect)
     fields = []
     for i, doubted in sorted(of_image.items()):
@@ -202,14 +204,14 @@ def _page(types: Sequence[str], fields: Sequence[ReviewField], data: dict, neigh
         about["sha256"] = ""
         try:
             file = ImageFile(each.path)
-            pixels = np.ascontiguousarray(file.decode()[:, :, ::-1])
+            pixels = file.decode()
         except LeukoError:  # it has gone since: the page says so, and its review cannot be applied
             whole.append("")
             continue
         about["sha256"] = hashlib.sha256(file.data).hexdigest()
         whole.append(_field(pixels, limit))
         for number in of_image.get(i, ()):
-            crops[number] = data_uri(_crop(pixels, data["cells"][number]["box"]), quality=80)
+            crops[number] = data_uri(_crop(pixels, data["cells"][number]["box"])[:, :, ::-1], quality=80)
     groups = ["", *types, None]
     galleries = [[n for n, cell in enumerate(data["cells"]) if cell["before"] == group] for group in groups]
     cells = [len(of_type) for of_type in galleries[1:-1]]
@@ -233,7 +235,7 @@ def _field(pixels: np.ndarray, limit: float) -> str:
     """The field as the text of a link of at most ``limit`` characters, if that is possible at all."""
     longer = max(pixels.shape[:2])
     for side in (side for side in (min(longer, FIELD_SIDES[0]), *FIELD_SIDES[1:]) if side <= longer):
-        uri = data_uri(fit(pixels, side), quality=75)
+        uri = data_uri(fit(pixels, side)[:, :, ::-1], quality=75)
         if len(uri) <= limit:
             break
     return uri
@@ -246,8 +248,10 @@ def _crop(pixels: np.ndarray, box: Sequence[float]) -> np.ndarray:
     left, top = round((x0 + x1 - side) / 2), round((y0 + y1 - side) / 2)
     height, width = pixels.shape[:2]
     part = pixels[max(top, 0) : top + side, max(left, 0) : left + side]
+    if not part.size:  # the file has become another image
+        return np.full((CROP, CROP, 3), GREY[0], np.uint8)
     beyond = max(-top, 0), max(top + side - height, 0), max(-left, 0), max(left + side - width, 0)
-    square = cv2.copyMakeBorder(part, *beyond, cv2.BORDER_CONSTANT, value=(205, 205, 205))
+    square = cv2.copyMakeBorder(part, *beyond, cv2.BORDER_CONSTANT, value=GREY)
     return cv2.resize(square, (CROP, CROP), interpolation=cv2.INTER_AREA if side > CROP else cv2.INTER_LINEAR)
 
 
