@@ -80,8 +80,8 @@ class ReviewOptions(_Written):
     """The data set that was validated, where the review is about its labels."""
     images: str = ""
     """Folder that holds the images now, if they were moved since the prediction."""
-    format: Literal["", "coco", "voc", "yolo"] = ""
-    """Format to write; the data set's own, or coco, if empty."""
+    format: str = ""
+    """Format to write: voc, coco or yolo; the data set's own, or coco, if empty."""
     unsigned: bool = False
     """Take a review that nobody signed."""
 

@@ -171,6 +171,8 @@ def apply_review(
     ``score`` and ``reviewed_by``, and ``reviewed.csv`` lists the changes. For the arguments see
     ``config.ReviewOptions``. Raises LeukoError.
     """
+    if format and format not in FORMATS:
+        raise LeukoError(f"--format {format}: is not a format{nearest(format, FORMATS)}; give {', '.join(FORMATS)}")
     reviews = read_reviews(review)
     if waiting := [each.file for each in reviews if not each.by and not unsigned]:
         raise LeukoError(f"{waiting[0]}: is not signed; sign it on its page, or give --unsigned")
