@@ -18,10 +18,11 @@ from leuko.data import source
 from leuko.data.dataset import Dataset, Sample
 from leuko.data.formats import coco as coco_format
 from leuko.data.tools.review import CONSENSUS, page_digest
+from leuko.detections import Detections
 from leuko.metrics import binomial
 from leuko.metrics.consensus import Suspect, Vote
 from leuko.report import review
-from leuko.report.review import ReviewCell, ReviewField, write_pages, write_suspects
+from leuko.report.review import ReviewCell, ReviewField, field_of, write_pages, write_suspects
 
 needs_browser = pytest.mark.skipif(not CHROMIUM, reason="no Chromium here (apt-get install chromium)")
 NASTY = "</script><script>alert(1)</script>\"'&<b>"
@@ -39,6 +40,7 @@ def chromium(tmp_path_factory) -> Iterator[Browser]:
 def browser(chromium, tmp_path) -> Browser:
     """The browser, without what an earlier test left; no page may log an error."""
     chromium.folder, chromium.errors, chromium.keys = tmp_path / "downloads", [], 0
+    chromium.js("try { localStorage.clear() } catch {}")
     chromium.send("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(chromium.folder))
     yield chromium
     assert not chromium.errors
@@ -226,6 +228,40 @@ def test_arrows_ranges_and_the_field(browser, tmp_path):
     assert counts(browser) == ["0", "30", "31", "0"]
     browser.key("z", "z")
     assert counts(browser) == ["0", "30", "30", "0"] and browser.js("order().length") == 60
+
+
+@needs_browser
+def test_a_file_goes_on_in_another_browser(browser, pictures, tmp_path):
+    page = page_of(tmp_path, fields_of(pictures))
+    browser.open(page)
+    browser.key("3")
+    content = browser.js("JSON.stringify(review())")
+    browser.js("localStorage.clear()")
+    browser.open(page)
+    assert counts(browser)[:2] == ["1", "2"]
+    for text in ("{", content.replace(json.loads(content)["digests"][0], "0" * 64)):
+        browser.js(f"load(new File([{json.dumps(text)}], 'other.json'))")
+        assert "other.json cannot be taken" in browser.js("$('notice').textContent") and counts(browser)[0] == "1"
+    browser.js(f"load(new File([{json.dumps(content)}], 'review.json'))")
+    assert counts(browser)[0] == "0" and browser.js("$('notice').textContent") == ""
+
+
+@needs_browser
+def test_a_finger_chooses_and_the_bar_relabels(browser, pictures, tmp_path):
+    browser.open(page_of(tmp_path, fields_of(pictures)))
+    phone = {"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": True}
+    browser.send("Emulation.setDeviceMetricsOverride", **phone)
+    browser.send("Emulation.setTouchEmulationEnabled", enabled=True)
+    try:
+        for selector in (".gallery.t1 .cell", "#bar button:nth-child(4)"):
+            x, y = browser.middle(selector)
+            for kind, points in (("touchStart", [{"x": x, "y": y}]), ("touchEnd", [])):
+                browser.send("Input.dispatchTouchEvent", type=kind, touchPoints=points)
+        browser.wait("$('bar').classList.contains('on') === false")
+        assert counts(browser)[:5] == ["1", "1", "0", "0", "1"]
+    finally:
+        browser.send("Emulation.setTouchEmulationEnabled", enabled=False)
+        browser.send("Emulation.clearDeviceMetricsOverride")
 
 
 @needs_browser
@@ -438,6 +474,15 @@ def test_a_verdict_reaches_every_split_that_holds_the_image(pictures, tmp_path, 
     (tmp_path / "out.yaml").write_text(f"splits: {{../evil: {src}/val.json}}\n")
     leuko("data", "apply-review", file, tmp_path / "new/x", "--data", tmp_path / "out.yaml").refused("evil")
     assert not (tmp_path / "new").exists()
+
+
+def test_a_prediction_becomes_a_field():
+    scores = np.array([[0.9, 0.2, 0], [0, 0, 0.4]], np.float32)
+    cells = Detections(BOXES[:2], [0.9, 0.4], [0, 2], ("A", "B", "C"), scores)
+    first, second = field_of(Path("a.png"), WIDTH, HEIGHT, cells, ["", "border"]).cells
+    assert (first.type, first.box, first.scores) == ("A", BOXES[0], pytest.approx({"A": 0.9, "B": 0.2}))
+    assert (second.type, second.why, second.scores) == ("", "border", pytest.approx({"C": 0.4}))
+    assert first.doubt == pytest.approx(0.3) and second.doubt == pytest.approx(0.6)
 
 
 def test_a_field_that_is_gone_is_told(pictures, tmp_path):

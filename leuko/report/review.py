@@ -22,6 +22,7 @@ from ..cells import colour
 from ..data.dataset import Dataset
 from ..data.images import ImageFile, fit
 from ..data.tools.review import CONSENSUS, PREDICTION, page_digest
+from ..detections import Detections
 from ..errors import LeukoError
 from ..io import make_folder, write_text
 from ..metrics import binomial
@@ -75,6 +76,20 @@ class ReviewField:
     cells: Sequence[ReviewCell]
     group: str = ""
     others: Sequence[tuple[Sequence[float], str]] = ()
+
+
+def field_of(
+    path: Path, width: int, height: int, cells: Detections, why: Sequence[str] | None = None, group: str = ""
+) -> ReviewField:
+    """A field with its cells of ``counting.one_type``, which know their types; those that ``why`` gives a reason are
+    unclassified."""
+    reasons = [""] * len(cells) if why is None else why
+    of_cells = []
+    for i, (cell, reason) in enumerate(zip(cells, reasons, strict=True)):
+        scores = {} if cells.type_scores is None else dict(zip(cells.types, cells.type_scores[i].tolist(), strict=True))
+        found = {name: score for name, score in scores.items() if score > 0}
+        of_cells.append(ReviewCell(cell.box, "" if reason else cell.type, cell.score, found, str(reason)))
+    return ReviewField(path, width, height, of_cells, group)
 
 
 def write_pages(
