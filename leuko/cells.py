@@ -30,6 +30,8 @@ TYPES = (
     CellType("M", "monocyte", (230, 159, 0)),
 )
 BY_CODE = {t.code: t for t in TYPES}
+UNCLASSIFIED = "unclassified"
+"""What a cell is called to which no type is given."""
 
 
 def in_order(names: Iterable[str]) -> list[str]:
@@ -42,6 +44,8 @@ def colour(name: str, index: int = 0) -> tuple[int, int, int]:
     """RGB colour (0..255) of a class; a class that is none of the five takes the ``index``-th of a wheel of hues."""
     if name in BY_CODE:
         return BY_CODE[name].colour
+    if name == UNCLASSIFIED:
+        return (96, 96, 96)
     r, g, b = colorsys.hsv_to_rgb((0.58 + 0.381966 * index) % 1.0, 0.75, 0.75)
     return round(r * 255), round(g * 255), round(b * 255)
 

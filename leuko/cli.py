@@ -31,6 +31,7 @@ from .io import read_yaml
 
 T = TypeVar("T")
 MOST = 2**31 - 1  # of any number that an option takes
+_NUMBER = float | None  # a number, or what is found where none is given
 _LISTS = {
     list[str] | None: str,
     list[int] | None: int,
@@ -159,6 +160,7 @@ def leave(command: Callable[[], int | None]) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a file name may not be valid Unicode
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # it has many lines about a broken image
     try:
         status = command()
     except BrokenPipeError:  # nobody reads on, as with `| head`
@@ -218,12 +220,14 @@ def parse(cls: type[T], argv: Sequence[str], prog: str) -> tuple[T, set[str]]:
     chosen = from_file | given
     defaults = config.preset(str(chosen.get("preset", "paper"))) if issubclass(cls, config.TrainOptions) else {}
     for name, value in chosen.items():
-        _check_number(flag(name), value)
+        _check_value(flag(name), value)
     return cls(**{**defaults, **chosen}), set(chosen)
 
 
-def _check_number(where: str, value: object) -> None:
-    """LeukoError for a number with which no option can be meant; ``inf`` is one that can."""
+def _check_value(where: str, value: object) -> None:
+    """LeukoError for what no option can mean: a huge number, nan (but inf is possible), a zero byte in a name."""
+    if isinstance(value, str) and "\0" in value:
+        raise LeukoError(f"{where} {value:.40}: holds a zero byte; write it anew")
     if isinstance(value, int | float) and not (abs(value) <= MOST or value == math.inf):
         raise LeukoError(f"{where} {value!r:.40}: give a number of at most {MOST:,}")
 
@@ -270,6 +274,8 @@ def _argument(hint: object) -> dict:
         return {"choices": typing.get_args(hint), "type": type(typing.get_args(hint)[0])}
     if hint == str | list:
         return {"type": str, "metavar": "TEXT"}
+    if hint == _NUMBER:
+        return {"type": float, "metavar": "X"}
     if hint in _LISTS:
         item = _LISTS[hint]
         return {"nargs": "+" if item is int else "*", "type": item, "metavar": "N" if item is int else "NAME"}
@@ -297,7 +303,7 @@ def stored(cls: type[T], path: Path) -> T:
     remedy = f"if another version of leuko wrote this file, start a new run with --weights {path.parent}"
     options = _read_options(path, cls, remedy)
     for name, value in options.items():
-        _check_number(f"{path}: {name}", value)
+        _check_value(f"{path}: {name}", value)
     return cls(**options)
 
 
@@ -319,6 +325,10 @@ def _typed(path: Path, key: str, value: object, hint: object) -> object:
         if value in typing.get_args(hint):
             return value
         raise LeukoError(f"{path}: {key}: {value!r:.60} is not one of {', '.join(map(str, typing.get_args(hint)))}")
+    if hint == _NUMBER:
+        if value is None:
+            return None
+        hint = float
     if hint in (int, float) and isinstance(value, int | float | str) and not isinstance(value, bool):
         try:
             number = hint(value)

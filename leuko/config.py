@@ -181,6 +181,8 @@ class TrainOptions:
             if getattr(self, flag) == math.inf:
                 raise LeukoError(f"--{flag.replace('_', '-')} inf: give a number")
         check_workers(self.workers)
+        if self.threshold is not None and not 0 <= self.threshold <= 1:
+            raise LeukoError(f"--threshold {self.threshold}: give a score from 0 to 1")
         if not 0 <= self.vote < 1:
             raise LeukoError(f"--vote {self.vote}: give an IoU, from 0 (no votes) to below 1")
         if not 0 <= self.repeat_factor <= 1:
@@ -238,6 +240,9 @@ class DetectOptions:
     """Folder in which --ensemble looks for runs."""
     name: str = ""
     """The result's folder in --save, the model's name if empty."""
+    threshold: float | None = None
+    """Lowest score of a cell that is classified; without it, that from which counts were best on a split that was not
+    reported, as training or leuko val has found and kept it."""
     calibrated: bool = False
     """Use the scores as leuko val --calibrate has calibrated them, before they are fused."""
     fusion_iou: float = 0.55
@@ -382,8 +387,6 @@ class PredictOptions(DetectOptions):
     """An image, a folder of images, or a pattern in quotes."""
     save: str = "runs/predict"
     """Folder of results."""
-    threshold: float = 0.5
-    """Lowest score of a cell that is drawn, listed and counted."""
     max_pixels: int = MAX_PIXELS
     """Megapixels of the largest image that is read; a larger one is listed as not read. A pixel takes up to 12 bytes of
     memory."""
@@ -395,8 +398,6 @@ class PredictOptions(DetectOptions):
         if not self.source:
             raise LeukoError("--source is missing: name an image, a folder or a pattern in quotes")
         self.check_models()
-        if not 0 <= self.threshold <= 1:
-            raise LeukoError(f"--threshold {self.threshold}: give a score from 0 to 1")
         if not 1 <= self.max_pixels <= 1000:
             raise LeukoError(f"--max-pixels {self.max_pixels}: give megapixels from 1 to 1000")
 

@@ -32,8 +32,9 @@ class Detections:
 
     boxes [N, 4] float32 xyxy in pixels of the image as it is stored; scores [N] float32 in 0..1; labels [N] int64,
     0-based indices into ``types``, which may be left empty where a data set gives the types; type_scores [N, types]
-    float32 the scores of all types for each cell, where one type was chosen (see ``metrics.counting``). Iterating gives
-    :class:`Cell` objects; indexing by a mask or by indices [M] gives the Detections of those.
+    float32 the scores of all types for each cell, where one type was chosen (see ``metrics.counting``), and why [N] str
+    the reason for which a cell is left unclassified, "" where it is not. Iterating gives :class:`Cell` objects;
+    indexing by a mask or by indices [M] gives the Detections of those.
     """
 
     boxes: np.ndarray
@@ -41,6 +42,7 @@ class Detections:
     labels: np.ndarray
     types: tuple[str, ...] = ()
     type_scores: np.ndarray | None = None
+    why: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "boxes", np.asarray(self.boxes, dtype=np.float32).reshape(-1, 4))
@@ -61,9 +63,13 @@ class Detections:
             yield Cell(self.types[label], float(score), tuple(float(v) for v in box))
 
     def __getitem__(self, chosen: np.ndarray | slice) -> Detections:
-        type_scores = None if self.type_scores is None else self.type_scores[chosen]
-        arrays = {name: getattr(self, name)[chosen] for name in ("boxes", "scores", "labels")}
-        return replace(self, **arrays, type_scores=type_scores)
+        arrays = {name: getattr(self, name) for name in ("boxes", "scores", "labels", "type_scores", "why")}
+        return replace(self, **{name: array[chosen] for name, array in arrays.items() if array is not None})
+
+    def ranked(self, index: int) -> list[tuple[str, float]]:
+        """The types of a cell and their scores, the best first; only where one type was chosen."""
+        pairs = zip(self.types, self.type_scores[index].tolist(), strict=True)
+        return sorted(pairs, key=lambda pair: -pair[1])
 
     def above(self, threshold: float) -> Detections:
         """Those with at least this score."""

@@ -22,10 +22,11 @@ from . import config
 from .data import source
 from .data.loader import LoadedImage
 from .detections import MAX_DETECTIONS, Detections
-from .engine.ensemble import EnsembleMember
+from .engine import thresholds
+from .engine.ensemble import EnsembleMember, Fusion
 from .engine.evaluate import choose_device
 from .errors import LeukoError, nearest
-from .metrics import coco
+from .metrics import coco, counting
 from .train import train
 
 _IN_MEMORY = "a uint8 array [H, W, 3] RGB or [H, W] grey, a tensor [3, H, W] or [H, W], or Pillow's image"
@@ -50,6 +51,7 @@ class Detector:
         self._member = EnsembleMember.load(weights, self.device, sizes, max_detections)
         self.types = tuple(self._member.weights.types)
         self.path = self._member.weights.path
+        self.threshold = (thresholds.kept([self._member], Fusion(), calibrated=False) or thresholds.Threshold()).value
 
     def __repr__(self) -> str:
         return f"Detector({str(self.path)!r}, types={', '.join(self.types)})"
@@ -79,10 +81,11 @@ class Detector:
     def predict(
         self,
         image: str | Path | np.ndarray | torch.Tensor | Image.Image,
-        threshold: float = 0.5,
+        threshold: float | None = None,
         max_pixels: float = config.MAX_PIXELS,
     ) -> Detections:
-        """The cells of one image with at least this score.
+        """The cells of one image with at least this score (without it, that from which counts are best, as the weights
+        keep it), one detection for each, in descending order of score; ``type_scores`` has the other types' scores.
 
         ``image`` is a file of at most ``max_pixels`` megapixels, an array [H, W, 3] RGB or [H, W] grey, a tensor
         [3, H, W] or [H, W], both uint8, or Pillow's image. Raises LeukoError.
@@ -91,7 +94,8 @@ class Detector:
             loaded = LoadedImage.of_file(Path(image), self._member.sizes, max_pixels=max_pixels)
         else:
             loaded = LoadedImage.of_pixels(_pixels(image, max_pixels), self._member.sizes)
-        return self._member.detect([loaded], self.device)[0].above(threshold)
+        cells = counting.one_type(self._member.detect([loaded], self.device)[0], len(self.types))
+        return cells.above(self.threshold if threshold is None else threshold)
 
 
 def _pixels(image: np.ndarray | torch.Tensor | Image.Image, max_pixels: float) -> np.ndarray:

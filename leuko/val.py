@@ -26,7 +26,7 @@ from .data.tools.draw import with_factor
 from .data.tools.found import write_labels
 from .detections import Detections
 from .engine import cost
-from .engine.checkpoint import check_calibrates, load_weights, save_calibration
+from .engine.checkpoint import check_keeps, save_about
 from .engine.ensemble import EnsembleMember, Fusion, best_members, finished_runs, load_members, tune
 from .engine.evaluate import at_size, choose_device
 from .errors import LeukoError
@@ -119,7 +119,7 @@ def chosen_members(options: ValOptions, dataset: Dataset, device: torch.device) 
         member.new_name = new_name
         member.labels_in(dataset.types)
         if options.calibrate:
-            check_calibrates(member.weights)
+            check_keeps(member.weights)
         if options.calibrated:
             member.calibrated([])
     return members
@@ -212,8 +212,7 @@ def calibrate(members: Sequence[EnsembleMember], dataset: Dataset, options: ValO
             raise LeukoError(f"{member.weights.path}: {problem}; train it for longer, or calibrate on more images")
     for member, scaling in zip(members, fits, strict=True):
         about = {"data": options.data, "split": options.tune_split, "sizes": member.sizes}
-        save_calibration(member.weights, asdict(scaling) | about)
-        member.weights = load_weights(member.weights.path)
+        save_about(member.weights, calibration=asdict(scaling) | about)
         print(f"{member.name}: temperature {scaling.temperature:.2f}, shift {scaling.shift:+.2f}, kept in its weights")
 
 

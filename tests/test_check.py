@@ -14,9 +14,10 @@ from PIL import Image
 
 from leuko.data.dataset import Dataset, Sample
 from leuko.data.formats import yolo
-from leuko.data.tools import duplicates
+from leuko.data.tools import duplicates, findings
 from leuko.data.tools.check import check
 from leuko.data.tools.draw import synth
+from leuko.report import pages, pictures
 
 
 @pytest.fixture(scope="module")
@@ -116,8 +117,8 @@ def _new_class(content: dict) -> None:
     ("fault", "level", "kind"),
     [
         (_truncate, "decide", "unreadable image"),
-        (_exif, "note", "EXIF orientation"),
-        (partial(_exif, orientation=3), "note", "EXIF orientation"),
+        (_exif, "note", "the whole split"),
+        (partial(_exif, orientation=3), "note", "the whole split"),
         (_copy_across, "decide", "duplicate across splits"),
         (_near_across, "decide", "near duplicate across splits"),
     ],
@@ -139,7 +140,7 @@ def test_a_fault_in_an_image_is_found(healthy, tmp_path, fault, level, kind):
         (_point, "fixed", "dropped"),
         (_size, "fixed", "the image's own is taken"),
         (_giant, "note", "unusual size"),
-        (_other_type, "decide", "nearly the same box"),
+        (_other_type, "decide", "nearly the same box, two types"),
         (_group, "decide", "group in two splits"),
         (_unlabelled, "note", "image without cells"),
         (_unnamed, "note", "image without labels"),
@@ -185,6 +186,63 @@ def test_splits_of_other_classes_are_examined(healthy, tmp_path, leuko):
     assert (tmp_path / "runs/data/report.html").is_file()
 
 
+def test_what_harms_most_comes_first(tmp_path, leuko):
+    """60 images with two RBC each, of which 20 have one of them twice, and with a WBC, except for one image whose name
+    holds what a terminal would obey. Findings of one kind and class are one sentence with a number of images."""
+    odd = "a\x1b[31m\n\x9b2J.png"
+    names = [odd, *(f"{i:02d} {'x' * 60}.png" for i in range(1, 60))]
+    boxes = {"RBC": [4, 4, 16, 16], "RBC again": [4, 5, 16, 16], "other RBC": [30, 30, 17, 17], "WBC": [26, 2, 30, 24]}
+    images, annotations = [], []
+    for i, name in enumerate(names):
+        field = np.random.default_rng(i).integers(0, 255, (9, 9, 3), dtype=np.uint8)
+        Image.fromarray(field).resize((64, 64)).save(tmp_path / name)
+        images.append({"id": i, "file_name": name, "width": 64, "height": 64})
+        for key, box in boxes.items():
+            if (key != "WBC" or i) and (key != "RBC again" or i >= 40):
+                label = 1 if "RBC" in key else 2
+                annotations.append({"id": len(annotations), "image_id": i, "category_id": label, "bbox": box})
+    categories = [{"id": 1, "name": "RBC"}, {"id": 2, "name": "WBC"}]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    result = leuko("data", "check", tmp_path, "--save", tmp_path / "runs", "--name", "a")
+    text = " ".join(result.out.split())
+    first = "no WBC is labelled on this image although 98 % have one; leuko would learn any WBC there as background: a"
+    assert result.code == 1 and text.startswith(f"decide {first} [31m 2J.png note"), text
+    assert "20 pairs of RBC boxes nearly the same, on 20 images" in text and "and 17 more" in text
+    printed = result.out[: result.out.index(f"{tmp_path}: 21 findings on 21 images, 1 to be decided")]
+    assert max(map(len, printed.splitlines())) <= 80 and not set("\x1b\x9b") & set(result.out)
+    report = json.loads((tmp_path / "runs/a/report.json").read_text())
+    heads = [(g["level"], g["kind"], g["type"], g["findings"], g["images"]) for g in report["groups"]]
+    assert heads == [
+        ("decide", "class missing on an image", "WBC", 1, 1),
+        ("note", "nearly the same box", "RBC", 20, 20),
+    ]
+    assert report["findings"][0]["cells"] == [] and len(report["findings"][1]["cells"]) == 2
+    page = (tmp_path / "runs/a/report.html").read_text()
+    assert page.count("<img") == 1 + pages.MAX_SHOWN and f"and {20 - pages.MAX_SHOWN} more images" in page
+
+
+def test_the_boxes_of_a_finding_stand_out(tmp_path):
+    """In a picture of half the size, a cell in a thin line, a cell of the finding in a thick one on white, and a box of
+    one pixel, which the reader dropped."""
+    Image.new("RGB", (200, 160), (90, 90, 90)).save(tmp_path / "a.png")
+    sample = Sample(tmp_path / "a.png", 200, 160, [[20, 20, 60, 60], [100, 40, 160, 120]], [0, 1], 1)
+    cells = [("L", (100, 40, 160, 120)), ("NG", (30, 140, 31, 140))]
+    picture = pictures.labelled(sample, ["NG", "L"], cells, 100).astype(int)
+    is_grey = (abs(picture - 90) < 5).all(2)
+    assert is_grey[20, [9, 11, 29, 31]].all() and not is_grey[20, [10, 30]].any()
+    assert not is_grey[40, 48:52].any() and is_grey[40, 54:76].all() and (picture[40, 45:50] == 255).all(1).any()
+    assert not is_grey[66:74, 11:19].all()
+
+
+def test_paths_are_shown_as_they_are_in_the_data_set(monkeypatch):
+    monkeypatch.chdir("/")
+    for src in ("/a/set", "/a/set/", "a/set"):
+        assert findings.shortened('/a/set/b.xml: ("/a/set/c.png") a/set', src) == 'b.xml: ("c.png") a/set'
+    assert findings.shortened("../b.xml", ".") == "../b.xml"
+    assert findings.shortened("/b/a/set/c.png", "a/set") == "/b/a/set/c.png"
+
+
 def test_labels_without_an_image_are_found(tmp_path, pictures):
     samples = [Sample(p, 97, 61, [[5, 5, 30 + i, 40]], [i % 2], i + 1) for i, p in enumerate(pictures)]
     yolo.write(Dataset(["NG", "BG"], samples), tmp_path, "train")
@@ -193,7 +251,7 @@ def test_labels_without_an_image_are_found(tmp_path, pictures):
 
 
 def test_near_duplicates_against_all_pairs():
-    """Every turned, mirrored or re-lit copy is found, and nothing else."""
+    """Every turned, mirrored or re-lit copy is found, and nothing else; many copies of one give a pair each."""
     rng = np.random.default_rng(0)
     fields = [cv2.resize(rng.integers(0, 255, (9, 9, 3), dtype=np.uint8), (200, 160)) for _ in range(40)]
     copies = []
@@ -203,3 +261,4 @@ def test_near_duplicates_against_all_pairs():
     flat = [np.full((50, 50, 3), 200, dtype=np.uint8)] * 2
     looks = [duplicates.look(image) for image in [*fields, *copies, *flat]]
     assert duplicates.near(looks) == [(i, 40 + i) for i in range(16)]
+    assert duplicates.near([looks[0]] * 50) == [(0, i) for i in range(1, 50)]

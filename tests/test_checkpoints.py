@@ -169,7 +169,7 @@ def hostile_safetensors(folder: Path) -> dict[Path, str]:
     stored('unknown "pretrained"', pretrained="/etc/passwd")
     for key, value in (("channels", 10**9), ("image_size", 10**9), ("proposals", -1), ("rois", 1.5), ("vote", "x")):
         stored(f"model option {key}", **{key: value})
-    stored("numbers are needed", channels=4096)
+    stored("numbers are needed", channels=1024)
     stored("numbers are needed", backbone="convnext_xxlarge")
     stored("unknown to timm", backbone="hf-hub:timm/resnet18")
     stored("classes, but the types", num_classes=10**9)

@@ -20,7 +20,7 @@ import yaml
 from leuko import cli
 from leuko.config import TrainOptions
 from leuko.data.dataset import Dataset, Sample
-from leuko.data.tools.check import LEVELS, Finding
+from leuko.data.tools.findings import LEVELS, Finding
 from leuko.detections import Detections
 from leuko.errors import LeukoError
 from leuko.io import replacing, write_csv, write_json, write_text, write_yaml
@@ -202,16 +202,16 @@ def test_pictures(tmp_path):
 
 
 def test_the_page_of_a_check(tmp_path, pictures):
-    """Names of files are escaped, all findings are listed, and images that cannot be read are named."""
+    """Names of files are escaped, findings are listed up to a number, and images that cannot be read are named."""
     datasets = {"train": Dataset(["NG"], [Sample(pictures[0], 97, 61, [[5, 5, 30, 30]], [0], 1)])}
     (tmp_path / "broken.png").write_bytes(b"x")
     findings = [
-        Finding(LEVELS[0], "unreadable image", "train", "<broken>.png: cannot be read", (tmp_path / "broken.png",)),
-        *(Finding(LEVELS[2], "unusual size", "train", f"cell {i}", (pictures[0], Path("none.png"))) for i in range(20)),
+        Finding(LEVELS[0], "unreadable image", "<broken>.png: cannot be read", images=(tmp_path / "broken.png",)),
+        *(Finding(LEVELS[2], "unusual size", f"cell {i}", ("train",), "NG", (pictures[0],)) for i in range(120)),
     ]
     page = pages.check_page("a & b", datasets, findings, tables.table1(datasets))
-    assert "&lt;broken&gt;.png" in page and "broken.png (cannot be read)" in page and "<h1>a &amp; b</h1>" in page
-    assert page.count("<li>") == 21 and page.count("<img") == 1 and "<th>NG</th>" in page
-    assert page.count("<details open>") == 1 and page.count("<details>") == 1
-    assert f'<b class="{LEVELS[2]}">20</b> worth a look.' in page
+    assert "&lt;broken&gt;.png" in page and "broken.png<br>cannot be read" in page and "<h1>a &amp; b</h1>" in page
+    assert page.count("<li>") == 2 + 1 + 101 and page.count("<img") == 1 and "<th>NG</th>" in page
+    assert "20 more, in report.json" in page and "unusual size: 120 NG on 1 image" in page
+    assert f'<b class="{LEVELS[2]}">120</b> worth a look.' in page
     assert "<table" not in pages.check_page("none", {}, [], [])

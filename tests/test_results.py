@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TYPES
+from conftest import TYPES, table
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from leuko.data import source
 from leuko.data.dataset import Dataset, Sample
+from leuko.data.tools import stats
 from leuko.detections import Detections
+from leuko.io import write_json
 from leuko.metrics import bootstrap, calibration, coco, confusion, consensus, curves, differential, factors, matching
 from leuko.ops.boxes import box_iou
-from leuko.report import results, run
+from leuko.report import results, run, tables
 
 
 def random_data(rng: np.random.Generator, images: int, types: int, most: int = 12) -> tuple[Dataset, list[Detections]]:
@@ -316,9 +319,54 @@ def test_all_results_are_written_and_reported(data, tmp_path, leuko, no_plots, m
     leuko("report", tmp_path / "none").refused("metrics.json", "no such file")
     (tmp_path / "other/review_queue.csv").write_text("image,group\na/b.png,nan\n")
     assert leuko("report", tmp_path / "other").code == 0
-    (tmp_path / "other/metrics.json").write_text('{"images": "x", "cells": 1, "per_class": []}')
-    leuko("report", tmp_path / "other").refused("other", "broken", "validate again")
-    leuko("report", tmp_path, tmp_path / "other", "--out", tmp_path / "both.html").refused("broken", "validate again")
+    whole = json.loads((tmp_path / "metrics.json").read_text())
+    odd_table = {"rows": [{"model": "a"}], "cells": {"NG": 1}}
+    for file, content in (
+        ("metrics.json", {"images": "x", "cells": 1, "per_class": []}),
+        ("metrics.json", whole | {"mAP": "-"}),
+        ("metrics.json", whole | {"cells": 10**30}),
+        ("metrics.json", whole | {"per_class": whole["per_class"] | {"NG": "-"}}),
+        ("metrics.json", whole | {"per_class": whole["per_class"] | {"NG": whole["per_class"]["NG"] | {"AP": "x"}}}),
+        ("metrics.json", [whole]),
+        ("table.json", odd_table),
+        ("table.json", {"rows": 3, "cells": 3}),
+        ("differences.csv", {"a": "x" * 200_000}),
+    ):
+        before = (tmp_path / "other" / file).read_bytes() if (tmp_path / "other" / file).exists() else None
+        (tmp_path / "other" / file).write_text(json.dumps(content).replace('"', "" if file.endswith("csv") else '"'))
+        leuko("report", tmp_path / "other").refused("other", "broken", "validate again")
+        if file == "metrics.json":
+            both = leuko("report", tmp_path, tmp_path / "other", "--out", tmp_path / "no.html")
+            both.refused("other", "broken", "validate again")
+        (tmp_path / "other" / file).write_bytes(before) if before else (tmp_path / "other" / file).unlink()
+    assert leuko("report", tmp_path / "other").code == 0 and not (tmp_path / "no.html").exists()
+
+
+def test_types_are_never_taken_for_columns(data, tmp_path, leuko, no_plots):
+    """A type may be called as a column is called, hold commas and quotes, or a formula's first character."""
+    types = ["mAP", "all", "label", "missed", 'a, "b"', "type mAP", "=1+1", "extra", "model", "$x_$"]
+    first = source.load(data, "train")
+    dataset = Dataset(types, [replace(s, labels=(s.labels + i) % 10) for i, s in enumerate(first.samples)])
+    predictions = predictions_of(dataset, np.random.default_rng(1))
+    models = [results.ModelResult(n, predictions, coco.evaluate(dataset, predictions)) for n in ("a", "b", "ensemble")]
+    results.write_results(tmp_path, dataset, models, draws=20)
+    rows = table(tmp_path / "confusion.csv")
+    assert len(rows) == len(types) + 1 and len({row["label"] for row in rows}) == len(rows)
+    assert [sum(int(v) for k, v in row.items() if k != "label") for row in rows[:-1]] == dataset.counts().tolist()
+    of_all = [row for row in table(tmp_path / "precision_recall.csv") if row["type"] == "all" and row["model"] == "a"]
+    assert len(of_all) == 101 * len(curves.PANELS)
+    measured = [tables.Row(m.name, m.evaluation) for m in models]
+    record = tables.record(measured[0])
+    assert record["mAP"] == models[0].evaluation.mAP and len(record) == 7 + len(types)
+    lines = tables.table2(measured, types)
+    assert {len(line) for line in lines} == {7 + len(types)} and lines[0][5:-2] == types
+    run.write_evaluation(tmp_path, models[0].evaluation, [], model="ensemble", data=str(data))
+    cells = dict(zip(types, dataset.counts().tolist(), strict=True))
+    write_json(tmp_path / "table.json", {"cells": cells, "rows": [tables.record(row) for row in measured]})
+    assert leuko("report", tmp_path).code == 0
+    assert leuko("report", tmp_path, tmp_path, "--out", tmp_path / "both.html").code == 0
+    counted = [row for row in stats.counts({"train": dataset}) if row["type"] == "all"]
+    assert len(counted) == 1 and counted[0]["cells"] == dataset.counts().sum()
 
 
 def test_results_of_nothing(data, tmp_path, no_plots):

@@ -16,8 +16,9 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import HEIGHT, ROOT, TINY, TYPES, WIDTH, Bomb, dataset, table, untrained
+from conftest import HEIGHT, ROOT, TINY, TYPES, WIDTH, Bomb, dataset, packed, table, untrained
 from PIL import ExifTags, Image
+from torch import nn
 
 from leuko.baselines.ultralytics import create_yolo, is_yolo, plain_name, read_checkpoint, tasks
 from leuko.baselines.ultralytics_loop import IGNORED_OPTIONS, train_ultralytics, write_dataset
@@ -225,15 +226,43 @@ def test_ultralytics_files_are_read_without_code(data, tmp_path, leuko, no_plots
     assert leuko("val", "--weights", own, "--data", data, "--save", tmp_path / "val").code == 0
 
 
-def test_hostile_and_broken_files_are_refused(tmp_path):
+class Calls:
+    """A pickled call of a class that is no danger by its name: one downloads, one takes gigabytes."""
+
+    def __init__(self, made: object, *arguments: object):
+        self.call = made, arguments
+
+    def __reduce__(self) -> tuple:
+        return self.call
+
+
+def test_hostile_and_broken_files_are_refused(tmp_path, monkeypatch):
+    """A file stays as it is, also under a name for which Ultralytics deletes it and downloads another."""
     file, touched = ultralytics_file(tmp_path / "own.pt", TYPES), tmp_path / "touched"
-    torch.save({"model": Bomb(touched)}, tmp_path / "bomb.pt")
-    (tmp_path / "cut.pt").write_bytes(file.read_bytes()[:10_000])
-    torch.save({"weight": torch.zeros(2)}, tmp_path / "other.pt")
-    for name in ("bomb.pt", "cut.pt", "other.pt"):
-        with pytest.raises(LeukoError, match=f"{name}: not a detector of Ultralytics") as refusal:
-            read_checkpoint(tmp_path / name)
-        assert "\n" not in str(refusal.value)
+    from ultralytics.nn.modules.block import TorchVision
+
+    for name, content in (
+        ("bomb", {"model": Bomb(touched)}),
+        ("fetches", {"model": Calls(TorchVision, "resnet18", "DEFAULT")}),
+        ("large", {"model": Calls(nn.Linear, 60_000, 60_000)}),
+        ("other", {"weight": torch.zeros(2)}),
+    ):
+        torch.save(content, tmp_path / f"{name}.pt")
+    half = file.read_bytes()[: file.stat().st_size // 2]
+    (tmp_path / "yolo11n.pt").write_bytes(half)
+    (tmp_path / "yolov5n.pt").write_bytes(half)
+    packed(tmp_path / "packed.pt")
+    network = tasks().DetectionModel("yolo11n.yaml", nc=5, verbose=False)
+    network.names = dict(enumerate(TYPES))
+    network.model[0].conv.weight = nn.Parameter(torch.zeros(1).expand(10**5, 10**5))
+    torch.save({"ema": network, "model": None}, tmp_path / "expanded.pt")
+    monkeypatch.chdir(tmp_path)
+    said = dict.fromkeys(("bomb", "fetches", "large", "other", "yolo11n", "yolov5n"), "not a detector of Ultra")
+    before = sorted(tmp_path.iterdir())
+    for name, words in (said | {"packed": "does not compress", "expanded": "larger than the file"}).items():
+        with pytest.raises(LeukoError, match=f"{name}.pt: .*{words}"):
+            read_checkpoint(Path(f"{name}.pt"))  # as Ultralytics takes a name: from the folder where one is
+    assert sorted(tmp_path.iterdir()) == before and (tmp_path / "yolo11n.pt").read_bytes() == half
     assert not touched.exists()
     recipe, types, state = read_checkpoint(file)
     assert types == TYPES and recipe["image_size"] == 96
@@ -246,7 +275,21 @@ def test_description_runs_no_code(tmp_path):
     touched = tmp_path / "touched"
     evil = f"__import__('pathlib').Path({str(touched)!r}).touch() or __import__('torch').nn.SiLU()"
     layer = [[-1, 1, "torch_safe_load", [str(touched)]], *description["backbone"][1:]]
-    for change in ({"activation": evil}, {"backbone": layer}):
+    rest = description["backbone"][1:]
+    changes = [
+        {"activation": evil},
+        {"activation": "nn.Linear(60000, 60000)"},
+        {"backbone": layer},
+        {"backbone": [[-1, 1, "TorchVision", [3, "resnet50", "DEFAULT"]], *rest]},
+        {"backbone": [[-1, 1, "Conv", [10**9, 3, 2]], *rest]},
+        {"backbone": [[-1, 10**9, "Conv", [64, 3, 2]], *rest]},
+        {"backbone": [[-1, 1, "Conv", ["10**9", 3, 2]], *rest]},
+        {"backbone": [[-1, 1, "nn.Upsample", ["None", 2, "nearest"]]] * 7 + rest},
+        {"scales": {"n": [1e9, 1e9, 1e9]}},
+        {"nc": 10**9},
+        {"head": []},
+    ]
+    for change in changes:
         with pytest.raises(LeukoError, match="does not describe a network"):
             create_yolo("yolo11n", 2, architecture=description | change)
     assert not touched.exists()
@@ -257,6 +300,7 @@ def test_description_runs_no_code(tmp_path):
     [
         ("yolo11n", [], "leuko download yolo11n"),
         ("yolov8m.pt", [], "ultralytics/assets"),
+        ("https://nowhere/yolo11n.yaml", [], "no such file"),
         ("nowhere/best.pt", [], "no such file"),
         ("best.pt", ["--no-pretrained"], "from scratch, give the name (best)"),
         ("yolo99n", ["--no-pretrained"], "no model that this ultralytics package knows"),

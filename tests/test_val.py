@@ -246,7 +246,7 @@ def test_a_calibration_holds_for_the_image_sizes_of_its_fit(data, faster, tmp_pa
 
     weights = checkpoint.load_weights(faster)
     del weights.about["calibration"]["sizes"]  # as fits were stored once
-    checkpoint.save_calibration(weights, weights.about["calibration"])
+    checkpoint.save_about(weights, calibration=weights.about["calibration"])
     cpu = torch.device("cpu")
     assert EnsembleMember.load(faster, cpu).scaling and EnsembleMember.load(faster, cpu, (64,)).scaling
     assert EnsembleMember.load(faster, cpu, (96,)).scaling is None

@@ -7,13 +7,14 @@ if __name__ == "__main__":  # before all else is imported, so that --help and a 
 
     run_module("data")
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from ..cli import flag
-from ..errors import LeukoError
+from ..errors import LeukoError, one_line
 from ..io import write_csv, write_json, write_text
 from ..report import pages, plots, run, tables
 from ..synth.dataset import types_sheet
@@ -26,7 +27,11 @@ from .tools import review as reviewer
 from .tools import split as splitter
 from .tools import stats as statistics
 from .tools.check import check as find_problems
-from .tools.check import counted
+from .tools.findings import Group, as_json, counted, grouped, shortened
+
+WIDTH = 80  # columns of the terminal
+MAX_GROUPS = 20  # of findings that are printed
+MAX_NAMES = 3  # of a group
 
 
 def check(options: config.CheckOptions) -> int:
@@ -35,12 +40,17 @@ def check(options: config.CheckOptions) -> int:
     folder = run.new_run(options.save, options.name or Path(options.src).resolve().stem)
     same_types = len({tuple(d.types) for d in datasets.values()}) == 1
     counts = tables.table1(datasets) if same_types else []
-    write_json(folder / "report.json", {"source": options.src, "findings": findings})
+    groups = grouped(findings)
+    write_json(folder / "report.json", {"source": options.src} | as_json(groups))
     write_text(folder / "report.html", pages.check_page(Path(options.src), datasets, findings, counts))
-    for level, kind, number, first in counted(findings):
-        print(f"{level:<7} {kind} ({number}), such as\n        {first.text}")
+    for group in groups[:MAX_GROUPS]:
+        print(_shown(group, options.src))
+    if more := groups[MAX_GROUPS:]:
+        print(f"and {counted(len(more), 'more kind')}, in report.html")
     to_decide = sum(f.level == "decide" for f in findings)
-    print(f"{options.src}: {len(findings)} findings, {to_decide} to be decided by a person\n\nresults: {folder}")
+    images = {image for f in findings for image in f.images}
+    found = counted(len(findings), "finding") + (f" on {counted(len(images), 'image')}" if images else "")
+    print(one_line(f"{options.src}: {found}, {to_decide} to be decided by a person") + f"\n\nresults: {folder}")
     return int(to_decide > 0)
 
 
@@ -135,6 +145,17 @@ def synth(options: config.SynthOptions) -> None:
 
 
 # ---------------------------------------------------------------- options and tables
+
+
+def _shown(group: Group, src: str) -> str:
+    """A group of findings for the terminal: its sentence, and the first few names or, without names, the first line."""
+    shown = MAX_NAMES if group.findings[0].summary else 1
+    lines = [f"{group.level:<7} {group.text}"]
+    if examples := group.examples:
+        more = f" (and {len(examples) - shown} more)" if len(examples) > shown else ""
+        lines = [f"{lines[0]}:", f"{' ' * 8}{', '.join(examples[:shown])}{more}"]
+    wrap = {"width": WIDTH, "subsequent_indent": " " * 8, "break_on_hyphens": False}
+    return "\n".join(textwrap.fill(one_line(shortened(line, src)), **wrap) for line in lines)
 
 
 def _require(options: object, name: str, what: str) -> None:

@@ -6,6 +6,7 @@ Labels are 0-based indices into ``Dataset.types``; there is no background index.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,15 +17,30 @@ from ..errors import one_line
 
 @dataclass(frozen=True)
 class LabelWarning:
-    """Something wrong in a data set that leuko fixed: the file, the object in it, the problem, and what was done."""
+    """Something wrong in a data set that leuko fixed: the file, the object in it, the problem, and what was done; where
+    they are known, the image, the cell's type and its box as the file has it, xyxy in pixels."""
 
     file: Path
     object: str
     problem: str
     action: str
+    image: Path | None = None
+    type: str = ""
+    box: tuple[float, ...] = ()
 
     def __str__(self) -> str:
         return one_line(f"{self.file}: {self.object}: {self.problem}; {self.action}")
+
+
+class Note(str):
+    """A line about a split as a whole, and the images that it is about, if any."""
+
+    images: tuple[Path, ...]
+
+    def __new__(cls, text: str, images: Iterable[Path] = ()) -> Note:
+        note = super().__new__(cls, one_line(text))
+        note.images = tuple(images)
+        return note
 
 
 @dataclass
@@ -72,7 +88,7 @@ class Dataset:
     category_ids: list[int] = field(default_factory=list)
     warnings: list[LabelWarning] = field(default_factory=list)
     ignored: dict[str, int] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
+    notes: list[Note] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.category_ids = self.category_ids or list(range(1, len(self.types) + 1))

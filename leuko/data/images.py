@@ -21,7 +21,8 @@ from .header import JPEG, TIFF, image_header, open_regular, read_header, unreada
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 _DEEP = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
 _REDUCED = {part: getattr(cv2, f"IMREAD_REDUCED_COLOR_{part}") for part in (8, 4, 2)}
-_JPEG_SCAN, _JPEG_END = 0xDA, b"\xff\xd9"
+_JPEG_SCAN, _JPEG_END = b"\xff\xda", b"\xff\xd9"
+_JPEG_SCANS = 64  # at most
 _FILE_BYTES, _FILE_MB = 4, 16  # a file is as large at most: per pixel that an image may have, and beside
 _SYSTEM = {"__macosx", "@eadir", "#recycle", "@recycle", "@recently-snapshot", "#snapshot", "$recycle.bin", "recycler"}
 _SYSTEM |= {"lost+found", "system volume information", "__pycache__", "thumbs.db", "ehthumbs.db", "desktop.ini"}
@@ -48,8 +49,8 @@ class ImageFile:
         self.path = path
         with open_regular(path, _FILE_BYTES * max_pixels + _FILE_MB) as file, memory_errors_as(path):
             self.data = file.read()
-        if self.data.startswith(JPEG) and not _jpeg_is_whole(self.data):
-            raise LeukoError(f"{path}: the JPEG is truncated ({len(self.data)} bytes); copy it again from its source")
+        if self.data.startswith(JPEG):
+            _check_jpeg(self.data, path)
         self.header = read_header(io.BytesIO(self.data), path, max_pixels)
         self.bits = self.header.depth
 
@@ -146,19 +147,23 @@ def fit(image: np.ndarray, image_size: int) -> np.ndarray:
     return cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
 
 
-def _jpeg_is_whole(data: bytes) -> bool:
-    """Whether the end marker follows the start of the pixel data, so that a thumbnail's own end doesn't count."""
+def _check_jpeg(data: bytes, path: str | Path) -> None:
+    """LeukoError where the end marker does not follow the pixel data (a thumbnail's own end doesn't count), or where
+    there are so many scans that a small file would be decoded for minutes."""
     at = 2
-    while at + 4 <= len(data) and data[at] == 0xFF:
+    while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != _JPEG_SCAN[1]:
         marker = data[at + 1]
-        if marker == _JPEG_SCAN:
-            return data.rfind(_JPEG_END, at) > 0
         # Fill bytes and markers without a length are one and two bytes long; all others tell their length.
         if marker == 0xFF:
             at += 1
         else:
             at += 2 if marker == 1 or 0xD0 <= marker <= 0xD8 else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    return False
+    if not data.startswith(_JPEG_SCAN, at) or data.rfind(_JPEG_END, at) < 0:
+        raise LeukoError(f"{path}: the JPEG is truncated ({len(data)} bytes); copy it again from its source")
+    if (scans := data.count(_JPEG_SCAN, at)) > _JPEG_SCANS:
+        raise LeukoError(
+            f"{path}: a progressive JPEG of {scans} scans, where 10 are usual; save it again, or remove it"
+        )
 
 
 def image_size(path: str | Path, max_pixels: float = MAX_PIXELS) -> tuple[int, int]:

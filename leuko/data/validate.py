@@ -17,7 +17,7 @@ import numpy as np
 
 from .. import cells
 from ..errors import LeukoError, nearest
-from .dataset import Dataset, LabelWarning, Sample
+from .dataset import Dataset, LabelWarning, Note, Sample
 from .formats.records import Annotation, Labels, Problems, ReadOptions, Record
 from .header import ImageHeader, image_header, turn_boxes
 
@@ -79,9 +79,9 @@ def validate(
         if name not in category_ids:
             category_ids[name] = free = free + 1
     dataset.category_ids = [category_ids[name] for name in types]
-    dataset.notes = [note for part in labels for note in part.notes] + checker.notes()
+    dataset.notes = [Note(note) for part in labels for note in part.notes] + checker.notes()
     if hidden := [file for part in labels for file in part.hidden]:
-        dataset.notes.append(f"{_files(hidden)} left out, as hidden or a system's own")
+        dataset.notes.append(Note(f"{_files(hidden)} left out, as hidden or a system's own"))
     return dataset
 
 
@@ -112,17 +112,20 @@ class _Checker:
         self.turned: list[Path] = []  # images that EXIF turns, and nothing says whether the labels are turned, too
         self.paged: list[Path] = []
 
-    def notes(self) -> list[str]:
+    def notes(self) -> list[Note]:
         """A line for each thing that a person should know of the split as a whole."""
         notes = []
         if crowds := self.dataset.crowds():
             remedy = '"crowds: cells" in a data YAML takes each as a cell'
-            notes.append(f"{crowds} crowds (iscrowd 1) are left out of training, counts and measures; {remedy}")
+            text = f"{crowds} crowds (iscrowd 1) are left out of training, counts and measures; {remedy}"
+            notes.append(Note(text, [s.image for s in self.dataset.samples if s.crowd.any()]))
         if self.turned:
             remedy = '"exif: turned" in a data YAML says that labels belong to the turned view, "exif: stored" that not'
-            notes.append(f"{_files(self.turned, 'image')} with an EXIF orientation, which is ignored; {remedy}")
+            text = f"{_files(self.turned, 'image')} with an EXIF orientation, which is ignored; {remedy}"
+            notes.append(Note(text, self.turned))
         if self.paged:
-            notes.append(f"{_files(self.paged, 'image')} with more than one page, of which the first is read")
+            text = f"{_files(self.paged, 'image')} with more than one page, of which the first is read"
+            notes.append(Note(text, self.paged))
         return notes
 
     def sample(self, record: Record) -> Sample:
@@ -150,7 +153,7 @@ class _Checker:
                 annotation = annotation._replace(crowd=annotation.crowd and self.options.crowds == "regions")
                 key = (name, annotation.crowd, box.tobytes())
                 if key in kept:
-                    self._warn(record, annotation, f"repeats another {name} box", "dropped")
+                    self._warn(record, annotation, f"repeats another {name} box", "dropped", box.tolist())
                 kept.setdefault(key, (annotation, box))
         annotations = [annotation for annotation, _ in kept.values()]
         return Sample(
@@ -192,7 +195,9 @@ class _Checker:
             self._error("scale", record, None, f"{stated}: {remedy}")
         else:
             action = "the image's own is taken"
-            self.dataset.warnings.append(LabelWarning(record.file, record.where or "size", stated, action))
+            self.dataset.warnings.append(
+                LabelWarning(record.file, record.where or "size", stated, action, record.image)
+            )
 
     def _box(self, record: Record, annotation: Annotation, size: tuple[int, int]) -> np.ndarray | None:
         """The box as [4] float32 pixels inside the image, or None where it is dropped or an error."""
@@ -212,17 +217,18 @@ class _Checker:
             self._error("outside", record, annotation, problem)
         elif is_point or (box[2:] - box[:2]).min() <= MIN_SIDE:
             problem = f"{annotation.name} {shown} is at most {MIN_SIDE:g} px wide or high"
-            self._warn(record, annotation, problem, "dropped")
+            self._warn(record, annotation, problem, "dropped", corners)
         else:
             if max(-x0, -y0, x1 - width, y1 - height) > ROUNDING:
                 problem = f"{annotation.name} {shown} leaves the image ({width}x{height})"
-                self._warn(record, annotation, problem, "clipped")
+                self._warn(record, annotation, problem, "clipped", corners)
             return box
         return None
 
     def _error(self, kind: str, record: Record, annotation: Annotation | None, problem: str) -> None:
         self.problems.add(kind, f"{_place(record, annotation)}: {problem}")
 
-    def _warn(self, record: Record, annotation: Annotation, problem: str, action: str) -> None:
+    def _warn(self, record: Record, annotation: Annotation, problem: str, action: str, box: Sequence[float]) -> None:
         where = f"{record.where}: {annotation.where}" if record.where else annotation.where
-        self.dataset.warnings.append(LabelWarning(record.file, where, problem, action))
+        about = (record.image, annotation.name, tuple(box))
+        self.dataset.warnings.append(LabelWarning(record.file, where, problem, action, *about))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 
 import safetensors.torch
@@ -37,6 +39,14 @@ class Weights:
     types: list[str]
     about: dict
     state: dict[str, Tensor]
+
+    @cached_property
+    def identity(self) -> str:
+        """A digest of the weights alone, whatever the file says of them."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.state.items()):
+            digest.update(name.encode() + value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
 
     def build(self) -> DetectionModel:
         """The detector with these weights, in eval mode on the CPU."""
@@ -82,12 +92,13 @@ def save_weights(path: Path, recipe: dict, state: Mapping[str, Tensor], types: l
     _write(path, recipe, types, {"leuko": __version__, **plain(about)}, state)
 
 
-def save_calibration(weights: Weights, calibration: dict) -> None:
-    """Write a weights file again with a calibration of its scores in its metadata (see ``metrics.calibration``) and the
-    image sizes that it holds for; LeukoError as :func:`check_calibrates` says."""
-    check_calibrates(weights)
-    about = {**weights.about, "calibration": plain(calibration)}
-    _write(weights.path, weights.recipe, weights.types, about, weights.state)
+def save_about(weights: Weights, **about: dict) -> None:
+    """Write a weights file again with more in its metadata: the calibration of its scores (see
+    ``metrics.calibration``), or the scores from which counts are best (see ``engine.thresholds``). LeukoError as
+    :func:`check_keeps` says."""
+    check_keeps(weights)
+    weights.about |= plain(about)
+    _write(weights.path, weights.recipe, weights.types, weights.about, weights.state)
 
 
 def _write(path: Path, recipe: dict, types: list[str], about: dict, state: Mapping[str, Tensor]) -> None:
@@ -96,12 +107,12 @@ def _write(path: Path, recipe: dict, types: list[str], about: dict, state: Mappi
     write_bytes(path, safetensors.torch.save(tensors, {"leuko": document}))
 
 
-def check_calibrates(weights: Weights) -> None:
-    """LeukoError if the weights are not leuko's own file, since only that can hold a calibration."""
+def check_keeps(weights: Weights) -> None:
+    """LeukoError if the weights are not leuko's own file, since only that can keep what ``leuko val`` has found."""
     if weights.path.suffix == FOREIGN:
         raise LeukoError(
-            f"{weights.path}: is Ultralytics' file, in which --calibrate cannot keep the fit; train from it "
-            f"(leuko train --model {weights.path}), and calibrate that run"
+            f"{weights.path}: is Ultralytics' file, which cannot keep what is found of it; train from it (leuko train "
+            f"--model {weights.path}), and use that run"
         )
 
 
@@ -148,7 +159,8 @@ def load_weights(source: str | Path) -> Weights:
 MODEL = {"name": str, "num_classes": int} | {f.name: object for f in fields(ModelOptions)}  # values are checked there
 OWN = MODEL | {"backbone": str, "norm": str, "freeze": bool, "normalize_features": bool}
 YOLO = MODEL | {"architecture": dict}
-ABOUT = {"epoch": int, "val": dict[str, float | None], "calibration": dict}
+ABOUT = {"epoch": int, "val": dict[str, float | None], "calibration": dict, "counting": dict[str, dict]}
+COUNTING = {"threshold": float, "data": str, "split": str}
 CALIBRATION = {"temperature": float, "shift": float, "sizes": list[int]}
 
 
@@ -162,6 +174,9 @@ def _misfit(recipe: dict, types: list[str], about: dict) -> str:
         return problem
     if len(set(types)) != len(types) or len(types) != recipe["num_classes"]:
         return f"{recipe['num_classes']} classes, but the types {', '.join(types)}"
+    for found in about.get("counting", {}).values():
+        if problem := misfit(found, COUNTING, more=True):
+            return problem
     if not (fit := about.get("calibration", {})):
         return ""
     too_small = "a temperature of 0 or less" if fits(t := fit.get("temperature"), float) and t <= 0 else ""

@@ -6,16 +6,24 @@ detection of a cell gives its type, and the scores of its other types tell how s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ..cells import UNCLASSIFIED
 from ..data.dataset import Dataset
 from ..detections import Detections
 from ..ops.boxes import box_iou
+from .binomial import percent_of
 
 SAME_CELL = 0.5  # IoU above which two detections are of one cell
+DOUBTFUL = 0.5  # times the threshold: cells from there on are seen, but not classified
+MARGIN = 0.002  # of the image's shorter side (at least a pixel): a box as near to the border is cut by it
+
+BORDER, BELOW, DOUBLE = "at the border", "below the threshold", "on another field, too"
+"""Why a cell is left unclassified, as cell analysers do."""
 
 
 def one_type(detections: Detections, types: int, iou: float = SAME_CELL) -> Detections:
@@ -36,6 +44,49 @@ def one_type(detections: Detections, types: int, iou: float = SAME_CELL) -> Dete
     np.maximum.at(scores, (cell, detections.labels), detections.scores)
     best = np.flatnonzero(cell == np.arange(len(detections)))
     return replace(detections[best], type_scores=scores[best])
+
+
+def classify(cells: Detections, size: tuple[int, int], threshold: float) -> Detections:
+    """The cells to count of an image of ``size`` (width, height), with ``why`` some of them stay unclassified: those
+    that the border cuts, and those whose score is below ``threshold``, but not far. ``cells`` are of :func:`one_type`.
+    """
+    cells = cells.above(threshold * DOUBTFUL)
+    margin = max(1.0, MARGIN * min(size))
+    is_cut = (cells.boxes[:, :2] <= margin).any(1) | (cells.boxes[:, 2:] >= np.array(size) - margin).any(1)
+    why = np.where(cells.scores < threshold, BELOW, np.where(is_cut, BORDER, ""))
+    return replace(cells, why=why.astype(object))
+
+
+@dataclass(frozen=True)
+class Differential:
+    """The cells of a slide: of each type, and unclassified by reason. Percents are of the classified."""
+
+    types: tuple[str, ...]
+    cells: tuple[int, ...]
+    unclassified: dict[str, int]
+
+    @classmethod
+    def of(cls, images: Iterable[Detections], types: Sequence[str]) -> Differential:
+        """Of cells as :func:`classify` gives them for each image."""
+        images = list(images)
+        labels = [d.labels[d.why == ""] for d in images]
+        cells = sum((np.bincount(each, minlength=len(types)) for each in labels), np.zeros(len(types), int))
+        reasons = Counter(reason for d in images for reason in d.why if reason)
+        unclassified = {reason: reasons[reason] for reason in (BELOW, BORDER, DOUBLE) if reasons[reason]}
+        return cls(tuple(types), tuple(cells.tolist()), unclassified)
+
+    @property
+    def classified(self) -> int:
+        """The number of cells that have a type."""
+        return sum(self.cells)
+
+    def rows(self) -> list[dict]:
+        """A row per type and reason: type, why, cells, percent of the classified, and its exact 95 % limits."""
+        rows = []
+        for name, number in zip(self.types, self.cells, strict=True):
+            percent, low, high = percent_of(number, self.classified)
+            rows.append({"type": name, "why": "", "cells": number, "percent": percent, "low95": low, "high95": high})
+        return rows + [{"type": UNCLASSIFIED, "why": why, "cells": n} for why, n in self.unclassified.items()]
 
 
 def best_threshold(dataset: Dataset, predictions: Sequence[Detections]) -> float | None:

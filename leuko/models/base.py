@@ -22,8 +22,8 @@ from .preprocess import Preprocess, Size
 
 LIMITS: dict[str, tuple[float, float]] = {
     "image_size": (1, 2**13),
-    "channels": (1, 2**12),
-    "fc_channels": (1, 2**14),
+    "channels": (1, 2**10),
+    "fc_channels": (1, 2**12),
     "proposals": (0, 10**5),
     "rois": (1, 10**5),
     "max_detections": (1, 10**5),

@@ -12,21 +12,26 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
+import numpy as np
 
+from ..cells import colour
 from ..config import ReportOptions
-from ..data.dataset import Dataset
-from ..data.images import fit, is_image, read_image
-from ..data.tools.check import LEVELS, Finding, counted
+from ..data.dataset import Dataset, Sample
+from ..data.images import is_image, read_image
+from ..data.tools.findings import LEVELS, Finding, TypedBox, grouped, shortened
 from ..errors import LeukoError
 from ..io import make_folder, read_json, read_text, write_text
+from . import pictures
 from .agreement import agreement
 from .html import data_uri, environment
 from .run import RESULTS_LIMIT, read_evaluation, results_of
 from .tables import MEASURES, Row, ap_columns, per_class_lines, rate, record, table2_of
 
 MAX_WIDTH = 1600  # pixels of a picture
-THUMBNAIL = 180  # pixels
-MAX_SHOWN = 12  # findings of a kind that are shown with their images; all are listed
+THUMBNAIL = 280  # pixels
+MAX_SHOWN = 12  # pictures of a group of findings
+MAX_PICTURES = 240  # of a page, about 4 MB
+MAX_LISTED = 100  # findings of a group that are listed; all are in report.json
 
 
 def run(options: ReportOptions) -> None:
@@ -74,27 +79,39 @@ def compare(folders: Sequence[str | Path]) -> str:
 def check_page(
     src: str | Path, datasets: dict[str, Dataset], findings: Sequence[Finding], lines: Sequence[Sequence[str]]
 ) -> str:
-    """The page of a data set's check (see ``leuko.data.tools.check``). ``lines`` is its Table 1, which may be empty."""
-    kinds = []
-    for level, kind, _, _ in counted(findings):
-        of_kind = [f for f in findings if (f.level, f.kind) == (level, kind)]
-        files = dict.fromkeys(file for f in of_kind[:MAX_SHOWN] for file in f.images)
-        images = [file for file in files if is_image(file) and file.is_file()]
-        kinds.append((level, kind, of_kind, images[: 2 * MAX_SHOWN]))
+    """The page of a data set's check (see ``leuko.data.tools.check``). ``lines`` is its Table 1, which may be empty.
+
+    It is bounded: each group has ``MAX_SHOWN`` pictures and ``MAX_LISTED`` lines, the page ``MAX_PICTURES`` pictures.
+    """
+    samples = {sample.image: (sample, d.types) for d in reversed(datasets.values()) for sample in d.samples}
+    left, sections = MAX_PICTURES, []
+    for group in grouped(findings):
+        cells: dict[tuple[Path, ...], list[TypedBox]] = {}  # of each image, or pair of images, its findings' boxes
+        for finding in group.findings:
+            images = [image for image in finding.images if is_image(image) and image.is_file()]
+            for together in [tuple(images)] if len(images) == 2 else [(image,) for image in images]:
+                cells.setdefault(together, []).extend(finding.cells)
+        shown = list(cells)[: min(left, MAX_SHOWN)]
+        left -= len(shown)
+        figures = [[_labelled(image, samples.get(image), cells[images]) for image in images] for images in shown]
+        sections.append((group, figures, len(group.images) - len({image for images in shown for image in images})))
+    types = list(dict.fromkeys(name for dataset in datasets.values() for name in dataset.types))
     return _render(
         "check.html.j2",
         src=src,
-        images=sum(map(len, datasets.values())),
+        images=len(samples),
         splits=len(datasets),
         numbers={level: sum(f.level == level for f in findings) for level in LEVELS},
         table=lines,
-        kinds=kinds,
-        max_shown=MAX_SHOWN,
+        sections=sections,
+        colours=[(name, "#{:02x}{:02x}{:02x}".format(*colour(name, i))) for i, name in enumerate(types)],
+        max_listed=MAX_LISTED,
+        shortened=lambda text: shortened(text, src),
     )
 
 
 def _render(template: str, **values: object) -> str:
-    of_files = {"picture": _picture, "thumbnail": _thumbnail, "csv_lines": _csv_lines, "text_of": _text_of}
+    of_files = {"picture": _picture, "csv_lines": _csv_lines, "text_of": _text_of}
     return environment(**of_files).get_template(template).render(values)
 
 
@@ -111,12 +128,17 @@ def _picture(path: Path) -> tuple[str, int]:
     return data_uri(image, "png" if path.suffix == ".png" else "jpeg"), image.shape[1]
 
 
-def _thumbnail(path: Path) -> str:
-    """A small image of a data set as the text of a link; "" if it cannot be read."""
+def _labelled(path: Path, about: tuple[Sample, list[str]] | None, cells: Sequence[TypedBox]) -> tuple[str, str, str]:
+    """A small picture of a data set's image as the text of a link, "" if it cannot be read; its name; and what is
+    labelled on it. ``about`` is its sample with the list of types; ``cells`` are emphasised."""
+    sample, types = about or (Sample(path, 1, 1, [], [], 0), [])
+    counts = zip(np.bincount(sample.labels, minlength=len(types)), types, strict=True)
+    labels = ", ".join(f"{number} {name}" for number, name in counts if number)
     try:
-        return data_uri(fit(read_image(path, THUMBNAIL), THUMBNAIL)[:, :, ::-1], "jpeg")
+        picture = data_uri(pictures.labelled(sample, types, cells, THUMBNAIL)[:, :, ::-1])
     except LeukoError:
-        return ""
+        return "", path.name, "cannot be read"
+    return picture, path.name, labels or "no label"
 
 
 def _csv_lines(path: Path) -> list[list[str]]:

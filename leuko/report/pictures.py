@@ -8,17 +8,21 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+import cv2
 import numpy as np
 
-from ..data.dataset import Dataset
-from ..data.images import read_image
+from ..cells import colour
+from ..data.dataset import Dataset, Sample
+from ..data.images import fit, read_image
 from ..data.loader import TrainingImages, TrainingItem
+from ..data.tools.findings import TypedBox
 from ..data.transforms import compose
 from ..detections import Detections
 from ..metrics.confusion import Pairing
 from ..metrics.consensus import Suspect
 from . import plots
 
+LEAST_SIDE = 8  # pixels of a box in a small picture
 SHOWN_SCORE = 0.3  # detections below it would only clutter a picture
 
 
@@ -68,6 +72,30 @@ def gt_and_predictions(
         pairs.append(plots.draw_cells(image, sample.boxes, sample.labels, dataset.types))
         pairs.append(plots.draw_cells(image, detections.boxes, detections.labels, dataset.types, detections.scores))
     return plots.contact_sheet(pairs, columns=4)
+
+
+def labelled(sample: Sample, types: Sequence[str], cells: Sequence[TypedBox], side: int) -> np.ndarray:
+    """An image with its labels in thin lines and ``cells`` (type and box, xyxy in its pixels) emphasised; its longer
+    side is ``side`` pixels. Raises LeukoError."""
+    small = fit(read_image(sample.image, side), side)
+    scale = max(small.shape[:2]) / max(sample.width, sample.height)
+    picture = np.ascontiguousarray(small)
+    marked = np.array([box for _, box in cells], dtype=np.float32).reshape(-1, 4)
+    for box, label in zip(sample.boxes, sample.labels, strict=True):
+        if not (marked == box).all(1).any():
+            _outline(picture, box * scale, colour(types[label], int(label)), 1)
+    for (name, _), box in zip(cells, marked * scale, strict=True):
+        _outline(picture, box, (255, 255, 255), 5)  # under the line, so that it stands out on any ground
+        _outline(picture, box, colour(name, types.index(name)), 3)
+    return picture
+
+
+def _outline(picture: np.ndarray, box: np.ndarray, rgb: tuple[int, int, int], line: int) -> None:
+    """Draw a box [4] xyxy into the picture; a point is grown, and what lies outside moved, so that it shows."""
+    low, high = np.nan_to_num(box, posinf=1e6, neginf=-1e6).reshape(2, 2)
+    limit, middle, half = np.array(picture.shape[1::-1]), (low + high) / 2, np.maximum(high - low, LEAST_SIDE) / 2
+    low, high = np.clip(middle - half, 1, limit - LEAST_SIDE), np.clip(middle + half, LEAST_SIDE, limit - 2)
+    cv2.rectangle(picture, low.round().astype(int).tolist(), high.round().astype(int).tolist(), rgb, line)
 
 
 def consensus(dataset: Dataset, suspects: Sequence[Suspect], max_images: int = 24) -> np.ndarray:

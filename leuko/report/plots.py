@@ -16,12 +16,13 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont
 
-from ..cells import colour
+from ..cells import UNCLASSIFIED, colour
 from ..data.dataset import Dataset
 from ..data.images import fit
 from ..data.tools.stats import Colour
+from ..detections import Detections
 from ..io import write_bytes
-from ..metrics.differential import Share
+from ..metrics.counting import Differential
 from .style import ACCENT, INK, bars, panels, type_colours
 from .tables import MEASURES
 
@@ -35,9 +36,14 @@ MAX_NAMED = 12  # groups of images up to which each is named in a picture
 
 
 def draw_cells(
-    image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, types: Sequence[str], scores: np.ndarray | None = None
+    image: np.ndarray,
+    boxes: np.ndarray,
+    labels: np.ndarray,
+    types: Sequence[str],
+    scores: np.ndarray | None = None,
+    tags: Sequence[str] = (),
 ) -> np.ndarray:
-    """Return a copy of the image with each box in its type's colour and a tag, "NG" or "NG 0.93".
+    """Return a copy of the image with each box in its type's colour and a tag, "NG" or "NG 0.93", or the given one.
 
     Lines and letters grow with the image. A tag is above its box if there is room and inside it otherwise, and never
     leaves the image; in an image smaller than the tag, only the box's colour tells the type.
@@ -56,7 +62,20 @@ def draw_cells(
         inside = picture[y0 : bottom + 1, x0 : right + 1]
         for edge in (inside[:line], inside[-line:], inside[:, :line], inside[:, -line:]):
             edge[:] = rgb
-        _draw_tag(picture, name if scores is None else f"{name} {scores[i]:.2f}", (x0, y0), rgb, font)
+        tag = tags[i] if tags else name if scores is None else f"{name} {scores[i]:.2f}"
+        _draw_tag(picture, tag, (x0, y0), rgb, font)
+    return picture
+
+
+def draw_classified(image: np.ndarray, cells: Detections, threshold: float) -> np.ndarray:
+    """Like :func:`draw_cells`, with unclassified cells in grey with a question mark, and the threshold in a corner."""
+    types = [*cells.types, UNCLASSIFIED]
+    labels = np.where(cells.why == "", cells.labels, len(cells.types))
+    names = [f"{cells.types[k]}{'?' * bool(why)}" for k, why in zip(cells.labels, cells.why, strict=True)]
+    tags = [f"{name} {score:.2f}" for name, score in zip(names, cells.scores, strict=True)]
+    picture = draw_cells(image, cells.boxes, labels, types, tags=tags)
+    font = ImageFont.load_default(size=max(10.0, min(image.shape[:2]) / 40))
+    _draw_tag(picture, f"score from {threshold:.2f}", (0, image.shape[0]), (255, 255, 255), font)
     return picture
 
 
@@ -167,18 +186,20 @@ def data_statistics(dataset: Dataset, colours: Sequence[Colour], factors: Sequen
         _draw_factors(noted, factors)
 
 
-def differential_chart(shares: Sequence[Share], path: str | Path) -> None:
-    """Draw a differential count: percent of the cells per type, with 95 % Wilson intervals."""
-    types = [s.type for s in shares]
-    with panels(path, 7, 0.5 * len(shares) + 1.4) as (axes,):
-        bars(axes, types, [(s.percent, s.low, s.high) for s in shares], 0.7, color=type_colours(types))
-        for i, share in enumerate(shares):
-            percent, high = np.nan_to_num([share.percent, share.high])
-            text = f"{percent:.1f} % ({share.cells:,})"
+def differential_chart(differential: Differential, path: str | Path, threshold: str) -> None:
+    """Draw a differential count: percent of the classified cells per type, with exact 95 % limits."""
+    rows = [row for row in differential.rows() if not row["why"]]
+    with panels(path, 7, 0.5 * len(rows) + 1.6) as (axes,):
+        spans = [(row["percent"], row["low95"], row["high95"]) for row in rows]
+        bars(axes, list(differential.types), spans, 0.7, color=type_colours(differential.types))
+        for i, row in enumerate(rows):
+            percent, high = np.nan_to_num([row["percent"], row["high95"]])
+            text = f"{percent:.1f} % ({row['cells']:,})"
             axes.annotate(text, (high, i), (6, 0), textcoords="offset points", va="center")
         axes.set(xlim=(0, 120), xticks=range(0, 101, 20))  # room for the text beside a bar of 100 %
-        axes.set(title=f"differential count of {sum(s.cells for s in shares):,} cells", ylabel="type")
-        axes.set_xlabel("percent of cells (line: 95 % Wilson interval)")
+        without = sum(differential.unclassified.values())
+        axes.set(title=f"{differential.classified:,} classified cells, {without:,} unclassified", ylabel="type")
+        axes.set_xlabel(f"percent of the classified (line: exact 95 % limits)\nscore from {threshold}")
 
 
 def _draw_labels(panels: Sequence[Axes], dataset: Dataset) -> None:

@@ -19,12 +19,13 @@ import numpy as np
 
 from .. import __version__
 from ..cells import colour
+from ..config import MAX_PIXELS
 from ..data.dataset import Dataset
 from ..data.images import ImageFile, fit
 from ..data.tools.review import CONSENSUS, PREDICTION, page_digest
 from ..detections import Detections
 from ..errors import LeukoError
-from ..io import make_folder, write_text
+from ..io import io_errors_as, make_folder, write_text
 from ..metrics import binomial
 from ..metrics.consensus import Suspect
 from .html import data_uri, environment
@@ -100,16 +101,21 @@ def write_pages(
     title: str,
     threshold: str = "",
     kind: str = PREDICTION,
+    max_pixels: float = MAX_PIXELS,
 ) -> list[Path]:
     """Write ``review.html``, and the pages in ``review/`` where there are several; returns all of them.
 
     ``threshold`` says in words which cells were counted; ``kind`` is ``PREDICTION``, or ``CONSENSUS`` where the cells
-    are labels that models doubt. Pixels are read a field at a time. Raises LeukoError where a page cannot be written.
+    are labels that models doubt; ``max_pixels`` are the megapixels of the largest image to read. Pixels are read a
+    field at a time. Raises LeukoError where a page cannot be written.
     """
     pages = list(_divide(list(fields)))
     contents = [_content(types, threshold, of_page) for _, of_page in pages]
     digests = [page_digest(content) for content in contents]
     several = len(pages) > 1
+    with io_errors_as("removed"):
+        for old in (folder / "review").glob("*.html"):  # of an earlier prediction that was not finished
+            old.unlink()
     files = [folder / (f"review/{i:03}.html" if several else "review.html") for i in range(1, len(pages) + 1)]
     names = [f"{title}: {slide}" if slide else title for slide, _ in pages]
     for i, (_, of_page) in enumerate(pages):
@@ -117,7 +123,8 @@ def write_pages(
         file = f"review-{i + 1:03}.json" if several else "review.json"
         neighbours = [(files[n].name, names[n]) for n in (i - 1, i + 1) if 0 <= n < len(pages)]
         make_folder(files[i].parent)
-        write_text(files[i], _page(types, of_page, {**contents[i], **about, "file": file}, neighbours))
+        data = {**contents[i], **about, "file": file}
+        write_text(files[i], _page(types, of_page, data, neighbours, max_pixels))
     if several:
         numbers = map(_numbers, pages)
         listed = [(f"review/{file.name}", *about) for file, *about in zip(files, names, numbers, strict=True)]
@@ -208,7 +215,13 @@ def _about(cell: ReviewCell) -> dict:
     return {"score": score, "text": " · ".join(said), "why": cell.why, "suggestion": suggestion}
 
 
-def _page(types: Sequence[str], fields: Sequence[ReviewField], data: dict, neighbours: Sequence[tuple]) -> str:
+def _page(
+    types: Sequence[str],
+    fields: Sequence[ReviewField],
+    data: dict,
+    neighbours: Sequence[tuple[str, str]],
+    max_pixels: float,
+) -> str:
     crops: list[str] = [""] * len(data["cells"])
     of_image: dict[int, list[int]] = {}
     for number, cell in enumerate(data["cells"]):
@@ -218,7 +231,7 @@ def _page(types: Sequence[str], fields: Sequence[ReviewField], data: dict, neigh
     for i, (each, about) in enumerate(zip(fields, data["images"], strict=True)):
         about["sha256"] = ""
         try:
-            file = ImageFile(each.path)
+            file = ImageFile(each.path, max_pixels)
             pixels = file.decode()
         except LeukoError:  # it has gone since: the page says so, and its review cannot be applied
             whole.append("")

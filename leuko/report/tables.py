@@ -12,6 +12,7 @@ from ..data.dataset import Dataset
 from ..detections import MAX_DETECTIONS
 from ..errors import one_line
 from ..metrics.coco import Evaluation
+from ..metrics.counting import Differential
 from ..metrics.differential import Share
 
 MEASURES = ("mAP", "mAP50", "mAP75", "mAR")
@@ -94,6 +95,22 @@ def differential(shares: Sequence[Share], threshold: float) -> str:
         lines.append([s.type, f"{s.cells:,}", _number(s.percent), interval])
     lines.append(["all", f"{sum(s.cells for s in shares):,}", "", ""])
     return aligned(lines, head=1) + f"\ncells with score >= {threshold:g}"
+
+
+def slide_count(differential: Differential, threshold: str) -> str:
+    """Return a slide's differential count: a line per type with cells, percent of the classified and its exact 95 %
+    limits, and the unclassified by reason."""
+    lines = [["type", "cells", "percent", "95 % limits"]]
+    for row in differential.rows():
+        if row["why"]:
+            lines.append([f"{row['type']}, {row['why']}", f"{row['cells']:,}", "", ""])
+        else:
+            limits = "-" if isnan(row["low95"]) else f"{row['low95']:.1f} to {row['high95']:.1f}"
+            lines.append([row["type"], f"{row['cells']:,}", _number(row["percent"]), limits])
+    without = sum(differential.unclassified.values())
+    lines.append(["all", f"{differential.classified + without:,}", "", ""])
+    note = f"percents are of the {differential.classified:,} classified cells, with scores from {threshold}"
+    return f"{aligned(lines, head=1)}\n{note}"
 
 
 def warnings(split: str, dataset: Dataset, max_detections: int = MAX_DETECTIONS, max_shown: int = 3) -> str:

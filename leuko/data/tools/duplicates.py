@@ -15,32 +15,40 @@ BLOCK = 512
 
 
 def look(image: np.ndarray) -> np.ndarray | None:
-    """What an image [H, W, 3] uint8 looks like: [FINE, FINE] float32 of mean 0 and length 1; None if it is flat."""
-    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-    small = cv2.resize(grey, (FINE, FINE), interpolation=cv2.INTER_AREA).astype(np.float32)
-    return None if small.std() < FLAT else _normalized(small)
+    """What an image [H, W, 3] uint8 looks like: [FINE, FINE] uint8 in grey; None if it is flat."""
+    small = cv2.resize(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), (FINE, FINE), interpolation=cv2.INTER_AREA)
+    return None if small.std() < FLAT else small
 
 
 def near(looks: Sequence[np.ndarray | None]) -> list[tuple[int, int]]:
-    """Pairs of images (indices, the lower first) that look the same, turned by right angles and mirrored or not."""
+    """Pairs of images (indices, the lower first) that look the same, turned by right angles and mirrored or not: each
+    image with the first that it looks like, so that n copies of one are n pairs, not n * n / 2."""
     index = [i for i, each in enumerate(looks) if each is not None]
     if len(index) < 2:
         return []
     coarse = [_normalized(cv2.resize(looks[i], (COARSE, COARSE), interpolation=cv2.INTER_AREA)) for i in index]
     rows = np.stack(coarse).reshape(len(index), -1)
-    pairs: set[tuple[int, int]] = set()
+    mean, std = (np.array([getattr(looks[i], name)() for i in index]) for name in ("mean", "std"))
+    first = np.arange(len(index))  # of each row, the row that it looks like: itself, or one before it
+
+    def is_same(i: int, j: int, way: int) -> bool:
+        product = np.vdot(looks[index[i]].astype(np.float32), _turned(looks[index[j]], way).astype(np.float32))
+        return product / FINE**2 - mean[i] * mean[j] > SAME * std[i] * std[j]
+
     for way in range(8):
         turned = np.stack([_turned(c, way) for c in coarse]).reshape(len(index), -1)
         for start in range(0, len(index), BLOCK):
-            for a, b in np.argwhere(rows[start : start + BLOCK] @ turned.T > ALIKE):
-                i, j = index[start + a], index[b]
-                if i < j and (looks[i] * _turned(looks[j], way)).sum() > SAME:
-                    pairs.add((i, j))
-    return sorted(pairs)
+            a, b = np.nonzero(rows[start : start + BLOCK] @ turned.T > ALIKE)
+            is_earlier = a + start < first[b]
+            for i, j in zip((a + start)[is_earlier].tolist(), b[is_earlier].tolist(), strict=True):
+                if i < first[j] and is_same(i, j, way):
+                    first[j] = i
+    return sorted((index[i], index[j]) for j, i in enumerate(first) if i < j)
 
 
 def _normalized(image: np.ndarray) -> np.ndarray:
-    image = image - image.mean()
+    """The image as float32 of mean 0 and length 1."""
+    image = image.astype(np.float32) - image.mean(dtype=np.float32)
     return image / max(float(np.linalg.norm(image)), 1e-9)
 
 

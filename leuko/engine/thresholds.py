@@ -1,0 +1,72 @@
+"""The score from which counts are best, found on a split that is not reported, and kept in the weights' metadata.
+
+It belongs to a model at its image sizes, or to a fusion of models; that of a fusion is kept with its first member.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from ..data.dataset import Dataset
+from ..detections import Detections
+from ..metrics import counting
+from .checkpoint import FOREIGN, save_about
+from .ensemble import EnsembleMember, Fusion
+
+DEFAULT = 0.5
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """The lowest score of a cell that is classified, and where it comes from."""
+
+    value: float = DEFAULT
+    origin: str = "a default: leuko val finds a better one on a split that is not reported"
+
+    def __str__(self) -> str:
+        return f"{self.value:.2f} ({self.origin})"
+
+
+def find(dataset: Dataset, predictions: Sequence[Detections]) -> float | None:
+    """The threshold that fits a data set best; None where nothing right was found."""
+    return counting.best_threshold(dataset, [counting.one_type(p, len(dataset.types)) for p in predictions])
+
+
+def entry(value: float, data: str, split: str) -> dict:
+    """What the metadata keeps of a threshold."""
+    return {"threshold": value, "data": data, "split": split}
+
+
+def key(sizes: Sequence[int]) -> str:
+    """The name under which the threshold of a model alone is kept."""
+    return "alone at " + " ".join(map(str, sorted(sizes)))
+
+
+def kept(members: Sequence[EnsembleMember], fusion: Fusion, calibrated: bool) -> Threshold | None:
+    """The threshold that the weights keep for a model or a fusion, on the scale of its scores; None without one."""
+    found = members[0].weights.about.get("counting", {}).get(_key(members, fusion, calibrated))
+    if found is None:
+        return None
+    value = float(found["threshold"])
+    if len(members) == 1 and calibrated:
+        value = float(members[0].scaling(value))
+    return Threshold(value, f"found on {found['split']} of {found['data']}")
+
+
+def keep(
+    members: Sequence[EnsembleMember], fusion: Fusion, calibrated: bool, value: float, data: str, split: str
+) -> None:
+    """Keep a threshold that was found; files of Ultralytics, which hold no metadata, are left as they are."""
+    weights = members[0].weights
+    if weights.path.suffix != FOREIGN:
+        found = {_key(members, fusion, calibrated): entry(value, data, split)}
+        save_about(weights, counting=weights.about.get("counting", {}) | found)
+
+
+def _key(members: Sequence[EnsembleMember], fusion: Fusion, calibrated: bool) -> str:
+    if len(members) == 1:
+        return key(members[0].sizes)
+    about = [(m.weights.identity, m.sizes) for m in members], sorted(asdict(fusion).items()), calibrated
+    return "fused as " + hashlib.sha256(repr(about).encode()).hexdigest()[:16]
