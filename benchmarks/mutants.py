@@ -65,8 +65,8 @@ KEY = re.compile(rb"""(?<=<)[A-Za-z_]+|\b[A-Za-z_]+(?="?\s*:)""")
 def mutated(data: bytes, suffix: str, rng: np.random.Generator) -> tuple[bytes, int]:
     """A changed copy of a file whose name ends in ``suffix``, and the number of changes, 1 to 3."""
     changes = int(rng.choice([1, 1, 1, 2, 3]))
-    for _ in range(changes):
-        if suffix in CODECS and len(data) < 1_000_000 and rng.random() < 0.5:
+    for number in range(changes):
+        if not number and suffix in CODECS and rng.random() < 0.5:  # only a sound file is read here
             data = _node(data, *CODECS[suffix], rng)
         else:
             data = MUTATIONS[int(rng.integers(len(MUTATIONS)))](data, rng)
@@ -108,24 +108,24 @@ CODECS: dict[str, tuple[Callable[[bytes], Any], Callable[[Any], bytes]]] = {
 
 def _node(data: bytes, read: Callable, write: Callable, rng: np.random.Generator) -> bytes:
     """A file with one value of it lost, doubled, or replaced by a hostile one or by another one of the file."""
+    content = read(data)
+    places, level = [], [content]
+    while level:
+        level = [each for each in level if isinstance(each, dict | list)]
+        inside = [(each, key) for each in level for key in (each if isinstance(each, dict) else range(len(each)))]
+        places += inside
+        level = [each[key] for each, key in inside]
+    (parent, key), (other, at) = (places[i] for i in rng.integers(0, len(places), 2))
+    way = int(rng.integers(4))
+    if way == 0:
+        del parent[key]
+    elif way == 1 and isinstance(parent, list):
+        parent.append(parent[key])
+    else:
+        parent[key] = copy.deepcopy(other[at]) if way == 1 else VALUES[int(rng.integers(len(VALUES)))]
     try:
-        content = read(data)
-        places, level = [], [content]
-        while level:
-            level = [each for each in level if isinstance(each, dict | list)]
-            inside = [(each, key) for each in level for key in (each if isinstance(each, dict) else range(len(each)))]
-            places += inside
-            level = [each[key] for each, key in inside]
-        (parent, key), (other, at) = (places[i] for i in rng.integers(0, len(places), 2))
-        way = int(rng.integers(4))
-        if way == 0:
-            del parent[key]
-        elif way == 1 and isinstance(parent, list):
-            parent.append(parent[key])
-        else:
-            parent[key] = copy.deepcopy(other[at]) if way == 1 else VALUES[int(rng.integers(len(VALUES)))]
         return write(content)
-    except Exception:  # an earlier change has broken the file
+    except (KeyError, TypeError, AttributeError):  # no longer what can be written, such as weights without a head
         return _flip(data, rng)
 
 

@@ -181,8 +181,6 @@ class TrainOptions:
             if getattr(self, flag) == math.inf:
                 raise LeukoError(f"--{flag.replace('_', '-')} inf: give a number")
         check_workers(self.workers)
-        if self.threshold is not None and not 0 <= self.threshold <= 1:
-            raise LeukoError(f"--threshold {self.threshold}: give a score from 0 to 1")
         if not 0 <= self.vote < 1:
             raise LeukoError(f"--vote {self.vote}: give an IoU, from 0 (no votes) to below 1")
         if not 0 <= self.repeat_factor <= 1:
@@ -274,6 +272,8 @@ class DetectOptions:
             raise LeukoError(f"--fusion-iou {self.fusion_iou}: give a number between 0 and 1")
         if not 0 <= self.fusion_score < 1:
             raise LeukoError(f"--fusion-score {self.fusion_score}: give a score from 0 to below 1")
+        if self.threshold is not None and not 0 <= self.threshold <= 1:
+            raise LeukoError(f"--threshold {self.threshold}: give a score from 0 to 1")
         check_sizes(self.imgsz)
         check_workers(self.workers)
         check_max_detections(self.max_detections)

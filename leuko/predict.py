@@ -28,8 +28,9 @@ from .errors import LeukoError, one_line
 from .io import digest, write_csv, write_json, write_yaml
 from .metrics import counting
 from .metrics.counting import Differential
-from .report import plots, tables
+from .report import plots, review, tables
 from .report.journal import Journal
+from .report.prediction import prediction_page
 
 
 def predict(options: PredictOptions) -> Path:
@@ -61,7 +62,7 @@ def predict(options: PredictOptions) -> Path:
         lines = write_labels(journal.folder / "labels", options.labels, images, cells, "predicted", models.name)
         print("\n".join(lines))
     journal.finish()
-    print(f"\nresults: {one_line(str(journal.folder))}")
+    print(f"\nresults: {one_line(str(journal.folder))} (report.html shows them; review.html is to correct and sign)")
     return journal.folder
 
 
@@ -143,7 +144,7 @@ def notes(predictions: Sequence[ImagePrediction], source: Source, max_detections
             p.path for p in stretched
         ],
     }
-    full = tables.at_cap([p.path for p in predictions if len(p.cells) >= max_detections], max_detections)
+    full = tables.at_cap([p.path for p in predictions if p.is_full], max_detections)
     return [*filter(None, [full]), *(one_line(f"{text}, such as {paths[0]}") for text, paths in kinds.items() if paths)]
 
 
@@ -176,8 +177,13 @@ def write(
     write_csv(folder / "differential.csv", counts)
     total = Differential.of([p.cells for p in predictions], types)
     plots.differential_chart(total, folder / "differential.png", str(threshold))
+    fields = [(p.path, p.size, p.cells) for p in predictions]
+    prediction_page(folder, fields, types, str(threshold), noted, errors, options.max_pixels)
+    reviewed = (review.field_of(*each) for each in fields)
+    about = {"title": folder.name, "threshold": str(threshold), "max_pixels": options.max_pixels}
+    review.write_pages(folder, types, reviewed, **about)
     print(f"{len(predictions)} images, {len(cells)} cells\n\n{tables.slide_count(total, str(threshold))}")
-    if cells and not total.classified:
+    if cells and total.unclassified.get(counting.BELOW) == len(cells):
         best = max(row["score"] for row in cells)
         remedy = "give a lower --threshold, or train the detector for longer"
         noted = [f"no cell has a score of {threshold.value:g} or more, the highest is {best:g}; {remedy}", *noted]

@@ -33,7 +33,7 @@ from .errors import LeukoError
 from .io import write_csv, write_json, write_text, write_yaml
 from .metrics import calibration, coco, matching
 from .report import figures, pages, pictures, plots, run, tables
-from .report.results import SCORE, ModelResult, write_results
+from .report.results import ModelResult, write_results
 from .report.tables import Row
 
 
@@ -72,12 +72,12 @@ def val(options: ValOptions) -> Path:
         about = {"fusion": asdict(fusion)} if len(models) > 1 else {}
         write(folder, options, dataset, models, about)
         run.write_warnings(folder, dataset, *([other] if other else []))
-        lines = write_results(folder, dataset, models, options.draws)
+        answer, lines = write_results(folder, dataset, models, options.draws)
         if factors:
             sweep(folder, members[0], dataset, factors, options.severities, device)
         if options.labels:
-            shown = [p.above(SCORE) for p in models[-1].predictions]
-            lines += write_labels(folder / "labels", options.labels, dataset, shown, split, models[-1].name)
+            reported = models[-1]
+            lines += write_labels(folder / "labels", options.labels, dataset, reported.counted, split, reported.name)
         write_text(folder / "report.html", pages.build(folder))
     finally:
         if not any(folder.iterdir()):
@@ -85,7 +85,7 @@ def val(options: ValOptions) -> Path:
     if tried:
         write_csv(folder / "tuning.csv", tried)
         print(f"tuned on {options.tune_split}: {fusion}; all that was tried is in tuning.csv")
-    print(f"{options.data}, {split}: {len(dataset)} images; types over their number of cells\n")
+    print(f"{options.data}, {split}: {len(dataset)} images\n\n{answer}\n\nCOCO's measures; types over their cells\n")
     print(tables.aligned(tables.table2(rows_of(models), dataset.types), head=2))
     print(f"\n{tables.per_class(models[-1].evaluation)}" if len(models) == 1 else "")
     print("\n".join(lines))
@@ -175,7 +175,7 @@ def measured(member: EnsembleMember, dataset: Dataset, options: ValOptions, devi
     }
     evaluation = coco.evaluate(dataset, predictions, member.max_detections)
     scaling = None if options.calibrated else member.scaling
-    return ModelResult(member.name, predictions, evaluation, costs, scaling)
+    return ModelResult(member.name, predictions, evaluation, 0.5, "a default", costs, scaling)
 
 
 def fuse(
@@ -191,7 +191,8 @@ def fuse(
     costs = {key: round(sum(m.cost[key] for m in models), 1) for key in ("parameters", "GFLOPs", "file_MB")}
     costs["fps"] = 1 / sum(1 / m.cost["fps"] for m in models)
     name = "ensemble" if len(members) == measured else f"ensemble of the best {len(members)}"
-    return ModelResult(name, predictions, coco.evaluate(dataset, predictions, members[0].max_detections), costs)
+    evaluation = coco.evaluate(dataset, predictions, members[0].max_detections)
+    return ModelResult(name, predictions, evaluation, 0.5, "a default", costs)
 
 
 def tuned(
@@ -281,4 +282,4 @@ def write(folder: Path, options: ValOptions, dataset: Dataset, models: Sequence[
     cells = dict(zip(dataset.types, dataset.counts().tolist(), strict=True))
     head = {"data": options.data, "split": split_of(options), "cells": cells}
     write_json(folder / "table.json", {**head, "rows": records})
-    plots.write_image(folder / "predictions.jpg", pictures.gt_and_predictions(dataset, reported.predictions))
+    plots.write_image(folder / "predictions.jpg", pictures.gt_and_predictions(dataset, reported.counted, reported.rule))

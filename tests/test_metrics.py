@@ -16,7 +16,7 @@ from leuko.data.dataset import Dataset, Sample
 from leuko.detections import Detections
 from leuko.engine import cost
 from leuko.errors import LeukoError
-from leuko.metrics import bootstrap, coco, differential, matching
+from leuko.metrics import bootstrap, coco, matching
 
 TYPES = ["NG", "BG", "EG", "L", "M"]
 
@@ -157,36 +157,6 @@ def test_coco_results_measure_the_same(seed):
     e = coco.evaluate(data, predictions)
     assert evaluator.stats[[0, 1, 2, 8]] == pytest.approx([e.mAP, e.mAP50, e.mAP75, e.mAR], abs=1e-9)
     assert coco.to_coco_results(data, [Detections([], [], [])] * len(data)) == []
-
-
-@pytest.mark.parametrize(("successes", "total"), [(412, 447), (0, 12), (12, 12), (1, 3), (14, 2008)])
-def test_wilson_interval_solves_its_definition(successes, total):
-    """The bounds are the proportions that lie 1.96 of their own standard errors from the one observed."""
-    percent, low, high = (v / 100 for v in differential.percent_of(successes, total))
-    observed = successes / total
-    assert 0 <= low <= observed == pytest.approx(percent) and observed <= high <= 1
-    for bound in (low, high):
-        if bound not in (0, 1):
-            assert abs(observed - bound) == pytest.approx(1.959964 * np.sqrt(bound * (1 - bound) / total), rel=1e-5)
-
-
-def test_differential_count():
-    predictions = [Detections(np.zeros((3, 4)), [0.9, 0.5, 0.49], [0, 3, 1]), Detections(np.zeros((1, 4)), [0.6], [0])]
-    one = differential.count(predictions[:1], TYPES)
-    assert [s.cells for s in one] == [1, 0, 0, 1, 0] and one[0].percent == 50
-    both = differential.count(predictions, TYPES)
-    assert [(s.type, s.cells) for s in both] == [("NG", 2), ("BG", 0), ("EG", 0), ("L", 1), ("M", 0)]
-    assert both[0].percent == pytest.approx(200 / 3) and both[0].low < 200 / 3 < both[0].high
-    nothing = differential.count([], TYPES)
-    assert all(s.cells == 0 and np.isnan([s.percent, s.low, s.high]).all() for s in nothing)
-
-
-@pytest.mark.parametrize("threshold", [0.1, 0.2, 0.3, 0.6, 0.7])
-def test_a_score_at_the_threshold_is_counted_as_it_is_listed(threshold):
-    """The float32 nearest to .7 is below .7, and is a score of .7 all the same."""
-    one = Detections(np.zeros((1, 4)), [threshold], [0])
-    listed = int((one.scores >= threshold).sum())
-    assert [s.cells for s in differential.count([one], ["NG"], threshold)] == [listed] == [1]
 
 
 def test_parameters_count_all_and_operations_count_two_per_multiply_add():

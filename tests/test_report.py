@@ -6,7 +6,9 @@ import csv
 import errno
 import json
 import os
+import re
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from math import nan
 from pathlib import Path
 
@@ -16,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from conftest import HEIGHT, WIDTH
 
 from leuko import cli
 from leuko.config import TrainOptions
@@ -25,8 +28,8 @@ from leuko.detections import Detections
 from leuko.errors import LeukoError
 from leuko.io import replacing, write_csv, write_json, write_text, write_yaml
 from leuko.metrics.coco import Evaluation, TypeResult, evaluate
-from leuko.metrics.differential import count
-from leuko.report import pages, plots, run, tables
+from leuko.metrics.counting import BELOW, Differential, one_type
+from leuko.report import comparison, pages, plots, prediction, run, tables
 
 TYPES = ["NG", "BG", "EG", "L", "M"]
 
@@ -156,9 +159,6 @@ def test_table_2_reads_as_in_the_paper():
     assert markdown[1] == "|---|" + "--:|" * 11 and markdown[3].startswith("| Cascade R-CNN | .856 | .948 |")
     numbers = tables.record(cascade)
     assert numbers["mAP75"] == 0.938 and numbers["EG"] == 0.905 and numbers["parameters"] == 69.2e6
-    detections = Detections(np.zeros((3, 4)), [0.9, 0.8, 0.1], [0, 0, 1])
-    shares = tables.differential(count([detections], ["NG", "BG"]), 0.5).splitlines()
-    assert shares[2].split() == ["NG", "2", "100.0", "34.2", "to", "100.0"] and "0.5" in shares[-1]
 
 
 def test_tags_never_leave_the_image():
@@ -189,7 +189,7 @@ def test_pictures(tmp_path):
     assert matplotlib.rcParams["text.parse_math"], "a user's own figures keep theirs"
     plots.training_curves([row, {**row, "epoch": 2, "val/mAP": 0.3}], tmp_path / "curves.jpg")
     plots.training_curves([], tmp_path / "no_curves.png")
-    plots.differential_chart(count([], TYPES), tmp_path / "differential.png")
+    plots.differential_chart(Differential.of([], TYPES), tmp_path / "differential.png", "0.50 (a default)", [20] * 5)
     sheet = plots.contact_sheet([np.zeros((40, 80, 3), np.uint8)] * 5, columns=3)
     assert sheet.shape == (2 * 408 + 8, 3 * 408 + 8, 3) and sheet[208, 208].max() == 0 and sheet[20, 20].min() == 255
     red = np.zeros((8, 8, 3), np.uint8)
@@ -215,3 +215,65 @@ def test_the_page_of_a_check(tmp_path, pictures):
     assert "20 more, in report.json" in page and "unusual size: 120 NG on 1 image" in page
     assert f'<b class="{LEVELS[2]}">120</b> worth a look.' in page
     assert "<table" not in pages.check_page("none", {}, [], [])
+
+
+def found_on(path: Path, types: list[str], rng: np.random.Generator, cells: int) -> tuple:
+    """A field of a prediction, with some cells left unclassified."""
+    corner, labels = rng.uniform(0, 60, (cells, 2)), rng.integers(0, len(types), 2 * cells)
+    boxes = np.tile(np.hstack([corner, corner + 20]), (2, 1))  # each cell is found twice
+    found = one_type(Detections(boxes, rng.uniform(0.3, 1, 2 * cells), labels), len(types), iou=0.99)
+    why = np.where(found.scores < 0.5, BELOW, "").astype(object)
+    return path, (WIDTH, HEIGHT), replace(found, why=why)
+
+
+def test_the_page_of_a_prediction(tmp_path, pictures, monkeypatch):
+    """Names are escaped, doubtful cells come first, all that is not shown or read is counted."""
+    rng, types = np.random.default_rng(1), ["NG", "<script>x</script>"]
+    fields = [found_on(path, types, rng, 5) for path in pictures]
+    empty = Detections([], [], [], type_scores=np.zeros((0, 2), np.float32), why=np.array([], dtype=object))
+    fields += [(tmp_path / "gone.png", (WIDTH, HEIGHT), fields[0][2]), (pictures[0], (WIDTH, HEIGHT), empty)]
+    page = prediction.prediction_page(
+        tmp_path, iter(fields), types, "0.50 (found on val of <data>)", ["a note"], ["b & c"]
+    )
+    text = page.read_text()
+    assert "<script" not in text and "&lt;script&gt;" in text and not re.search(r'(src|href)="(?!data:)', text)
+    left = sum(int((cells.why != "").sum()) for *_, cells in fields)
+    assert (
+        f"{20 - left} cells classified, {left} left unclassified" in text
+        and f"unclassified</span> ({left})" not in text
+    )
+    assert "found on val of &lt;data&gt;" in text and "a note" in text and "b &amp; c" in text
+    assert text.count("cannot be read") == 6, "five cells and the field of an image that is gone"
+    assert text.count("<img") == 15 + 4
+    scores = [float(s) for s in re.findall(r"<figcaption>NG (\S+)<br><small>then", text)]
+    seconds = [float(s) for s in re.findall(r"<figcaption>NG \S+<br><small>then \S+ (\S+)</small>", text)]
+    margins = [round(a - b, 2) for a, b in zip(scores, seconds, strict=True)]
+    assert len(margins) > 1 and margins == sorted(margins)
+
+    monkeypatch.setattr(prediction, "MAX_FIELDS", 2)
+    monkeypatch.setattr(prediction, "MAX_CELLS", 3)
+    monkeypatch.setattr(prediction, "LEAST_CELLS", 1)
+    text = prediction.prediction_page(tmp_path, iter(fields), types, "0.50").read_text()
+    links = re.findall(r'href="([^"]+)"', text)
+    assert len(links) == 3 and "<img" not in text and all((tmp_path / link).is_file() for link in links)
+    slides = [(tmp_path / link).read_text() for link in links]
+    assert any("and " in slide and "more, less doubtful, in cells.csv" in slide for slide in slides)
+    assert all('href="../report.html"' in slide and slide.count("<img") <= 3 + 2 for slide in slides)
+    assert "no differential" in prediction.prediction_page(tmp_path, [], types, "0.50").read_text()
+    assert not (tmp_path / "report").exists()
+
+
+def test_several_trainings_share_one_axis(tmp_path, monkeypatch):
+    """The curves of all folders are in one chart, and data that differ are told."""
+    data = Dataset(["NG"], [Sample(tmp_path / "a.jpg", 60, 60, [[0, 0, 9, 9]], [0], id=1)])
+    drawn = []
+    monkeypatch.setattr(comparison.figures, "training", lambda curves, _: drawn.append(curves))
+    for name, mAP in (("a", 0.5), ("b", nan)):
+        (tmp_path / name).mkdir()
+        run.write_evaluation(tmp_path / name, evaluate(data, [Detections([], [], [])]), [], data=name)
+        write_csv(tmp_path / name / "results.csv", [{"epoch": 1, "val/mAP": mAP}])
+    values = comparison.compare([tmp_path / "a", tmp_path / "b"])
+    assert (
+        [list(curves) for curves in drawn] == [["a", "b"]] and drawn[0]["a"][1] == [0.5] and np.isnan(drawn[0]["b"][1])
+    )
+    assert not values["same_data"] and values["table"][0][:3] == ["folder", "data", "mAP"]

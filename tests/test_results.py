@@ -20,8 +20,9 @@ from leuko.data.tools import stats
 from leuko.detections import Detections
 from leuko.io import write_json
 from leuko.metrics import bootstrap, calibration, coco, confusion, consensus, curves, differential, factors, matching
+from leuko.metrics.counting import one_type
 from leuko.ops.boxes import box_iou
-from leuko.report import results, run, tables
+from leuko.report import pages, results, run, tables
 
 
 def random_data(rng: np.random.Generator, images: int, types: int, most: int = 12) -> tuple[Dataset, list[Detections]]:
@@ -229,6 +230,58 @@ def test_agreement_by_the_textbook():
     assert first["groups"] == 3 and first["correlation"] == pytest.approx(np.corrcoef([50, 80, 20], [60, 80, 10])[0, 1])
 
 
+def test_the_count_says_whether_the_differential_holds():
+    """Rümke's limits for 200 cells; a cell found with another type lowers sensitivity and predictive value."""
+    matrix = np.array([[100, 10, 0], [0, 80, 10], [0, 10, 0]])  # NG, BG, extra; the last column is missed
+    count = differential.compare_counts(matrix, ["NG", "all"])
+    ng, bg, in_all = count.rows
+    assert (ng["labelled"], ng["found"], ng["difference"]) == (110, 100, -10) and bg["type"] == "type all"
+    assert (ng["percent"], ng["low95"], ng["high95"]) == pytest.approx((50, 42.87, 57.13), abs=0.01)
+    assert (ng["sensitivity"], bg["ppv"]) == pytest.approx((100 * 100 / 110, 80))
+    assert bg["sensitivity"] == pytest.approx(100 * 80 / 90) and ng["ppv"] == 100
+    assert (in_all["labelled"], in_all["found"], in_all["sensitivity"]) == (200, 200, 90) and count.difference == 20
+    assert np.isnan(in_all["percent"]) and count.agrees and " is within" in count.verdict
+    matrix[0] = 100, 0, 80
+    count = differential.compare_counts(matrix, ["NG", "BG"])
+    assert not count.agrees and "NG is 52.6 % where 66.7 % is labelled, limits 45.3 to 59.9 %" in count.verdict
+    assert "190 cells are found where 270 are labelled" in count.verdict
+    many = differential.compare_counts(np.diag([2300, 2000, 0]) + np.eye(3, k=1, dtype=int) * 300, ["NG", "BG"])
+    assert not many.agrees and "It is within those of the 400 cells" in many.verdict
+    for nothing in (np.zeros((3, 3), int), np.diag([0, 0, 0]) + np.eye(3, k=-2, dtype=int)):
+        count = differential.compare_counts(nothing, ["NG", "BG"])
+        assert not count.agrees and "no differential" in count.verdict and np.isnan(count.rows[0]["sensitivity"])
+
+
+def test_slides_are_compared_only_where_they_are_large_enough():
+    large = np.tile([60, 60], (5, 2, 1))
+    assert len(differential.large_groups(large)[0]) == 5 and not differential.large_groups(large)[1]
+    small = np.concatenate([large[:4], [[[50, 49], [60, 60]], [[60, 60], [0, 0]]]])
+    none, why = differential.large_groups(small)
+    assert len(none) == 0 and why.startswith("4 of the 6 slides")
+    dataset = Dataset(["NG"], [Sample(Path("a.png"), 9, 9, [], [], 1)])
+    groups, cells = differential.group_counts(dataset, [Detections([], [], [])])
+    assert not groups and cells.shape == (0, 2, 1) and "names no slides" in differential.large_groups(cells)[1]
+
+
+def test_each_error_is_listed_with_what_comes_second():
+    boxes = [[10, 10, 40, 40], [50, 50, 90, 90], [10, 60, 40, 90]]
+    sample = Sample(Path("a.png"), 100, 100, boxes, [0, 1, 1], 1)
+    found = Detections(
+        [boxes[0], [11, 10, 40, 40], boxes[1], [60, 5, 80, 25], [61, 5, 80, 25]],
+        [0.9, 0.6, 0.3, 0.8, 0.2],
+        [1, 0, 0, 0, 1],
+    )
+    pairings = confusion.pair_all(Dataset(["NG", "BG"], [sample]), [one_type(found, 2)], 0.5)
+    rows = confusion.errors(pairings, ["NG", "BG"])
+    keys = ("error", "labelled", "found", "score", "second", "second_score", "x0")
+    assert [tuple(row[key] for key in keys) for row in rows if row["found"]] == [
+        ("extra", "", "NG", 0.8, "BG", 0.2, 60),
+        ("confused", "NG", "BG", 0.9, "NG", 0.6, 10),
+    ]
+    missed = [(r["labelled"], r["second"], r["second_score"], r["x0"]) for r in rows if r["error"] == "missed"]
+    assert missed == [("BG", "", 0, 10), ("BG", "NG", 0.3, 50)], "the one of which nothing was seen is first"
+
+
 def planted() -> tuple[Dataset, list[list[Detections]]]:
     """Three models that agree with each other and not with three labels: a wrong type, a missing one, an empty one."""
     boxes = [[10, 10, 40, 40], [50, 10, 80, 40]]
@@ -260,14 +313,17 @@ def test_images_are_queued_for_review_by_score_and_by_members():
 
 def test_consensus_errors_are_listed():
     dataset, members = planted()
-    suspects = consensus.suspects(dataset, members, ["a", "b", "c"])
+    suspects = consensus.suspects(dataset, members, ["a", "b", "c"], [0.3] * 3)
     assert {(s.image, s.kind, s.cell, s.label, s.says) for s in suspects} == {
         (0, "type", 0, "NG", "BG"),
         (1, "unlabelled", -1, "", "NG"),
         (2, "missed", 1, "BG", ""),
     }
     assert [s.sure for s in suspects] == sorted((s.sure for s in suspects), reverse=True)
-    more = consensus.suspects(dataset, [*members, members[2]], ["a", "b", "c", "d"])
+    more = consensus.suspects(dataset, [*members, members[2]], ["a", "b", "c", "d"], [0.3] * 4)
+    assert not consensus.suspects(dataset, members[:2], ["a", "b"], [0.95] * 2)[0].says, (
+        "each votes above its threshold"
+    )
     assert {s.kind for s in more} == {"unlabelled", "missed"}, "two of four are not all but one"
 
 
@@ -294,26 +350,48 @@ def test_all_results_are_written_and_reported(data, tmp_path, leuko, no_plots, m
     for name in ("a", "b <i>", "ensemble"):
         predictions = predictions_of(dataset, rng)
         predictions[0] = predictions[0][:0]  # labels that no model finds
-        models.append(results.ModelResult(name, predictions, coco.evaluate(dataset, predictions), {"parameters": 5}))
-    summary = results.write_results(tmp_path, dataset, models, draws=50)
-    assert any("95 %" in line for line in summary) and any("kappa" in line for line in summary)
+        evaluation = coco.evaluate(dataset, predictions)
+        models.append(results.ModelResult(name, predictions, evaluation, 0.5, "found on <val>", {"parameters": 5e6}))
+    answer, summary = results.write_results(tmp_path, dataset, models, draws=50)
+    assert any("95 %" in line for line in summary) and answer.startswith("The differential") and "kappa" in answer
+    assert "score from 0.50 (found on <val>)" in answer
+    counts = [row for row in table(tmp_path / "count.csv") if row["model"] == "ensemble"]
+    assert [int(row["labelled"]) for row in counts[:-1]] == dataset.counts().tolist()
+    found = [sum(int((p.labels == k).sum()) for p in models[-1].counted) for k in range(len(TYPES))]
+    assert [int(row["found"]) for row in counts[:-1]] == found
     with open(tmp_path / "confusion.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["label"] for row in rows] == [*TYPES, "extra"]
     assert [sum(int(row[k]) for k in [*TYPES, "missed"]) for row in rows[:-1]] == dataset.counts().tolist()
+    errors = table(tmp_path / "errors.csv")
+    missed, extra = (sum(row["error"] == kind for row in errors) for kind in ("missed", "extra"))
+    assert missed == sum(int(row["missed"]) for row in rows[:-1]) > 0
+    assert extra == sum(int(rows[-1][name]) for name in TYPES)
+    assert all((tmp_path / row["crop"]).is_file() for row in errors)
     names = {"precision_recall", "scores", "confusion", "factors", "differential", "review_queue", "intervals"}
-    assert names | {"differences", "cost"} == {p.stem for p in tmp_path.glob("*.csv")}
-    assert {"calibration.json", "agreement.json", "consensus.json", "review.html"} <= {
-        p.name for p in tmp_path.iterdir()
-    }
+    assert names | {"differences", "cost", "count", "errors"} == {p.stem for p in tmp_path.glob("*.csv")}
+    assert {"calibration.json", "count.json", "consensus.json", "review.html"} <= {p.name for p in tmp_path.iterdir()}
     run.write_evaluation(tmp_path, models[-1].evaluation, [], model="ensemble", data=str(data))
     assert leuko("report", tmp_path).code == 0
     text = (tmp_path / "report.html").read_text()
     assert "Is it better" in text and "<script" not in text and not re.search(r'(src|href)="(?!data:)', text)
+    order = (
+        "The differential",
+        "Missed cells",
+        "<h2>Confusion<",
+        "<h2>Interference",
+        "COCO's measures",
+        "<h2>Cost",
+        ">5.0<",
+    )
+    places = [text.index(words) for words in order]
+    assert places == sorted(places) and "found on &lt;val&gt;" in text and "slides or patients" in text
+    assert text.count('<svg height="24"') == len(TYPES)
     (tmp_path / "other").mkdir()
     run.write_evaluation(tmp_path / "other", models[0].evaluation, [], model="<b>", data=str(data))
     assert leuko("report", tmp_path, tmp_path / "other", "--out", tmp_path / "both.html").code == 0
-    assert "2 runs compared" in (tmp_path / "both.html").read_text()
+    both = (tmp_path / "both.html").read_text()
+    assert "2 runs compared" in both and "All on the same data" in both and both.count("data:image") == 2
     monkeypatch.chdir(tmp_path)
     assert leuko("report", tmp_path, "other").code == 0 and (tmp_path / "runs/report/comparison.html").is_file()
     leuko("report", tmp_path / "none").refused("metrics.json", "no such file")
@@ -373,9 +451,9 @@ def test_results_of_nothing(data, tmp_path, no_plots):
     """No detections at all, no label at all, a hundred thousand detections on one image: numbers or nan, no error."""
     dataset = source.load(data, "test")
     none = [Detections([], [], [])] * len(dataset)
-    results.write_results(
-        tmp_path, dataset, [results.ModelResult("none", none, coco.evaluate(dataset, none))], draws=20
-    )
+    nothing = results.ModelResult("none", none, coco.evaluate(dataset, none), 0.5, "a default")
+    answer, _ = results.write_results(tmp_path, dataset, [nothing], draws=20)
+    assert answer.startswith(f"0 cells are found where {dataset.counts().sum()} are labelled")
     rng = np.random.default_rng(8)
     corner = rng.uniform(0, 60, (100_000, 2))
     boxes = np.hstack([corner, corner + rng.uniform(2, 20, (100_000, 2))]).astype(np.float32)
@@ -385,8 +463,11 @@ def test_results_of_nothing(data, tmp_path, no_plots):
     assert (confusion.matrix(pairings, len(dataset.types))[:-1].sum(1) == dataset.counts()).all()
     assert len(matching.match(dataset, predictions)[0].scores) == 100
     empty = Dataset(dataset.types, [Sample(s.image, s.width, s.height, [], [], s.id) for s in dataset.samples])
-    models = [results.ModelResult(name, none, coco.evaluate(empty, none)) for name in ("none", "nought")]
-    summary = results.write_results(tmp_path, empty, models, draws=20)
+    evaluation = coco.evaluate(empty, none)
+    models = [results.ModelResult(name, none, evaluation, 0.5, "a default") for name in ("none", "nought")]
+    _, summary = results.write_results(tmp_path, empty, models, draws=20)
+    run.write_evaluation(tmp_path, evaluation, [])
+    assert "no differential to compare" in pages.build(tmp_path)
     assert "nan" not in (tmp_path / "intervals.csv").read_text() and "nothing to compare" in summary[-1]
     assert not [line for line in summary if "difference" in line or "interval" in line]
 
@@ -398,6 +479,6 @@ def test_a_flood_of_detections_on_one_image():
     boxes = np.hstack([corner, corner + rng.uniform(3, 10, (30000, 2))])
     flood = Detections(boxes, np.linspace(1, 0.3, 30000), rng.integers(0, 2, 30000))
     dataset = Dataset(["NG", "BG"], [Sample(Path("a.png"), 100, 100, [[10, 10, 40, 40]], [0], 1)])
-    suspects = consensus.suspects(dataset, [[flood], [flood]], ["a", "b"])
+    suspects = consensus.suspects(dataset, [[flood], [flood]], ["a", "b"], [0.3, 0.3])
     assert {"unlabelled"} <= {s.kind for s in suspects} and len(suspects) <= 2 * consensus.MOST_VOTES
     assert len(confusion.pair_all(dataset, [flood], 0.5, 0.5)) == 1 and len(matching.match(dataset, [flood])) == 2

@@ -478,8 +478,8 @@ def test_a_verdict_reaches_every_split_that_holds_the_image(pictures, tmp_path, 
 
 def test_a_prediction_becomes_a_field():
     scores = np.array([[0.9, 0.2, 0], [0, 0, 0.4]], np.float32)
-    cells = Detections(BOXES[:2], [0.9, 0.4], [0, 2], ("A", "B", "C"), scores)
-    first, second = field_of(Path("a.png"), WIDTH, HEIGHT, cells, ["", "border"]).cells
+    cells = Detections(BOXES[:2], [0.9, 0.4], [0, 2], ("A", "B", "C"), scores, np.array(["", "border"], object))
+    first, second = field_of(Path("a.png"), (WIDTH, HEIGHT), cells).cells
     assert (first.type, first.box, first.scores) == ("A", BOXES[0], pytest.approx({"A": 0.9, "B": 0.2}))
     assert (second.type, second.why, second.scores) == ("", "border", pytest.approx({"C": 0.4}))
     assert first.doubt == pytest.approx(0.3) and second.doubt == pytest.approx(0.6)

@@ -356,8 +356,8 @@ def test_one_group_gives_no_interval_and_no_verdict(groups, data, tmp_path, no_p
     for i, s in enumerate(dataset.samples):
         s.group = f"smear {i % groups}"
     found = [found_all(dataset, least) for least in (4, 0)]
-    models = [results.ModelResult(str(i), f, coco.evaluate(dataset, f)) for i, f in enumerate(found)]
-    *_, span, gap = results.write_results(tmp_path, dataset, models, draws=20)
+    models = [results.ModelResult(str(i), f, coco.evaluate(dataset, f), 0.5, "") for i, f in enumerate(found)]
+    *_, span, gap = results.write_results(tmp_path, dataset, models, draws=20)[1]
     rows = [row for name in ("intervals", "differences") for row in table(tmp_path / f"{name}.csv")]
     assert len(rows) == 5 and all((row["low"] == row["high"] == "") == (groups == 1) for row in rows)
     assert ("one group" in span) == ("interval - (" in span) == (groups == 1)
@@ -367,10 +367,9 @@ def test_one_group_gives_no_interval_and_no_verdict(groups, data, tmp_path, no_p
 def test_kappa_of_one_type_is_a_dash(pictures, tmp_path, no_plots):
     dataset = Dataset(["NG"], [Sample(p, 97, 61, [[10, 10, 40, 40]], [0], i) for i, p in enumerate(pictures, 1)])
     found = found_all(dataset)
-    lines = results.write_results(
-        tmp_path, dataset, [results.ModelResult("a", found, coco.evaluate(dataset, found))], draws=0
-    )
-    assert "kappa of the types of found cells -;" in lines[-1]
+    model = results.ModelResult("a", found, coco.evaluate(dataset, found), 0.5, "a default")
+    answer, _ = results.write_results(tmp_path, dataset, [model], draws=0)
+    assert "kappa of the types of the found cells -\n" in answer
 
 
 def test_the_benchmark_of_validation_runs():

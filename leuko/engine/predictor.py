@@ -74,20 +74,20 @@ class Models:
         return list(dict.fromkeys(size for member in self.members for size in member.sizes))
 
     def __call__(self, image: LoadedImage) -> Detections:
-        """The cells of one image, each of one type, as the only model or the fusion of several finds them."""
+        """Detections of one image, fused if there are several members."""
         predictions = [member.relabel(member.detect([image], self.device), self.types) for member in self.members]
         if self.calibrated:
             predictions = [member.calibrated(p) for member, p in zip(self.members, predictions, strict=True)]
         is_alone = len(self.members) == 1
         found = predictions[0][0] if is_alone else self.fusion(self.members, predictions, [image.size])[0]
-        return counting.one_type(replace(found, types=tuple(self.types)), len(self.types))
+        return replace(found, types=tuple(self.types))
 
 
 @dataclass(frozen=True)
 class ImagePrediction:
     """What was found on an image: its file (with ``--originals`` that of its original), ``size`` (width, height), the
     cells (of ``counting.classify``), their looks [N, 32, 32] (see ``doubles``), and what the file says of itself, with
-    the ``bits`` that its channels use."""
+    the ``bits`` that its channels use; ``is_full`` where there may be more cells, beyond ``--max-detections``."""
 
     path: Path
     size: tuple[int, int]
@@ -95,6 +95,7 @@ class ImagePrediction:
     looks: np.ndarray
     header: ImageHeader
     bits: int
+    is_full: bool
 
     @classmethod
     def of(cls, record: dict, types: Sequence[str]) -> ImagePrediction:
@@ -105,9 +106,8 @@ class ImagePrediction:
         looks = np.frombuffer(base64.b64decode(record["looks"]), np.uint8).reshape(number, doubles.SIDE, doubles.SIDE)
         labels = scores.argmax(1) if number else []
         cells = Detections(record["boxes"], scores.max(1, initial=0), labels, tuple(types), scores, why)
-        return cls(
-            Path(record["path"]), tuple(record["size"]), cells, looks, ImageHeader(*record["header"]), record["bits"]
-        )
+        header, about = ImageHeader(*record["header"]), (record["bits"], record["is_full"])
+        return cls(Path(record["path"]), tuple(record["size"]), cells, looks, header, *about)
 
 
 def predict_images(
@@ -138,7 +138,9 @@ def predict_images(
             if isinstance(image, LeukoError):
                 raise image
             with memory_errors_as(path):
-                cells = models(image)
+                detections = models(image)
+                is_full = len(detections.above(models.threshold.value)) >= options.max_detections
+                cells = counting.one_type(detections, len(models.types))
                 if options.originals:
                     image, cells = on_original(originals[path], image, cells, options.max_pixels)
                 cells = counting.classify(cells, image.size, models.threshold.value)
@@ -152,7 +154,7 @@ def predict_images(
         write_bytes(folder / record["picture"], data)
         record |= {"path": str(image.path), "size": image.size, "header": image.header, "bits": image.bits}
         record |= {"boxes": cells.boxes, "type_scores": cells.type_scores, "why": cells.why.tolist()}
-        record |= {"looks": base64.b64encode(b"".join(looks)).decode()}
+        record |= {"is_full": is_full, "looks": base64.b64encode(b"".join(looks)).decode()}
         found[path] = ImagePrediction.of(journal.append(record), models.types)
     for picture in {p.name for p in folder.iterdir()} - {r["picture"] for r in records.values() if "boxes" in r}:
         (folder / picture).unlink()  # of an image that is no longer there

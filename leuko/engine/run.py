@@ -19,6 +19,7 @@ from ..data.dataset import Dataset
 from ..errors import LeukoError
 from ..io import write_csv
 from ..metrics import coco
+from ..metrics.counting import one_type
 from ..models import DetectionModel
 from ..report import pictures, plots, run
 from . import checkpoint
@@ -26,6 +27,7 @@ from .evaluate import evaluate
 from .state import Labels, Progress, labels_of, save_state
 
 MEASURES = ("mAP", "mAP50", "mAP75", "mAR")
+SHOWN_SCORE = 0.3  # of a cell in the picture of an epoch
 
 
 @dataclass
@@ -89,7 +91,9 @@ class Run:
             progress.best, progress.best_epoch = score, progress.epoch
             checkpoint.save_weights(self.weights("best"), recipe, weights, types, **about)
             run.write_evaluation(self.folder, evaluation, coco.to_coco_results(self.val_set, predictions), **about)
-            sheet = pictures.gt_and_predictions(self.val_set, predictions)
+            cells = [one_type(p, len(types)).above(SHOWN_SCORE) for p in predictions]
+            note = f"one type per cell, score >= {SHOWN_SCORE}"
+            sheet = pictures.gt_and_predictions(self.val_set, cells, note)
             plots.write_image(self.folder / "val_predictions.jpg", sheet)
             self.best_evaluation = evaluation
         without = progress.epoch - max(progress.best_epoch, progress.extended_at)

@@ -10,6 +10,11 @@ import numpy as np
 from ..data.dataset import Dataset, Sample
 from ..detections import Detections
 from ..ops.boxes import box_iou
+from .counting import SAME_CELL, second_types
+
+EXTRA, MISSED, CONFUSED = KINDS = "extra", "missed", "confused"
+"""The kinds of errors, in the order in which they are shown."""
+BOX = ("x0", "y0", "x1", "y1")
 
 
 @dataclass(frozen=True)
@@ -79,3 +84,37 @@ def matrix(pairings: Sequence[Pairing], types: int) -> np.ndarray:
         np.add.at(counts, (p.sample.labels[cells], p.predicted[cells]), 1)  # -1 is the last column
         np.add.at(counts, (-1, p.extra), 1)
     return counts
+
+
+def errors(pairings: Sequence[Pairing], types: Sequence[str]) -> list[dict]:
+    """Every extra cell, missed cell and confusion, kind by kind and the worst first: error, image, labelled, found,
+    score, second, second_score, and the box x0, y0, x1, y1 (the label's, where there is one).
+
+    The worst are extra cells and confusions of high scores, and missed cells of which nothing was seen: their
+    ``second`` is the best that was found there below the threshold. The detections are of ``counting.one_type``.
+    """
+    rows = []
+    for p in pairings:
+        wrong = np.flatnonzero(~p.correct & ~p.sample.crowd)
+        rows += [_error(p, -1, d, types) for d in np.flatnonzero(p.of_detection == -1)]
+        rows += [_error(p, cell, p.of_cell[cell], types) for cell in wrong]
+    return sorted(rows, key=lambda r: (KINDS.index(r["error"]), -r["score"] if r["found"] else r["second_score"]))
+
+
+def _error(p: Pairing, cell: int, d: int, types: Sequence[str]) -> dict:
+    """The row of a cell and a detection, one of which may be -1."""
+    found, names = p.detections, [*types, ""]  # -1 is none
+    box = (p.sample.boxes[cell] if cell >= 0 else found.boxes[d]).round(2).tolist()
+    row = {"error": EXTRA if cell < 0 else MISSED if d < 0 else CONFUSED, "image": str(p.sample.image)}
+    row["labelled"] = names[p.sample.labels[cell]] if cell >= 0 else ""
+    if d >= 0:
+        second, scores = second_types(found[[d]])
+        row |= {"found": names[found.labels[d]], "score": found.scores[d]}
+        row |= {"second": names[second[0]], "second_score": scores[0]}
+    else:
+        is_here = (p.of_detection == -2) & (box_iou(found.boxes, p.sample.boxes[cell])[:, 0] >= SAME_CELL)
+        best = int(np.where(is_here, found.scores, -1).argmax()) if is_here.any() else -1
+        row |= {"found": "", "score": np.nan, "second": names[found.labels[best]] if best >= 0 else ""}
+        row["second_score"] = found.scores[best] if best >= 0 else 0
+    row |= {key: round(float(row[key]), 4) for key in ("score", "second_score")}
+    return row | dict(zip(BOX, box, strict=True))

@@ -16,8 +16,7 @@ from ..detections import Detections
 from ..ops.boxes import box_iou
 
 AGREE_IOU = 0.5  # of the votes with each other, and with the label
-LEAST_SCORE = 0.3  # of a vote
-MOST_VOTES = 1000  # votes of one model per image, those of the highest scores: no field holds more leukocytes
+MOST_VOTES = 1000  # of one model per image, those of the highest scores: no field holds more leukocytes
 
 Box = tuple[float, float, float, float]
 
@@ -49,13 +48,16 @@ class Suspect:
     votes: tuple[Vote, ...]
 
 
-def suspects(dataset: Dataset, members: Sequence[Sequence[Detections]], names: Sequence[str]) -> list[Suspect]:
-    """All suspects, in descending order of ``sure``. ``members[m][i]`` are the detections of model m, called
-    ``names[m]``, on image i; all models but one must agree, and at least two."""
+def suspects(
+    dataset: Dataset, members: Sequence[Sequence[Detections]], names: Sequence[str], thresholds: Sequence[float]
+) -> list[Suspect]:
+    """All suspects, in descending order of ``sure``. ``members[m][i]`` are the cells (see ``counting.one_type``) of
+    model m, called ``names[m]``, on image i; it votes for those of at least ``thresholds[m]``. All models but one must
+    agree, and at least two."""
     needed, types = max(2, len(members) - 1), dataset.types
     result = []
     for i, (sample, *predictions) in enumerate(zip(dataset.samples, *members, strict=True)):
-        strongest = [_strongest(p) for p in predictions]
+        strongest = [p.above(t)[:MOST_VOTES] for p, t in zip(predictions, thresholds, strict=True)]
         for cell in np.flatnonzero(~sample.crowd):
             box, label = sample.boxes[cell], types[sample.labels[cell]]
             overlaps = [box_iou(f.boxes, box)[:, 0] for f in strongest]
@@ -79,18 +81,6 @@ def suspects(dataset: Dataset, members: Sequence[Sequence[Detections]], names: S
                 votes = _votes(names, types, strongest, at_place)
                 result.append(Suspect(i, "unlabelled", -1, "", types[label], place, sure, votes))
     return sorted(result, key=lambda s: -s.sure)
-
-
-def _strongest(detections: Detections) -> Detections:
-    """One model's votes: detections above ``LEAST_SCORE`` in descending order of score, one per place."""
-    detections = detections.above(LEAST_SCORE)
-    detections = detections[np.argsort(-detections.scores, kind="stable")[:MOST_VOTES]]
-    overlap = box_iou(detections.boxes, detections.boxes)
-    kept: list[int] = []
-    for d in range(len(detections)):
-        if overlap[d, kept].max(initial=0) < AGREE_IOU:
-            kept.append(d)
-    return detections[kept]
 
 
 def _unlabelled(sample: Sample, strongest: Sequence[Detections]) -> Iterator[tuple[int, dict[int, int]]]:

@@ -114,3 +114,20 @@ def best_threshold(dataset: Dataset, predictions: Sequence[Detections]) -> float
     lower = np.append(scores, 0)[best + 1]
     widest = int(np.argmax(scores[best] - lower))
     return float((scores[best] + lower)[widest] / 2)
+
+
+def second_types(cells: Detections) -> tuple[np.ndarray, np.ndarray]:
+    """The next likely type of each cell of :func:`one_type`: labels [N], -1 where no other was found there, and its
+    scores [N], 0 there."""
+    if cells.type_scores is None:
+        return np.full(len(cells), -1), np.zeros(len(cells), np.float32)
+    others = cells.type_scores.copy()
+    others[np.arange(len(cells)), cells.labels] = 0
+    scores = others.max(1, initial=0)
+    return np.where(scores > 0, others.argmax(1), -1), scores
+
+
+def doubt(cells: Detections) -> np.ndarray:
+    """How doubtful the type of each cell is, [N] in 0..1: 1 minus the margin of its score over that of the next type.
+    A low score is doubtful, too, where there is no other type."""
+    return 1 - (cells.scores - second_types(cells)[1])

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..cells import CELL_FACTORS, FACTORS
+from .binomial import percent_of
 from .confusion import Pairing
-from .differential import percent_of
 
 IMPURITIES = ("dye_residue", "cell_debris", "dust")
 
 
 def rate(factor: str, measure: str, hits: Sequence[bool] | np.ndarray) -> dict:
-    """A row: how many of ``hits`` [total] bool are true, in percent, and its 95 % Wilson interval; nan without any."""
+    """A row: how many of ``hits`` [total] bool are true, in percent, and its exact 95 % limits; nan without any."""
     n = int(np.sum(hits))
     percent, low, high = percent_of(n, len(hits))
     about = {"factor": factor, "measure": measure, "hits": n, "total": len(hits)}

@@ -1,4 +1,4 @@
-"""The charts of a validation: curves, confusion, factors, agreement, calibration, intervals.
+"""The charts of a validation: curves, confusion, factors, agreement, calibration, intervals, differences.
 
 A type has the same place and colour in every chart; a model has the same colour in all charts of a folder.
 """
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from ..metrics.curves import PANELS, SCORES, ScoreCurve
@@ -80,7 +81,7 @@ def confusion(counts: np.ndarray, types: Sequence[str], title: str, path: str | 
 
 
 def factors(rates: dict[str, Sequence[dict]], path: str | Path) -> None:
-    """Rates by interference factor with 95 % intervals: a panel per measure, the models side by side."""
+    """Rates by interference factor with exact 95 % limits: a panel per measure, the models side by side."""
     first = next(iter(rates.values()))
     measures = Counter(row["measure"] for row in first)
     width = 0.8 / len(rates)
@@ -94,9 +95,20 @@ def factors(rates: dict[str, Sequence[dict]], path: str | Path) -> None:
                 bars(panel, places, intervals, 0.92 * width, color=f"C{i}", label=model)
             panel.set_yticks(range(len(shown)), [f"{row['factor']} ({row['total']:,})" for row in shown])
             better = "lower is better" if measure == "impurity ratio" else "higher is better"
-            panel.set(title=f"{measure} ({better})", xlabel="percent, 95 % Wilson interval", xlim=(0, 105))
+            panel.set(title=f"{measure} ({better})", xlabel="percent, exact 95 % limits", xlim=(0, 105))
         handles = panel.get_legend_handles_labels()
-        panel.figure.legend(*handles, loc="outside lower center", ncols=4, frameon=False, fontsize=10)
+        columns = max(1, min(4, 55 * len(measures) // (6 + max(map(len, rates)))))  # as the letters fit in
+        panel.figure.legend(*handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=10)
+
+
+def training(curves: dict[str, np.ndarray], path: str | Path) -> None:
+    """mAP on the validation split per epoch of several trainings, [2, epochs] each: epochs and mAP."""
+    with panels(path, 9, 4.4) as (axes,):
+        for name, (epochs, mAP) in curves.items():
+            axes.plot(epochs, mAP, "o-", markersize=3, label=name)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set(xlabel="epoch", ylabel="mAP on the validation split", ylim=(0, 1))
+        axes.legend()
 
 
 def severity(rows: Sequence[dict], model: str, path: str | Path) -> None:
@@ -112,9 +124,9 @@ def severity(rows: Sequence[dict], model: str, path: str | Path) -> None:
         axes.legend(ncols=2)
 
 
-def agreement(shares: np.ndarray, rows: Sequence[dict], path: str | Path) -> None:
-    """Bland and Altman's chart of each type: difference of the ``shares`` [groups, 2, types] against their mean; groups
-    with nan are left out."""
+def agreement(shares: np.ndarray, rows: Sequence[dict], note: str, path: str | Path) -> None:
+    """Bland and Altman's chart of each type: difference of the ``shares`` [groups, 2, types] against their mean.
+    ``note`` is a line below."""
     means, differences = shares.mean(1), shares[:, 1] - shares[:, 0]
     with panels(path, 3.1 * len(rows), 3.4, 1, len(rows), sharey=True) as axes:
         for k, (panel, row, ink) in enumerate(zip(axes, rows, type_colours([r["type"] for r in rows]), strict=True)):
@@ -123,9 +135,9 @@ def agreement(shares: np.ndarray, rows: Sequence[dict], path: str | Path) -> Non
                 if np.isfinite(row[key]):
                     panel.axhline(row[key], color=ACCENT, linestyle=style, linewidth=1)
             limits = "bias {bias:+.1f}, limits {low:.1f} to {high:.1f}".format(**row)
-            panel.set(title=f"{row['type']}\n{limits if row['groups'] > 1 else 'too few groups'}")
-            panel.set_xlabel("mean of both, percent")
-        axes[0].set_ylabel("prediction - label")
+            panel.set(title=f"{row['type']}\n{limits}", xlabel="mean of both, percent")
+        axes[0].set_ylabel("found - labelled, points")
+        axes[0].figure.supxlabel(note, fontsize=9)
 
 
 def reliability(before: dict, after: dict | None, model: str, path: str | Path) -> None:
@@ -143,14 +155,30 @@ def reliability(before: dict, after: dict | None, model: str, path: str | Path) 
             panel.legend(loc="upper left")
 
 
-def intervals(rows: dict[str, dict[str, dict]], path: str | Path) -> None:
-    """mAP and mAR of each model, ``rows[model][measure]``, with 95 % bootstrap intervals."""
-    with panels(path, 11, 0.42 * len(rows) + 1.6, 1, 2, sharey=True) as axes:
-        for panel, measure in zip(axes, ("mAP", "mAR"), strict=True):
-            for i, of_model in enumerate(rows.values()):
+def intervals(rows: dict[str, dict[str, dict]], differences: Sequence[dict], path: str | Path) -> None:
+    """mAP and mAR of each model on one axis, ``rows[model][measure]``, with 95 % bootstrap intervals; and, where there
+    are any, the ``differences`` of mAP of the first to the others (rows with against, mAP_difference, low, high)."""
+    shift = {"mAP": -0.16, "mAR": 0.16}
+    with panels(path, 11 if differences else 7, 0.55 * len(rows) + 1.6, 1, 1 + bool(differences), sharey=True) as axes:
+        for i, of_model in enumerate(rows.values()):
+            for measure, marker in (("mAP", "o"), ("mAR", "s")):
                 value, low, high = (of_model[measure][key] for key in ("value", "low", "high"))
-                error = np.nan_to_num([[value - low], [high - value]]).clip(0)
-                panel.errorbar(value, i, xerr=error, fmt="o", color=f"C{i}", elinewidth=2, capsize=4)
-                panel.annotate(rate(value), (value, i), (0, 7), textcoords="offset points", ha="center", fontsize=8)
-            panel.set_yticks(range(len(rows)), list(rows))
-            panel.set(title=measure, xlabel=f"{measure}, 95 % bootstrap interval", ylim=(len(rows) - 0.4, -0.6))
+                _interval(axes[0], i + shift[measure], value, low, high, rate(value), fmt=marker, color=f"C{i}")
+        for measure, marker in (("mAP", "o"), ("mAR", "s")):
+            axes[0].plot([], [], marker, color=ACCENT, label=measure)
+        axes[0].legend(loc="best")
+        axes[0].set(xlabel="mAP and mAR, 95 % bootstrap intervals", ylim=(len(rows) - 0.4, -0.6))
+        axes[0].set_yticks(range(len(rows)), list(rows))
+        names = list(rows)
+        for row in differences:
+            i, value = names.index(row["against"]), row["mAP_difference"]
+            _interval(axes[1], i, value, row["low"], row["high"], f"{value:+.3f}", fmt="o", color=f"C{i}")
+        if differences:
+            axes[1].axvline(0, color=ACCENT, linestyle="--", linewidth=1)
+            axes[1].set_xlabel(f"mAP of {names[0]} minus that of the model")
+
+
+def _interval(axes: Axes, y: float, value: float, low: float, high: float, text: str, **style: str) -> None:
+    error = np.nan_to_num([[value - low], [high - value]]).clip(0)
+    axes.errorbar(value, y, xerr=error, elinewidth=2, capsize=4, **style)
+    axes.annotate(text, (value, y), (0, 5), textcoords="offset points", ha="center", fontsize=8)

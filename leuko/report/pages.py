@@ -21,17 +21,25 @@ from ..data.images import is_image, read_image
 from ..data.tools.findings import LEVELS, Finding, TypedBox, grouped, shortened
 from ..errors import LeukoError
 from ..io import make_folder, read_json, read_text, write_text
+from ..metrics.confusion import CONFUSED, EXTRA, MISSED
 from . import pictures
 from .agreement import agreement
+from .comparison import compare
 from .html import data_uri, environment
 from .run import RESULTS_LIMIT, read_evaluation, results_of
-from .tables import MEASURES, Row, ap_columns, per_class_lines, rate, record, table2_of
+from .style import css_colours
+from .tables import cost_lines, model_lines, per_class_lines, table2_of
 
 MAX_WIDTH = 1600  # pixels of a picture
 THUMBNAIL = 280  # pixels
 MAX_SHOWN = 12  # pictures of a group of findings
 MAX_PICTURES = 240  # of a page, about 4 MB
 MAX_LISTED = 100  # findings of a group that are listed; all are in report.json
+ERRORS = {
+    EXTRA: ("Extra cells", "Found where nothing is labelled, of the highest scores first."),
+    MISSED: ("Missed cells", "Labelled and not found; below, what was seen there under the threshold."),
+    CONFUSED: ("Confusions", "The label, the type that was found with its score, and the next likely type."),
+}
 
 
 def run(options: ReportOptions) -> None:
@@ -41,7 +49,7 @@ def run(options: ReportOptions) -> None:
     folders = [Path(folder) for folder in options.runs]
     alone = len(folders) == 1
     out = Path(options.out or (folders[0] / "report.html" if alone else "runs/report/comparison.html"))
-    content = build(folders[0]) if alone else compare(folders)
+    content = build(folders[0]) if alone else _render("comparison.html.j2", **compare(folders))
     make_folder(out.parent)
     write_text(out, content)
     print(f"report: {out}")
@@ -60,20 +68,44 @@ def build(folder: str | Path) -> str:
         if (folder / "table.json").is_file():
             content = read_json(folder / "table.json", RESULTS_LIMIT)
             table, head = table2_of(content["rows"], content["cells"]), 2
-        shown = {"evaluation": evaluation, "table": table, "head": head, "review": review}
-        return _render("run.html.j2", folder=folder, about=about, **shown)
+        count = read_json(folder / "count.json", RESULTS_LIMIT) if (folder / "count.json").is_file() else None
+        return _render(
+            "run.html.j2",
+            folder=folder,
+            about=about,
+            evaluation=evaluation,
+            table=table,
+            head=head,
+            count=count,
+            models=model_lines(count["models"]) if count else [],
+            shades=css_colours([row["type"] for row in count["rows"]]) if count else [],
+            errors=_errors(folder),
+            review=review,
+        )
 
 
-def compare(folders: Sequence[str | Path]) -> str:
-    """Several folders on one page: a table, then their pictures by title. Raises LeukoError."""
-    folders = [Path(f) for f in folders]
-    read = [read_evaluation(f) for f in folders]
-    types = list(dict.fromkeys(t.type for e, _ in read for t in e.per_class))
-    table, columns = [["folder", "data", *MEASURES, *types]], (*MEASURES, *ap_columns(types))
-    for folder, (evaluation, about) in zip(folders, read, strict=True):
-        measures = record(Row(folder.name, evaluation))
-        table.append([folder.name, str(about.get("data", "")), *(rate(measures.get(name)) for name in columns)])
-    return _render("comparison.html.j2", folders=folders, table=table)
+def _errors(folder: Path) -> list[tuple[str, str, list[tuple], int]]:
+    """Of each kind of error its title, a text, the cells that are shown, and how many there are more."""
+    path = folder / "errors.csv"
+    rows = list(csv.DictReader(io.StringIO(_text_of(path)))) if path.is_file() else []
+    galleries = []
+    for kind, (title, text) in ERRORS.items():
+        of_kind = [row for row in rows if row["error"] == kind]
+        cells = [_error(folder, row) for row in of_kind if row["crop"]]
+        if of_kind:
+            galleries.append((f"{title} ({len(of_kind):,})", text, cells, len(of_kind) - len(cells)))
+    return galleries
+
+
+def _error(folder: Path, row: dict[str, str]) -> tuple[str, str, str, str]:
+    """A cell of a gallery: its picture, its image, what it is and was found as, and with which scores."""
+    second = f"{row['second']} {float(row['second_score']):.2f}" if row["second"] else ""
+    title, text = f"{row['labelled']} not found", second and f"seen as {second}"
+    if row["found"]:
+        title = f"{row['labelled']} found as {row['found']}" if row["labelled"] else row["found"]
+        text = f"{float(row['score']):.2f}{second and f', then {second}'}"
+    crop = folder / "errors" / Path(row["crop"]).name
+    return _picture(crop)[0], Path(row["image"]).name, title, text
 
 
 def check_page(
@@ -142,7 +174,10 @@ def _labelled(path: Path, about: tuple[Sample, list[str]] | None, cells: Sequenc
 
 
 def _csv_lines(path: Path) -> list[list[str]]:
-    """The lines of a CSV file, numbers with at most three decimals, and paths without their folders."""
+    """The lines of a CSV file, numbers with at most three decimals, and paths without their folders; those of costs in
+    the units of the terminal's table."""
+    if path.name == "cost.csv":
+        return cost_lines(list(csv.DictReader(io.StringIO(_text_of(path)))))
     return [[_short(value) for value in line] for line in csv.reader(io.StringIO(_text_of(path)))]
 
 

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 import cv2
 import numpy as np
 
 from ..cells import colour
+from ..config import MAX_PIXELS
 from ..data.dataset import Dataset, Sample
-from ..data.images import fit, read_image
+from ..data.images import ImageFile, fit, read_image
 from ..data.loader import TrainingImages, TrainingItem
 from ..data.tools.findings import TypedBox
 from ..data.transforms import compose
@@ -23,7 +25,8 @@ from ..metrics.consensus import Suspect
 from . import plots
 
 LEAST_SIDE = 8  # pixels of a box in a small picture
-SHOWN_SCORE = 0.3  # detections below it would only clutter a picture
+NOTE_STEP = 26  # pixels: the height of a line below a sheet
+CONTEXT = 1.8  # side of a crop, in longer sides of its box
 
 
 def batch(items: Sequence[TrainingItem], types: Sequence[str]) -> np.ndarray:
@@ -59,19 +62,51 @@ def worst_first(pairings: Sequence[Pairing]) -> list[int]:
 
 
 def gt_and_predictions(
-    dataset: Dataset, predictions: Sequence[Detections], images: Sequence[int] | None = None, max_images: int = 12
+    dataset: Dataset,
+    cells: Sequence[Detections],
+    note: str,
+    images: Sequence[int] | None = None,
+    max_images: int = 12,
 ) -> np.ndarray:
-    """Pairs with the labels on the left and the detections on the right, of ``images`` (indices), or of images evenly
-    spread over the data set."""
+    """Pairs with the labels on the left and the cells that were found on the right, of ``images`` (indices), or of
+    images evenly spread over the data set. ``note`` says below which cells these are."""
     if images is None:
         images = np.linspace(0, len(dataset) - 1, min(max_images, len(dataset))).round().astype(int)
     pairs = []
     for i in images[:max_images]:
-        sample, detections = dataset.samples[i], predictions[i].above(SHOWN_SCORE)
+        sample, found = dataset.samples[i], cells[i]
         image = read_image(sample.image)
         pairs.append(plots.draw_cells(image, sample.boxes, sample.labels, dataset.types))
-        pairs.append(plots.draw_cells(image, detections.boxes, detections.labels, dataset.types, detections.scores))
-    return plots.contact_sheet(pairs, columns=4)
+        pairs.append(plots.draw_cells(image, found.boxes, found.labels, dataset.types, found.scores))
+    return plots.captioned(plots.contact_sheet(pairs, columns=4), note, step=NOTE_STEP)
+
+
+def read_for_crops(
+    path: Path, boxes: Sequence[Sequence[float]], side: int, max_pixels: float = MAX_PIXELS
+) -> tuple[np.ndarray, float]:
+    """An image, reduced as far as the :func:`crop` of each of these boxes keeps ``side`` pixels, and its scale.
+    Raises LeukoError."""
+    file = ImageFile(path, max_pixels)
+    smallest = min(max(x1 - x0, y1 - y0, 1) for x0, y0, x1, y1 in boxes) * CONTEXT
+    longer = max(file.header[:2])
+    image = file.decode(round(longer * min(side / smallest, 1)))
+    return image, max(image.shape[:2]) / longer
+
+
+def crop(image: np.ndarray, box: Sequence[float], side: int, rgb: Sequence[int]) -> np.ndarray:
+    """The surroundings of a box (xyxy in pixels of ``image`` [H, W, 3] uint8) with the box in this colour, [side, side,
+    3] uint8; grey beyond the border of the image."""
+    x0, y0, x1, y1 = (float(v) for v in box)
+    scale = side / (CONTEXT * max(x1 - x0, y1 - y0, 1))
+    size = max(round(side / scale), 1)
+    left, top = round((x0 + x1 - size) / 2), round((y0 + y1 - size) / 2)
+    part = image[max(top, 0) : max(top + size, 0), max(left, 0) : max(left + size, 0)]
+    square = np.full((size, size, 3), 205, np.uint8)
+    at = max(-top, 0), max(-left, 0)
+    square[at[0] : at[0] + part.shape[0], at[1] : at[1] + part.shape[1]] = part
+    tile = cv2.resize(square, (side, side), interpolation=cv2.INTER_AREA if size > side else cv2.INTER_LINEAR)
+    corners = ((np.array([x0, y0, x1, y1]) - [left, top, left, top]) * side / size).round().astype(int).tolist()
+    return cv2.rectangle(tile, corners[:2], corners[2:], list(map(int, rgb)), max(1, side // 90))
 
 
 def labelled(sample: Sample, types: Sequence[str], cells: Sequence[TypedBox], side: int) -> np.ndarray:

@@ -94,14 +94,15 @@ def _draw_tag(picture: np.ndarray, text: str, corner: tuple[int, int], rgb: tupl
     picture[y : y + tag_height, x : x + tag_width] = np.asarray(tag)
 
 
-def captioned(image: np.ndarray, *lines: str) -> np.ndarray:
-    """An image [H, W, 3] uint8 with lines of text below it, on white."""
+def captioned(image: np.ndarray, *lines: str, step: int = 0) -> np.ndarray:
+    """An image [H, W, 3] uint8 with lines of text below it, on white, each ``step`` pixels high (0: as the image is
+    wide)."""
     width = image.shape[1]
-    step = max(13, width // 15)
+    step = step or max(13, width // 15)
     band = Image.new("RGB", (width, step * len(lines) + step // 2), "white")
     draw, font = ImageDraw.Draw(band), ImageFont.load_default(0.8 * step)
     for i, line in enumerate(lines):
-        draw.text((width // 40, step * i), line, (30, 30, 30), font)
+        draw.text((step // 2, step * i), line, (30, 30, 30), font)
     return np.vstack([image, np.asarray(band)])
 
 
@@ -186,8 +187,11 @@ def data_statistics(dataset: Dataset, colours: Sequence[Colour], factors: Sequen
         _draw_factors(noted, factors)
 
 
-def differential_chart(differential: Differential, path: str | Path, threshold: str) -> None:
-    """Draw a differential count: percent of the classified cells per type, with exact 95 % limits."""
+def differential_chart(
+    differential: Differential, path: str | Path, threshold: str, labelled: Sequence[float] = ()
+) -> None:
+    """Draw a differential count: percent of the classified cells per type, with exact 95 % limits; and the ``labelled``
+    percent, where it is known."""
     rows = [row for row in differential.rows() if not row["why"]]
     with panels(path, 7, 0.5 * len(rows) + 1.6) as (axes,):
         spans = [(row["percent"], row["low95"], row["high95"]) for row in rows]
@@ -196,9 +200,14 @@ def differential_chart(differential: Differential, path: str | Path, threshold: 
             percent, high = np.nan_to_num([row["percent"], row["high95"]])
             text = f"{percent:.1f} % ({row['cells']:,})"
             axes.annotate(text, (high, i), (6, 0), textcoords="offset points", va="center")
+        if len(labelled):
+            style = {"color": INK, "markeredgecolor": "white", "markersize": 8, "label": "labelled"}
+            axes.plot(labelled, range(len(labelled)), "D", **style)
+            axes.legend(loc="lower right")
         axes.set(xlim=(0, 120), xticks=range(0, 101, 20))  # room for the text beside a bar of 100 %
         without = sum(differential.unclassified.values())
-        axes.set(title=f"{differential.classified:,} classified cells, {without:,} unclassified", ylabel="type")
+        left = f", {without:,} unclassified" if without else ""
+        axes.set(title=f"{differential.classified:,} classified cells{left}", ylabel="type")
         axes.set_xlabel(f"percent of the classified (line: exact 95 % limits)\nscore from {threshold}")
 
 

@@ -6,74 +6,216 @@ The last of the models is the reported one (the fusion, if there is one); the ot
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 
-from ..cells import beside
+import numpy as np
+
+from ..cells import beside, colour
 from ..data.dataset import Dataset
 from ..detections import Detections
-from ..io import write_csv, write_json
-from ..metrics import bootstrap, calibration, confusion, consensus, curves, differential, factors, matching
+from ..io import make_folder, write_csv, write_json
+from ..metrics import (
+    bootstrap,
+    calibration,
+    confusion,
+    consensus,
+    counting,
+    curves,
+    differential,
+    factors,
+    matching,
+)
+from ..metrics.binomial import percent_of
 from ..metrics.calibration import Scaling
 from ..metrics.coco import Evaluation
 from ..metrics.confusion import Pairing
 from ..metrics.matching import Matches
-from . import figures, pictures, plots, review
+from . import figures, pictures, plots, review, tables
 from .style import type_colours
 from .tables import rate
 
-SCORE, IOU = 0.5, 0.5  # of a detection that counts, where nothing else is stated
+MAX_CROPS = 48  # of each kind of error; all errors are listed
+CROP = 160  # pixels
 
 
 @dataclass(frozen=True)
 class ModelResult:
-    """One model on the data set: its name, a prediction per image, COCO's measures, its cost as the columns of
-    ``cost.csv``, and the scaling of its scores, if it has been calibrated and they are not scaled yet."""
+    """One model on the data set: its name, a prediction per image, COCO's measures, the score of a cell that counts and
+    where it comes from, its cost as the columns of ``cost.csv``, and the scaling of its scores, if it has been
+    calibrated and they are not scaled yet."""
 
     name: str
     predictions: Sequence[Detections]
     evaluation: Evaluation
+    threshold: float
+    threshold_from: str
     cost: dict = field(default_factory=dict)
     scaling: Scaling | None = None
+
+    @cached_property
+    def cells(self) -> list[Detections]:
+        """The predictions with one type for each cell, of all scores."""
+        return [counting.one_type(p, len(self.evaluation.per_class)) for p in self.predictions]
+
+    @cached_property
+    def counted(self) -> list[Detections]:
+        """The cells that count."""
+        return [cells.above(self.threshold) for cells in self.cells]
+
+    @property
+    def score(self) -> str:
+        """The score from which cells count, and where it comes from."""
+        return f"{self.threshold:.2f} ({self.threshold_from})"
+
+    @property
+    def rule(self) -> str:
+        """Which cells count, in words."""
+        return f"one type per cell, score from {self.score}"
 
 
 def write_results(
     folder: Path, dataset: Dataset, models: Sequence[ModelResult], draws: int = bootstrap.DRAWS
-) -> list[str]:
-    """Write all results of ``models`` on one data set; returns a summary in lines for the terminal.
+) -> tuple[str, list[str]]:
+    """Write all results of ``models`` on one data set; returns the count, and a summary in lines, for the terminal.
 
     Models before the last one come in ascending order of mAP; pictures show them in descending order, after the last.
     """
     reported, members, shown = models[-1], models[:-1], models[::-1]
-    matches = {m.name: matching.match(dataset, m.predictions, m.evaluation.max_detections) for m in shown}
-    pairings = {m.name: confusion.pair_all(dataset, m.predictions, SCORE, IOU) for m in shown}
-    best_scores = _write_curves(folder, dataset.types, matches)
-    kappa = _write_confusion(folder, dataset, reported, pairings[reported.name])
+    pairings = {m.name: confusion.pair_all(dataset, m.cells, m.threshold, counting.SAME_CELL) for m in shown}
+    answer = _write_count(folder, dataset, shown, pairings)
+    _write_errors(folder, pairings[reported.name], dataset.types)
     if worst := pictures.worst_first(pairings[reported.name]):
-        sheet = pictures.gt_and_predictions(dataset, reported.predictions, worst, max_images=8)
+        sheet = pictures.gt_and_predictions(dataset, reported.counted, reported.rule, worst, max_images=8)
         plots.write_image(folder / "worst.jpg", sheet)
-    summary = _write_factors(folder, pairings)
+    summary = _write_factors(folder, shown, pairings)
     if len(members) > 1:
         summary += _write_consensus(folder, dataset, members)
-    thresholds = [best_scores[m.name] for m in members]
-    queue = differential.review_queue(
-        dataset, reported.predictions, [m.predictions for m in members], thresholds, SCORE
-    )
+    about_members = [m.cells for m in members], [m.threshold for m in members]
+    queue = differential.review_queue(dataset, reported.cells, *about_members, reported.threshold)
     write_csv(folder / "review_queue.csv", queue, columns=("image", "group", "doubt", "why"))
-    summary.append(
-        f"Cohen's kappa of the types of found cells {rate(kappa)}; {len(queue)} images for a person to review: "
-        "review_queue.csv"
-    )
+    summary.append(f"{len(queue)} images for a person to review: review_queue.csv")
+    matches = {m.name: matching.match(dataset, m.predictions, m.evaluation.max_detections) for m in shown}
+    _write_curves(folder, dataset.types, matches)
     _write_calibration(folder, matches[reported.name], reported)
     if draws:
         summary += _write_intervals(folder, dataset, shown, matches, draws)
     write_csv(folder / "cost.csv", [{"model": m.name, **m.cost} for m in models])
-    return summary
+    return answer, summary
 
 
-def _write_curves(folder: Path, types: Sequence[str], matches: dict[str, list[Matches]]) -> dict[str, float]:
-    """Write precision against recall and measures against the score; returns each model's score of the best F1."""
+# ---------------------------------------------------------------- the count, and cell by cell
+
+
+def _write_count(
+    folder: Path, dataset: Dataset, models: Sequence[ModelResult], pairings: dict[str, list[Pairing]]
+) -> str:
+    """Write the confusion matrix of the first, reported model and the count of each, and how the count agrees with the
+    labels' by slide or patient; returns the reported count as text."""
+    types, columns, reported = dataset.types, beside(dataset.types, ("label", "missed", "extra")), models[0]
+    matrices = {name: confusion.matrix(of_model, len(types)) for name, of_model in pairings.items()}
+    counts = {name: differential.compare_counts(matrix, types) for name, matrix in matrices.items()}
+    matrix, count = matrices[reported.name], counts[reported.name]
+    rows = [
+        {"label": label, **dict(zip([*columns, "missed"], row, strict=True))}
+        for label, row in zip([*columns, "extra"], matrix, strict=True)
+    ]
+    write_csv(folder / "confusion.csv", rows)
+    title = f"{reported.name}: {len(dataset):,} images, {matrix[:-1].sum():,} cells; IoU >= {counting.SAME_CELL}\n"
+    figures.confusion(matrix, types, title + reported.rule, folder / "confusion.png")
+    write_csv(folder / "count.csv", [{"model": name, **row} for name, c in counts.items() for row in c.rows])
+    found = counting.Differential(tuple(types), tuple(row["found"] for row in count.rows[:-1]), {})
+    labelled = [row["labelled_percent"] for row in count.rows[:-1]]
+    plots.differential_chart(found, folder / "count.png", reported.score, labelled)
+    agreement, left_out = _write_groups(folder, dataset, reported)
+    about = {"model": reported.name, "threshold": reported.threshold, "threshold_from": reported.threshold_from}
+    about |= {"rule": reported.rule, "iou": counting.SAME_CELL, **asdict(count)}
+    about["models"] = [
+        {"model": m.name, "rule": m.rule, "difference": counts[m.name].difference, "kappa": counts[m.name].kappa}
+        | {"labelled": int(matrices[m.name][:-1].sum()), "found": int(matrices[m.name][:, :-1].sum())}
+        for m in models
+    ]
+    write_json(folder / "count.json", about | {"bland_altman": agreement, "left_out": left_out})
+    return f"{tables.count(count)}\n{reported.rule}"
+
+
+def _write_groups(folder: Path, dataset: Dataset, reported: ModelResult) -> tuple[list[dict], str]:
+    """Write the counts of each slide or patient; returns how they agree with the labels', or why that is left out."""
+    groups, cells = differential.group_counts(dataset, reported.counted)
+    shares = differential.shares(cells)
+    rows = []
+    for (group, images), counts, share in zip(groups.items(), cells.tolist(), shares.tolist(), strict=True):
+        for k, name in enumerate(dataset.types):
+            percent, low, high = percent_of(counts[1][k], sum(counts[1]))
+            row = {"group": group, "images": images, "type": name, "labelled": counts[0][k], "found": counts[1][k]}
+            row |= {"labelled_percent": share[0][k], "percent": percent, "low95": low, "high95": high}
+            rows.append(row)
+    if rows:
+        write_csv(folder / "differential.csv", rows)
+    large, left_out = differential.large_groups(cells)
+    if left_out:
+        return [], left_out
+    agreement = differential.bland_altman(large, dataset.types)
+    figures.agreement(differential.shares(large), agreement, reported.rule, folder / "agreement.png")
+    return agreement, ""
+
+
+def _write_errors(folder: Path, pairings: Sequence[Pairing], types: Sequence[str]) -> None:
+    """List every error, and write the crops of the worst of each kind, image by image."""
+    rows = confusion.errors(pairings, types)
+    of_kind: Counter[str] = Counter()
+    of_image: dict[str, list[tuple[int, dict]]] = {}
+    for number, row in enumerate(rows, 1):
+        of_kind[row["error"]] += 1
+        if of_kind[row["error"]] <= MAX_CROPS:
+            row["crop"] = f"errors/{number}.jpg"
+            of_image.setdefault(row["image"], []).append((number, row))
+    if of_image:
+        make_folder(folder / "errors")
+    for image, shown in of_image.items():
+        boxes = [[row[key] for key in confusion.BOX] for _, row in shown]
+        pixels, scale = pictures.read_for_crops(Path(image), boxes, CROP)
+        for (_, row), box in zip(shown, boxes, strict=True):
+            name = row["labelled"] or row["found"]
+            tile = pictures.crop(pixels, np.array(box) * scale, CROP, colour(name, types.index(name)))
+            plots.write_image(folder / row["crop"], tile)
+    columns = ("error", "image", "labelled", "found", "score", "second", "second_score", *confusion.BOX, "crop")
+    write_csv(folder / "errors.csv", rows, columns)
+
+
+def _write_factors(folder: Path, models: Sequence[ModelResult], pairings: dict[str, list[Pairing]]) -> list[str]:
+    rates = {m.name: factors.by_factor(pairings[m.name]) for m in models}
+    rows = [{"model": m.name, **row, "threshold": m.threshold} for m in models for row in rates[m.name]]
+    if not rows:
+        return ["the data notes no interference factors: no results by factor"]
+    write_csv(folder / "factors.csv", rows)
+    figures.factors({f"{m.name}: {m.rule}": rates[m.name] for m in models}, folder / "factors.png")
+    return []
+
+
+def _write_consensus(folder: Path, dataset: Dataset, members: Sequence[ModelResult]) -> list[str]:
+    about = [m.cells for m in members], [m.name for m in members], [m.threshold for m in members]
+    suspects = consensus.suspects(dataset, *about)
+    entries = []
+    for s in suspects:
+        sample = dataset.samples[s.image]
+        entries.append({**asdict(s), "image": str(sample.image.resolve()), "image_id": sample.id})
+    write_json(folder / "consensus.json", {"types": dataset.types, "suspects": entries})
+    if suspects:
+        plots.write_image(folder / "consensus.jpg", pictures.consensus(dataset, suspects))
+        review.write_suspects(folder, dataset, suspects)
+    shown = "them" if len(suspects) <= review.MOST_SUSPECTS else f"the surest {review.MOST_SUSPECTS:,}"
+    return [f"{len(suspects):,} labels that the models doubt" + (f": review.html shows {shown}" if suspects else "")]
+
+
+# ---------------------------------------------------------------- COCO's measures, curves, calibration
+
+
+def _write_curves(folder: Path, types: Sequence[str], matches: dict[str, list[Matches]]) -> None:
+    """Write precision against recall, and measures against the score."""
     by_recall = {name: curves.precision_curves(m) for name, m in matches.items()}
     rows = [
         {"model": model, "type": name, "iou": iou, "recall": round(recall, 2), "precision": precision}
@@ -96,59 +238,6 @@ def _write_curves(folder: Path, types: Sequence[str], matches: dict[str, list[Ma
     ]
     write_csv(folder / "scores.csv", rows)
     figures.scores(by_score, folder / "scores.png")
-    return {name: c.best_score for name, c in by_score.items()}
-
-
-def _write_confusion(folder: Path, dataset: Dataset, reported: ModelResult, pairings: list[Pairing]) -> float:
-    """Write the confusion matrix, the counts per group, and how they agree with the labels'; returns Cohen's kappa."""
-    types, columns = dataset.types, beside(dataset.types, ("label", "missed", "extra"))
-    matrix = confusion.matrix(pairings, len(types))
-    rows = [
-        {"label": label, **dict(zip([*columns, "missed"], row, strict=True))}
-        for label, row in zip([*columns, "extra"], matrix, strict=True)
-    ]
-    write_csv(folder / "confusion.csv", rows)
-    title = f"{reported.name}: score >= {SCORE}, IoU >= {IOU}; {len(dataset):,} images, {matrix[:-1].sum():,} cells"
-    figures.confusion(matrix, types, title, folder / "confusion.png")
-    groups, cells = differential.group_counts(dataset, reported.predictions, SCORE)
-    shares = differential.shares(cells)
-    rows = []
-    for (group, images), counts, share in zip(groups.items(), cells.tolist(), shares.tolist(), strict=True):
-        for k, name in enumerate(types):
-            percent, low, high = differential.percent_of(counts[1][k], sum(counts[1]))
-            row = {"group": group, "images": images, "type": name, "label": counts[0][k], "prediction": counts[1][k]}
-            row |= {"label_percent": share[0][k], "prediction_percent": percent, "low95": low, "high95": high}
-            rows.append(row)
-    write_csv(folder / "differential.csv", rows)
-    kappa, agreement = differential.kappa(matrix), differential.bland_altman(cells, types)
-    write_json(folder / "agreement.json", {"score": SCORE, "iou": IOU, "kappa": kappa, "bland_altman": agreement})
-    if agreement[0]["groups"]:
-        figures.agreement(shares, agreement, folder / "agreement.png")
-    return kappa
-
-
-def _write_factors(folder: Path, pairings: dict[str, list[Pairing]]) -> list[str]:
-    rates = {name: factors.by_factor(of_model) for name, of_model in pairings.items()}
-    rows = [{"model": name, **row} for name, of_model in rates.items() for row in of_model]
-    if not rows:
-        return ["the data notes no interference factors: no results by factor"]
-    write_csv(folder / "factors.csv", rows)
-    figures.factors(rates, folder / "factors.png")
-    return []
-
-
-def _write_consensus(folder: Path, dataset: Dataset, members: Sequence[ModelResult]) -> list[str]:
-    suspects = consensus.suspects(dataset, [m.predictions for m in members], [m.name for m in members])
-    entries = []
-    for s in suspects:
-        sample = dataset.samples[s.image]
-        entries.append({**asdict(s), "image": str(sample.image.resolve()), "image_id": sample.id})
-    write_json(folder / "consensus.json", {"types": dataset.types, "suspects": entries})
-    if suspects:
-        plots.write_image(folder / "consensus.jpg", pictures.consensus(dataset, suspects))
-        review.write_suspects(folder, dataset, suspects)
-    shown = "them" if len(suspects) <= review.MOST_SUSPECTS else f"the surest {review.MOST_SUSPECTS:,}"
-    return [f"{len(suspects):,} labels that the models doubt" + (f": review.html shows {shown}" if suspects else "")]
 
 
 def _write_calibration(folder: Path, matches: list[Matches], reported: ModelResult) -> None:
@@ -156,7 +245,9 @@ def _write_calibration(folder: Path, matches: list[Matches], reported: ModelResu
     before = calibration.reliability(scores, tp)
     after = calibration.reliability(reported.scaling(scores), tp) if reported.scaling else None
     about = {"before": before, "after": after, "scaling": reported.scaling}
-    write_json(folder / "calibration.json", {"iou": IOU, "least_score": calibration.LEAST_SCORE, **about})
+    write_json(
+        folder / "calibration.json", {"iou": counting.SAME_CELL, "least_score": calibration.LEAST_SCORE, **about}
+    )
     if len(scores):
         figures.reliability(before, after, reported.name, folder / "calibration.png")
 
@@ -176,9 +267,14 @@ def _write_intervals(
     }
     rows = [{"model": name, "measure": k, **v} for name, of_model in intervals.items() for k, v in of_model.items()]
     write_csv(folder / "intervals.csv", rows)
-    figures.intervals(intervals, folder / "intervals.png")
     reported, *members = models
     own = intervals[reported.name]["mAP"]
+    rows = []
+    for m in members:
+        value = own["value"] - m.evaluation.mAP
+        gap = bootstrap.difference(samples[reported.name][:, 0], samples[m.name][:, 0], value)
+        rows.append({"model": reported.name, "against": m.name, "mAP_difference": gap.pop("value"), **gap})
+    figures.intervals(intervals, rows, folder / "intervals.png")
     if math.isnan(own["value"]):
         return ["no cell is labelled: there is no mAP, and nothing to compare"]
     span = f"{rate(own['low'])} to {rate(own['high'])} ({draws} draws)"
@@ -187,11 +283,6 @@ def _write_intervals(
     summary = [f"mAP {rate(own['value'])}, 95 % interval {span}"]
     if not members:
         return summary
-    rows = []
-    for m in members:
-        value = own["value"] - m.evaluation.mAP
-        gap = bootstrap.difference(samples[reported.name][:, 0], samples[m.name][:, 0], value)
-        rows.append({"model": reported.name, "against": m.name, "mAP_difference": gap.pop("value"), **gap})
     write_csv(folder / "differences.csv", rows)
     best = min(rows, key=lambda row: row["mAP_difference"])  # the member of the highest mAP
     certainty = "95 % interval -, p -"

@@ -79,18 +79,15 @@ class ReviewField:
     others: Sequence[tuple[Sequence[float], str]] = ()
 
 
-def field_of(
-    path: Path, width: int, height: int, cells: Detections, why: Sequence[str] | None = None, group: str = ""
-) -> ReviewField:
-    """A field with its cells of ``counting.one_type``, which know their types; those that ``why`` gives a reason are
-    unclassified."""
-    reasons = [""] * len(cells) if why is None else why
+def field_of(path: Path, size: tuple[int, int], cells: Detections) -> ReviewField:
+    """A field of this (width, height) with its cells of ``counting.one_type``, which know their types; those that say
+    ``why`` are unclassified."""
     of_cells = []
-    for i, (cell, reason) in enumerate(zip(cells, reasons, strict=True)):
-        scores = {} if cells.type_scores is None else dict(zip(cells.types, cells.type_scores[i].tolist(), strict=True))
-        found = {name: score for name, score in scores.items() if score > 0}
-        of_cells.append(ReviewCell(cell.box, "" if reason else cell.type, cell.score, found, str(reason)))
-    return ReviewField(path, width, height, of_cells, group)
+    for i, cell in enumerate(cells):
+        why = "" if cells.why is None else str(cells.why[i])
+        scores = {name: score for name, score in cells.ranked(i) if score > 0}
+        of_cells.append(ReviewCell(cell.box, "" if why else cell.type, cell.score, scores, why))
+    return ReviewField(path, *size, of_cells)
 
 
 def write_pages(

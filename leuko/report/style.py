@@ -59,6 +59,11 @@ def type_colours(types: Sequence[str]) -> list[tuple[float, ...]]:
     return [tuple(v / 255 for v in colour(name, i)) for i, name in enumerate(types)]
 
 
+def css_colours(types: Sequence[str]) -> list[str]:
+    """The colour of each type as a page takes it."""
+    return [f"rgb{colour(name, i)}" for i, name in enumerate(types)]
+
+
 def bars(axes: Axes, places: Any, intervals: Sequence[tuple], height: float, **style: Any) -> None:
     """Horizontal bars from top to bottom of ``intervals``, (percent, low, high) each; none where that is nan."""
     percent, low, high = np.nan_to_num(intervals).T

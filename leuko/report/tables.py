@@ -1,4 +1,4 @@
-"""Tables as text: the paper's Tables 1 and 2, the measures per type, and the differential count."""
+"""Tables as text: the paper's Tables 1 and 2, the measures per type, and the counts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..detections import MAX_DETECTIONS
 from ..errors import one_line
 from ..metrics.coco import Evaluation
 from ..metrics.counting import Differential
-from ..metrics.differential import Share
+from ..metrics.differential import Count
 
 MEASURES = ("mAP", "mAP50", "mAP75", "mAR")
 
@@ -87,14 +87,41 @@ def per_class_lines(evaluation: Evaluation) -> list[list[str]]:
     return [head, *([name, *map(rate, m), f"{cells:,}", f"{images:,}"] for name, *m, cells, images in rows)]
 
 
-def differential(shares: Sequence[Share], threshold: float) -> str:
-    """Return the differential count: a line per type, with cells, percent and its 95 % interval."""
-    lines = [["type", "cells", "percent", "95 % interval"]]
-    for s in shares:
-        interval = "-" if isnan(s.low) else f"{s.low:.1f} to {s.high:.1f}"
-        lines.append([s.type, f"{s.cells:,}", _number(s.percent), interval])
-    lines.append(["all", f"{sum(s.cells for s in shares):,}", "", ""])
-    return aligned(lines, head=1) + f"\ncells with score >= {threshold:g}"
+def count(of: Count) -> str:
+    """Return a count against the labels': the verdict, and a line per type."""
+    head = ["type", "labelled", "found", "difference", "labelled %", "found %", "95 % limits"]
+    lines = [[*head, "sensitivity", "95 % limits", "PPV", "95 % limits"]]
+    for row in of.rows:
+        line = [
+            row["type"],
+            f"{row['labelled']:,}",
+            f"{row['found']:,}",
+            f"{row['difference']:+,}" if row["difference"] else "0",
+        ]
+        line += [_number(row["labelled_percent"]), _number(row["percent"]), _limits(row["low95"], row["high95"])]
+        for key in ("sensitivity", "ppv"):
+            line += [_number(row[key]), _limits(row[f"{key}_low95"], row[f"{key}_high95"])]
+        lines.append(line)
+    return f"{of.verdict}\n\n{aligned(lines, head=1)}\nCohen's kappa of the types of the found cells {rate(of.kappa)}"
+
+
+def model_lines(models: Sequence[dict]) -> list[list[str]]:
+    """The counts of several models (see ``count.json``) in lines, the first its head."""
+    lines = [["model", "labelled", "found", "sum of differences", "kappa", "counted"]]
+    for m in models:
+        numbers = [f"{m[key]:,}" for key in ("labelled", "found", "difference")]
+        lines.append([m["model"], *numbers, rate(m["kappa"]), m["rule"]])
+    return lines
+
+
+def cost_lines(rows: Sequence[dict[str, str]]) -> list[list[str]]:
+    """The costs of ``cost.csv`` in lines, the first its head: in the units of the paper's Table 2."""
+    units = {"parameters": ("params (M)", 1e-6), "fps": ("FPS", 1)}
+    columns = [key for key in (rows[0] if rows else ()) if any(row[key] for row in rows)]
+    lines = [[units.get(key, (key.replace("_", " "), 1))[0] for key in columns]]
+    for row in rows:
+        lines.append([_number(float(row[k] or nan) * units[k][1]) if k in units else row[k] for k in columns])
+    return lines
 
 
 def slide_count(differential: Differential, threshold: str) -> str:
@@ -105,7 +132,7 @@ def slide_count(differential: Differential, threshold: str) -> str:
         if row["why"]:
             lines.append([f"{row['type']}, {row['why']}", f"{row['cells']:,}", "", ""])
         else:
-            limits = "-" if isnan(row["low95"]) else f"{row['low95']:.1f} to {row['high95']:.1f}"
+            limits = _limits(row["low95"], row["high95"])
             lines.append([row["type"], f"{row['cells']:,}", _number(row["percent"]), limits])
     without = sum(differential.unclassified.values())
     lines.append(["all", f"{differential.classified + without:,}", "", ""])
@@ -160,6 +187,10 @@ def markdown(lines: Sequence[Sequence[str]]) -> str:
     rows = ["| " + " | ".join(line) + " |" for line in lines]
     rows.insert(1, "|---|" + "--:|" * (len(lines[0]) - 1))
     return "\n".join(rows)
+
+
+def _limits(low: float, high: float) -> str:
+    return "-" if isnan(low) else f"{low:.1f} to {high:.1f}"
 
 
 def _number(value: float | None, decimals: int = 1) -> str:
