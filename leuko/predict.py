@@ -180,7 +180,7 @@ def write(
     fields = [(p.path, p.size, p.cells) for p in predictions]
     prediction_page(folder, fields, types, str(threshold), noted, errors, options.max_pixels)
     reviewed = (review.field_of(*each) for each in fields)
-    about = {"title": folder.name, "threshold": str(threshold), "max_pixels": options.max_pixels}
+    about = {"title": options.source, "threshold": str(threshold), "max_pixels": options.max_pixels}
     review.write_pages(folder, types, reviewed, **about)
     print(f"{len(predictions)} images, {len(cells)} cells\n\n{tables.slide_count(total, str(threshold))}")
     if cells and total.unclassified.get(counting.BELOW) == len(cells):

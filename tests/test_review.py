@@ -449,7 +449,7 @@ def test_the_report_shows_who_changed_what(pictures, tmp_path, leuko):
     by_box[BOXES[1]]["after"], by_box[BOXES[2]]["after"] = "EG", "M"
     (tmp_path / "review.json").write_text(json.dumps(content))
     assert leuko("report", tmp_path).code == 0
-    text = re.sub(r"\s+", " ", re.sub("<[^>]+>", " ", (tmp_path / "report.html").read_text()))
+    text = re.sub(r"\s+", " ", re.sub("<[^>]+>", " ", (tmp_path / "reviewed.html").read_text()))
     assert "signed by A. B." in text and "2 of 3 cells changed" in text
     assert "NG 2 1 1 .500 1.000 .000" in text and "EG 0 1 0 - .000 .000" in text and "unclassified M" in text
 

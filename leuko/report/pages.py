@@ -48,7 +48,8 @@ def run(options: ReportOptions) -> None:
         raise LeukoError("name the folder of a run or of a validation, or several")
     folders = [Path(folder) for folder in options.runs]
     alone = len(folders) == 1
-    out = Path(options.out or (folders[0] / "report.html" if alone else "runs/report/comparison.html"))
+    own = "report.html" if (folders[0] / "metrics.json").is_file() else "reviewed.html"  # of a prediction
+    out = Path(options.out or (folders[0] / own if alone else "runs/report/comparison.html"))
     content = build(folders[0]) if alone else _render("comparison.html.j2", **compare(folders))
     make_folder(out.parent)
     write_text(out, content)
@@ -60,7 +61,7 @@ def build(folder: str | Path) -> str:
     no results, or broken ones."""
     folder = Path(folder)
     review = agreement(folder)
-    if review and not (folder / "metrics.json").is_file():  # of a prediction, which has no labels to be measured by
+    if review and not (folder / "metrics.json").is_file():  # of a prediction
         return _render("reviewed.html.j2", folder=folder, review=review)
     evaluation, about = read_evaluation(folder)
     with results_of(folder):
