@@ -8,7 +8,7 @@ if __name__ == "__main__":  # read before all else is imported, so that --help a
     run_module("val")
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
 
@@ -25,10 +25,11 @@ from .data.loader import LoadedImage
 from .data.tools.draw import with_factor
 from .data.tools.found import write_labels
 from .detections import Detections
-from .engine import cost
+from .engine import cost, thresholds
 from .engine.checkpoint import check_keeps, save_about
-from .engine.ensemble import EnsembleMember, Fusion, best_members, finished_runs, load_members, tune
+from .engine.ensemble import EnsembleMember, Fusion, best_members, finished_runs, load_members, tune, without_weak
 from .engine.evaluate import at_size, choose_device
+from .engine.thresholds import Threshold
 from .errors import LeukoError
 from .io import write_csv, write_json, write_text, write_yaml
 from .metrics import calibration, coco, matching
@@ -52,7 +53,7 @@ def val(options: ValOptions) -> Path:
     if lines := tables.warnings(split, dataset, options.max_detections):
         print(lines)
     members = chosen_members(options, dataset, device)
-    other = tuning_data(options, dataset) if options.tune or options.calibrate else None
+    tuning = Tuning.of(options, dataset, device)
     fused = best_members(members, options.best) if options.best else list(range(len(members)))
     fusion = Fusion(options.fusion_iou, options.fusion_score, options.fusion_weights)
     if len(members) > 1 and not options.tune:
@@ -62,16 +63,19 @@ def val(options: ValOptions) -> Path:
     try:
         tried: list[dict] = []
         if options.tune:
-            fusion, tried = tuned([members[i] for i in fused], other, options, device)
+            chosen = [members[i] for i in fused]
+            fusion, tried = tune(chosen, [tuning.predictions(m) for m in chosen], tuning.dataset)
         if options.calibrate:
-            calibrate(members, other, options, device)
-        models = [measured(member, dataset, options, device) for member in members]
+            calibrate(members, tuning, options)
+        models = [measured(member, dataset, options, device, tuning) for member in members]
         if len(models) > 1:
-            ensemble = fuse([members[i] for i in fused], [models[i] for i in fused], fusion, dataset, len(models))
+            ensemble = fuse(
+                [members[i] for i in fused], [models[i] for i in fused], fusion, dataset, tuning, len(models)
+            )
             models = [*sorted(models, key=lambda m: m.evaluation.mAP), ensemble]
         about = {"fusion": asdict(fusion)} if len(models) > 1 else {}
         write(folder, options, dataset, models, about)
-        run.write_warnings(folder, dataset, *([other] if other else []))
+        run.write_warnings(folder, dataset, *([tuning.dataset] if tuning.is_told else []))
         answer, lines = write_results(folder, dataset, models, options.draws)
         if factors:
             sweep(folder, members[0], dataset, factors, options.severities, device)
@@ -114,6 +118,7 @@ def chosen_members(options: ValOptions, dataset: Dataset, device: torch.device) 
         if len(sources) < 2:
             raise LeukoError("--ensemble: name at least two models, or one with --weights")
     members = load_members(sources, device, options.imgsz or (), options.max_detections)
+    members = without_weak(members, named=bool(options.ensemble) or options.ensemble is None)
     new_name = source.find(options.data).new_name
     for member in members:
         member.new_name = new_name
@@ -125,35 +130,81 @@ def chosen_members(options: ValOptions, dataset: Dataset, device: torch.device) 
     return members
 
 
+@dataclass
+class Tuning:
+    """The split that is not reported: thresholds of counts are found on it, and what --tune and --calibrate fit.
+    ``dataset`` is None where there is none; it ``is_told`` where the user asked for it."""
+
+    options: ValOptions
+    device: torch.device
+    reported: str
+    dataset: Dataset | None
+    is_told: bool
+    why_not: str
+    found: dict[str, list[Detections]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, options: ValOptions, dataset: Dataset, device: torch.device) -> Tuning:
+        """The split that --tune-split names; LeukoError if it is needed, and has no cell or an image that is reported.
+        Where it is not needed, a threshold says why it is not found there."""
+        is_needed, why_not, other = options.tune or options.calibrate, "", None
+        try:
+            other = tuning_data(options, dataset)
+        except LeukoError as error:
+            if is_needed:
+                raise
+            why_not = str(error)
+        if is_needed and (lines := tables.warnings(options.tune_split, other, options.max_detections)):
+            print(lines)
+        return cls(options, device, dataset.split, other, is_needed, why_not)
+
+    def predictions(self, member: EnsembleMember) -> list[Detections]:
+        """What a member finds on the split, once; scores are calibrated where that is asked for."""
+        if member.name not in self.found:
+            options = self.options
+            predictions = member.predict(self.dataset, self.device, options.batch, options.workers).predictions
+            self.found[member.name] = member.calibrated(predictions) if options.calibrated else predictions
+        return self.found[member.name]
+
+    def threshold(self, members: Sequence[EnsembleMember], fusion: Fusion) -> Threshold:
+        """The score from which a member, or a fusion, counts: given, kept in the weights, or found here and kept."""
+        options = self.options
+        if options.threshold is not None:
+            return Threshold(options.threshold, "as --threshold says")
+        about = members, fusion, options.calibrated
+        threshold = thresholds.kept(*about, reported=(options.data, self.reported))
+        if threshold is None and self.dataset:
+            predictions = [self.predictions(member) for member in members]
+            sizes = [(s.width, s.height) for s in self.dataset.samples]
+            fused = fusion(members, predictions, sizes) if len(members) > 1 else predictions[0]
+            if value := thresholds.find(self.dataset, fused):
+                threshold = Threshold(value, f"found on {self.dataset.split} of {options.data}")
+                if len(members) > 1 or not options.calibrated:
+                    thresholds.keep(*about, value, options.data, self.dataset.split)
+        return threshold or Threshold(origin=f"a default; {self.why_not or 'nothing right was found to fit it'}")
+
+
 def tuning_data(options: ValOptions, dataset: Dataset) -> Dataset:
     """The split to tune and to calibrate on; LeukoError if it has no cell, or an image that is reported."""
-    if source.split_name(options.data, options.tune_split) == split_of(options):
+    if source.split_name(options.data, options.tune_split) == dataset.split:
         raise LeukoError(f"--tune-split {options.tune_split}: is the split that is reported; name another one")
-    other = source.load(options.data, options.tune_split)
+    other = source.load(options.data, options.tune_split, dataset.types)
     if shared := sorted({s.image.resolve() for s in other.samples} & {s.image.resolve() for s in dataset.samples}):
         raise LeukoError(
-            f"--tune-split {options.tune_split}: {len(shared)} of its images are in {split_of(options)}, which is "
+            f"--tune-split {options.tune_split}: {len(shared)} of its images are in {dataset.split}, which is "
             f"reported, such as {shared[0]}; name another one, or divide the data anew by leuko data split"
         )
     if not other.counts().sum():
         raise LeukoError(f"--tune-split {options.tune_split}: has no cell to tune or calibrate by; name another one")
-    if lines := tables.warnings(options.tune_split, other, options.max_detections):
-        print(lines)
     return other
 
 
 # ---------------------------------------------------------------- measuring
 
 
-def predictions_of(
-    member: EnsembleMember, dataset: Dataset, options: ValOptions, device: torch.device
-) -> list[Detections]:
-    """A member's detections, their scores calibrated where that is asked for."""
-    predictions = member.predict(dataset, device, options.batch, options.workers).predictions
-    return member.calibrated(predictions) if options.calibrated else predictions
-
-
-def measured(member: EnsembleMember, dataset: Dataset, options: ValOptions, device: torch.device) -> ModelResult:
+def measured(
+    member: EnsembleMember, dataset: Dataset, options: ValOptions, device: torch.device, tuning: Tuning
+) -> ModelResult:
     """A member's detections and measures on a data set, and what it costs on this machine."""
     cost.reset_peak_memory(device)
     result = member.predict(dataset, device, options.batch, options.workers)
@@ -175,7 +226,8 @@ def measured(member: EnsembleMember, dataset: Dataset, options: ValOptions, devi
     }
     evaluation = coco.evaluate(dataset, predictions, member.max_detections)
     scaling = None if options.calibrated else member.scaling
-    return ModelResult(member.name, predictions, evaluation, 0.5, "a default", costs, scaling)
+    threshold = tuning.threshold([member], Fusion())
+    return ModelResult(member.name, predictions, evaluation, threshold.value, threshold.origin, costs, scaling)
 
 
 def fuse(
@@ -183,6 +235,7 @@ def fuse(
     models: Sequence[ModelResult],
     fusion: Fusion,
     dataset: Dataset,
+    tuning: Tuning,
     measured: int,
 ) -> ModelResult:
     """The members' fusion: all their parameters, and the speed of one member after the other."""
@@ -192,21 +245,15 @@ def fuse(
     costs["fps"] = 1 / sum(1 / m.cost["fps"] for m in models)
     name = "ensemble" if len(members) == measured else f"ensemble of the best {len(members)}"
     evaluation = coco.evaluate(dataset, predictions, members[0].max_detections)
-    return ModelResult(name, predictions, evaluation, 0.5, "a default", costs)
+    threshold = tuning.threshold(members, fusion)
+    return ModelResult(name, predictions, evaluation, threshold.value, threshold.origin, costs)
 
 
-def tuned(
-    members: Sequence[EnsembleMember], dataset: Dataset, options: ValOptions, device: torch.device
-) -> tuple[Fusion, list[dict]]:
-    """The fusion that does best on the split to tune on, and all that were tried."""
-    return tune(members, [predictions_of(member, dataset, options, device) for member in members], dataset)
-
-
-def calibrate(members: Sequence[EnsembleMember], dataset: Dataset, options: ValOptions, device: torch.device) -> None:
+def calibrate(members: Sequence[EnsembleMember], tuning: Tuning, options: ValOptions) -> None:
     """Fit each member's scores on the split to tune on, and keep the fit in its weights file."""
     fits = []
     for member in members:
-        matches = matching.match(dataset, predictions_of(member, dataset, options, device), member.max_detections)
+        matches = matching.match(tuning.dataset, tuning.predictions(member))
         fits.append(calibration.fit(*calibration.outcomes(matches)))
         if fits[-1] is None:
             problem = f"too few of its detections on the {options.tune_split} split are true, or false, to learn from"

@@ -80,7 +80,7 @@ class Dataset:
 
     ``types`` are the class names in label order; ``category_ids`` their ids in COCO files (1-based unless the source
     says otherwise); ``ignored`` counts the objects of the classes that the data YAML ignores; ``notes`` are lines about
-    the split as a whole that a person should know.
+    the split as a whole that a person should know; ``split`` is its name.
     """
 
     types: list[str]
@@ -89,6 +89,7 @@ class Dataset:
     warnings: list[LabelWarning] = field(default_factory=list)
     ignored: dict[str, int] = field(default_factory=dict)
     notes: list[Note] = field(default_factory=list)
+    split: str = ""
 
     def __post_init__(self) -> None:
         self.category_ids = self.category_ids or list(range(1, len(self.types) + 1))

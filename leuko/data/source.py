@@ -55,7 +55,9 @@ def load(data: str | Path, split: str, types: Sequence[str] | None = None, probl
         names = _lay_types_over(labels, source)
     parts = source.splits[split]
     named = parts[0] if source.file.is_dir() and len(parts) == 1 else source.file
-    return validate(named, labels, problems, source.options, names=names, types=types, other_names=other_names)
+    dataset = validate(named, labels, problems, source.options, names=names, types=types, other_names=other_names)
+    dataset.split = split
+    return dataset
 
 
 def _lay_types_over(labels: Sequence[Labels], source: Source) -> list[str]:

@@ -30,6 +30,7 @@ from .state import load_state
 
 LAST = Path("weights/last.safetensors")
 SAME_CELL = 0.5  # IoU
+WEAK = 0.5  # of the best validation mAP
 
 
 @dataclass
@@ -132,6 +133,22 @@ class EnsembleMember:
     def validation_mAP(self) -> float | None:
         """The mAP at which the weights were chosen, on their run's validation split; None if not known."""
         return (self.weights.about.get("val") or {}).get("mAP")
+
+
+def without_weak(members: list[EnsembleMember], named: bool) -> list[EnsembleMember]:
+    """The members without those whose validation mAP is less than half of the best one's, which would pull down the
+    scores of a fusion; one that the user ``named`` takes part. A line tells of each. LeukoError if one is left."""
+    best = max((m.validation_mAP or 0.0 for m in members), default=0.0)
+    weak = [m for m in members if m.validation_mAP is not None and m.validation_mAP < WEAK * best]
+    for member in weak if len(members) > 1 else ():
+        action = "it takes part, as it is named" if named else "left out; name it if it is to take part"
+        print(f"{member.name}: mAP {member.validation_mAP:.3f} on its validation split, of others {best:.3f}: {action}")
+    strong = members if named else [m for m in members if m not in weak]
+    if len(strong) < 2 <= len(members):
+        raise LeukoError(
+            f"{strong[0].weights.path}: is the only run that is not far below the others; name two to fuse"
+        )
+    return strong
 
 
 def _distinct(detections: Detections) -> np.ndarray:

@@ -25,7 +25,7 @@ from ..metrics import counting, doubles
 from ..report import plots
 from ..report.journal import Journal
 from . import thresholds
-from .ensemble import EnsembleMember, Fusion, finished_runs, load_members
+from .ensemble import EnsembleMember, Fusion, finished_runs, load_members, without_weak
 from .evaluate import choose_device
 from .thresholds import Threshold
 
@@ -46,6 +46,7 @@ class Models:
         device = choose_device(options.device)
         named = [options.weights] if options.ensemble is None else options.ensemble or finished_runs(options.project)
         members = load_members(named, device, options.imgsz or (), options.max_detections)
+        members = without_weak(members, named=bool(options.ensemble) or options.ensemble is None)
         for member in members:
             member.labels_in(members[0].weights.types)
             if options.calibrated:

@@ -22,7 +22,7 @@ from ..metrics import coco
 from ..metrics.counting import one_type
 from ..models import DetectionModel
 from ..report import pictures, plots, run
-from . import checkpoint
+from . import checkpoint, thresholds
 from .evaluate import evaluate
 from .state import Labels, Progress, labels_of, save_state
 
@@ -84,6 +84,8 @@ class Run:
         progress.rows.append(row)
         progress.seconds = 0.0
         about = {"epoch": progress.epoch, "val": measures}
+        if threshold := thresholds.find(self.val_set, predictions):
+            about["counting"] = thresholds.of_model(threshold, [options.imgsz], options.data, self.val_set.split)
         types = self.train_set.types
         checkpoint.save_weights(self.weights("last"), recipe, weights, types, **about)
         score = -1.0 if math.isnan(measures[options.best_by]) else measures[options.best_by]

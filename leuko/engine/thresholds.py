@@ -8,12 +8,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 from ..data.dataset import Dataset
 from ..detections import Detections
 from ..metrics import counting
 from .checkpoint import FOREIGN, save_about
-from .ensemble import EnsembleMember, Fusion
+
+if TYPE_CHECKING:
+    from .ensemble import EnsembleMember, Fusion
 
 DEFAULT = 0.5
 
@@ -34,20 +37,18 @@ def find(dataset: Dataset, predictions: Sequence[Detections]) -> float | None:
     return counting.best_threshold(dataset, [counting.one_type(p, len(dataset.types)) for p in predictions])
 
 
-def entry(value: float, data: str, split: str) -> dict:
-    """What the metadata keeps of a threshold."""
-    return {"threshold": value, "data": data, "split": split}
+def of_model(value: float, sizes: Sequence[int], data: str, split: str) -> dict:
+    """What the metadata of a model's weights keep of its threshold, under ``counting``."""
+    return {_of_sizes(sizes): {"threshold": value, "data": data, "split": split}}
 
 
-def key(sizes: Sequence[int]) -> str:
-    """The name under which the threshold of a model alone is kept."""
-    return "alone at " + " ".join(map(str, sorted(sizes)))
-
-
-def kept(members: Sequence[EnsembleMember], fusion: Fusion, calibrated: bool) -> Threshold | None:
-    """The threshold that the weights keep for a model or a fusion, on the scale of its scores; None without one."""
+def kept(
+    members: Sequence[EnsembleMember], fusion: Fusion, calibrated: bool, reported: tuple[str, str] = ("", "")
+) -> Threshold | None:
+    """The threshold that the weights keep for a model or a fusion, on the scale of its scores; None without one, and
+    for one that was found on what is reported now (data, split)."""
     found = members[0].weights.about.get("counting", {}).get(_key(members, fusion, calibrated))
-    if found is None:
+    if found is None or (found["data"], found["split"]) == reported:
         return None
     value = float(found["threshold"])
     if len(members) == 1 and calibrated:
@@ -58,15 +59,20 @@ def kept(members: Sequence[EnsembleMember], fusion: Fusion, calibrated: bool) ->
 def keep(
     members: Sequence[EnsembleMember], fusion: Fusion, calibrated: bool, value: float, data: str, split: str
 ) -> None:
-    """Keep a threshold that was found; files of Ultralytics, which hold no metadata, are left as they are."""
+    """Keep a threshold that was found, which for a model alone must be of scores that are not calibrated. Files of
+    Ultralytics, which hold no metadata, are left as they are."""
     weights = members[0].weights
     if weights.path.suffix != FOREIGN:
-        found = {_key(members, fusion, calibrated): entry(value, data, split)}
+        found = {_key(members, fusion, calibrated): {"threshold": value, "data": data, "split": split}}
         save_about(weights, counting=weights.about.get("counting", {}) | found)
+
+
+def _of_sizes(sizes: Sequence[int]) -> str:
+    return "alone at " + " ".join(map(str, sorted(sizes)))
 
 
 def _key(members: Sequence[EnsembleMember], fusion: Fusion, calibrated: bool) -> str:
     if len(members) == 1:
-        return key(members[0].sizes)
+        return _of_sizes(members[0].sizes)
     about = [(m.weights.identity, m.sizes) for m in members], sorted(asdict(fusion).items()), calibrated
     return "fused as " + hashlib.sha256(repr(about).encode()).hexdigest()[:16]
