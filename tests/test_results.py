@@ -426,7 +426,8 @@ def test_types_are_never_taken_for_columns(data, tmp_path, leuko, no_plots):
     first = source.load(data, "train")
     dataset = Dataset(types, [replace(s, labels=(s.labels + i) % 10) for i, s in enumerate(first.samples)])
     predictions = predictions_of(dataset, np.random.default_rng(1))
-    models = [results.ModelResult(n, predictions, coco.evaluate(dataset, predictions)) for n in ("a", "b", "ensemble")]
+    evaluation = coco.evaluate(dataset, predictions)
+    models = [results.ModelResult(n, predictions, evaluation, 0.5, "a default") for n in ("a", "b", "ensemble")]
     results.write_results(tmp_path, dataset, models, draws=20)
     rows = table(tmp_path / "confusion.csv")
     assert len(rows) == len(types) + 1 and len({row["label"] for row in rows}) == len(rows)
