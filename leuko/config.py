@@ -458,7 +458,7 @@ class ReportOptions:
     runs: list[str] = field(default_factory=list, metadata=POSITIONAL)
     """Folders of runs or of validations."""
     out: str = ""
-    """The page; RUN/report.html, or runs/report/comparison.html, if empty."""
+    """The page; RUN/report.html (reviewed.html of a prediction), or runs/report/comparison.html, if empty."""
 
 
 def preset(name: str) -> dict[str, object]:

@@ -28,7 +28,7 @@ from .errors import LeukoError, one_line
 from .io import digest, write_csv, write_json, write_yaml
 from .metrics import counting
 from .metrics.counting import Differential
-from .report import plots, tables
+from .report import plots, review, tables
 from .report.journal import Journal
 from .report.prediction import prediction_page
 
@@ -62,7 +62,7 @@ def predict(options: PredictOptions) -> Path:
         lines = write_labels(journal.folder / "labels", options.labels, images, cells, "predicted", models.name)
         print("\n".join(lines))
     journal.finish()
-    print(f"\nresults: {one_line(str(journal.folder))} (report.html shows them)")
+    print(f"\nresults: {one_line(str(journal.folder))} (report.html shows them; review.html is to correct and sign)")
     return journal.folder
 
 
@@ -179,6 +179,9 @@ def write(
     plots.differential_chart(total, folder / "differential.png", str(threshold))
     fields = [(p.path, p.size, p.cells) for p in predictions]
     prediction_page(folder, fields, types, str(threshold), noted, errors, options.max_pixels)
+    reviewed = (review.field_of(*each) for each in fields)
+    about = {"title": options.source, "threshold": str(threshold), "max_pixels": options.max_pixels}
+    review.write_pages(folder, types, reviewed, **about)
     print(f"{len(predictions)} images, {len(cells)} cells\n\n{tables.slide_count(total, str(threshold))}")
     if cells and total.unclassified.get(counting.BELOW) == len(cells):
         best = max(row["score"] for row in cells)

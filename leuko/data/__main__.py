@@ -107,12 +107,10 @@ def split(options: config.SplitOptions) -> None:
 
 
 def apply_review(options: config.ReviewOptions) -> None:
-    """Write a data set with the verdicts of a review in its labels."""
-    rows = reviewer.apply_review(**vars(options))
-    for row in rows:
-        print(f"{row['image']}: {row['before'] or 'no cell'} is now {row['after'] or 'no cell'}")
-    print(f"{options.dst}: {len(rows)} labels changed, listed in reviewed.csv")
-    _print_written(options.dst, {})
+    """Write the labels that a person corrected as a data set."""
+    rows, datasets = reviewer.apply_review(**vars(options))
+    print(f"{options.dst}: {len(rows)} cells changed, listed in reviewed.csv")
+    _print_written(options.dst, datasets)
 
 
 def factors(options: config.FactorOptions) -> None:

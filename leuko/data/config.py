@@ -64,20 +64,26 @@ class _Measured:
 
 @dataclass
 class ReviewOptions(_Written):
-    """Put the verdicts on labels that models doubt into a new data set."""
+    """Write the labels that a person corrected and signed on review.html as a data set."""
 
     EXAMPLES: ClassVar[str] = """
-    leuko val --ensemble a b c --data slides          # writes runs/val/ensemble/consensus.json and its gallery
-    (fill in each "verdict": keep, accept, or a type)
-    leuko data apply-review slides runs/val/ensemble/consensus.json datasets/reviewed
+    leuko data apply-review review.json datasets/corrected                    # of leuko predict
+    leuko data apply-review runs/predict/fcos datasets/corrected --format yolo   # all review*.json there
+    leuko data apply-review review.json datasets/corrected --data slides      # of leuko val --ensemble
     """
 
-    src: str = _by_place()
-    """The data set that was validated."""
     review: str = _by_place()
-    """consensus.json of a validation, verdicts filled in."""
+    """review.json, or a folder that holds those of all pages of one prediction."""
     dst: str = _by_place()
-    """Folder to make, in the same format."""
+    """Folder to make."""
+    data: str = ""
+    """The data set that was validated, where the review is about its labels."""
+    images: str = ""
+    """Folder that holds the images now, if they were moved since the prediction."""
+    format: str = ""
+    """Format to write: voc, coco or yolo; the data set's own, or coco, if empty."""
+    unsigned: bool = False
+    """Take a review that nobody signed."""
 
 
 @dataclass

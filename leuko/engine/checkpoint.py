@@ -111,8 +111,8 @@ def check_keeps(weights: Weights) -> None:
     """LeukoError if the weights are not leuko's own file, since only that can keep what ``leuko val`` has found."""
     if weights.path.suffix == FOREIGN:
         raise LeukoError(
-            f"{weights.path}: is Ultralytics' file, which cannot keep what is found of it; train from it (leuko train "
-            f"--model {weights.path}), and use that run"
+            f"{weights.path}: is Ultralytics' file, in which --calibrate cannot keep the fit; train from it "
+            f"(leuko train --model {weights.path}), and calibrate that run"
         )
 
 

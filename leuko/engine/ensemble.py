@@ -30,7 +30,7 @@ from .state import load_state
 
 LAST = Path("weights/last.safetensors")
 SAME_CELL = 0.5  # IoU
-WEAK = 0.5  # of the best validation mAP
+WEAK, LEARNED = 0.5, 0.1  # of the best validation mAP; the best of runs that have learned enough to be compared
 
 
 @dataclass
@@ -139,7 +139,7 @@ def without_weak(members: list[EnsembleMember], named: bool) -> list[EnsembleMem
     """The members without those whose validation mAP is less than half of the best one's, which would pull down the
     scores of a fusion; one that the user ``named`` takes part. A line tells of each. LeukoError if one is left."""
     best = max((m.validation_mAP or 0.0 for m in members), default=0.0)
-    weak = [m for m in members if m.validation_mAP is not None and m.validation_mAP < WEAK * best]
+    weak = [m for m in members if m.validation_mAP is not None and m.validation_mAP < WEAK * best >= WEAK * LEARNED]
     for member in weak if len(members) > 1 else ():
         action = "it takes part, as it is named" if named else "left out; name it if it is to take part"
         print(f"{member.name}: mAP {member.validation_mAP:.3f} on its validation split, of others {best:.3f}: {action}")

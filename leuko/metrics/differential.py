@@ -14,7 +14,7 @@ from ..detections import Detections
 from .binomial import percent_of
 from .counting import second_types
 
-NEAR = 0.1  # a score this close to the threshold, or to that of another type, is doubtful
+NEAR = 0.2  # times the threshold: a score this close to it, or to that of another type, is doubtful
 REFERENCE = 400  # cells of CLSI H20's reference differential: two examiners of 200 each
 MAX_NAMED = 3  # types that a verdict names, those that are off the most
 MIN_GROUPS, MIN_CELLS = 5, 100
@@ -181,14 +181,15 @@ def review_queue(
     rows = []
     for sample, cells, spread in zip(dataset.samples, predictions, spreads.tolist(), strict=True):
         second, others = second_types(cells)
-        reasons = [(NEAR, "")]
+        near = NEAR * max(score, 0.01)
+        reasons = [(near, "")]
         for best, of_best, of_other, other in zip(cells.scores, cells.labels, others, second, strict=True):
             reasons.append((abs(best - score), f"a score of {best:.2f}"))
             if best >= score and other >= 0:
                 both = f"{dataset.types[of_best]} {best:.2f} or {dataset.types[other]} {of_other:.2f}"
                 reasons.append((best - of_other, both))
         gap, reason = min(reasons)
-        by_score = round(float(1 - gap / NEAR), 3)
+        by_score = round(float(1 - gap / near), 3)
         why = [reason] if by_score > 0 else []
         why += [f"members differ by {spread} cell{'s' * (spread > 1)}"] if spread else []
         if why:

@@ -23,6 +23,7 @@ from ..errors import LeukoError
 from ..io import make_folder, read_json, read_text, write_text
 from ..metrics.confusion import CONFUSED, EXTRA, MISSED
 from . import pictures
+from .agreement import agreement
 from .comparison import compare
 from .html import data_uri, environment
 from .run import RESULTS_LIMIT, read_count, read_evaluation, results_of
@@ -47,7 +48,8 @@ def run(options: ReportOptions) -> None:
         raise LeukoError("name the folder of a run or of a validation, or several")
     folders = [Path(folder) for folder in options.runs]
     alone = len(folders) == 1
-    out = Path(options.out or (folders[0] / "report.html" if alone else "runs/report/comparison.html"))
+    own = "report.html" if (folders[0] / "metrics.json").is_file() else "reviewed.html"  # of a prediction
+    out = Path(options.out or (folders[0] / own if alone else "runs/report/comparison.html"))
     content = build(folders[0]) if alone else _render("comparison.html.j2", **compare(folders))
     make_folder(out.parent)
     write_text(out, content)
@@ -55,8 +57,12 @@ def run(options: ReportOptions) -> None:
 
 
 def build(folder: str | Path) -> str:
-    """The page of one run or validation folder; LeukoError if it holds no results, or broken ones."""
+    """The page of one run or validation folder, or of a prediction that a person has reviewed; LeukoError if it holds
+    no results, or broken ones."""
     folder = Path(folder)
+    review = agreement(folder)
+    if review and not (folder / "metrics.json").is_file():  # of a prediction
+        return _render("reviewed.html.j2", folder=folder, review=review)
     evaluation, about = read_evaluation(folder)
     with results_of(folder):
         table, head = per_class_lines(evaluation), 1
@@ -75,6 +81,7 @@ def build(folder: str | Path) -> str:
             models=model_lines(count["models"]) if count else [],
             shades=css_colours([row["type"] for row in count["rows"]]) if count else [],
             errors=_errors(folder),
+            review=review,
         )
 
 

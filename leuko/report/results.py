@@ -34,7 +34,7 @@ from ..metrics.calibration import Scaling
 from ..metrics.coco import Evaluation
 from ..metrics.confusion import Pairing
 from ..metrics.matching import Matches
-from . import figures, pictures, plots, tables
+from . import figures, pictures, plots, review, tables
 from .style import type_colours
 from .tables import rate
 
@@ -202,11 +202,13 @@ def _write_consensus(folder: Path, dataset: Dataset, members: Sequence[ModelResu
     entries = []
     for s in suspects:
         sample = dataset.samples[s.image]
-        entries.append({**asdict(s), "image": str(sample.image.resolve()), "image_id": sample.id, "verdict": ""})
+        entries.append({**asdict(s), "image": str(sample.image.resolve()), "image_id": sample.id})
     write_json(folder / "consensus.json", {"types": dataset.types, "suspects": entries})
     if suspects:
         plots.write_image(folder / "consensus.jpg", pictures.consensus(dataset, suspects))
-    return [f"{len(suspects)} labels that the models doubt: consensus.json (see leuko data apply-review --help)"]
+        review.write_suspects(folder, dataset, suspects)
+    shown = "them" if len(suspects) <= review.MOST_SUSPECTS else f"the surest {review.MOST_SUSPECTS:,}"
+    return [f"{len(suspects):,} labels that the models doubt" + (f": review.html shows {shown}" if suspects else "")]
 
 
 # ---------------------------------------------------------------- COCO's measures, curves, calibration

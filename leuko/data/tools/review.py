@@ -1,136 +1,324 @@
-"""Corrections from a review of the labels that several models doubt: ``leuko data apply-review``."""
+"""What a person corrected on ``review.html`` (see ``leuko.report.review``): ``leuko data apply-review``.
+
+``review.json`` holds the pages of the prediction by their digests, the images by name and SHA-256, each cell with its
+type before and after, and the events of signing. A type is a name, "" (unclassified) or null (no leukocyte).
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from ...errors import LeukoError, nearest
-from ...io import read_json, write_csv
+from ...io import check_readable, io_errors_as, read_json, write_csv
 from ...kinds import misfit
-from ..dataset import LabelWarning, Sample
+from ..dataset import Dataset, LabelWarning, Sample
 from ..formats import FORMATS
+from ..images import image_size, list_images
 from .builder import building, read_source, with_cells, write_warnings
 
-KEEP, ACCEPT = "keep", "accept"
-COLUMNS = ("image", "kind", "before", "after", "x0", "y0", "x1", "y1")
-SUSPECT = {"image": str, "kind": Literal["type", "unlabelled", "missed"], "cell": int, "label": str, "says": str} | {
-    "box": list[float],
-    "sure": float,
-    "votes": list[dict],
-    "image_id": int,
-    "verdict": str,
-}
+PREDICTION, CONSENSUS = "prediction", "consensus"
+COLUMNS = ("image", "before", "after", "x0", "y0", "x1", "y1", "score", "reviewed_by", "reviewed_at")
 ROUNDING = 0.02  # pixels by which a cell's box may differ from the review's, which is rounded to .01
+SPLIT = "all"  # of the labels of a prediction
 
 
-def apply_review(src: str | Path, review: str | Path, dst: str | Path, *, force: bool = False) -> list[dict]:
-    """Write a data set with the verdicts of a review in its labels, and return a row for each change.
+_Type = str | None
+_REVIEW = {"leuko": str, "kind": Literal["prediction", "consensus"], "title": str, "digests": list[str], "page": int}
+_REVIEW |= {"types": list[str], "threshold": str, "images": list[dict], "cells": list[dict], "events": list[dict]}
+_ITEMS = {
+    "images": {"name": str, "path": str, "sha256": str, "width": int, "height": int, "group": str},
+    "cells": {"image": int, "box": list[float], "before": _Type, "after": _Type}
+    | {"score": float | None, "checked": bool, "added": bool},
+    "events": {"event": Literal["signed", "reopened"], "by": str, "at": str},
+}
 
-    Each suspect of ``consensus.json`` has a ``verdict``, which a person fills in: ``keep`` (or nothing) leaves the
-    label, ``accept`` does what the models say (another type, a new cell, no cell), a type's name gives that type. The
-    cell's old type is kept as its attribute ``label_before``, and all changes are listed in ``reviewed.csv``. A verdict
-    applies to every split that holds the image; one that lacks the cell keeps its labels, with a warning.
 
-    For the arguments see ``config.ReviewOptions``. Raises LeukoError.
+@dataclass(frozen=True)
+class ReviewedCell:
+    """A cell before and after the review, by the image's index; ``added`` by the person, where there was none."""
+
+    image: int
+    box: tuple[float, float, float, float]
+    before: str | None
+    after: str | None
+    score: float | None = None
+    added: bool = False
+
+
+@dataclass(frozen=True)
+class Review:
+    """The content of a ``review.json``. ``digests`` are those of all pages, ``page`` is the index of this one; ``by``
+    and ``at`` are the signature, empty without one; ``images`` hold name, path, width, height, group and sha256."""
+
+    file: Path
+    kind: str
+    types: list[str]
+    digests: list[str]
+    page: int
+    images: list[dict]
+    cells: list[ReviewedCell]
+    by: str
+    at: str
+    events: list[dict]
+
+    def changes(self) -> list[ReviewedCell]:
+        """The cells whose type is another now."""
+        return [cell for cell in self.cells if cell.before != cell.after]
+
+
+def named(kind: str | None) -> str:
+    """A type in words."""
+    return "no leukocyte" if kind is None else kind or "unclassified"
+
+
+def page_digest(content: dict) -> str:
+    """The SHA-256 of what a page showed at first: types, threshold, the images' names, and the cells."""
+    cells = [[c["image"], [f"{v:.2f}" for v in c["box"]], c["before"]] for c in content["cells"] if not c.get("added")]
+    shown = [content["types"], content["threshold"], [image["name"] for image in content["images"]], cells]
+    return hashlib.sha256(json.dumps(shown).encode()).hexdigest()
+
+
+# ---------------------------------------------------------------- reading
+
+
+def read_reviews(path: str | Path) -> list[Review]:
+    """The review in a file, or those of a folder (``review*.json``); LeukoError where one is broken, or they are not of
+    one prediction, or not of the prediction whose ``review.html`` lies beside them."""
+    path = Path(path)
+    files = sorted(path.glob("review*.json")) if path.is_dir() else [path]
+    if not files:
+        raise LeukoError(f"{path}: no review*.json there; download it from review.html by Sign or Download")
+    reviews = [read_review(file) for file in files]
+    remedy = "keep those of one"
+    expected = reviews[0].digests
+    if (page := files[0].parent / "review.html").is_file():
+        with io_errors_as("read", page), open(page, encoding="utf-8", errors="replace") as text:
+            found = re.search('name="prediction" content="([0-9a-f ]+)"', text.read(1_000_000))
+        expected, remedy = (found[1].split() if found else expected), "put it where its own page is"
+    for i, review in enumerate(reviews):
+        if review.digests != expected:
+            raise LeukoError(f"{review.file}: is the review of another prediction than {page.parent}; {remedy}")
+        if twice := next((r for r in reviews[:i] if r.page == review.page), None):
+            raise LeukoError(f"{review.file}: reviews the same page as {twice.file}; keep one of them")
+    return reviews
+
+
+def read_review(file: Path) -> Review:
+    """A review, checked to be whole and as its page wrote it; raises LeukoError."""
+    content = read_json(file)
+    problem = misfit(content, _REVIEW)
+    for key, kinds in () if problem else _ITEMS.items():
+        found = ((number, misfit(item, kinds)) for number, item in enumerate(content[key], 1))
+        problem = problem or next((f"{key} {number}: {wrong}" for number, wrong in found if wrong), "")
+    if not problem and content["page"] not in range(len(content["digests"])):
+        problem = f"page {content['page']} of {len(content['digests'])}"
+    if problem:
+        raise LeukoError(f"{file}: not a review ({problem}); download it from review.html again")
+    if page_digest(content) != content["digests"][content["page"]]:
+        raise LeukoError(f"{file}: its cells are not those of its prediction; download it from the page again")
+    cells = [
+        ReviewedCell(c["image"], tuple(c["box"]), c["before"], c["after"], c["score"], c["added"])
+        for c in content["cells"]
+    ]
+    for number, cell in enumerate(cells, 1):
+        _check_cell(cell, content["images"], content["types"], f"{file}: cell {number}")
+    is_signed = content["events"] and content["events"][-1]["event"] == "signed"
+    by, at = (content["events"][-1][key] if is_signed else "" for key in ("by", "at"))
+    if is_signed and not (by.strip() and by.isprintable() and at.isprintable()):
+        raise LeukoError(f"{file}: signed by {by!r:.40}, which is no name; sign it again")
+    about = {key: content[key] for key in ("kind", "types", "digests", "page", "images", "events")}
+    return Review(file, cells=cells, by=by, at=at, **about)
+
+
+def _check_cell(cell: ReviewedCell, images: Sequence[dict], types: Sequence[str], place: str) -> None:
+    """Raise LeukoError unless a cell lies on its image and has types that there are."""
+    for kind in (cell.before, cell.after):
+        if kind and kind not in types:
+            raise LeukoError(f'{place}: the type "{kind}" is unknown{nearest(kind, types)} ({", ".join(types)})')
+    if cell.image not in range(len(images)):
+        raise LeukoError(f"{place}: there is no image {cell.image}; download the review again")
+    width, height = images[cell.image]["width"], images[cell.image]["height"]
+    x0, y0, x1, y1 = cell.box if len(cell.box) == 4 else (0, 0, 0, 0)
+    if not (-ROUNDING <= x0 < x1 <= width + ROUNDING and -ROUNDING <= y0 < y1 <= height + ROUNDING):
+        raise LeukoError(f"{place}: its box {cell.box} is not inside the image; download the review again")
+
+
+# ---------------------------------------------------------------- applying
+
+
+def apply_review(
+    review: str | Path,
+    dst: str | Path,
+    *,
+    data: str = "",
+    images: str = "",
+    format: str = "",
+    unsigned: bool = False,
+    force: bool = False,
+) -> tuple[list[dict], dict[str, Dataset]]:
+    """Write the labels that a person corrected as a data set; returns a row per change, and the data set.
+
+    Of a prediction these are the labels of all its images; of labels that models doubt, the data set ``data`` with
+    those changes. Cells keep their old type and score and who reviewed them as the attributes ``label_before``,
+    ``score`` and ``reviewed_by``, and ``reviewed.csv`` lists the changes. For the arguments see
+    ``config.ReviewOptions``. Raises LeukoError.
     """
-    review = Path(review)
-    form, datasets = read_source(src, dst)
-    places: dict[Path, list[tuple[str, int]]] = {}  # the splits that hold an image, and its number there
-    for split, dataset in datasets.items():
-        for i, sample in enumerate(dataset.samples):
-            places.setdefault(sample.image.resolve(), []).append((split, i))
-    types = next(iter(datasets.values())).types
-    rows: list[dict] = []
-    for number, s in enumerate(_read(review), 1):
-        if (image := Path(s["image"]).resolve()) not in places:
-            raise LeukoError(f"{review}: image {s['image']} is not in {src}; name the data set that was validated")
-        if (after := _verdict(s, types, review)) is None:
-            continue
-        label = types.index(after) if after else None
-        row = {"image": "", "kind": s["kind"], "before": s.get("label", ""), "after": after}
-        for split, i in places[image]:
-            dataset, sample = datasets[split], datasets[split].samples[i]
-            if (cell := _find(sample, s, types)) is None:
-                about = f"suspect {number} of the review", f"its cell is not in split {split}", "left out"
-                dataset.warnings.append(LabelWarning(sample.image, *about))
-                continue
-            if min(s["box"]) < 0 or s["box"][2] > sample.width or s["box"][3] > sample.height:
-                raise LeukoError(
-                    f"{review}: suspect {number}: its box is not inside {s['image']}; edit its verdict only"
-                )
-            dataset.samples[i] = _changed(sample, cell, s["box"], label, row["before"])
-            row["image"] = str(sample.image)
-        if not row["image"]:
-            problem = f"cell {s['cell']}, {s.get('label')}, is no longer in the data"
-            raise LeukoError(f"{review}: suspect {number}: {s['image']}: {problem}; validate the data anew")
-        rows.append(row | dict(zip(COLUMNS[4:], s["box"], strict=True)))
+    if format and format not in FORMATS:
+        raise LeukoError(f"--format {format}: is not a format{nearest(format, FORMATS)}; give {', '.join(FORMATS)}")
+    reviews = read_reviews(review)
+    if waiting := [each.file for each in reviews if not each.by and not unsigned]:
+        raise LeukoError(f"{waiting[0]}: is not signed; sign it on its page, or give --unsigned")
+    kind = reviews[0].kind
+    if (kind == CONSENSUS) != bool(data):
+        problem = "is about the labels of a data set" if kind == CONSENSUS else "is of a prediction, not of a data set"
+        raise LeukoError(f"{reviews[0].file}: {problem}; {'name it by' if kind == CONSENSUS else 'leave out'} --data")
+    if kind == CONSENSUS:
+        form, datasets = read_source(data, dst, format)
+        for each in reviews:
+            _correct(datasets, each, data)
+    else:
+        form, datasets = format or "coco", {SPLIT: _dataset(reviews, images)}
+    if (number := len(reviews)) < (pages := len(reviews[0].digests)):
+        next(iter(datasets.values())).notes.append(
+            f"{number} of {pages} pages of the prediction: the others are left out"
+        )
+    rows = [_row(each, cell) for each in reviews for cell in each.changes()]
     with building(dst, force) as folder:
         for split, dataset in datasets.items():
             FORMATS[form].write(dataset, folder, split)
         write_warnings(folder, datasets)
         write_csv(folder / "reviewed.csv", rows, COLUMNS)
-    return rows
+    return rows, datasets
 
 
-def _read(file: Path) -> list[dict]:
-    """The suspects of a review, checked to be what ``leuko val`` writes."""
-    content = read_json(file)
-    if problem := misfit(content, {"suspects": list[dict]}, more=True):
-        raise LeukoError(f"{file}: not a review ({problem}); give the consensus.json of leuko val --ensemble")
-    for number, s in enumerate(content["suspects"], 1):
-        problem = misfit(s, SUSPECT, optional=("sure", "votes", "image_id", "verdict"))
-        if not problem and (len(s["box"]) != 4 or not (s["box"][0] < s["box"][2] and s["box"][1] < s["box"][3])):
-            problem = f"box {s['box']!r:.60}"
-        if not problem and (bool(s["says"]) != (s["kind"] != "missed") or "\0" in s["image"]):
-            problem = f"kind {s['kind']}, says {s['says']!r:.40}"
-        if problem:
-            raise LeukoError(
-                f"{file}: suspect {number}: is not as leuko val wrote it ({problem}); edit its verdict only"
-            )
-    return content["suspects"]
+def _row(review: Review, cell: ReviewedCell) -> dict:
+    who = {"reviewed_by": review.by, "reviewed_at": review.at}
+    box = dict(zip(COLUMNS[3:7], cell.box, strict=True))
+    about = {"before": named(cell.before), "after": named(cell.after), "score": cell.score, **who}
+    return {"image": review.images[cell.image]["path"], **about, **box}
 
 
-def _verdict(suspect: dict, types: list[str], file: Path) -> str | None:
-    """The type that a verdict gives, "" for no cell, None where the label stays; LeukoError for one that is unknown."""
-    verdict, known = suspect.get("verdict", "").strip(), (KEEP, ACCEPT, *types)
-    place = f"{file}: {Path(suspect['image']).name}"
-    if verdict and verdict not in known:
-        raise LeukoError(f'{place}: verdict "{verdict}" is unknown{nearest(verdict, known)} ({", ".join(known)})')
-    if verdict in ("", KEEP):
-        return None
-    after = suspect["says"] if verdict == ACCEPT else verdict
-    if after and after not in types:
-        raise LeukoError(f'{place}: the type "{after}" is not among {", ".join(types)}')
-    return after
+def _attributes(review: Review, cell: ReviewedCell) -> dict:
+    """What a label keeps of its review."""
+    about = {"label_before": named(cell.before)} if cell.before != cell.after else {}
+    about |= {} if cell.score is None else {"score": cell.score}
+    return about | ({"reviewed_by": review.by} if review.by else {})
 
 
-def _find(sample: Sample, suspect: dict, types: list[str]) -> int | None:
-    """The index of a suspect's cell, which another split may list in another place; None where it is not there; of a
-    cell that has no label yet the next free one."""
-    if suspect["cell"] < 0:
-        return len(sample.boxes)
-    near = np.isclose(sample.boxes, suspect["box"], rtol=0, atol=ROUNDING).all(1)
-    same = [i for i in np.flatnonzero(near).tolist() if types[sample.labels[i]] == suspect.get("label", "")]
-    return suspect["cell"] if suspect["cell"] in same else next(iter(same), None)
+def _by_name(paths: Iterable[Path]) -> dict[str, list[Path]]:
+    named_so: dict[str, list[Path]] = {}
+    for path in paths:
+        named_so.setdefault(path.name, []).append(path)
+    return named_so
 
 
-def _changed(sample: Sample, cell: int, box: list[float], label: int | None, before: str) -> Sample:
-    """The sample with another label of a cell, without the cell (None), or with a new one where there is none yet."""
-    if label is None:
-        return with_cells(sample, np.delete(np.arange(len(sample.boxes)), cell))
-    if cell == len(sample.boxes):
+def _located(review: Review, number: int, there: dict[str, list[Path]]) -> list[Path]:
+    """Those of some paths, by name, that are a review's image, byte for byte; LeukoError where none is."""
+    image = review.images[number]
+    same_name = [path for path in there.get(image["name"], ()) if path.is_file()]
+    for path in same_name:
+        check_readable(path)
+    same = [path for path in same_name if _sha256(path) == image["sha256"]]
+    if same:
+        return same
+    if same_name:
+        raise LeukoError(
+            f"{same_name[0]}: has changed since its review {review.file}; bring back the image, or review it anew"
+        )
+    raise LeukoError(
+        f"{review.file}: its image {image['path']} is not there; say by --images or --data where it is now"
+    )
+
+
+def _sha256(path: Path) -> str:
+    with io_errors_as("read", path):
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _dataset(reviews: Sequence[Review], folder: str) -> Dataset:
+    """The images of a prediction with the labels that they have after its review."""
+    there = _by_name(list_images(folder, recursive=True)) if folder else {}
+    types = reviews[0].types
+    dataset = Dataset(types, [])
+    for review in reviews:
+        for i, about in enumerate(review.images):
+            path = _located(review, i, there if folder else _by_name([Path(about["path"])]))[0]
+            of_image = [cell for cell in review.cells if cell.image == i]
+            cells = [cell for cell in of_image if cell.after]
+            for cell in of_image:
+                if cell.after == "":
+                    action = "left out, which leaves a leukocyte without a label"
+                    dataset.warnings.append(LabelWarning(path, f"cell at {cell.box}", "is unclassified", action))
+            boxes, labels = [cell.box for cell in cells], [types.index(cell.after) for cell in cells]
+            attributes = [_attributes(review, cell) for cell in cells]
+            number = len(dataset.samples) + 1
+            size = image_size(path)
+            sample = Sample(path, *size, boxes, labels, number, attributes=attributes, group=about["group"])
+            dataset.samples.append(sample)
+    return dataset
+
+
+def _correct(datasets: dict[str, Dataset], review: Review, data: str) -> None:
+    """Put the changes of a review into every split that holds the image; one that lacks the cell keeps its labels, with
+    a warning. A cell that was left unclassified keeps its label, with a warning, too."""
+    places: dict[Path, list[tuple[str, int]]] = {}
+    for split, dataset in datasets.items():
+        for i, sample in enumerate(dataset.samples):
+            places.setdefault(sample.image, []).append((split, i))
+    there = _by_name(places)
+    located = {n: _located(review, n, there) for n in {cell.image for cell in review.cells}}
+    types = next(iter(datasets.values())).types
+    for number, cell in enumerate(review.cells, 1):
+        if cell.after and cell.after not in types:
+            raise LeukoError(f'{review.file}: cell {number}: the type "{cell.after}" is not among {", ".join(types)}')
+        held = [place for path in located[cell.image] for place in places[path]]
+        changed = 0
+        for split, i in held:
+            dataset, sample = datasets[split], datasets[split].samples[i]
+            if cell.after == "":
+                about = f"cell {number} of the review", "is unclassified", "keeps its label"
+            elif (at := _find(sample, cell, types)) is not None:
+                dataset.samples[i] = _changed(sample, at, cell, types, _attributes(review, cell))
+                changed += 1
+                continue
+            else:
+                about = f"cell {number} of the review", f"is not in split {split}", "left out"
+            dataset.warnings.append(LabelWarning(sample.image, *about))
+        if not changed and cell.after != "":
+            problem = f"cell {number}, {named(cell.before)} on {review.images[cell.image]['name']}, is not in {data}"
+            raise LeukoError(f"{review.file}: {problem}; name the data that was validated, not corrected already")
+
+
+def _find(sample: Sample, cell: ReviewedCell, types: Sequence[str]) -> int | None:
+    """The index of a reviewed cell among the labels, the next free one where it had none; None where it is gone."""
+    near = np.isclose(sample.boxes, cell.box, rtol=0, atol=ROUNDING).all(1)
+    if cell.before is None:
+        return None if near.any() else len(sample.boxes)
+    return next((i for i in np.flatnonzero(near).tolist() if types[sample.labels[i]] == cell.before), None)
+
+
+def _changed(sample: Sample, at: int, cell: ReviewedCell, types: Sequence[str], attributes: dict) -> Sample:
+    """The sample with a cell as the review has it: of another type, gone, or new."""
+    is_new = at == len(sample.boxes)
+    if cell.after is None:
+        return sample if is_new else with_cells(sample, np.delete(np.arange(len(sample.boxes)), at))
+    if is_new:
         sample = replace(
             sample,
-            boxes=[*sample.boxes, box],
-            labels=[*sample.labels, label],
+            boxes=[*sample.boxes, cell.box],
+            labels=[*sample.labels, 0],
             crowd=[*sample.crowd, False],
             cell_factors=[*sample.cell_factors, ()],
             attributes=[*sample.attributes, {}],
         )
-    sample.labels[cell] = label
-    sample.attributes[cell]["label_before"] = before
+    sample.labels[at] = types.index(cell.after)
+    sample.attributes[at] = {**sample.attributes[at], **attributes}
     return sample

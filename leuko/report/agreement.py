@@ -1,0 +1,68 @@
+"""Who changed what in a review, and how far the model agrees with the person."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..data.tools.review import Review, named, read_reviews
+from ..metrics import differential
+from .tables import rate
+
+HEAD = ("type", "before", "after", "kept", "of those before", "of those after", "kappa")
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """``signatures`` are lines; ``table`` has a head and a line per type; ``changes`` are (image, before, after);
+    ``kappa`` is Cohen's of the types of the cells that have one before and after, as text."""
+
+    signatures: list[str]
+    cells: int
+    kappa: str
+    table: list[list[str]]
+    changes: list[tuple[str, str, str]]
+
+
+def agreement(folder: Path) -> Agreement | None:
+    """What the reviews in a folder changed; None where there is none. Raises LeukoError for a broken one."""
+    if not any(folder.glob("review*.json")):
+        return None
+    reviews = read_reviews(folder)
+    types = reviews[0].types
+    number = {name: i for i, name in enumerate(types)}
+    matrix = np.zeros((len(types) + 1, len(types) + 1), dtype=int)  # rows: after; columns: before; last: neither
+    for review in reviews:
+        for cell in review.cells:
+            matrix[number.get(cell.after, -1), number.get(cell.before, -1)] += 1
+    table = [list(HEAD)]
+    for name, after, before, kept in zip(types, matrix.sum(1), matrix.sum(0), np.diag(matrix), strict=False):
+        shares = [rate(kept / n) if n else "-" for n in (before, after)]
+        kappa = rate(differential.kappa(_one_against_rest(matrix, number[name])))
+        table.append([name, *(f"{n:,}" for n in (before, after, kept)), *shares, kappa])
+    return Agreement(
+        signatures=[_signature(review) for review in reviews],
+        cells=sum(len(review.cells) for review in reviews),
+        kappa=rate(differential.kappa(matrix)),
+        table=table,
+        changes=[
+            (review.images[cell.image]["name"], named(cell.before), named(cell.after))
+            for review in reviews
+            for cell in review.changes()
+        ],
+    )
+
+
+def _one_against_rest(matrix: np.ndarray, k: int) -> np.ndarray:
+    """The confusion [3, 3] of one type against all others together, without the cells that have no type."""
+    typed = matrix[:-1, :-1]
+    both, after, before = typed[k, k], typed[k].sum(), typed[:, k].sum()
+    return np.pad([[both, after - both], [before - both, typed.sum() - after - before + both]], (0, 1))
+
+
+def _signature(review: Review) -> str:
+    """The history of a review in words."""
+    steps = [f"{event['event']} by {event['by']} at {event['at']}" for event in review.events]
+    return f"{review.file.name}: {'; '.join(steps) or 'not signed'}"
