@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import struct
-import subprocess
 import sys
 import time
 import zlib
@@ -16,7 +15,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from conftest import ROOT, table, untrained
+from conftest import in_child, table, untrained
 from PIL import Image
 
 from leuko import predict
@@ -254,18 +253,9 @@ def test_no_image_takes_down_a_prediction(tmp_path, words):
     (home / "text\n\x1b[2J\u202e.jpg").write_text("no image")
     picture.save(home / "cut.jpg")
     (home / "cut.jpg").write_bytes((home / "cut.jpg").read_bytes()[:700])
-    with open(tmp_path / "log", "w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "leuko.predict", *map(str, words), "--source", home, "--name", "p"],
-            stdout=log, stderr=log, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
-        start = time.monotonic()
-        while (done := os.wait4(process.pid, os.WNOHANG))[0] == 0 and time.monotonic() - start < 90:
-            time.sleep(0.05)
-    process.kill()
-    told = (tmp_path / "log").read_text()
-    assert done[0] and os.waitstatus_to_exitcode(done[1]) == 0, told
-    assert done[2].ru_maxrss < 1.5e6, "kB; a prediction of a small image takes 0.9 GB"
+    [(result, seconds)], peak = in_child([["predict", *words, "--source", home, "--name", "p"]])
+    told = result.err
+    assert result.code == 0 and seconds < 60 and peak < 0.5, (told, seconds, peak)
     document = json.loads((tmp_path / "out/p/cells.json").read_text())
     assert {Path(c["image"]).name for c in document["cells"]} == {"good.png", "deep.tif", "stack.tif"}
     lines = ["bomb.png: 32000x32000 is too large (1024 megapixels", "large.png: 12000x12000", "--max-pixels 145"]
