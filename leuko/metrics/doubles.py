@@ -15,7 +15,8 @@ SIDE = 32  # pixels of a look
 SURROUNDINGS = 3.0  # times the longer side of the box
 SHIFT = 3  # pixels of a look by which two boxes of one cell may differ
 ALIKE = 0.5  # correlation of looks that are worth aligning
-SAME, SURROUNDED = 0.9, 0.7  # of one cell: correlation of the looks, and of what surrounds the cell
+SAME, SURROUNDED = 0.9, 0.75  # of one cell: correlation of the looks, and of what surrounds the cell
+DARK = 50  # levels of grey below the surroundings' median, from which all is as dark
 LEAST_KNOWN = 0.6  # of a look's pixels are inside both fields
 OUTSIDE = 0  # the value of a pixel beyond the image's border
 BLOCK = 1000  # looks that are compared at once
@@ -66,14 +67,21 @@ def _normalised(pixels: np.ndarray, known: np.ndarray) -> np.ndarray:
 
 def _are_one(one: np.ndarray, other: np.ndarray) -> bool:
     """Whether two looks, shifted to where they fit best, are of one cell: alike, and in what surrounds the cell, too,
-    since any two dark cells on a pale field look alike."""
+    since any two dark cells on a pale field look alike. Of the surroundings, red cells count as much as nuclei do."""
     inside = slice(SHIFT, SIDE - SHIFT)
     middle = one[inside, inside]
     filled = [_normalised(each, each != OUTSIDE) for each in (other, middle)]
     _, _, _, (x, y) = cv2.minMaxLoc(cv2.matchTemplate(*filled, cv2.TM_CCORR_NORMED))
     there = other[y : y + len(middle), x : x + len(middle)]
     both = (middle != OUTSIDE) & (there != OUTSIDE)
-    return both.mean() >= LEAST_KNOWN and all(
-        (_normalised(middle, known) * _normalised(there, known)).sum() >= least
-        for known, least in ((both, SAME), (both & _AROUND[inside, inside], SURROUNDED))
+    around = both & _AROUND[inside, inside]
+    return (
+        both.mean() >= LEAST_KNOWN
+        and _correlation(middle, there, both) >= SAME
+        and _correlation(*(np.maximum(each, np.median(each[around]) - DARK) for each in (middle, there)), around)
+        >= SURROUNDED
     )
+
+
+def _correlation(one: np.ndarray, other: np.ndarray, known: np.ndarray) -> float:
+    return float((_normalised(one, known) * _normalised(other, known)).sum())
