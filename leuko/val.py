@@ -180,7 +180,10 @@ class Tuning:
             if value := thresholds.find(self.dataset, fused):
                 threshold = Threshold(value, f"found on {self.dataset.split} of {options.data}")
                 if len(members) > 1 or not options.calibrated:
-                    thresholds.keep(*about, value, options.data, self.dataset.split)
+                    try:
+                        thresholds.keep(*about, value, options.data, self.dataset.split)
+                    except LeukoError as error:  # such as weights that others may only read: it is used all the same
+                        print(f"the threshold {value:.2f} is not kept: {error}")
         return threshold or Threshold(origin=f"a default; {self.why_not or 'nothing right was found to fit it'}")
 
 

@@ -22,7 +22,7 @@ from leuko.baselines import ultralytics
 from leuko.data.dataset import Dataset, Sample
 from leuko.data.source import load
 from leuko.detections import Detections
-from leuko.engine import checkpoint, cost, ensemble, evaluate
+from leuko.engine import checkpoint, cost, ensemble, evaluate, thresholds
 from leuko.engine.ensemble import EnsembleMember
 from leuko.metrics import coco
 from leuko.models import create
@@ -92,6 +92,58 @@ def test_val_fuses_members_by_name(project, data, tmp_path, leuko):
     assert unnamed.code == 0, unnamed.err
     members = json.loads((tmp_path / "ensemble-2/metrics.json").read_text())["members"]
     assert {m["model"] for m in members} == {"faster", "fcos"}
+
+
+def test_thresholds_of_counts_are_found_kept_and_used(project, data, faster, tmp_path, leuko, monkeypatch):
+    """By training for a model, by val for other sizes and for a fusion, on what is not reported; predict uses them."""
+    fcos = shutil.copytree(project / "fcos", tmp_path / "fcos")
+    given: list[float] = []
+    monkeypatch.setattr(thresholds, "find", lambda *_: given.append(0.06 + 0.01 * len(given)) or given[-1])
+    one = ["val", "--weights", faster, "--data", data, "--save", tmp_path / "val", "--draws", "0", "--workers", "0"]
+    for name, words, says in (
+        ("a", ["--imgsz", "80"], "score from 0.06 (found on val of"),
+        ("b", ["--imgsz", "80"], "score from 0.06 (found on val of"),
+        ("c", ["--imgsz", "80", "--threshold", "0.3"], "score from 0.30 (as --threshold says)"),
+        (
+            "d",
+            ["--imgsz", "80", "--split", "val"],
+            "score from 0.50 (a default; --tune-split val: is the split that is",
+        ),
+        ("e", ["--imgsz", "80", "96"], "score from 0.07 (found on val of"),
+    ):
+        result = leuko(*one, "--name", name, *words)
+        assert result.code == 0 and says in result.out, (name, result.out, result.err)
+    assert len(given) == 2, "what is kept is not looked for again"
+    both = ["--ensemble", faster, fcos, "--save", tmp_path / "both", "--workers", "0"]
+    assert leuko("val", *both, "--data", data, "--draws", "0").code == 0
+    fused = given[-1]
+    for file in (faster, fcos):
+        assert "counting" in checkpoint.load_weights(file).about
+    field = next((data / "images").iterdir())
+    assert f"scores from {fused:.2f} (found on val of" in leuko("predict", *both, "--source", field).out
+    swapped = ["--ensemble", fcos, faster, "--save", tmp_path / "other", "--source", field]
+    assert f"scores from {fused:.2f} (found" in leuko("predict", *swapped).out
+    assert "(a default" in leuko("predict", *swapped, "--fusion-iou", "0.6").out, "another fusion has another threshold"
+    alone = leuko("predict", "--weights", faster, "--source", field, "--save", tmp_path / "p", "--imgsz", "80")
+    assert "scores from 0.06 (found on val of" in alone.out
+    assert Detector(faster, imgsz=80).threshold == pytest.approx(0.06)
+
+
+def test_a_far_weaker_run_is_told_and_left_out_unless_named(project, data, tmp_path, leuko):
+    for name, mAP in (("strong", 0.8), ("good", 0.7), ("weak", 0.0)):
+        copy = shutil.copytree(project / "fcos", tmp_path / "runs" / name)
+        for file in copy.glob("weights/*.safetensors"):
+            weights = checkpoint.load_weights(file)
+            checkpoint.save_about(weights, val={"mAP": mAP})
+    words = ["val", "--data", data, "--save", tmp_path / "val", "--draws", "0", "--workers", "0", "--ensemble"]
+    result = leuko(*words, "--project", tmp_path / "runs")
+    assert result.code == 0 and "weak: mAP 0.000 on its validation split, of others 0.800: left out" in result.out
+    members = json.loads((tmp_path / "val/ensemble/metrics.json").read_text())["members"]
+    assert {m["model"] for m in members} == {"strong", "good"}
+    result = leuko(*words, *(tmp_path / "runs" / name for name in ("weak", "good")))
+    assert result.code == 0 and "weak: mAP 0.000" in result.out and "it takes part, as it is named" in result.out
+    shutil.rmtree(tmp_path / "runs/good")
+    leuko(*words, "--project", tmp_path / "runs").refused("strong", "name two to fuse")
 
 
 def test_val_tunes_the_fusion_on_another_split(project, data, tmp_path, leuko, monkeypatch):

@@ -1,6 +1,6 @@
 """The score from which counts are best, found on a split that is not reported, and kept in the weights' metadata.
 
-It belongs to a model at its image sizes, or to a fusion of models; that of a fusion is kept with its first member.
+It belongs to a model at its image sizes, or to a fusion of models; that of a fusion is kept with one of its members.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from ..data.dataset import Dataset
 from ..detections import Detections
 from ..metrics import counting
-from .checkpoint import FOREIGN, save_about
+from .checkpoint import FOREIGN, Weights, save_about
 
 if TYPE_CHECKING:
     from .ensemble import EnsembleMember, Fusion
@@ -47,7 +47,7 @@ def kept(
 ) -> Threshold | None:
     """The threshold that the weights keep for a model or a fusion, on the scale of its scores; None without one, and
     for one that was found on what is reported now (data, split)."""
-    found = members[0].weights.about.get("counting", {}).get(_key(members, fusion, calibrated))
+    found = _keeper(members).about.get("counting", {}).get(_key(members, fusion, calibrated))
     if found is None or (found["data"], found["split"]) == reported:
         return None
     value = float(found["threshold"])
@@ -61,7 +61,7 @@ def keep(
 ) -> None:
     """Keep a threshold that was found, which for a model alone must be of scores that are not calibrated. Files of
     Ultralytics, which hold no metadata, are left as they are."""
-    weights = members[0].weights
+    weights = _keeper(members)
     if weights.path.suffix != FOREIGN:
         found = {_key(members, fusion, calibrated): {"threshold": value, "data": data, "split": split}}
         save_about(weights, counting=weights.about.get("counting", {}) | found)
@@ -71,8 +71,13 @@ def _of_sizes(sizes: Sequence[int]) -> str:
     return "alone at " + " ".join(map(str, sorted(sizes)))
 
 
+def _keeper(members: Sequence[EnsembleMember]) -> Weights:
+    """The weights with which a threshold is kept: of a fusion always the same, in whatever order it is named."""
+    return members[0].weights if len(members) == 1 else min((m.weights for m in members), key=lambda w: w.identity)
+
+
 def _key(members: Sequence[EnsembleMember], fusion: Fusion, calibrated: bool) -> str:
     if len(members) == 1:
         return _of_sizes(members[0].sizes)
-    about = [(m.weights.identity, m.sizes) for m in members], sorted(asdict(fusion).items()), calibrated
+    about = sorted((m.weights.identity, m.sizes) for m in members), sorted(asdict(fusion).items()), calibrated
     return "fused as " + hashlib.sha256(repr(about).encode()).hexdigest()[:16]
