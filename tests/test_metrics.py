@@ -183,5 +183,6 @@ def test_the_peak_memory_of_one_model_is_not_that_of_the_process():
         np.ones(megabytes * 2**20, np.uint8)  # written, so resident; freed at once
         return cost.peak_memory(torch.device("cpu")) - before
 
-    assert 290 < peak(300) < 400
-    assert 40 < peak(50) < 150
+    # Three tries, since the system may take other memory from the process at that very moment.
+    assert any(290 < peak(300) < 400 for _ in range(3))
+    assert any(40 < peak(50) < 150 for _ in range(3))
