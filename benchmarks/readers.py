@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from dataclasses import asdict
@@ -32,6 +33,7 @@ from leuko.metrics.coco import evaluate, to_coco_results
 from leuko.models import DetectionModel, create
 from leuko.models.tensors import read_state
 from leuko.report import pages, run, tables
+from leuko.report.review import ReviewCell, ReviewField, write_pages
 from leuko.synth.render import render
 
 TYPES = ["NG", "BG", "EG", "L", "M"]
@@ -81,15 +83,36 @@ def make(root: Path) -> None:
     (root / "named/data.yaml").unlink()
     (root / "named/classes.txt").write_text("\n".join(TYPES))
     (root / "groups.csv").write_text("image,group\n0.jpg,a\n1.jpg,b\n2.jpg,a\n")
-    box = {"image": "voc/JPEGImages/0.jpg", "box": BOXES[0][0]}
-    suspect = box | {"kind": "type", "cell": 0, "label": "NG", "says": "L", "verdict": "accept"}
-    write_json(root / "consensus.json", {"suspects": [suspect, suspect | {"verdict": "keep"}]})
+    _make_review(root, samples)
     image = render(np.random.default_rng(9), 64, 48, ["M"]).image
     for suffix in ("png", "jpg", "tif", "bmp", "webp"):
         cv2.imwrite(str(root / f"image.{suffix}"), image)
     cv2.imwrite(str(root / "deep.tif"), image.astype(np.uint16) * 16)
     cv2.imwritemulti(str(root / "pages.tif"), [image, image])
     _make_run(root, dataset)
+
+
+def _make_review(root: Path, samples: list[Sample]) -> None:
+    """What a person downloads from the page of a prediction, signed, with one cell of another type."""
+    fields = []
+    for sample in samples:
+        cells = [
+            ReviewCell(tuple(box), TYPES[label], 0.9, {TYPES[label]: 0.9})
+            for box, label in zip(sample.boxes.tolist(), sample.labels, strict=True)
+        ]
+        fields.append(ReviewField(sample.image, sample.width, sample.height, cells))
+    page = write_pages(root, TYPES, fields, title="smear")[0].read_text()
+    content = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)[1])
+    for cell in content["cells"]:
+        cell |= {"after": cell["before"], "checked": False, "added": False}
+        for key in ("text", "why", "suggestion"):
+            del cell[key]
+    for image in content["images"]:
+        del image["others"]
+    del content["file"]
+    content["cells"][0]["after"] = TYPES[1]
+    signed = {"event": "signed", "by": "A. B.", "at": "2026-01-02T03:04:05.000Z"}
+    write_json(root / "review.json", content | {"events": [signed]})
 
 
 def _make_run(root: Path, dataset: Dataset) -> None:
@@ -164,7 +187,7 @@ def _resume(root: Path) -> None:
 
 
 def _review(root: Path) -> None:
-    apply_review(root / "voc", root / "consensus.json", root / "reviewed", force=True)
+    apply_review(root / "review.json", root / "reviewed", force=True)
 
 
 def _foreign(root: Path) -> None:
@@ -201,7 +224,7 @@ READERS = {
     "YOLO's .pt": Reader("yolo.pt", lambda root: checkpoint.load_weights(root / "yolo.pt") and None),
     "resume.pt": Reader("run/resume.pt", _resume),
     "args.yaml": Reader("run/args.yaml", _args),
-    "consensus.json": Reader("consensus.json", _review),
+    "review.json": Reader("review.json", _review),
     **{
         name: Reader(f"run/{name}", lambda root: pages.build(root / "run") and None)
         for name in ("metrics.json", "table.json", "cost.csv")
