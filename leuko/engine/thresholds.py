@@ -6,6 +6,7 @@ It belongs to a model at its image sizes, or to a fusion of models; that of a fu
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
@@ -48,7 +49,10 @@ def kept(
     """The threshold that the weights keep for a model or a fusion, on the scale of its scores; None without one, and
     for one that was found on what is reported now (data, split)."""
     found = _keeper(members).about.get("counting", {}).get(_key(members, fusion, calibrated))
-    if found is None or (found["data"], found["split"]) == reported:
+    if found is None:
+        return None
+    data, split = reported
+    if split == found["split"] and os.path.realpath(data) == os.path.realpath(found["data"]):
         return None
     value = float(found["threshold"])
     if len(members) == 1 and calibrated:
