@@ -11,6 +11,7 @@ import math
 import os
 import signal
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -254,7 +255,22 @@ class _ErrorsAsItems(TorchDataset):
 
 def _batches(items: TorchDataset, keys: list[list], workers: int) -> Iterator[list]:
     processes = {"num_workers": workers, "worker_init_fn": _start_worker} if workers else {}
-    return iter(DataLoader(_ErrorsAsItems(items), batch_sampler=keys, collate_fn=list, **processes))
+    with _signals_waiting():
+        return iter(DataLoader(_ErrorsAsItems(items), batch_sampler=keys, collate_fn=list, **processes))
+
+
+@contextmanager
+def _signals_waiting() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM wait for the end of the block: of an exception in what Python does at a fork it prints a
+    traceback, and nobody else hears of it."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def worker_count(workers: int) -> int:
