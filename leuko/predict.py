@@ -118,11 +118,10 @@ def rows_of(path: Path, cells: Detections) -> list[dict]:
     """One row per cell: image, type (or ``unclassified``), the best type and its score, the second one's, why it is
     unclassified, and the box in pixels."""
     rows = []
-    for i, cell in enumerate(cells):
-        first, second = cells.ranked(i)[:2] if len(cells.types) > 1 else (*cells.ranked(i), ("", 0.0))
-        row = {"image": str(path), "type": UNCLASSIFIED if cells.why[i] else cell.type}
-        row |= {"best": first[0], "score": round(first[1], 4), "second": second[0] if second[1] else ""}
-        row |= {"second_score": round(second[1], 4), "why": cells.why[i]}
+    for cell, label, score, why in zip(cells, *counting.second_types(cells), cells.why, strict=True):
+        row = {"image": str(path), "type": UNCLASSIFIED if why else cell.type}
+        row |= {"best": cell.type, "score": round(cell.score, 4), "second": cells.types[label] if label >= 0 else ""}
+        row |= {"second_score": round(float(score), 4), "why": why}
         rows.append(row | dict(zip(("x0", "y0", "x1", "y1"), (round(v, 2) for v in cell.box), strict=True)))
     return rows
 

@@ -118,7 +118,7 @@ def chosen_members(options: ValOptions, dataset: Dataset, device: torch.device) 
         if len(sources) < 2:
             raise LeukoError("--ensemble: name at least two models, or one with --weights")
     members = load_members(sources, device, options.imgsz or (), options.max_detections)
-    members = without_weak(members, named=bool(options.ensemble) or options.ensemble is None)
+    members = without_weak(members, named=options.ensemble != [])
     new_name = source.find(options.data).new_name
     for member in members:
         member.new_name = new_name

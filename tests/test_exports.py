@@ -351,6 +351,8 @@ def test_lines_with_two_readings_are_decided_by_a_person(tmp_path):
         source.load(yolo(tmp_path / "unclear", pose_elsewhere), "train")
     check_read(yolo(tmp_path / "clear", pose_elsewhere, "rows: keypoints\n"), {"train": "abc"})
     check_read(yolo(tmp_path / "ultralytics", pose_elsewhere, "kpt_shape: [2, 2]\n"), {"train": "abc"})
+    with pytest.raises(LeukoError, match="pairs of x and y"):
+        source.load(yolo(tmp_path / "odd", pose_with_visibility, "rows: polygons\n"), "train")
     content = coco("a", "{}.jpg".format)
     content["annotations"] = content["annotations"][1:]
     content["annotations"][0]["bbox"] = [50, 40, 80, 60]

@@ -46,7 +46,7 @@ class Models:
         device = choose_device(options.device)
         named = [options.weights] if options.ensemble is None else options.ensemble or finished_runs(options.project)
         members = load_members(named, device, options.imgsz or (), options.max_detections)
-        members = without_weak(members, named=bool(options.ensemble) or options.ensemble is None)
+        members = without_weak(members, named=options.ensemble != [])
         for member in members:
             member.labels_in(members[0].weights.types)
             if options.calibrated:

@@ -227,6 +227,9 @@ def _add_annotations(part: Path, rows: Sequence[_Row], labels: Labels, options: 
     meaning = (options.rows or _meaning(part, rows, long)) if long else ""
     for row in rows:
         if len(row.numbers) > 4 and meaning == "polygons":
+            if len(row.numbers) % 2:
+                problem = f"{len(row.numbers) + 1} numbers; behind the class, a polygon has pairs of x and y"
+                raise LeukoError(f"{row.record.file}: line {row.line}: {problem}; correct the line")
             xs, ys = row.numbers[0::2], row.numbers[1::2]
             box = (min(xs), min(ys), max(xs), max(ys))
         else:
