@@ -32,6 +32,8 @@ TYPES = (
 BY_CODE = {t.code: t for t in TYPES}
 UNCLASSIFIED = "unclassified"
 """What a cell is called to which no type is given."""
+NONE = "none"
+"""The typing network's class of what is no leukocyte: a platelet, an erythroblast, a red cell taken for one."""
 
 
 def in_order(names: Iterable[str]) -> list[str]:

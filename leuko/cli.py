@@ -65,6 +65,7 @@ COMMANDS: dict[str, Command] = {
     "compare": Command(config.CompareOptions, "leuko.compare:compare", takes_given=True),
     "val": Command(config.ValOptions, "leuko.val:val"),
     "predict": Command(config.PredictOptions, "leuko.predict:predict"),
+    "type": Command(config.TypeOptions, "leuko.type:train_typing"),
     "download": Command(config.DownloadOptions, "leuko.download:run"),
     "report": Command(config.ReportOptions, "leuko.report.pages:run"),
 }

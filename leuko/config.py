@@ -234,6 +234,9 @@ class DetectOptions:
     """Run folder (its best weights) or weights file."""
     ensemble: list[str] | None = None
     """Fuse these runs or weights files; with none named, every finished run of --project that fits."""
+    typer: str = ""
+    """Weights whose typing stage (see leuko type) gives the types, instead of the model's own; off: the detector's own
+    types, without a typing stage."""
     project: str = "runs/train"
     """Folder in which --ensemble looks for runs."""
     name: str = ""
@@ -421,6 +424,79 @@ def check_max_detections(number: int) -> None:
     """LeukoError unless a number of detections per image is usable."""
     if not 1 <= number <= MOST_DETECTIONS:
         raise LeukoError(f"--max-detections {number}: give 1 to {MOST_DETECTIONS:,}")
+
+
+@dataclass
+class TypeOptions:
+    """Train a typing stage: a network that gives each cell its type by a crop of it, for any detector. It learns from
+    boxes with types and from crops of single cells, of several centres if possible."""
+
+    EXAMPLES: ClassVar[str] = """
+    # for a detector: its weights and the typing stage go into one new file
+    leuko type --weights runs/train/fcos --data slides
+    # three centres, and crops of single cells of one of them; classes that are no type are learned as none
+    leuko type --weights runs/train/fcos --data home=slides far=far.yaml more=krd --crops home=crops --name stage
+    # how well does it travel? Learn without a centre, and measure on it
+    leuko type --data home=slides far=far.yaml more=krd --crops home=crops --leave-out far --name without-far
+    # then
+    leuko predict --weights runs/type/stage --source slides/patient7
+    leuko predict --weights runs/train/cascade_rcnn --typer runs/type/stage --source slides/patient7
+    """
+
+    data: list[str] = field(default_factory=list)
+    """Data sets with types, CENTRE=PATH or PATH; each centre is learned from equally often."""
+    crops: list[str] = field(default_factory=list)
+    """Folders with a folder of crops per class, one cell in the middle of each, CENTRE=PATH or PATH. Classes that are
+    none of the data's types (platelet, erythroblast, ...) are learned as none: no leukocyte."""
+    weights: str = ""
+    """The detector that gets the typing stage, a run folder or weights file; without it, the stage is written alone,
+    for --typer. Its types must be among those of the data, or be a single one."""
+    name: str = "typer"
+    """The run's folder in the project; NAME-2, NAME-3 ... where it exists."""
+    project: str = "runs/type"
+    """Folder of runs."""
+    leave_out: str = ""
+    """A centre that is not learned from, but measured on."""
+    train_split: str = "train"
+    """Split of the data that is learned from; a data set with one split is taken whole."""
+    val_split: str = "val"
+    """Split of the data that is measured on at the end, where it exists."""
+    backbone: str = "tf_efficientnet_lite0"
+    """Network: any of timm's."""
+    backbone_weights: str = ""
+    """Its ImageNet weights in timm's names, instead of those on this machine."""
+    pretrained: bool = True
+    """Start from ImageNet weights."""
+    side: int = 96
+    """Pixels of a crop's side."""
+    view: float = 1.3
+    """What a crop shows: a square so many times as wide as the longer side of the cell's box."""
+    steps: int = 600
+    """Steps of the optimiser."""
+    batch: int = 32
+    """Cells per step."""
+    lr: float = 0.002
+    """Largest learning rate of AdamW, which rises and falls in one cycle."""
+    half: bool = False
+    """Write the weights, the detector's too, in half precision, at half the size."""
+    seed: int = 0
+    """Seed of everything random; the same seed, data and machine give the same weights."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1 or 1 ...; auto takes a GPU if there is one."""
+
+    def check(self) -> None:
+        """Raise LeukoError naming the flag whose value cannot be used."""
+        if not self.data and not self.crops:
+            raise LeukoError("--data and --crops are missing: name data sets with types, or folders of crops")
+        for flag, least, most in (("steps", 2, 10**6), ("batch", 2, 4096), ("side", 32, 512)):
+            if not least <= getattr(self, flag) <= most:
+                raise LeukoError(f"--{flag} {getattr(self, flag)}: give {least} to {most:,}")
+        if not 0.5 <= self.view <= 5:
+            raise LeukoError(f"--view {self.view}: give .5 to 5 times the box's longer side")
+        if not 0 < self.lr < 1:
+            raise LeukoError(f"--lr {self.lr}: give a number between 0 and 1")
+        if not 0 <= self.seed < 2**31:
+            raise LeukoError(f"--seed {self.seed}: give a number from 0 to below 2**31")
 
 
 @dataclass

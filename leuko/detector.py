@@ -49,7 +49,7 @@ class Detector:
         config.check_max_detections(max_detections)
         self.device = choose_device(device)
         self._member = EnsembleMember.load(weights, self.device, sizes, max_detections)
-        self.types = tuple(self._member.weights.types)
+        self.types = tuple(self._member.types)
         self.path = self._member.weights.path
         self.threshold = (thresholds.kept([self._member], Fusion(), calibrated=False) or thresholds.Threshold()).value
 

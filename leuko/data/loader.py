@@ -213,10 +213,11 @@ class _Images(TorchDataset):
 
 
 def sample_batches(
-    dataset: Dataset, image_sizes: Sequence[int], batch: int = 1, workers: int = 0
+    dataset: Dataset, image_sizes: Sequence[int], batch: int = 1, workers: int = 0, with_pixels: bool = False
 ) -> Iterator[list[LoadedImage]]:
     """Batches of a data set's images in their order; raises LeukoError for an image that cannot be read."""
-    for items in _in_order(_Images([sample.image for sample in dataset.samples], image_sizes), batch, workers):
+    images = _Images([sample.image for sample in dataset.samples], image_sizes, with_pixels)
+    for items in _in_order(images, batch, workers):
         for item in items:
             if isinstance(item, LeukoError):
                 raise item

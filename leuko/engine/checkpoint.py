@@ -12,7 +12,7 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import __version__
 from ..baselines import ultralytics
@@ -22,16 +22,55 @@ from ..kinds import fits, misfit
 from ..models import DetectionModel, ModelOptions, create
 from ..models.checkpoints import from_foreign
 from ..models.tensors import read_safetensors, read_state
+from ..models.typer import Typer
 
 FOREIGN = ".pt"  # suffix of Ultralytics' weights, which are read and never written
 
 
 @dataclass
-class Weights:
-    """A detector as it is stored.
+class StoredTyper:
+    """A typing stage as it is stored.
 
-    ``recipe`` builds it (:func:`build_model`); ``types`` are the class names in label order; ``about`` holds the leuko
-    version, the epoch and the validation measures at which the weights were saved.
+    ``recipe`` builds its network (``models.typer``); ``types`` are its own, in order; ``view`` is how much it sees of a
+    cell's surroundings; ``classes`` are the types of the detector that it goes with, [] where it stands alone;
+    ``about`` tells what it learned from and what was adapted. ``replay`` holds features [N, F] of cells that it has
+    learned and their ``labels`` [N], from which ``leuko adapt`` goes on.
+    """
+
+    recipe: dict
+    types: list[str]
+    view: float
+    classes: list[str]
+    about: dict
+    state: dict[str, Tensor]
+    replay: dict[str, Tensor]
+
+    def document(self) -> dict:
+        """What the metadata of the file say of it."""
+        return {name: getattr(self, name) for name in TYPER}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Its tensors by their names in the file."""
+        parts = {NET: self.state, REPLAY: self.replay}
+        return {prefix + name: value for prefix, part in parts.items() for name, value in part.items()}
+
+    def build(self, path: Path) -> Typer:
+        """The network with these weights, in eval mode on the CPU; LeukoError where they do not fit it."""
+        with _fitting(path):
+            with torch.device("meta"):
+                check_numbers(Typer(**self.recipe), self.state)
+            net = Typer(**self.recipe)
+            net.load_state_dict(self.state)
+        return net.eval()
+
+
+@dataclass
+class Weights:
+    """A detector as it is stored; only a typing stage, where ``recipe`` is empty.
+
+    ``recipe`` builds it (:func:`build_model`); ``types`` are the class names in label order, those of its typing stage
+    if it has one; ``about`` holds the leuko version, the epoch and the validation measures at which the weights were
+    saved.
     """
 
     path: Path
@@ -39,18 +78,38 @@ class Weights:
     types: list[str]
     about: dict
     state: dict[str, Tensor]
+    typer: StoredTyper | None = None
+
+    @property
+    def classes(self) -> list[str]:
+        """The detector's own types, which its typing stage replaces, if it has one."""
+        return self.typer.classes if self.typer else self.types
 
     @cached_property
     def identity(self) -> str:
         """A digest of the weights alone, whatever the file says of them."""
         digest = hashlib.sha256()
-        for name, value in sorted(self.state.items()):
+        for name, value in sorted(self.tensors().items()):
             digest.update(name.encode() + value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors by their names in the file, those of its typing stage, too."""
+        return self.state | (self.typer.tensors() if self.typer else {})
+
+    def halve(self) -> None:
+        """Round all numbers to half precision, except where one is too large for it."""
+        parts = [self.state, *((self.typer.state,) if self.typer else ())]
+        for part in parts:
+            for name, value in part.items():
+                if value.dtype == torch.float32 and torch.isfinite(half := value.half()).all():
+                    part[name] = half
+
     def build(self) -> DetectionModel:
         """The detector with these weights, in eval mode on the CPU."""
-        with self._fitting():
+        if not self.recipe:
+            raise LeukoError(f"{self.path}: holds only a typing stage; give it by --typer, and a detector by --weights")
+        with _fitting(self.path):
             model = build_model(self.recipe)
             own = model.state_dict()
             if wrong := [
@@ -63,20 +122,27 @@ class Weights:
     def check_size(self) -> None:
         """LeukoError if the model is far larger than its file. It is described without memory first, since the name of
         a backbone alone can stand for 10 GB."""
-        with self._fitting(), torch.device("meta"):
+        if not self.recipe:
+            return
+        with _fitting(self.path), torch.device("meta"):
             yolo = "architecture" in self.recipe
-            model = ultralytics.layers_of(self.recipe) if yolo else create(**self.recipe)
-            there, needed = (sum(v.numel() for v in values) for values in (self.state.values(), model.parameters()))
-            if needed > there + 10**7:
-                raise ValueError(f"{needed:,} numbers are needed, {there:,} are there")
+            check_numbers(ultralytics.layers_of(self.recipe) if yolo else create(**self.recipe), self.state)
 
-    @contextmanager
-    def _fitting(self) -> Iterator[None]:
-        try:
-            yield
-        except Exception as e:  # torch, timm and Ultralytics raise errors of many kinds where a recipe is not theirs
-            reason = (str(e).splitlines() or [type(e).__name__])[-1].strip()[:300]
-            raise LeukoError(f"{self.path}: its weights do not fit its model ({reason}); train or copy it again") from e
+
+def check_numbers(network: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """ValueError if a network has far more parameters than there are numbers for."""
+    there, needed = (sum(v.numel() for v in values) for values in (state.values(), network.parameters()))
+    if needed > there + 10**7:
+        raise ValueError(f"{needed:,} numbers are needed, {there:,} are there")
+
+
+@contextmanager
+def _fitting(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as e:  # torch, timm and Ultralytics raise errors of many kinds where a recipe is not theirs
+        reason = (str(e).splitlines() or [type(e).__name__])[-1].strip()[:300]
+        raise LeukoError(f"{path}: its weights do not fit its model ({reason}); train or copy it again") from e
 
 
 def build_model(recipe: Mapping) -> DetectionModel:
@@ -89,7 +155,7 @@ def build_model(recipe: Mapping) -> DetectionModel:
 
 def save_weights(path: Path, recipe: dict, state: Mapping[str, Tensor], types: list[str], **about: object) -> None:
     """Write weights under a temporary name and rename; no code is needed, or run, to read them."""
-    _write(path, recipe, types, {"leuko": __version__, **plain(about)}, state)
+    save(Weights(path, recipe, types, {"leuko": __version__, **plain(about)}, dict(state)))
 
 
 def save_about(weights: Weights, **about: dict) -> None:
@@ -98,13 +164,15 @@ def save_about(weights: Weights, **about: dict) -> None:
     :func:`check_keeps` says."""
     check_keeps(weights)
     weights.about |= plain(about)
-    _write(weights.path, weights.recipe, weights.types, weights.about, weights.state)
+    save(weights)
 
 
-def _write(path: Path, recipe: dict, types: list[str], about: dict, state: Mapping[str, Tensor]) -> None:
-    document = json.dumps({"recipe": recipe, "types": types, "about": about})
-    tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
-    write_bytes(path, safetensors.torch.save(tensors, {"leuko": document}))
+def save(weights: Weights) -> None:
+    """Write a weights file, with its typing stage, as :func:`save_weights` does."""
+    document = {"recipe": weights.recipe, "types": weights.types, "about": weights.about}
+    document |= {"typer": weights.typer.document()} if weights.typer else {}
+    tensors = {key: value.detach().cpu().contiguous() for key, value in weights.tensors().items()}
+    write_bytes(weights.path, safetensors.torch.save(tensors, {"leuko": json.dumps(plain(document))}))
 
 
 def check_keeps(weights: Weights) -> None:
@@ -143,7 +211,7 @@ def load_weights(source: str | Path) -> Weights:
         state, metadata = read_safetensors(path)
         try:
             document = parse_json(metadata.get("leuko", "{}"))
-            problem = misfit(document, {"recipe": dict, "types": list[str], "about": dict}) or _misfit(**document)
+            problem = misfit(document, DOCUMENT, optional=("typer",)) or _misfit(**document)
         except ValueError as e:
             problem = str(e)
         if problem:
@@ -151,11 +219,20 @@ def load_weights(source: str | Path) -> Weights:
                 f"{path}: safetensors without leuko's metadata, or not as this leuko writes it ({problem:.200}); name "
                 "weights that leuko.train wrote"
             )
-        weights = Weights(path, state=state, **document)
+        typer = document.pop("typer", None)
+        own = {key: value for key, value in state.items() if not (typer and key.startswith((NET, REPLAY)))}
+        weights = Weights(path, state=own, **document)
+        if typer:
+            net, replay = (_under(prefix, state) for prefix in (NET, REPLAY))
+            weights.typer = StoredTyper(state=net, replay=replay, **typer)
     weights.check_size()
     return weights
 
 
+NET, REPLAY = "typer.net.", "typer.replay."  # how the names of a typing stage's tensors begin in a file
+TYPER = {"recipe": dict, "types": list[str], "view": float, "classes": list[str], "about": dict}
+NETWORK = {"backbone": str, "num_types": int, "side": int}
+DOCUMENT = {"recipe": dict, "types": list[str], "about": dict, "typer": dict}
 MODEL = {"name": str, "num_classes": int} | {f.name: object for f in fields(ModelOptions)}  # values are checked there
 OWN = MODEL | {"backbone": str, "norm": str, "freeze": bool, "normalize_features": bool}
 YOLO = MODEL | {"architecture": dict}
@@ -164,16 +241,30 @@ COUNTING = {"threshold": float, "data": str, "split": str}
 CALIBRATION = {"temperature": float, "shift": float, "sizes": list[int]}
 
 
-def _misfit(recipe: dict, types: list[str], about: dict) -> str:
+def _under(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+
+def _misfit(recipe: dict, types: list[str], about: dict, typer: dict | None = None) -> str:
     """What is wrong with a model's description; "" where nothing is. A recipe holds only what builds a model: not
     ``pretrained``, for one, with which other weights would be looked for."""
     kinds = YOLO if "architecture" in recipe else OWN
-    if problem := misfit(recipe, kinds, optional=kinds.keys() - {"name", "num_classes"}):
+    required = {"name", "num_classes"} if recipe or not typer else set()
+    if problem := misfit(recipe, kinds, optional=kinds.keys() - required):
         return problem
+    if typer is not None:
+        problem = misfit(typer, TYPER) or misfit(typer["recipe"], NETWORK)
+        if not problem and (not 0.1 <= typer["view"] <= 10 or not 16 <= typer["recipe"]["side"] <= 512):
+            problem = "a view or side of no use"
+        if not problem and (typer["types"] != types or len(types) != typer["recipe"]["num_types"]):
+            problem = f"the types {', '.join(types)}, but its typing stage {', '.join(typer['types'])}"
+        if problem:
+            return problem
     if problem := misfit(about, ABOUT, optional=ABOUT, more=True):
         return problem
-    if len(set(types)) != len(types) or len(types) != recipe["num_classes"]:
-        return f"{recipe['num_classes']} classes, but the types {', '.join(types)}"
+    classes = typer["classes"] if typer else types
+    if any(len(set(names)) != len(names) for names in (types, classes)) or len(classes) != recipe.get("num_classes", 0):
+        return f"{recipe.get('num_classes', 0)} classes, but the types {', '.join(classes)}"
     for found in about.get("counting", {}).values():
         if problem := misfit(found, COUNTING, more=True):
             return problem
@@ -197,15 +288,15 @@ def transfer(weights: Weights, model: DetectionModel, types: list[str]) -> list[
             name = {"name": "model"}.get(key, key).replace("_", "-")
             remedy = f"--{name if stored else f'no-{name}'}" if type(stored) is bool else f"--{name} {stored}"
             raise LeukoError(f"{weights.path}: its {name} is {stored}, not {model.recipe[key]}; give {remedy}")
-    known = [t for t in types if t in weights.types]
+    known = [t for t in types if t in weights.classes]
     state, own = weights.build().state_dict(), model.state_dict()
     for layer, rows in _class_layers(model).items():
         for key in (f"{layer}.weight", f"{layer}.bias"):
             fresh, trained = own[key].clone(), state[key]
             for t in known:
-                to, at = types.index(t) * rows, weights.types.index(t) * rows
+                to, at = types.index(t) * rows, weights.classes.index(t) * rows
                 fresh[to : to + rows] = trained[at : at + rows]
-            fresh[len(types) * rows :] = trained[len(weights.types) * rows :]  # the background's, if there is one
+            fresh[len(types) * rows :] = trained[len(weights.classes) * rows :]  # the background's, if there is one
             state[key] = fresh
     model.load_state_dict(state)
     return known

@@ -23,10 +23,11 @@ from ..io import read_yaml
 from ..metrics import coco
 from ..metrics.calibration import Scaling
 from ..models import DetectionModel
-from . import cost, fusion
+from . import cost, fusion, typing_stage
 from .checkpoint import Weights, load_weights
 from .evaluate import Predictions, detect, predict, prepare
 from .state import load_state
+from .typing_stage import TypingStage
 
 LAST = Path("weights/last.safetensors")
 SAME_CELL = 0.5  # IoU
@@ -36,13 +37,15 @@ WEAK, LEARNED = 0.5, 0.1  # of the best validation mAP; the best of runs that ha
 @dataclass
 class EnsembleMember:
     """A trained model ready to detect (alone or in an ensemble), with its name in tables, its number of parameters and
-    the image sizes that it looks at. ``new_name`` gives the name that the data has for one of its types."""
+    the image sizes that it looks at. ``typing`` is its typing stage, if it has one; ``new_name`` gives the name that
+    the data has for one of its types."""
 
     name: str
     weights: Weights
     model: DetectionModel
     parameters: int
     sizes: tuple[int, ...]
+    typing: TypingStage | None = None
     new_name: Callable[[str], str] = str
 
     @classmethod
@@ -52,25 +55,41 @@ class EnsembleMember:
         device: torch.device,
         sizes: Sequence[int] = (),
         max_detections: int = MAX_DETECTIONS,
+        typer: str = "",
     ) -> EnsembleMember:
-        """From a run folder or a weights file; ``sizes`` as in ``--imgsz``, the model's own if none is given. How many
-        it detects is an option of its use: what its recipe says does not count."""
+        """From a run folder or a weights file; ``sizes`` as in ``--imgsz``, the model's own if none is given, ``typer``
+        as in ``--typer``. How many it detects is an option of its use: what its recipe says does not count."""
         weights = load_weights(source)
         path = Path(os.path.abspath(weights.path))  # `.` has no name; a link keeps its own
         name = path.parent.parent.name if path.parent.name == "weights" else path.stem
         model = weights.build()
         model.max_detections = max_detections
         sizes = tuple(sizes) or (model.preprocess.image_size,)
-        return cls(name, weights, prepare(model, device), cost.parameters(model), sizes)
+        typing = typing_stage.load(weights, typer, device)
+        number = cost.parameters(model) + (cost.parameters(typing.net) if typing else 0)
+        return cls(name, weights, prepare(model, device), number, sizes, typing)
+
+    @property
+    def types(self) -> Sequence[str]:
+        """The types that it gives, in the order of its labels."""
+        return self.typing.types if self.typing else self.weights.classes
 
     def detect(self, images: Sequence[LoadedImage], device: torch.device) -> list[Detections]:
-        """Detections of each image, whose views include those of the member's sizes."""
+        """Detections of each image, whose views include those of the member's sizes, and which has its pixels where
+        there is a typing stage."""
         mine = [replace(image, views={size: image.views[size] for size in self.sizes}) for image in images]
-        return [replace(d, types=tuple(self.weights.types)) for d in detect(self.model, mine, device)]
+        return [replace(d, types=tuple(self.types)) for d in detect(self.model, mine, device, self.typing)]
 
     def predict(self, dataset: Dataset, device: torch.device, batch: int = 1, workers: int = -1) -> Predictions:
         """Detections on a data set, with labels in its order of types."""
-        about = {"image_sizes": self.sizes, "batch": batch, "workers": workers, "title": self.name, "warmup": True}
+        about = {
+            "image_sizes": self.sizes,
+            "batch": batch,
+            "workers": workers,
+            "title": self.name,
+            "warmup": True,
+            "typing": self.typing,
+        }
         self.labels_in(dataset.types)
         result = predict(self.model, dataset, device, **about)
         result.predictions = self.relabel(result.predictions, dataset.types)
@@ -78,7 +97,7 @@ class EnsembleMember:
 
     def labels_in(self, types: Sequence[str]) -> np.ndarray:
         """For each of the model's labels, the label of the same name in ``types``; LeukoError on a name not in it."""
-        names = [self.new_name(name) for name in self.weights.types]
+        names = [self.new_name(name) for name in self.types]
         for name in names:
             if name not in types:
                 raise LeukoError(
@@ -162,9 +181,10 @@ def load_members(
     device: torch.device,
     sizes: Sequence[int] = (),
     max_detections: int = MAX_DETECTIONS,
+    typer: str = "",
 ) -> list[EnsembleMember]:
     """The models of run folders or weights files; two of one name get a number behind it."""
-    members = [EnsembleMember.load(source, device, sizes, max_detections) for source in sources]
+    members = [EnsembleMember.load(source, device, sizes, max_detections, typer) for source in sources]
     for member in members:
         if member.name.startswith("ensemble"):  # which is what the fusion is called
             member.name += " (model)"

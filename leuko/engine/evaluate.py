@@ -19,6 +19,7 @@ from ..errors import LeukoError
 from ..metrics import coco
 from ..models import DetectionModel
 from . import fusion
+from .typing_stage import TypingStage
 
 
 def choose_device(name: str) -> torch.device:
@@ -60,18 +61,22 @@ def to_unit(image: Tensor, device: torch.device) -> Tensor:
 
 
 @torch.inference_mode()
-def detect(model: DetectionModel, images: Sequence[LoadedImage], device: torch.device) -> list[Detections]:
+def detect(
+    model: DetectionModel, images: Sequence[LoadedImage], device: torch.device, typing: TypingStage | None = None
+) -> list[Detections]:
     """Detections of each image, in pixels of the stored image. Of several views of an image (test-time augmentation)
-    the detections are fused, one vote per view."""
+    the detections are fused, one vote per view. A ``typing`` stage, which looks at the stored pixels, then gives them
+    their types."""
     per_view = []
     for size in images[0].views:
         views = [image.views[size] for image in images]
         outputs = at_size(model, size)([to_unit(view, device) for view in views])
         scales = [(i.size[0] / v.shape[2], i.size[1] / v.shape[1]) for i, v in zip(images, views, strict=True)]
         per_view.append([Detections.from_tensors(o, s) for o, s in zip(outputs, scales, strict=True)])
-    if len(per_view) == 1:
-        return per_view[0]
-    return fusion.fuse(per_view, [image.size for image in images], max_detections=model.max_detections)
+    found = per_view[0]
+    if len(per_view) > 1:
+        found = fusion.fuse(per_view, [image.size for image in images], max_detections=model.max_detections)
+    return typing(images, found) if typing else found
 
 
 @dataclass
@@ -97,8 +102,10 @@ def predict(
     workers: int = -1,
     title: str = "detecting",
     warmup: bool = False,
+    typing: TypingStage | None = None,
 ) -> Predictions:
-    """Run a prepared model over a data set, with a progress bar; ``image_sizes`` are the model's own if none is given.
+    """Run a prepared model over a data set, with a progress bar; ``image_sizes`` are the model's own if none is given,
+    and the types those of a ``typing`` stage, if it has one.
 
     With ``warmup`` the first batch runs once more before, untimed, since the first call allocates memory and chooses
     kernels.
@@ -107,11 +114,11 @@ def predict(
     seconds: list[float] = []
     sizes = image_sizes or (model.preprocess.image_size,)
     with tqdm(total=len(dataset), desc=title, unit="image", leave=False) as bar:
-        for images in sample_batches(dataset, sizes, batch, worker_count(workers)):
+        for images in sample_batches(dataset, sizes, batch, worker_count(workers), with_pixels=typing is not None):
             if warmup and not seconds:
-                detect(model, images, device)
+                detect(model, images, device, typing)
             start = time.perf_counter()
-            predictions += detect(model, images, device)  # on the CPU when it returns, so that a GPU's work is done
+            predictions += detect(model, images, device, typing)  # on the CPU then, so that a GPU's work is done
             seconds.append(time.perf_counter() - start)
             bar.update(len(images))
     return Predictions(predictions, np.array(seconds))

@@ -45,10 +45,10 @@ class Models:
         """The models that the options name; LeukoError where they do not fit each other or the options."""
         device = choose_device(options.device)
         named = [options.weights] if options.ensemble is None else options.ensemble or finished_runs(options.project)
-        members = load_members(named, device, options.imgsz or (), options.max_detections)
+        members = load_members(named, device, options.imgsz or (), options.max_detections, options.typer)
         members = without_weak(members, named=options.ensemble != [])
         for member in members:
-            member.labels_in(members[0].weights.types)
+            member.labels_in(members[0].types)
             if options.calibrated:
                 member.calibrated([])
         fusion = Fusion(options.fusion_iou, options.fusion_score, options.fusion_weights)
@@ -67,7 +67,7 @@ class Models:
     @property
     def types(self) -> list[str]:
         """The types in the order of the labels."""
-        return self.members[0].weights.types
+        return list(self.members[0].types)
 
     @property
     def sizes(self) -> list[int]:

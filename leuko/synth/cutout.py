@@ -9,6 +9,7 @@ from . import stain
 
 AGREEMENT = 0.9  # IoU of the two segmentations, below which the outline is uncertain
 MIN_RED_DENSITY = 0.15  # of a nucleus
+NUCLEUS_TO_CELL = 1.25  # from the longer side of a nucleus to that of its cell, about
 
 
 def cell_mask(image: np.ndarray) -> np.ndarray | None:
@@ -39,6 +40,22 @@ def box_of(mask: np.ndarray) -> np.ndarray:
     """The box [4] float32 xyxy around a mask [H, W] bool that is not empty."""
     x, y, w, h = cv2.boundingRect(mask.astype(np.uint8))
     return np.array([x, y, x + w, y + h], dtype=np.float32)
+
+
+def cell_box(image: np.ndarray) -> np.ndarray | None:
+    """The box [4] float32 xyxy of the cell in the middle of a crop: around :func:`cell_mask`, or, where that is
+    uncertain, a square around the nucleus; None where there is none."""
+    mask = cell_mask(image)
+    if mask is not None:
+        return box_of(mask)
+    small = cv2.resize(image, (180, 180), interpolation=cv2.INTER_AREA)
+    nucleus = _nucleus(cv2.GaussianBlur(small, (0, 0), 1))
+    if nucleus is None:
+        return None
+    box = box_of(nucleus) * np.tile(np.float32(image.shape[1::-1]) / 180, 2)
+    half = NUCLEUS_TO_CELL * (box[2:] - box[:2]).max() / 2
+    middle = (box[:2] + box[2:]) / 2
+    return np.concatenate([middle - half, middle + half])
 
 
 def _nucleus(image: np.ndarray) -> np.ndarray | None:

@@ -11,6 +11,8 @@ All functions work on the encoded (sRGB) values that cameras store, as is usual 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import cv2
 import numpy as np
 
@@ -81,3 +83,63 @@ def uptake(ph: float) -> np.ndarray:
     """
     shift = ph - NEUTRAL_PH
     return np.array([np.exp(-1.2 * shift), np.exp(1.2 * shift), 1.0], dtype=np.float32)
+
+
+# ---------------------------------------------------------------- the stain of a field, and one stain for all
+
+
+@dataclass(frozen=True)
+class Stain:
+    """How a field is stained and recorded: the colour ``white`` [3] of the empty slide, and the median densities [3] of
+    its red cells (None where it shows too few) and of its leukocytes' nuclei."""
+
+    white: np.ndarray
+    red_cells: np.ndarray | None
+    nuclei: np.ndarray
+
+    @classmethod
+    def of(cls, image: np.ndarray, boxes: np.ndarray) -> Stain:
+        """Of a field [H, W, 3] uint8 RGB with leukocytes in ``boxes`` [N, 4] xyxy; a size of about 500 pixels is
+        enough. Nuclei are what absorbs most red light in the boxes, red cells what absorbs green light outside."""
+        white = bare_slide(image)
+        table = np.stack([to_density(np.arange(256), w) for w in white], axis=-1)[None]
+        density = cv2.LUT(cv2.GaussianBlur(image, (0, 0), 1.0), table)
+        outside = np.ones(image.shape[:2], dtype=bool)
+        nuclei = []
+        for x0, y0, x1, y1 in np.asarray(boxes, dtype=np.float64).round().astype(int).tolist():
+            margin = (x1 - x0) // 10
+            outside[max(y0 - margin, 0) : y1 + margin, max(x0 - margin, 0) : x1 + margin] = False
+            cell = density[max(y0, 0) : y1, max(x0, 0) : x1].reshape(-1, 3)
+            nucleus = cell[cell[:, 0] > _otsu(cell[:, 0], 1.5)] if len(cell) else cell
+            if len(nucleus) >= MIN_PIXELS:
+                nuclei.append(np.median(nucleus, axis=0))
+        nucleus = np.median(nuclei, axis=0) if nuclei else REFERENCE.nuclei
+        rest = density[outside]
+        red_cells = rest[rest[:, 1] > _otsu(rest[:, 1], 0.64)] if len(rest) else rest
+        return cls(white, np.median(red_cells, axis=0) if len(red_cells) >= 5 * MIN_PIXELS else None, nucleus)
+
+    def to_reference(self) -> np.ndarray:
+        """The linear map of densities [RGB, RGB'] that brings red cells and nuclei to those of ``REFERENCE``: for
+        column vectors, by least squares, with a weak pull to a change of each channel's density alone, which settles
+        what two colours leave open."""
+        pairs = [(self.nuclei, REFERENCE.nuclei, 1.0)]
+        if self.red_cells is not None:
+            pairs.append((self.red_cells, REFERENCE.red_cells, RED_CELLS_WEIGHT))
+        own = np.stack([w * a for a, _, w in pairs], axis=1)
+        wanted = np.stack([w * b for _, b, w in pairs], axis=1)
+        gains = np.diag((REFERENCE.nuclei / np.maximum(self.nuclei, 0.1)).clip(0.4, 3.0))
+        pull = PULL * np.eye(3)
+        return ((wanted @ own.T + PULL * gains) @ np.linalg.inv(own @ own.T + pull)).astype(np.float32)
+
+
+def _otsu(values: np.ndarray, most: float) -> float:
+    """Otsu's threshold between values [N] from 0 to ``most``."""
+    levels = np.clip(values * (255 / most), 0, 255).astype(np.uint8).reshape(-1, 1)
+    return cv2.threshold(levels, 0, 1, cv2.THRESH_BINARY + cv2.THRESH_OTSU)[0] / 255 * most
+
+
+MIN_PIXELS = 20  # of a nucleus
+RED_CELLS_WEIGHT = 1.5  # they are pale beside nuclei
+PULL = 0.02
+REFERENCE = Stain(np.float32([240] * 3), np.float32([0.22, 0.33, 0.20]), np.float32([1.0, 1.65, 0.35]))
+"""The stain that all fields are brought to: about that of a CellaVision DM96 with May-Gruenwald-Giemsa (PBC)."""

@@ -1,0 +1,58 @@
+"""The typing network: which type a cell is, by a crop of it, whatever detector has found it.
+
+A detector that was trained at one centre finds nearly every cell at another, but takes many for another type
+(docs/travel.md). A classifier of crops travels better: each cell has the same size in it, its stain is brought to a
+reference first (``synth.stain``), and it can learn from crops of single cells, of which there are far more than fields.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from ..errors import LeukoError, nearest
+from .conv_bn import fuse_conv_bn
+from .pretrained import copy_weights, imagenet_weights
+
+
+class Typer(nn.Module):
+    """A timm network for crops [N, 3, S, S], RGB in 0..1, -> logits [N, K + 1] of the K types and, last, of none."""
+
+    def __init__(self, backbone: str, num_types: int, side: int):
+        super().__init__()
+        if not timm.is_model(backbone):
+            raise LeukoError(f'typing network "{backbone}" is unknown to timm{nearest(backbone, timm.list_models())}')
+        self.net = timm.create_model(backbone, num_classes=num_types + 1)
+        self.recipe = {"backbone": backbone, "num_types": num_types, "side": side}
+        self.side = side
+        config = timm.get_pretrained_cfg(backbone)
+        self.register_buffer("mean", torch.tensor(config.mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(config.std).view(3, 1, 1), persistent=False)
+        self.to(memory_format=torch.channels_last)
+
+    def load_pretrained(self, source: str | Path | None = None) -> str:
+        """Load ImageNet weights into all but the last layer, and return their source."""
+        given, source = imagenet_weights(self.recipe["backbone"], source)
+        last = self.net.pretrained_cfg["classifier"]
+        copy_weights(self.net, given, self.recipe["backbone"], source, without=(f"{last}.",))
+        return source
+
+    @property
+    def last(self) -> nn.Linear:
+        """The layer from features to logits."""
+        return self.net.get_classifier()
+
+    def features(self, crops: Tensor) -> Tensor:
+        """What the last layer sees of crops: [N, F]."""
+        crops = ((crops - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        return self.net.forward_head(self.net.forward_features(crops), pre_logits=True)
+
+    def forward(self, crops: Tensor) -> Tensor:
+        return self.last(self.features(crops))
+
+    def fuse(self) -> None:
+        """Fuse the norms into the convolutions before them; it can no longer be trained."""
+        fuse_conv_bn(self.net, (3, self.side, self.side), for_inference=True)

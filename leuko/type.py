@@ -1,0 +1,176 @@
+"""``leuko type``: train a typing stage, alone or for a detector."""
+
+from __future__ import annotations
+
+if __name__ == "__main__":  # read before all else is imported, so that --help and a mistyped flag are answered at once
+    from leuko.cli import run_module
+
+    run_module("type")
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from shlex import quote
+
+from . import __version__
+from .cells import BY_CODE, NONE, in_order
+from .config import TypeOptions
+from .data import source, typed
+from .data.dataset import Dataset
+from .data.typed import TypedCells
+from .download import backbone_file, downloaded, registry
+from .engine.checkpoint import FOREIGN, StoredTyper, Weights, load_weights, save
+from .engine.evaluate import choose_device
+from .engine.typer_training import TypingResult, measure, replay, train_typer
+from .errors import LeukoError
+from .io import plain, write_csv, write_json, write_yaml
+from .models.typer import Typer
+from .report import run, tables
+
+
+def train_typing(options: TypeOptions) -> Path:
+    """Train by these options and return the run folder, with ``weights/best.safetensors``, ``metrics.json`` and
+    ``confusion.csv``. Raises LeukoError for what the user can fix; a run that is stopped leaves nothing."""
+    options.check()
+    device = choose_device(options.device)
+    detector = load_weights(options.weights) if options.weights else None
+    sets = [typed.load_centre(given, options.train_split) for given in options.data]
+    crops = [typed.split_names(given) for given in options.crops]
+    centres = list(dict.fromkeys([*(name for name, _ in sets), *(name for name, _ in crops)]))
+    if options.leave_out and options.leave_out not in centres:
+        raise LeukoError(f"--leave-out {options.leave_out}: is none of the centres {', '.join(centres)}")
+    types = types_to_learn([dataset for _, dataset in sets], [Path(path) for _, path in crops])
+    check_detector(detector, types)
+    net = Typer(options.backbone, len(types), options.side)
+    if options.pretrained:
+        print(f"backbone weights: {net.load_pretrained(backbone_weights(options))}")
+
+    learned = TypedCells(types)
+    gather(learned, sets, options, without=options.leave_out)
+    for centre, path in crops:
+        if centre != options.leave_out:
+            left_out = typed.add_crops(learned, centre, Path(path), options.side, options.view)
+            if left_out:
+                print(f"{path}: {left_out} crops without a nucleus in the middle are left out")
+    counts = learned.counts()
+    for centre, row in counts.items():
+        print(f"{centre}: " + ", ".join(f"{name} {number}" for name, number in row.items() if number))
+    if sum(any(row[t] for row in counts.values()) for t in types) < 2:
+        raise LeukoError("there are cells of fewer than two types to learn; name more data")
+    measured = TypedCells(types)
+    if options.leave_out:
+        gather(measured, [pair for pair in sets if pair[0] == options.leave_out], options)
+    gather(measured, val_sets(options), options)
+
+    arguments = {"steps": options.steps, "batch": options.batch, "lr": options.lr, "seed": options.seed}
+    net = train_typer(net, learned, device=device, **arguments)
+    results = measure(net, measured, device) if measured.labels else {}
+    about = {"leuko": __version__, "learned": counts, "left_out": options.leave_out, **arguments}
+    about["measured"] = {name: {"cells": r.cells, "right": r.right, "kappa": r.kappa} for name, r in results.items()}
+    stage = StoredTyper(
+        recipe=net.recipe,
+        types=types,
+        view=options.view,
+        classes=detector.classes if detector else [],
+        about=plain(about),
+        state=net.state_dict(),
+        replay=replay(net, learned, options.seed, device),
+    )
+    folder = run.new_run(options.project, options.name, "weights")
+    path = folder / "weights" / "best.safetensors"
+    kept = {key: value for key, value in detector.about.items() if key not in SCORED} if detector else {}
+    weights = Weights(path, detector.recipe if detector else {}, types, kept, detector.state if detector else {}, stage)
+    if options.half:
+        weights.halve()
+    save(weights)
+    write_yaml(folder / "args.yaml", asdict(options))
+    write_json(folder / "environment.json", run.environment(device))
+    write_json(folder / "metrics.json", about)
+    write_csv(folder / "confusion.csv", confusion_rows(results, types))
+    for line in summary(results, types):
+        print(line)
+    print(f"\nresults: {folder} ({path.stat().st_size / 1e6:.1f} MB)")
+    used = "--weights" if detector else "--weights DETECTOR --typer"
+    print(f"next: leuko predict {used} {quote(str(folder))} --source IMAGES")
+    return folder
+
+
+SCORED = ("calibration", "counting")  # what weights keep of scores, which are others with a typing stage
+
+
+# ---------------------------------------------------------------- what is learned
+
+
+def types_to_learn(sets: Sequence[Dataset], folders: Sequence[Path]) -> list[str]:
+    """The types of the data sets; without any, the folders of crops that are called like one of the five types, or, if
+    none is, all of them."""
+    if types := typed.types_of(sets):
+        return types
+    names = in_order(child.name for folder in folders if folder.is_dir() for child in folder.iterdir())
+    return [name for name in names if name in BY_CODE] or [name for name in names if name != NONE]
+
+
+def check_detector(detector: Weights | None, types: Sequence[str]) -> None:
+    """LeukoError if a typing stage for these types would not know what a detector finds, or cannot be kept with it."""
+    if detector is None:
+        return
+    if detector.path.suffix == FOREIGN:
+        raise LeukoError(
+            f"{detector.path}: is Ultralytics' file, which cannot keep a typing stage; train from it first"
+        )
+    if not detector.recipe:
+        raise LeukoError(f"{detector.path}: holds only a typing stage; name a detector with --weights")
+    if len(detector.classes) > 1 and (unknown := [t for t in detector.classes if t not in types]):
+        raise LeukoError(
+            f'{detector.path}: finds the type "{unknown[0]}", which the data do not have; add data with it'
+        )
+
+
+def backbone_weights(options: TypeOptions) -> Path | None:
+    """The file of ImageNet weights that the options name, or one that was downloaded; None for those of a package."""
+    named = options.backbone_weights
+    if named:
+        return downloaded(named) if not Path(named).exists() and named in registry() else Path(named)
+    return backbone_file(options.backbone)
+
+
+def gather(cells: TypedCells, sets: Sequence[tuple[str, Dataset]], options: TypeOptions, without: str = "") -> None:
+    """Cut out the cells of data sets, those of one centre left out."""
+    for centre, dataset in sets:
+        if centre != without:
+            typed.add_fields(cells, centre, dataset, options.side, options.view, options.seed)
+
+
+def val_sets(options: TypeOptions) -> list[tuple[str, Dataset]]:
+    """The split to measure on, of those data sets that have it beside the one that is learned from."""
+    found = []
+    for given in options.data:
+        centre, path = typed.split_names(given)
+        splits = source.splits(path)
+        if options.val_split in splits and len(splits) > 1 and centre != options.leave_out:
+            found.append((f"{centre}, {options.val_split}", source.load(path, options.val_split)))
+    return found
+
+
+# ---------------------------------------------------------------- what came out
+
+
+def confusion_rows(results: dict[str, TypingResult], types: Sequence[str]) -> list[dict]:
+    """A row per centre and true type: how many of its cells were taken for which type."""
+    rows = []
+    for centre, result in results.items():
+        for name, row in zip(types, result.confusion.tolist(), strict=True):
+            rows.append({"centre": centre, "type": name, **dict(zip([*types, NONE], row, strict=True))})
+    return rows
+
+
+def summary(results: dict[str, TypingResult], types: Sequence[str]) -> list[str]:
+    """Per centre: cells, the share with the right type, kappa, and that share of each type."""
+    if not results:
+        return []
+    lines = [["measured on", "cells", "right", "kappa", *types]]
+    for centre, result in results.items():
+        numbers = result.confusion.sum(1)
+        each = [f"{row[i] / n:.2f}" if (n := numbers[i]) else "-" for i, row in enumerate(result.confusion)]
+        lines.append([centre, str(result.cells), f"{result.right:.3f}", f"{result.kappa:.3f}", *each])
+    return ["", tables.aligned(lines, head=1)]
