@@ -8,12 +8,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar, Literal
 
 from .detections import MAX_DETECTIONS
 from .errors import LeukoError, nearest
+from .registry import BOX
 
 POSITIONAL = {"positional": True}  # metadata of an option that is given by its place on the command line
+EXAMPLES = Path(__file__).parent / "examples"  # fields to try a detector on
 MAX_PIXELS = 80  # megapixels of an image that is read: its decoding then takes at most 1 GB
 MOST_DETECTIONS = 10_000  # that --max-detections may ask for
 LABELS = ("coco", "yolo", "voc", "labelstudio")  # the formats in which what was found is written
@@ -47,6 +50,7 @@ class TrainOptions:
     leuko train --resume runs/train/fcos --epochs 24
     # start from trained weights, on data with other types
     leuko train --data datasets/other --model fcos --weights runs/train/fcos
+    leuko train --data datasets/other --model fcos --preset small --weights leuko-small
     # several models, as leuko compare does it
     leuko train --data datasets/smears --model all --name six
     # one of Ultralytics' models: from COCO's weights (leuko download yolo11n), or from scratch
@@ -231,9 +235,10 @@ class DetectOptions:
     """Which trained models are run, and how: image sizes, scores, device, and the fusion of several."""
 
     weights: str = ""
-    """Run folder (its best weights) or weights file."""
+    """Run folder (its best weights), weights file, or a name that leuko download knows; leuko-small, which comes with
+    leuko, if neither this nor --ensemble is given."""
     ensemble: list[str] | None = None
-    """Fuse these runs or weights files; with none named, every finished run of --project that fits."""
+    """Fuse these runs, weights files or names; with none named, every finished run of --project that fits."""
     typer: str = ""
     """Weights whose typing stage (see leuko type) gives the types, instead of the model's own; off: the detector's own
     types, without a typing stage."""
@@ -267,9 +272,13 @@ class DetectOptions:
     workers: int = -1
     """Loader processes; -1: one per core but one, at most 8."""
 
+    def __post_init__(self) -> None:
+        if not self.weights and self.ensemble is None:
+            self.weights = BOX
+
     def check_models(self) -> None:
         """Raise LeukoError naming the flag whose value cannot be used."""
-        if bool(self.weights) == (self.ensemble is not None):
+        if self.weights and self.ensemble is not None:
             raise LeukoError("name one model with --weights, or several with --ensemble")
         if not 0 < self.fusion_iou < 1:
             raise LeukoError(f"--fusion-iou {self.fusion_iou}: give a number between 0 and 1")
@@ -290,7 +299,9 @@ class ValOptions(DetectOptions):
     """Measure a trained detector on a split of a data set, or several detectors and their fusion."""
 
     EXAMPLES: ClassVar[str] = """
-    # one model on the test split
+    # the detector that comes with leuko on the test split
+    leuko val --data datasets/smears
+    # your own
     leuko val --weights runs/train/fcos --data datasets/smears
     # another split, a weights file
     leuko val --weights fcos.safetensors --data datasets/smears --split val
@@ -374,7 +385,9 @@ class PredictOptions(DetectOptions):
     """Find the leukocytes on new images, and count them by type."""
 
     EXAMPLES: ClassVar[str] = """
-    # a folder of images
+    # a folder of images, by the detector that comes with leuko
+    leuko predict --source slides/patient7
+    # by your own
     leuko predict --weights runs/train/fcos --source slides/patient7
     # a pattern (in quotes), cells with a score of at least 0.7
     leuko predict --weights runs/train/fcos --source "slides/*/field*.jpg" --threshold 0.7
@@ -399,7 +412,8 @@ class PredictOptions(DetectOptions):
     def check(self) -> None:
         """Raise LeukoError naming the flag whose value cannot be used."""
         if not self.source:
-            raise LeukoError("--source is missing: name an image, a folder or a pattern in quotes")
+            remedy = f"name an image, a folder or a pattern in quotes; to try it: leuko predict --source {EXAMPLES}"
+            raise LeukoError(f"--source is missing: {remedy}")
         self.check_models()
         if not 1 <= self.max_pixels <= 1000:
             raise LeukoError(f"--max-pixels {self.max_pixels}: give megapixels from 1 to 1000")

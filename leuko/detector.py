@@ -2,10 +2,11 @@
 
 from leuko import Detector
 
-detector = Detector.train("datasets/smears", model="fcos", preset="small", epochs=16)
-print(detector.val("datasets/smears").mAP)
+detector = Detector()
 for cell in detector.predict("field.jpg"):
     print(cell.type, cell.score, cell.box)
+detector = Detector.train("datasets/smears", model="fcos", preset="small", epochs=16)
+print(detector.val("datasets/smears").mAP)
 """
 
 from __future__ import annotations
@@ -27,19 +28,21 @@ from .engine.ensemble import EnsembleMember, Fusion
 from .engine.evaluate import choose_device
 from .errors import LeukoError, nearest
 from .metrics import coco, counting
+from .registry import BOX
 from .train import train
 
 _IN_MEMORY = "a uint8 array [H, W, 3] RGB or [H, W] grey, a tensor [3, H, W] or [H, W], or Pillow's image"
 
 
 class Detector:
-    """A trained detector: ``Detector("runs/train/fcos")`` or a weights file; ``device`` as in ``--device``, ``imgsz``
-    as in ``--imgsz``: one in pixels, or several whose detections are fused, instead of the size it was trained at;
-    ``max_detections`` per image as in ``--max-detections``."""
+    """A trained detector: ``Detector()`` is the one that comes with leuko, ``Detector("runs/train/fcos")`` that of a
+    run, a weights file or a name. ``device`` as in ``--device``, ``imgsz`` as in ``--imgsz``: one in pixels, or several
+    whose detections are fused, instead of the size it was trained at; ``max_detections`` per image as in
+    ``--max-detections``."""
 
     def __init__(
         self,
-        weights: str | Path,
+        weights: str | Path = BOX,
         device: str = "auto",
         imgsz: int | Sequence[int] = (),
         max_detections: int = MAX_DETECTIONS,
@@ -91,7 +94,8 @@ class Detector:
         [3, H, W] or [H, W], both uint8, or Pillow's image. Raises LeukoError.
         """
         if isinstance(image, (str, Path)):
-            loaded = LoadedImage.of_file(Path(image), self._member.sizes, max_pixels=max_pixels)
+            with_pixels = self._member.typing is not None
+            loaded = LoadedImage.of_file(Path(image), self._member.sizes, with_pixels, max_pixels)
         else:
             loaded = LoadedImage.of_pixels(_pixels(image, max_pixels), self._member.sizes)
         cells = counting.one_type(self._member.detect([loaded], self.device)[0], len(self.types))

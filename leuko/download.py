@@ -16,7 +16,6 @@ import os
 import shutil
 import urllib.error
 import urllib.request
-from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -25,75 +24,16 @@ from urllib.parse import urlsplit
 from tqdm import tqdm
 
 from .config import DownloadOptions
-from .errors import LeukoError, nearest
-from .io import check_readable, io_errors_as, read_yaml
+from .errors import LeukoError
+from .io import check_readable, io_errors_as
+from .registry import DOWNLOADS, Entry, find, registry
 
-FOLDER = Path("weights")
-REGISTRIES = (
-    Path(__file__).parent.parent / "weights/registry.yaml",  # a clone
-    Path(__file__).parent / "registry.yaml",  # an installed package
-)
 ATTEMPTS = 5  # in a row that bring nothing, before a broken connection is given up
 TIMEOUT = 30.0  # seconds without a byte
 CHUNK = 1 << 18
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A file of weights in the registry; ``sha256`` is the hash in hexadecimal or its beginning, ``size`` in MB."""
-
-    name: str
-    model: str
-    url: str
-    sha256: str
-    size: str
-    licence: str
-    source: str
-
-    @property
-    def file(self) -> str:
-        """Name of the file, as its publisher calls it."""
-        return self.url.rsplit("/", 1)[1]
-
-    @property
-    def most_bytes(self) -> int:
-        """More than the file can have, where its size is an estimate, too."""
-        return int(1.5e6 * float(self.size.removeprefix("~"))) + 10**6
-
-
-def registry() -> dict[str, Entry]:
-    """What can be downloaded, by name. Raises LeukoError where the registry is not beside leuko."""
-    for path in REGISTRIES:
-        if path.is_file():
-            listed = read_yaml(path)
-            return {name: Entry(name, **{k: str(v) for k, v in entry.items()}) for name, entry in listed.items()}
-    raise LeukoError(f"{REGISTRIES[0]}: no such file; install leuko from its repository")
-
-
-def find(name: str) -> Entry:
-    """The registry's entry of a name; LeukoError that names the nearest if there is none."""
-    known = registry()
-    if name not in known:
-        raise LeukoError(f'"{name}" is not in the registry{nearest(name, known)} (leuko download lists it)')
-    return known[name]
-
-
-def downloaded(name: str, folder: Path = FOLDER) -> Path:
-    """The file of a registry's name; LeukoError with the command that brings it if it is not there."""
-    entry = find(name)
-    path = folder / entry.file
-    if not path.is_file():
-        raise LeukoError(f"{path}: not downloaded yet; run: leuko download {name}")
-    return path
-
-
-def backbone_file(backbone: str, folder: Path = FOLDER) -> Path | None:
-    """The file of a backbone's ImageNet weights in ``folder``, the first of the registry that is there."""
-    files = (folder / entry.file for entry in registry().values() if entry.model == backbone)
-    return next((file for file in files if file.is_file()), None)
-
-
-def download(entry: Entry, folder: Path = FOLDER, mirror: str = "", carried: str = "") -> Path:
+def download(entry: Entry, folder: Path = DOWNLOADS, mirror: str = "", carried: str = "") -> Path:
     """Bring a file into ``folder`` and return its path, at once if it is there and whole.
 
     ``mirror`` is an http(s) URL under which the file lies by its name; ``carried`` a file brought by hand. Raises
@@ -101,7 +41,7 @@ def download(entry: Entry, folder: Path = FOLDER, mirror: str = "", carried: str
     """
     if mirror and not mirror.startswith(("http://", "https://")):
         raise LeukoError(f"--mirror {mirror}: is no URL; begin it with http:// or https://")
-    path, part = folder / entry.file, folder / f".{entry.file}.part"
+    path, part = entry.path(folder), folder / f".{entry.file}.part"
     with io_errors_as("written", path):
         if path.is_file():
             check(path, entry, remedy="remove it and download it again")
@@ -213,23 +153,30 @@ def size_of(path: Path) -> int:
 
 def listing(folder: Path) -> str:
     """What there is: one line per entry."""
-    entries = registry().values()
-    wide = [max(len(getattr(e, field)) for e in entries) for field in ("name", "model", "size", "licence")]
+    rows = []
+    for entry in registry().values():
+        is_here = (path := entry.path(folder)).is_file()
+        size = f"{size_of(path) / 1e6:.1f}" if is_here else entry.size
+        rows.append((entry.name, entry.model, size, "here" if is_here else "", entry.licence, entry.source))
+    wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
-    for e in entries:
-        there = "here" if (folder / e.file).is_file() else ""
-        columns = (e.name.ljust(wide[0]), e.model.ljust(wide[1]), f"{e.size.rjust(wide[2])} MB", there.ljust(4))
-        lines.append("  ".join((*columns, e.licence.ljust(wide[3]), e.source)))
+    for name, model, size, here, licence, source in rows:
+        columns = (name.ljust(wide[0]), model.ljust(wide[1]), f"{size.rjust(wide[2])} MB", here.ljust(4))
+        lines.append("  ".join((*columns, licence.ljust(wide[4]), source)))
     return "\n".join(lines)
 
 
 def run(options: DownloadOptions) -> None:
     """The command: list the registry, or bring the files of some of its names."""
     entries = [find(name) for name in options.names]
-    if options.from_file and len(entries) != 1:
-        raise LeukoError("--from-file FILE: give the one name whose file it is")
+    if options.from_file and [entry.comes_with_leuko for entry in entries] != [False]:
+        raise LeukoError("--from-file FILE: give the one name whose file it is, of weights that do not come with leuko")
     folder, mirror = Path(options.to), options.mirror or os.environ.get("LEUKO_MIRROR", "")
     for entry in entries:
-        download(entry, folder, mirror, options.from_file)
+        if entry.comes_with_leuko:
+            size = size_of(path := entry.present()) / 1e6
+            print(f"{path}: comes with leuko, {size:.1f} MB ({entry.licence}; {entry.source})")
+        else:
+            download(entry, folder, mirror, options.from_file)
     if not entries:
         print(listing(folder))

@@ -24,7 +24,6 @@ from .config import TrainOptions, is_comparison
 from .data import loader, source
 from .data.dataset import Dataset
 from .data.transforms import compose
-from .download import FOLDER, backbone_file, downloaded, registry
 from .engine import checkpoint
 from .engine import train as loop
 from .engine.evaluate import choose_device
@@ -33,6 +32,7 @@ from .engine.state import Progress, State, load_state, locked
 from .errors import LeukoError
 from .io import remove_unfinished, write_json, write_yaml
 from .models import DetectionModel, create
+from .registry import DOWNLOADS, backbone_file, find_weights, registry
 from .report import pictures, plots, run, tables
 
 
@@ -211,7 +211,7 @@ def build(
     fresh = state is None and not options.weights
     pretrained: bool | Path = options.pretrained and fresh
     if pretrained and options.backbone_weights:
-        pretrained = weights_file(options.backbone_weights)
+        pretrained = find_weights(options.backbone_weights)
     elif pretrained:
         pretrained = backbone_file(options.backbone) or True
     scratch = not options.pretrained and not options.weights
@@ -231,7 +231,7 @@ def build(
         **{f: getattr(options, f) for f in ("channels", "fc_channels", "proposals", "rois", "vote", "max_detections")},
     )
     if options.weights and state is None:
-        start_from(weights_file(options.weights), model, types)
+        start_from(find_weights(options.weights), model, types)
     elif model.pretrained_from:
         print(f"backbone weights: {model.pretrained_from}")
     return model
@@ -254,15 +254,15 @@ def build_yolo(options: TrainOptions, types: list[str]) -> DetectionModel:
 def yolo_weights(options: TrainOptions) -> Path | None:
     """The file that one of Ultralytics' models starts from; None from scratch. LeukoError if it is not there."""
     if options.weights:
-        return weights_file(options.weights)
+        return find_weights(options.weights)
     if options.model.endswith((".yaml", ".yml")) or not options.pretrained:
         return None
     name = ultralytics.plain_name(options.model)
-    for file in (Path(options.model), FOLDER / f"{name}.pt"):
+    for file in (Path(options.model), DOWNLOADS / f"{name}.pt"):
         if file.is_file():
             return file
     remedy = f"leuko download {name}" if name in registry() else "get it from github.com/ultralytics/assets/releases"
-    raise LeukoError(f"{FOLDER / name}.pt: no such file; {remedy}, or train from scratch with --no-pretrained")
+    raise LeukoError(f"{DOWNLOADS / name}.pt: no such file; {remedy}, or train from scratch with --no-pretrained")
 
 
 def start_from(path: Path, model: DetectionModel, types: list[str]) -> None:
@@ -279,11 +279,8 @@ def print_known(weights: checkpoint.Weights, known: Sequence[str], types: Sequen
     """Print which types the weights know, and which start afresh."""
     new = [t for t in types if t not in known]
     print(f"from {weights.path}: types known {', '.join(known) or 'none'}; new {', '.join(new) or 'none'}")
-
-
-def weights_file(source: str) -> Path:
-    """A run, a file, or the file of a name that ``leuko download`` knows; LeukoError if that is not downloaded yet."""
-    return downloaded(source) if not Path(source).exists() and source in registry() else Path(source)
+    if weights.typer:
+        print(f"its typing stage is not trained and stays there; use it on this run, too, by --typer {weights.path}")
 
 
 def train_yolo(training: Run, model: ultralytics.YOLO) -> None:

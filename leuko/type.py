@@ -18,13 +18,13 @@ from .config import TypeOptions
 from .data import source, typed
 from .data.dataset import Dataset
 from .data.typed import TypedCells
-from .download import backbone_file, downloaded, registry
 from .engine.checkpoint import FOREIGN, StoredTyper, Weights, load_weights, save
 from .engine.evaluate import choose_device
 from .engine.typer_training import TypingResult, measure, replay, train_typer
 from .errors import LeukoError
 from .io import plain, write_csv, write_json, write_yaml
 from .models.typer import Typer
+from .registry import backbone_file, find_weights
 from .report import run, tables
 
 
@@ -130,7 +130,7 @@ def backbone_weights(options: TypeOptions) -> Path | None:
     """The file of ImageNet weights that the options name, or one that was downloaded; None for those of a package."""
     named = options.backbone_weights
     if named:
-        return downloaded(named) if not Path(named).exists() and named in registry() else Path(named)
+        return find_weights(named)
     return backbone_file(options.backbone)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from leuko import download
+from leuko import download, registry
 
 CONTENT = os.urandom(3_000_000)
 HASH = hashlib.sha256(CONTENT).hexdigest()
@@ -81,7 +81,7 @@ def weights(server, tmp_path, monkeypatch) -> Path:
     listed = {k: {**entry, "url": f"{server.url}/{k}/{k}-{HASH[:8]}.pth", "sha256": HASH[:8]} for k in kinds}
     listed["wrong"] = {**entry, "url": f"{server.url}/whole/wrong.pth", "sha256": "0" * 64}
     (tmp_path / "registry.yaml").write_text(yaml.safe_dump(listed))
-    monkeypatch.setattr(download, "REGISTRIES", (tmp_path / "registry.yaml",))
+    monkeypatch.setattr(registry, "FOLDERS", (tmp_path,))
     monkeypatch.delenv("LEUKO_MIRROR", raising=False)
     return tmp_path / "weights"
 
@@ -143,7 +143,9 @@ def test_download_from_a_mirror_or_by_hand(server, weights, leuko, monkeypatch):
 
 
 def test_registry_of_the_repository_is_sound():
-    for entry in download.registry().values():
+    first, *others = registry.registry().values()
+    assert first.name == registry.BOX and first.comes_with_leuko and first.licence == "CC-BY-4.0" and first.source
+    for entry in others:
         assert entry.url.startswith("https://") and set(entry.sha256) <= set("0123456789abcdef")
         assert len(entry.sha256) == 64 or entry.sha256 in entry.file
         assert entry.licence and entry.source and float(entry.size.removeprefix("~")) > 0

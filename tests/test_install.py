@@ -17,9 +17,11 @@ from conftest import ROOT
 from leuko import __version__
 
 pytest.importorskip("hatchling", reason="the extra `test` is not installed")
-SCRIPT = (
-    "from leuko import __version__, download; print(__version__, download.__file__, 'yolo11n' in download.registry())"
-)
+SCRIPT = """
+from leuko import __version__, registry
+print(__version__, registry.__file__, "yolo11n" in registry.registry(), registry.find_weights("leuko-small"))
+"""
+WEIGHTS = ("registry.yaml", "README.md", "leuko-small.safetensors")
 OFFLINE = ["--quiet", "--disable-pip-version-check", "--no-index", "--no-deps", "--no-build-isolation"]
 
 
@@ -28,7 +30,7 @@ def clone(tmp_path) -> Path:
     """A copy of the repository in a folder that has the package's name, as ``git clone`` makes it."""
     folder = tmp_path / "leuko"
     shutil.copytree(ROOT / "leuko", folder / "leuko", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE", ".gitignore", "weights/registry.yaml"):
+    for name in ("pyproject.toml", "README.md", "LICENSE", ".gitignore", *(f"weights/{name}" for name in WEIGHTS)):
         (folder / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(ROOT / name, folder / name)
     return folder
@@ -48,14 +50,18 @@ def test_wheel_holds_the_package_and_all_that_it_reads(clone, tmp_path):
     templates.mkdir(exist_ok=True)
     (templates / "test.html.j2").write_text("{{ title }}")
     (clone / "weights/fcos.safetensors").write_bytes(b"not part of leuko")
+    (clone / "weights/yolo11n.pt").write_bytes(b"of another licence")
     run(sys.executable, "-m", "pip", "wheel", *OFFLINE, "--wheel-dir", tmp_path, clone, cwd=tmp_path)
     with zipfile.ZipFile(next(tmp_path.glob("leuko-*.whl"))) as wheel:
         held = {name for name in wheel.namelist() if ".dist-info/" not in name}
         wheel.extractall(tmp_path / "installed")
     files = {str(path.relative_to(clone)) for path in (clone / "leuko").rglob("*") if path.is_file()}
-    assert held == files | {"leuko/registry.yaml"} and "leuko/report/templates/test.html.j2" in held
+    assert held == files | {f"leuko/weights/{name}" for name in WEIGHTS}
+    assert {"leuko/report/templates/test.html.j2", "leuko/examples/ATTRIBUTION.md", "leuko/examples/pbc_1.jpg"} <= held
     installed = tmp_path / "installed"
-    assert run(sys.executable, "-c", SCRIPT, cwd=installed) == f"{__version__} {installed / 'leuko/download.py'} True"
+    box = installed / "leuko/weights/leuko-small.safetensors"
+    told = f"{__version__} {installed / 'leuko/registry.py'} True {box}"
+    assert run(sys.executable, "-c", SCRIPT, cwd=installed) == told
 
 
 def test_script_beside_an_editable_clone_imports_leuko(clone, tmp_path):
@@ -66,4 +72,6 @@ def test_script_beside_an_editable_clone_imports_leuko(clone, tmp_path):
     python = Path(sysconfig.get_path("scripts", "venv", scheme)) / "python"
     run(sys.executable, "-m", "pip", "--python", python, "install", *OFFLINE, "--editable", clone, cwd=tmp_path)
     (tmp_path / "script.py").write_text(SCRIPT)
-    assert run(python, tmp_path / "script.py", cwd=tmp_path) == f"{__version__} {clone / 'leuko/download.py'} True"
+    box = clone / "weights/leuko-small.safetensors"
+    told = f"{__version__} {clone / 'leuko/registry.py'} True {box}"
+    assert run(python, tmp_path / "script.py", cwd=tmp_path) == told

@@ -349,7 +349,7 @@ def test_val_refuses_what_does_not_fit(project, data, tmp_path, leuko):
     leuko("val", *save, "--weights", fewer).refused(str(fewer), 'does not know the type "M"')
     leuko("val", *save, "--ensemble", project / "faster").refused("at least two")
     leuko("val", *save, "--ensemble", "--project", tmp_path).refused(str(tmp_path), "0 finished runs", "NG, BG")
-    leuko("val", *save).refused("--weights", "--ensemble")
+    leuko("val", *save, "--weights", fewer, "--ensemble", other).refused("--weights", "--ensemble")
     leuko("val", *save, "--weights", project / "faster", "--split", "tset").refused(
         'no split "tset"', "train, val, test"
     )

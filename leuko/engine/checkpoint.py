@@ -16,13 +16,14 @@ from torch import Tensor, nn
 
 from .. import __version__
 from ..baselines import ultralytics
-from ..errors import LeukoError, nearest
+from ..errors import LeukoError
 from ..io import parse_json, plain, write_bytes
 from ..kinds import fits, misfit
 from ..models import DetectionModel, ModelOptions, create
 from ..models.checkpoints import from_foreign
 from ..models.tensors import read_safetensors, read_state
 from ..models.typer import Typer
+from ..registry import comes_with_leuko, find_weights
 
 FOREIGN = ".pt"  # suffix of Ultralytics' weights, which are read and never written
 
@@ -176,28 +177,18 @@ def save(weights: Weights) -> None:
 
 
 def check_keeps(weights: Weights) -> None:
-    """LeukoError if the weights are not leuko's own file, since only that can keep what ``leuko val`` has found."""
-    if weights.path.suffix == FOREIGN:
+    """LeukoError if the weights cannot keep what ``leuko val`` has found: only a file of leuko's that belongs to the
+    user can."""
+    path = weights.path
+    if path.suffix == FOREIGN:
         raise LeukoError(
-            f"{weights.path}: is Ultralytics' file, in which --calibrate cannot keep the fit; train from it "
-            f"(leuko train --model {weights.path}), and calibrate that run"
+            f"{path}: is Ultralytics' file, in which --calibrate cannot keep the fit; train from it (leuko train "
+            f"--model {path}), and calibrate that run"
         )
-
-
-def find_weights(source: str | Path) -> Path:
-    """The weights file that a run folder (its best weights, else its last) or a file's own path means."""
-    path = Path(source)
-    if path.is_dir():
-        for name in ("best", "last"):
-            if (file := path / "weights" / f"{name}.safetensors").is_file():
-                return file
+    if comes_with_leuko(path):
         raise LeukoError(
-            f"{path}: no weights/best.safetensors or last.safetensors in it; name a run folder of leuko.train"
+            f"{path}: comes with leuko and stays as it is; name a copy of it with --weights to keep it there"
         )
-    if not path.exists():
-        siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise LeukoError(f"{path}: no such run or weights file{nearest(path.name, siblings)}")
-    return path
 
 
 def load_weights(source: str | Path) -> Weights:
@@ -283,11 +274,15 @@ def transfer(weights: Weights, model: DetectionModel, types: list[str]) -> list[
     Returns the types that the weights know; the others keep their fresh initialisation. LeukoError if the weights are
     another detector's or another backbone's.
     """
-    for key in ("name", "backbone", "norm", "normalize_features", "channels", "fc_channels"):
-        if (stored := weights.recipe.get(key)) != model.recipe.get(key):
+    keys = ("name", "backbone", "norm", "normalize_features", "channels", "fc_channels")
+    other = {key: weights.recipe.get(key) for key in keys if weights.recipe.get(key) != model.recipe.get(key)}
+    if other:
+        differences, flags = [], []
+        for key, stored in other.items():
             name = {"name": "model"}.get(key, key).replace("_", "-")
-            remedy = f"--{name if stored else f'no-{name}'}" if type(stored) is bool else f"--{name} {stored}"
-            raise LeukoError(f"{weights.path}: its {name} is {stored}, not {model.recipe[key]}; give {remedy}")
+            differences.append(f"its {name} is {stored}, not {model.recipe.get(key)}")
+            flags.append(f"--{name if stored else f'no-{name}'}" if type(stored) is bool else f"--{name} {stored}")
+        raise LeukoError(f"{weights.path}: {', '.join(differences)}; give {' '.join(flags)}")
     known = [t for t in types if t in weights.classes]
     state, own = weights.build().state_dict(), model.state_dict()
     for layer, rows in _class_layers(model).items():

@@ -61,7 +61,8 @@ class EnsembleMember:
         as in ``--typer``. How many it detects is an option of its use: what its recipe says does not count."""
         weights = load_weights(source)
         path = Path(os.path.abspath(weights.path))  # `.` has no name; a link keeps its own
-        name = path.parent.parent.name if path.parent.name == "weights" else path.stem
+        is_run = path.parent.name == "weights" and path.stem in ("best", "last")
+        name = path.parent.parent.name if is_run else path.stem
         model = weights.build()
         model.max_detections = max_detections
         sizes = tuple(sizes) or (model.preprocess.image_size,)

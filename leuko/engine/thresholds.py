@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from ..data.dataset import Dataset
 from ..detections import Detections
 from ..metrics import counting
+from ..registry import comes_with_leuko
 from .checkpoint import FOREIGN, Weights, save_about
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def keep(
     members: Sequence[EnsembleMember], fusion: Fusion, calibrated: bool, value: float, data: str, split: str
 ) -> None:
     """Keep a threshold that was found, which for a model alone must be of scores that are not calibrated. Files of
-    Ultralytics, which hold no metadata, are left as they are."""
+    Ultralytics, which hold no metadata, are left as they are. Raises LeukoError for those that come with leuko."""
     weights = _keeper(members)
     if weights.path.suffix != FOREIGN:
         found = {_key(members, fusion, calibrated): {"threshold": value, "data": data, "split": split}}
@@ -76,8 +77,11 @@ def _of_sizes(sizes: Sequence[int]) -> str:
 
 
 def _keeper(members: Sequence[EnsembleMember]) -> Weights:
-    """The weights with which a threshold is kept: of a fusion always the same, in whatever order it is named."""
-    return members[0].weights if len(members) == 1 else min((m.weights for m in members), key=lambda w: w.identity)
+    """The weights with which a threshold is kept: of a fusion always the same, in whatever order it is named, and not
+    those that come with leuko if there are others."""
+    if len(members) == 1:
+        return members[0].weights
+    return min((m.weights for m in members), key=lambda w: (comes_with_leuko(w.path), w.identity))
 
 
 def _key(members: Sequence[EnsembleMember], fusion: Fusion, calibrated: bool) -> str:
