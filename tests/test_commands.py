@@ -462,7 +462,7 @@ def test_bad_data_leaves_no_run(name, data, tmp_path, leuko):
         ("--name a/b", ('"a/b"',)),
         ("--val-split tset", ('no split "tset"',)),
         ("--weights none.safetensors", ("none.safetensors", "no such run or weights file")),
-        ("--pretrained --backbone-weights none.pth", ("none.pth", "no such file")),
+        ("--pretrained --backbone-weights none.pth", ("none.pth", "no such run or weights file")),
     ],
 )
 def test_bad_option_leaves_no_run(words, said, data, tmp_path, leuko):
