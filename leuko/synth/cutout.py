@@ -9,7 +9,7 @@ from . import stain
 
 AGREEMENT = 0.9  # IoU of the two segmentations, below which the outline is uncertain
 MIN_RED_DENSITY = 0.15  # of a nucleus
-NUCLEUS_TO_CELL = 1.25  # from the longer side of a nucleus to that of its cell, about
+BOX_SIDE = 110  # pixels of a crop's longer side in which its cell is boxed
 
 
 def cell_mask(image: np.ndarray) -> np.ndarray | None:
@@ -43,19 +43,20 @@ def box_of(mask: np.ndarray) -> np.ndarray:
 
 
 def cell_box(image: np.ndarray) -> np.ndarray | None:
-    """The box [4] float32 xyxy of the cell in the middle of a crop: around :func:`cell_mask`, or, where that is
-    uncertain, a square around the nucleus; None where there is none."""
-    mask = cell_mask(image)
-    if mask is not None:
-        return box_of(mask)
-    small = cv2.resize(image, (180, 180), interpolation=cv2.INTER_AREA)
-    nucleus = _nucleus(cv2.GaussianBlur(small, (0, 0), 1))
+    """The box [4] float32 xyxy of the cell in the middle of a crop [H, W, 3] uint8 RGB: around its outline as in
+    :func:`cell_mask`, of which nobody asks here whether it is certain; None where there is no nucleus."""
+    scale = BOX_SIDE / max(image.shape[:2])
+    size = max(round(image.shape[1] * scale), 1), max(round(image.shape[0] * scale), 1)
+    small = cv2.GaussianBlur(cv2.resize(image, size, interpolation=cv2.INTER_AREA), (0, 0), 0.6)
+    nucleus = _nucleus(small)
     if nucleus is None:
         return None
-    box = box_of(nucleus) * np.tile(np.float32(image.shape[1::-1]) / 180, 2)
-    half = NUCLEUS_TO_CELL * (box[2:] - box[:2]).max() / 2
-    middle = (box[:2] + box[2:]) / 2
-    return np.concatenate([middle - half, middle + half])
+    hull = np.zeros(nucleus.shape, dtype=np.uint8)
+    cv2.fillConvexPoly(hull, cv2.convexHull(np.argwhere(nucleus)[:, ::-1].astype(np.int32)), 1)
+    mask = _grab_cut(_hue_and_distance(small, hull), nucleus, hull > 0)
+    if mask[[0, -1]].any() or mask[:, [0, -1]].any():  # more than a cell
+        mask = cv2.dilate(hull, np.ones((5, 5), np.uint8)) > 0
+    return box_of(mask) / np.float32(scale)
 
 
 def _nucleus(image: np.ndarray) -> np.ndarray | None:
