@@ -66,6 +66,7 @@ COMMANDS: dict[str, Command] = {
     "val": Command(config.ValOptions, "leuko.val:val"),
     "predict": Command(config.PredictOptions, "leuko.predict:predict"),
     "type": Command(config.TypeOptions, "leuko.type:train_typing"),
+    "adapt": Command(config.AdaptOptions, "leuko.adapt:adapt"),
     "download": Command(config.DownloadOptions, "leuko.download:run"),
     "report": Command(config.ReportOptions, "leuko.report.pages:run"),
 }

@@ -415,8 +415,7 @@ class PredictOptions(DetectOptions):
             remedy = f"name an image, a folder or a pattern in quotes; to try it: leuko predict --source {EXAMPLES}"
             raise LeukoError(f"--source is missing: {remedy}")
         self.check_models()
-        if not 1 <= self.max_pixels <= 1000:
-            raise LeukoError(f"--max-pixels {self.max_pixels}: give megapixels from 1 to 1000")
+        check_pixels(self.max_pixels)
 
 
 def check_sizes(sizes: Sequence[int] | None) -> None:
@@ -426,6 +425,12 @@ def check_sizes(sizes: Sequence[int] | None) -> None:
     for size in sizes or ():
         if not 64 <= size <= 8192:
             raise LeukoError(f"--imgsz {size}: give at least 64 pixels, and at most 8192")
+
+
+def check_pixels(number: int) -> None:
+    """LeukoError unless a number of megapixels is usable."""
+    if not 1 <= number <= 1000:
+        raise LeukoError(f"--max-pixels {number}: give megapixels from 1 to 1000")
 
 
 def check_workers(workers: int) -> None:
@@ -511,6 +516,52 @@ class TypeOptions:
             raise LeukoError(f"--lr {self.lr}: give a number between 0 and 1")
         if not 0 <= self.seed < 2**31:
             raise LeukoError(f"--seed {self.seed}: give a number from 0 to below 2**31")
+
+
+@dataclass
+class AdaptOptions:
+    """Fit a detector with a typing stage to another laboratory: from its fields, and better from 5 to 20 of them with
+    labels. New weights are written; the old ones stay."""
+
+    EXAMPLES: ClassVar[str] = """
+    # from fields without labels: statistics of the stain, and how frequent each type is
+    leuko adapt --source slides/patient7
+    # and from some with labels: the types, the boxes, the score from which cells count
+    leuko adapt --source slides/patient7 --data labelled --name ours
+    leuko predict --weights runs/adapt/ours --source slides/patient8
+    """
+
+    weights: str = BOX
+    """Run folder or weights file of a detector with a typing stage, or leuko-small, which comes with leuko."""
+    source: str = ""
+    """Fields of the laboratory without labels: a folder or a pattern in quotes; the more typical, the better."""
+    data: str = ""
+    """Fields of the laboratory with labels, 5 to 20 or more: a data set, of which --split is taken."""
+    split: str = "train"
+    """Split of --data; a data set with one split is taken whole."""
+    name: str = "adapted"
+    """The run's folder in the project; NAME-2, NAME-3 ... where it exists."""
+    project: str = "runs/adapt"
+    """Folder of runs."""
+    prior: bool = True
+    """Take the types' shares in --source half into account. Leave it out where its patients are no usual mix."""
+    max_pixels: int = MAX_PIXELS
+    """Megapixels of the largest image of --source that is read."""
+    seed: int = 0
+    """Seed of the samples that are drawn."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1 or 1 ...; auto takes a GPU if there is one."""
+    workers: int = -1
+    """Loader processes; -1: one per core but one, at most 8."""
+
+    def check(self) -> None:
+        """Raise LeukoError naming the flag whose value cannot be used."""
+        if not self.source and not self.data:
+            raise LeukoError("--source and --data are missing: name fields of your laboratory, without or with labels")
+        if not 0 <= self.seed < 2**31:
+            raise LeukoError(f"--seed {self.seed}: give a number from 0 to below 2**31")
+        check_workers(self.workers)
+        check_pixels(self.max_pixels)
 
 
 @dataclass

@@ -18,7 +18,7 @@ from .config import TypeOptions
 from .data import source, typed
 from .data.dataset import Dataset
 from .data.typed import TypedCells
-from .engine.checkpoint import FOREIGN, StoredTyper, Weights, load_weights, save
+from .engine.checkpoint import FOREIGN, SCORED, StoredTyper, Weights, load_weights, save
 from .engine.evaluate import choose_device
 from .engine.typer_training import TypingResult, measure, replay, train_typer
 from .errors import LeukoError
@@ -93,9 +93,6 @@ def train_typing(options: TypeOptions) -> Path:
     used = "--weights" if detector else "--weights DETECTOR --typer"
     print(f"next: leuko predict {used} {quote(str(folder))} --source IMAGES")
     return folder
-
-
-SCORED = ("calibration", "counting")  # what weights keep of scores, which are others with a typing stage
 
 
 # ---------------------------------------------------------------- what is learned

@@ -220,6 +220,8 @@ def load_weights(source: str | Path) -> Weights:
     return weights
 
 
+SCORED = ("calibration", "counting")  # what weights keep of scores, which are others with another typing stage
+BOX_FACTORS = "box_factors"  # what a typing stage's ``about`` calls the factors on the width and height of boxes
 NET, REPLAY = "typer.net.", "typer.replay."  # how the names of a typing stage's tensors begin in a file
 TYPER = {"recipe": dict, "types": list[str], "view": float, "classes": list[str], "about": dict}
 NETWORK = {"backbone": str, "num_types": int, "side": int}
@@ -247,6 +249,11 @@ def _misfit(recipe: dict, types: list[str], about: dict, typer: dict | None = No
         problem = misfit(typer, TYPER) or misfit(typer["recipe"], NETWORK)
         if not problem and (not 0.1 <= typer["view"] <= 10 or not 16 <= typer["recipe"]["side"] <= 512):
             problem = "a view or side of no use"
+        if not problem:
+            problem = misfit(typer["about"], {BOX_FACTORS: list[float]}, optional=(BOX_FACTORS,), more=True)
+        factors = [] if problem else typer["about"].get(BOX_FACTORS, [1.0, 1.0])
+        if not problem and not (len(factors) == 2 and all(0.3 <= f <= 3 for f in factors)):
+            problem = f"{BOX_FACTORS}: {factors!r:.60} are not two numbers from .3 to 3"
         if not problem and (typer["types"] != types or len(types) != typer["recipe"]["num_types"]):
             problem = f"the types {', '.join(types)}, but its typing stage {', '.join(typer['types'])}"
         if problem:

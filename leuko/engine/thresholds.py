@@ -61,6 +61,14 @@ def kept(
     return Threshold(value, f"found on {found['split']} of {found['data']}")
 
 
+def alone(member: EnsembleMember) -> Threshold:
+    """The threshold that the weights keep for a model alone, or the default."""
+    found = member.weights.about.get("counting", {}).get(_of_sizes(member.sizes))
+    return (
+        Threshold(float(found["threshold"]), f"found on {found['split']} of {found['data']}") if found else Threshold()
+    )
+
+
 def keep(
     members: Sequence[EnsembleMember], fusion: Fusion, calibrated: bool, value: float, data: str, split: str
 ) -> None:

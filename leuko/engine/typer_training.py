@@ -64,7 +64,7 @@ def middle(crop: np.ndarray, side: int) -> np.ndarray:
     return crop[start : start + side, start : start + side]
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def features_of(net: Typer, crops: np.ndarray, device: torch.device) -> Tensor:
     """What the last layer sees of crops [N, S, S, 3]: [N, F] on the CPU."""
     parts = [net.features(to_batch(crops[i : i + 64], device)).cpu() for i in range(0, len(crops), 64)]

@@ -2,41 +2,45 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from ..data.crops import crops_of
+from ..data.crops import crops_of, stain_of
 from ..data.loader import LoadedImage
 from ..detections import Detections
 from ..errors import LeukoError
 from ..metrics import counting
 from ..models.typer import Typer
-from .checkpoint import Weights, load_weights
+from .checkpoint import BOX_FACTORS, StoredTyper, Weights, load_weights
 
+SURE = 0.5  # of the best score on a field: the cells that show how it is stained
 LEAST_SCORE = 0.05  # of a box that is typed; all others are left out
 BATCH = 64  # crops at once
 
 
 @dataclass
 class TypingStage:
-    """A typing network ready for use (fused, on its device), the types in the order of its classes, and how much of a
-    cell's surroundings it sees (see ``data.crops``)."""
+    """A typing network ready for use (fused, on its device), the types in the order of its classes, how much of a
+    cell's surroundings it sees (see ``data.crops``), and the factors on the width and the height of boxes by which a
+    laboratory draws them larger or smaller (see ``leuko adapt``)."""
 
     net: Typer
     types: tuple[str, ...]
     view: float
     device: torch.device
+    box_factors: tuple[float, float] = (1.0, 1.0)
 
     @classmethod
-    def of(cls, net: Typer, types: Sequence[str], view: float, device: torch.device) -> TypingStage:
-        """From a trained network, which is copied."""
-        net = copy.deepcopy(net).eval()
+    def of(cls, stored: StoredTyper, path: Path, device: torch.device) -> TypingStage:
+        """From the weights file ``path``; LeukoError where they do not fit the network."""
+        net = stored.build(path)
         net.fuse()
-        return cls(net.to(device=device, memory_format=torch.channels_last), tuple(types), view, device)
+        net = net.to(device=device, memory_format=torch.channels_last)
+        return cls(net, tuple(stored.types), stored.view, device, tuple(stored.about.get(BOX_FACTORS, (1.0, 1.0))))
 
     def __call__(self, images: Sequence[LoadedImage], detections: Sequence[Detections]) -> list[Detections]:
         """The detections of each image with other types: each cell, found with whatever types, becomes a detection of
@@ -44,12 +48,23 @@ class TypingStage:
 
         ``images`` must have their stored ``pixels``. The cells of all images are typed together.
         """
-        cells = [_cells(found) for found in detections]
-        pairs = zip(images, cells, strict=True)
-        crops = [crops_of(image.pixels, each.boxes, self.net.side, self.view) for image, each in pairs]
+        cells, crops = self.cut(images, detections)
         chances = self.probabilities(np.concatenate(crops)) if crops else np.zeros((0, len(self.types)))
         ends = np.cumsum([len(each) for each in cells])[:-1]
         return [self._typed(*pair) for pair in zip(cells, np.split(chances, ends), strict=True)]
+
+    def cut(
+        self, images: Sequence[LoadedImage], detections: Sequence[Detections]
+    ) -> tuple[list[Detections], list[np.ndarray]]:
+        """The cells of each image, one detection for each, whatever its type, and their crops [N, S, S, 3] uint8."""
+        cells = [_cells(found) for found in detections]
+        pairs = zip(images, cells, strict=True)
+        return cells, [self.crops(image.pixels, each.boxes, each) for image, each in pairs]
+
+    def crops(self, pixels: np.ndarray, boxes: np.ndarray, cells: Detections) -> np.ndarray:
+        """The crops [N, S, S, 3] uint8 of boxes [N, 4] on a field, whose stain its surest ``cells`` show."""
+        sure = cells.boxes[cells.scores >= SURE * cells.scores.max(initial=0)]
+        return crops_of(pixels, boxes, self.net.side, self.view, stain_of(pixels, sure) if len(boxes) else None)
 
     @torch.inference_mode()
     def probabilities(self, crops: np.ndarray) -> np.ndarray:
@@ -65,8 +80,16 @@ class TypingStage:
         number = len(self.types)
         scores = (cells.scores[:, None] * chances).reshape(-1)
         labels = np.tile(np.arange(number), len(cells))
-        typed = Detections(np.repeat(cells.boxes, number, axis=0), scores, labels, self.types)
+        boxes = resized(cells.boxes, self.box_factors)
+        typed = Detections(np.repeat(boxes, number, axis=0), scores, labels, self.types)
         return typed[np.argsort(-scores, kind="stable")]
+
+
+def resized(boxes: np.ndarray, factors: tuple[float, float]) -> np.ndarray:
+    """Boxes [N, 4] with other widths and heights around the same middles; a side that becomes smaller may so leave the
+    image's border, one that becomes larger may lie outside."""
+    middle, half = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2 * np.float32(factors)
+    return np.concatenate([middle - half, middle + half], axis=1)
 
 
 def _cells(detections: Detections) -> Detections:
@@ -90,4 +113,4 @@ def load(weights: Weights, typer: str, device: torch.device) -> TypingStage | No
         if typer:
             raise LeukoError(f"{keeper.path}: holds no typing stage; train one by leuko type")
         return None
-    return TypingStage.of(stored.build(keeper.path), stored.types, stored.view, device)
+    return TypingStage.of(stored, keeper.path, device)

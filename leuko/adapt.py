@@ -1,0 +1,112 @@
+"""``leuko adapt``: fit a detector with a typing stage to another laboratory."""
+
+from __future__ import annotations
+
+if __name__ == "__main__":  # read before all else is imported, so that --help and a mistyped flag are answered at once
+    from leuko.cli import run_module
+
+    run_module("adapt")
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from shlex import quote
+
+from . import __version__
+from .config import AdaptOptions
+from .data import typed
+from .data.loader import file_images, worker_count
+from .engine import thresholds
+from .engine.adaptation import adapt_typer, probabilities
+from .engine.checkpoint import BOX_FACTORS, SCORED, save
+from .engine.ensemble import EnsembleMember
+from .engine.evaluate import choose_device
+from .engine.laboratory import LabelledFields, in_types, unlabelled_crops
+from .errors import LeukoError, one_line
+from .io import plain, write_json, write_yaml
+from .predict import find_images
+from .report import run
+
+MOST_NAMES = 2000  # of files that the weights name
+
+
+def adapt(options: AdaptOptions) -> Path:
+    """Adapt by these options and return the run folder, with ``weights/best.safetensors`` and ``metrics.json``. Raises
+    LeukoError for what the user can fix."""
+    options.check()
+    device = choose_device(options.device)
+    member = EnsembleMember.load(options.weights, device)
+    weights = member.weights
+    if member.typing is None:
+        raise LeukoError(f"{weights.path}: has no typing stage, which is what is adapted; train one by leuko type")
+    paths = find_images(options.source).images if options.source else []
+    dataset = None
+    if options.data:
+        dataset = in_types(typed.load_centre(options.data, options.split)[1], member.typing.types, options.data)
+        if not dataset.counts().sum():
+            raise LeukoError(f"{options.data}: split {dataset.split} has no labelled cell; label some")
+    workers = worker_count(options.workers)
+
+    images = file_images(paths, member.sizes, min(workers, len(paths) // 8), options.max_pixels)
+    threshold = thresholds.alone(member).value
+    crops, errors = unlabelled_crops(member, images, len(paths), threshold, device)
+    if paths and not len(crops):
+        because = errors[0] if len(errors) == len(paths) else "no cell was found there"
+        raise LeukoError(f"{options.source}: nothing to learn from on its {len(paths)} images ({because})")
+    fields = LabelledFields.of(member, dataset, device, workers) if dataset else None
+    net = weights.typer.build(weights.path).to(device)
+    cells = fields.cells() if fields else None
+    arguments = {"prior": options.prior, "seed": options.seed, "device": device}
+    adapted = adapt_typer(net, weights.typer.replay, crops, cells, **arguments)
+
+    about = adapted.about | {"leuko": __version__, "source": options.source, "data": options.data}
+    about |= {"fields": len(paths) - len(errors), "labelled_fields": len(dataset) if dataset else 0}
+    names = [*paths, *(sample.image for sample in dataset.samples)] if dataset else paths
+    about["files"] = [path.name for path in names][:MOST_NAMES]
+    kept = {key: value for key, value in weights.about.items() if key not in SCORED}
+    factors = member.typing.box_factors
+    if fields:
+        ours = fields.box_factors()
+        factors = (factors[0] * ours[0], factors[1] * ours[1])
+        other = [probabilities(adapted.net, each, device) for each in fields.found_crops]
+        value, scaling = fields.scores(member, adapted.chances, other, factors)
+        place = {"data": options.data, "split": dataset.split}
+        if value:
+            kept["counting"] = thresholds.of_model(value, member.sizes, **place)
+        if scaling:
+            kept["calibration"] = asdict(scaling) | place | {"sizes": member.sizes}
+    before = weights.typer.about
+    steps = [*before.get("adapted", []), about]
+    stage = replace(weights.typer, state=adapted.net.state_dict(), about=before | {"adapted": steps})
+    stage.about[BOX_FACTORS] = list(factors)
+
+    folder = run.new_run(options.project, options.name, "weights")
+    path = folder / "weights" / "best.safetensors"
+    save(replace(weights, path=path, about=plain(kept), typer=replace(stage, about=plain(stage.about))))
+    write_yaml(folder / "args.yaml", asdict(options))
+    write_json(folder / "environment.json", run.environment(device))
+    write_json(folder / "metrics.json", about | {BOX_FACTORS: factors, "unreadable": errors})
+    print("\n".join(summary(about, factors, kept, stage.types)))
+    for line in errors:
+        print(f"not read: {line}", file=sys.stderr)
+    print(f"\nresults: {one_line(str(folder))}\nnext: leuko predict --weights {quote(str(folder))} --source IMAGES")
+    return folder
+
+
+def summary(about: dict, factors: Sequence[float], kept: dict, types: Sequence[str]) -> list[str]:
+    """What was learned, and what of it is used, line by line."""
+    lines = [f"{about['fields']} fields without labels, {about['cells']} cells in all, {about['labelled']} with labels"]
+    if found := about.get("surprise"):
+        steps = ", ".join(f"{name} {value:.2f}" for name, value in found.items())
+        lines.append(f"surprise at the labelled types, of fields not learned from (less is better): {steps}")
+        if not about.get("last_layer"):
+            lines.append("the last layer stays: fitted to these labels, it does worse on those that were left out")
+    lines.append(f"statistics: {about['statistics']:.0%} of the way to these cells")
+    if shares := about.get("shares"):
+        listed = ", ".join(f"{name} {share:.0%}" for name, share in zip(types, shares, strict=True))
+        lines.append(f"types here, which count half from now on (--no-prior leaves them out): {listed}")
+    lines.append(f"boxes: {factors[0]:.2f} times as wide, {factors[1]:.2f} times as high as the detector finds them")
+    if counting := kept.get("counting"):
+        lines.append(f"cells count from a score of {next(iter(counting.values()))['threshold']:.2f}")
+    return lines

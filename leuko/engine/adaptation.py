@@ -1,0 +1,226 @@
+"""A typing stage for another centre: from its cells without labels, and from a few with labels.
+
+Without labels: BatchNorm's statistics go part of the way to those of the centre's own cells (Li et al. 2018, AdaBN), of
+a sample that has as many cells of each predicted type, since a centre's statistics also carry its mix of types; and the
+share of each type is estimated and taken half into account. With labels: how far the statistics go is chosen by them,
+and the last layer is fitted again, to them and to cells that it has learned before.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..metrics.prior import type_shares
+from ..models.typer import Typer
+from .typer_training import SMOOTHING, features_of, to_batch
+
+PER_TYPE, LEAST_PER_TYPE = 40, 3  # cells of a predicted type that statistics are taken from
+LEAST_CELLS, LEAST_FOR_PRIOR = 10, 30  # from which on there are statistics, and shares of types
+SHARES = (0.0, 0.5, 1.0)  # of the way to the centre's statistics, between which labels choose; without, the second
+PRIOR = 0.5  # the power of the types' shares: half of what they say, for patients whose mix is another
+NEW_WEIGHT, PULL = 2.0, 0.01  # of the new cells against the old, and towards the weights before
+
+
+# ---------------------------------------------------------------- without labels
+
+
+def with_statistics(net: Typer, crops: np.ndarray, share: float, seed: int, device: torch.device) -> Typer:
+    """A copy whose BatchNorm statistics are ``share`` of the way from its own to those of crops [N, S, S, 3] of a
+    centre, of a sample with equally many of each predicted type; the predictions are made twice, the second time with
+    the first statistics."""
+    if not share or len(crops) < LEAST_CELLS:
+        return net
+    rng, adapted = np.random.default_rng([seed, 2]), net
+    for _ in range(2):
+        predicted = probabilities(adapted, crops, device)[:, :-1].argmax(1)
+        sample = _balanced_sample(predicted, rng)
+        adapted = _moved(net, crops[sample], share, device)
+    return adapted
+
+
+def _balanced_sample(predicted: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Indices of cells, ``PER_TYPE`` of each predicted type that is not rarer than chance, repeated where it has fewer,
+    in random order."""
+    chosen = []
+    for label in np.unique(predicted):
+        mine = np.flatnonzero(predicted == label)
+        if len(mine) >= min(LEAST_PER_TYPE, len(predicted) // 10 + 1):
+            chosen.append(rng.choice(mine, PER_TYPE))
+    return rng.permutation(np.concatenate(chosen))
+
+
+def _moved(net: Typer, crops: np.ndarray, share: float, device: torch.device) -> Typer:
+    moved = copy.deepcopy(net).eval()
+    norms = [m for m in moved.modules() if isinstance(m, nn.BatchNorm2d)]
+    before = [(norm.running_mean.clone(), norm.running_var.clone(), norm.momentum) for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean of all batches
+        norm.train()
+    with torch.inference_mode():
+        for part in np.array_split(crops, max(1, len(crops) // 64)):
+            moved(to_batch(part, device))
+    for norm, (mean, variance, momentum) in zip(norms, before, strict=True):
+        norm.running_mean.lerp_(mean, 1 - share)
+        norm.running_var.lerp_(variance, 1 - share)
+        norm.momentum = momentum
+        norm.eval()
+    return moved
+
+
+def probabilities(net: Typer, crops: np.ndarray, device: torch.device) -> np.ndarray:
+    """Of crops [N, S, S, 3]: [N, K + 1] float64, the last of none."""
+    features = features_of(net, crops, device)
+    with torch.inference_mode():
+        return net.last(features.to(device)).double().softmax(1).cpu().numpy()
+
+
+def shift_by_shares(net: Typer, chances: np.ndarray) -> np.ndarray:
+    """Let the last layer take the types' shares at a centre into account, in place, from the probabilities [N, K + 1]
+    that it gives to the centre's cells; returns the shares [K]."""
+    types = chances[:, :-1] / np.maximum(chances[:, :-1].sum(1, keepdims=True), 1e-9)
+    shares = type_shares(types)
+    shift = PRIOR * np.log(shares * len(shares))
+    with torch.no_grad():
+        net.last.bias[:-1] += torch.from_numpy(shift - shift.mean()).to(net.last.bias)
+    return shares
+
+
+# ---------------------------------------------------------------- with labels
+
+
+def turned(crops: np.ndarray) -> np.ndarray:
+    """Each crop in its four right angles: [4 N, S, S, 3], all of the first angle first."""
+    return np.concatenate([np.rot90(crops, quarters, (1, 2)) for quarters in range(4)])
+
+
+def fit_last(net: Typer, features: Tensor, labels: Tensor, replay: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Weight [K + 1, F] and bias [K + 1] of a last layer fitted to new cells and to those of ``replay``, near the one
+    that is there."""
+    old = replay["features"].float(), replay["labels"].long()
+    start = net.last.weight.detach().cpu().float(), net.last.bias.detach().cpu().float()
+    weight, bias = (value.clone().requires_grad_() for value in start)
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=40, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        parts = [
+            factor * F.cross_entropy(x @ weight.T + bias, y, label_smoothing=SMOOTHING)
+            for factor, (x, y) in ((1.0, old), (NEW_WEIGHT, (features, labels)))
+        ]
+        pull = PULL * ((weight - start[0]).square().sum() + (bias - start[1]).square().sum())
+        loss = sum(parts) + pull
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return weight.detach(), bias.detach()
+
+
+def set_last(net: Typer, weight: Tensor, bias: Tensor) -> None:
+    """Put a weight and a bias into the last layer."""
+    with torch.no_grad():
+        net.last.weight.copy_(weight)
+        net.last.bias.copy_(bias)
+
+
+def surprise(chances: np.ndarray, labels: np.ndarray) -> float:
+    """The mean negative log-probability of the true types: what is compared between stages."""
+    return float(-np.log(chances[np.arange(len(labels)), labels] + 1e-6).mean())
+
+
+def left_out(net: Typer, cells: LabelledCells, replay: dict[str, Tensor], device: torch.device) -> np.ndarray:
+    """Probabilities [N, K + 1] of labelled cells, each by a last layer that was fitted without the cells of its field
+    (of a tenth of the fields, where there are more than ten)."""
+    number = len(cells.labels)
+    features = features_of(net, turned(cells.crops), device).reshape(4, number, -1)
+    chances, labels = np.zeros((number, net.recipe["num_types"] + 1)), torch.from_numpy(cells.labels)
+    for fold in _folds(cells.fields):
+        new = features[:, ~fold].flatten(0, 1)
+        weight, bias = fit_last(net, new, labels[~fold].repeat(4), replay)
+        chances[fold] = (features[0, fold] @ weight.T + bias).double().softmax(1).numpy()
+    return chances
+
+
+def _folds(fields: np.ndarray) -> Iterator[np.ndarray]:
+    names = np.unique(fields)
+    for part in np.array_split(names, min(10, len(names))):
+        yield np.isin(fields, part)
+
+
+# ---------------------------------------------------------------- both
+
+
+@dataclass(frozen=True)
+class LabelledCells:
+    """Cells of a laboratory with their types: ``crops`` [N, S, S, 3] uint8, ``labels`` [N], and the number of the field
+    of each, ``fields`` [N]."""
+
+    crops: np.ndarray
+    labels: np.ndarray
+    fields: np.ndarray
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """An adapted network, what was done (``about``), and the ``chances`` [N, K + 1] that it gives to the labelled
+    cells, each without the labels of its own field; None without labels."""
+
+    net: Typer
+    about: dict
+    chances: np.ndarray | None
+
+
+def adapt_typer(
+    net: Typer,
+    replay: dict[str, Tensor],
+    unlabelled: np.ndarray,
+    labelled: LabelledCells | None,
+    *,
+    prior: bool,
+    seed: int,
+    device: torch.device,
+) -> Adapted:
+    """Adapt a typing network to the cells of a laboratory, ``unlabelled`` crops [N, S, S, 3] and labelled ones.
+
+    With labels, each step is kept only where it makes the labelled cells' types less surprising, of fields that it has
+    not learned from.
+    """
+    pool = unlabelled if labelled is None else np.concatenate([unlabelled, labelled.crops])
+    about: dict = {"cells": len(pool), "labelled": 0 if labelled is None else len(labelled.labels)}
+    shares = SHARES if labelled else SHARES[1:2]
+    stages = [(share, with_statistics(net, pool, share, seed, device)) for share in shares]
+    chances = None
+    if labelled is None:
+        share, adapted = stages[0]
+        share = share if adapted is not net else 0.0
+    else:
+        known = [probabilities(stage, labelled.crops, device) for _, stage in stages]
+        best = int(np.argmin([surprise(each, labelled.labels) for each in known]))
+        (share, adapted), chances = stages[best], known[best]
+        before, after = (surprise(each, labelled.labels) for each in (known[0], chances))
+        about["surprise"] = {"before": before, "statistics": after}
+        fitted = left_out(adapted, labelled, replay, device)
+        about["surprise"]["last layer"] = surprise(fitted, labelled.labels)
+        if about["surprise"]["last layer"] < about["surprise"]["statistics"]:
+            adapted, chances = copy.deepcopy(adapted), fitted
+            features = features_of(adapted, turned(labelled.crops), device)
+            set_last(adapted, *fit_last(adapted, features, torch.from_numpy(labelled.labels).repeat(4), replay))
+            about["last_layer"] = True
+    about["statistics"] = share
+    if prior and len(unlabelled) >= LEAST_FOR_PRIOR:
+        adapted = copy.deepcopy(adapted)
+        bias = adapted.last.bias.detach().clone()
+        shares_found = shift_by_shares(adapted, probabilities(adapted, unlabelled, device))
+        about["shares"] = [round(float(value), 3) for value in shares_found]
+        if chances is not None:
+            shift = (adapted.last.bias.detach() - bias).cpu().double().exp().numpy()
+            chances = chances * shift / (chances * shift).sum(1, keepdims=True)
+    return Adapted(adapted, about, chances)

@@ -1,0 +1,141 @@
+"""What a detector finds on a laboratory's own fields, with and without labels: what ``leuko adapt`` learns from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from ..data.dataset import Dataset
+from ..data.loader import LoadedImage, sample_batches
+from ..detections import Detections
+from ..errors import LeukoError
+from ..metrics import calibration, counting, matching
+from ..ops.boxes import box_iou
+from .adaptation import LabelledCells
+from .ensemble import EnsembleMember
+from .evaluate import detect
+from .typing_stage import resized
+
+SAME_CELL = 0.5  # IoU of a labelled and a found box
+DOUBTFUL = 0.5  # of the score from which cells count: from there on, cells without labels are learned from
+SHRINK = 5  # labelled cells: factors of boxes are those of as many cells without a change, too
+LEAST_BOXES = 5  # labelled cells that are found, below which boxes stay as they are
+
+
+def unlabelled_crops(
+    member: EnsembleMember,
+    images: Iterable[LoadedImage | LeukoError],
+    number: int,
+    threshold: float,
+    device: torch.device,
+) -> tuple[np.ndarray, list[str]]:
+    """Crops [N, S, S, 3] uint8 of the cells on images without labels, and the errors of images that are not read."""
+    side = member.typing.net.side
+    crops, errors = [np.zeros((0, side, side, 3), dtype=np.uint8)], []
+    for image in tqdm(images, "fields without labels", number, unit="image", disable=not number, leave=False):
+        if isinstance(image, LeukoError):
+            errors.append(str(image))
+            continue
+        (cells,), (cut,) = member.typing.cut([image], detect(member.model, [image], device))
+        crops.append(cut[cells.scores >= DOUBTFUL * threshold])
+    return np.concatenate(crops), errors
+
+
+@dataclass(frozen=True)
+class LabelledFields:
+    """Fields with labels, in the typing stage's types. Of each: the cells that the detector has found (one detection
+    per cell, whatever its type) and their crops; for each labelled cell, its crop and the index of the found cell that
+    it is (-1: missed)."""
+
+    dataset: Dataset
+    found: list[Detections]
+    found_crops: list[np.ndarray]
+    crops: list[np.ndarray]
+    of_cell: list[np.ndarray]
+
+    @classmethod
+    def of(cls, member: EnsembleMember, dataset: Dataset, device: torch.device, workers: int) -> LabelledFields:
+        """Run the detector on a data set's fields. A labelled cell is cut out as it was found, or, where it was missed,
+        as it is labelled."""
+        parts: list[tuple] = []
+        batches = sample_batches(dataset, member.sizes, 1, workers, with_pixels=True)
+        pairs = zip(dataset.samples, batches, strict=True)
+        for sample, images in tqdm(pairs, "fields with labels", len(dataset), unit="image", leave=False):
+            (cells,), (cut,) = member.typing.cut(images, detect(member.model, images, device))
+            own = sample.boxes[~sample.crowd]
+            of_cell = _matched(own, cells.boxes)
+            boxes = np.where(of_cell[:, None] >= 0, cells.boxes[of_cell] if len(cells) else own, own)
+            around = cells if len(cells) else Detections(own, np.ones(len(own)), np.zeros(len(own)))
+            parts.append((cells, cut, member.typing.crops(images[0].pixels, boxes, around), of_cell))
+        return cls(dataset, *(list(part) for part in zip(*parts, strict=True)))
+
+    def cells(self) -> LabelledCells:
+        """The labelled cells, to learn from."""
+        labels = [sample.labels[~sample.crowd] for sample in self.dataset.samples]
+        fields = np.repeat(np.arange(len(labels)), [len(each) for each in labels])
+        return LabelledCells(np.concatenate(self.crops), np.concatenate(labels), fields)
+
+    def box_factors(self) -> tuple[float, float]:
+        """How much wider and higher boxes are labelled than found, the median over cells, drawn towards 1 where these
+        are few."""
+        logs = []
+        for sample, found, of_cell in zip(self.dataset.samples, self.found, self.of_cell, strict=True):
+            own, pairs = sample.boxes[~sample.crowd], of_cell >= 0
+            sides = [boxes[:, 2:] - boxes[:, :2] for boxes in (own[pairs], found.boxes[of_cell[pairs]])]
+            logs.append(np.log(sides[0] / np.maximum(sides[1], 1)))
+        ratios = np.concatenate(logs)
+        if len(ratios) < LEAST_BOXES:
+            return 1.0, 1.0
+        width, height = np.exp(np.median(ratios, axis=0) * len(ratios) / (len(ratios) + SHRINK))
+        return float(np.clip(width, 0.3, 3)), float(np.clip(height, 0.3, 3))
+
+    def scores(
+        self, member: EnsembleMember, chances: np.ndarray, other: list[np.ndarray], factors: tuple[float, float]
+    ) -> tuple[float | None, calibration.Scaling | None]:
+        """The score from which counts are best on these fields, and the calibration of scores; None where there is too
+        little to find them by. ``chances`` [cells, K + 1] are those of the labelled cells, by a stage that has not
+        learned them, and ``other`` those of what was found on each field."""
+        types = member.typing.types
+        ends = np.cumsum([len(of_cell) for of_cell in self.of_cell])[:-1]
+        predictions = []
+        for found, own, of_cell, each in zip(self.found, np.split(chances, ends), self.of_cell, other, strict=True):
+            each = each.copy()
+            each[of_cell[of_cell >= 0]] = own[of_cell >= 0]
+            number = len(types)
+            scores = (found.scores[:, None] * each[:, :-1]).reshape(-1)
+            boxes = np.repeat(resized(found.boxes, factors), number, axis=0)
+            typed = Detections(boxes, scores, np.tile(np.arange(number), len(found)), types)
+            predictions.append(typed[np.argsort(-scores, kind="stable")])
+        cells = [counting.one_type(p, len(types)) for p in predictions]
+        fit = calibration.fit(*calibration.outcomes(matching.match(self.dataset, predictions)))
+        return counting.best_threshold(self.dataset, cells), fit
+
+
+def in_types(dataset: Dataset, types: Sequence[str], path: object) -> Dataset:
+    """A data set with labels in the order of ``types``; LeukoError where it has another type."""
+    for name in dataset.types:
+        if name not in types:
+            raise LeukoError(
+                f'{path}: has the type "{name}", which the typing stage does not know ({", ".join(types)}); map it in '
+                "a data YAML, or train a stage on it by leuko type"
+            )
+    label = np.array([list(types).index(name) for name in dataset.types], dtype=np.int64)
+    samples = [replace(sample, labels=label[sample.labels]) for sample in dataset.samples]
+    return replace(dataset, types=list(types), samples=samples, category_ids=[])
+
+
+def _matched(own: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """For each labelled box [N, 4] the index of the found box that it overlaps most, one to one; -1 without one."""
+    overlap = box_iou(own, found)
+    of_cell = np.full(len(own), -1)
+    for _ in range(min(overlap.shape)):
+        i, j = np.unravel_index(overlap.argmax(), overlap.shape)
+        if overlap[i, j] < SAME_CELL:
+            break
+        of_cell[i] = j
+        overlap[i], overlap[:, j] = 0, 0
+    return of_cell
