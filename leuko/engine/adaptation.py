@@ -25,7 +25,7 @@ PER_TYPE, LEAST_PER_TYPE = 40, 3  # cells of a predicted type that statistics ar
 LEAST_CELLS, LEAST_FOR_PRIOR = 10, 30  # from which on there are statistics, and shares of types
 SHARES = (0.0, 0.5, 1.0)  # of the way to the centre's statistics, between which labels choose; without, the second
 PRIOR = 0.5  # the power of the types' shares: half of what they say, for patients whose mix is another
-NEW_WEIGHT, PULL = 2.0, 0.01  # of the new cells against the old, and towards the weights before
+NEW_WEIGHT, PULL = 2.0, 0.002  # of the new cells against the old, and towards the weights before
 
 
 # ---------------------------------------------------------------- without labels
