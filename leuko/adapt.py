@@ -13,13 +13,16 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from shlex import quote
 
+import numpy as np
+import torch
+
 from . import __version__
 from .config import AdaptOptions
 from .data import typed
 from .data.loader import file_images, worker_count
 from .engine import thresholds
 from .engine.adaptation import adapt_typer, probabilities
-from .engine.checkpoint import BOX_FACTORS, SCORED, save
+from .engine.checkpoint import ADAPTED, BOX_FACTORS, LEAST_FACTOR, MOST_FACTOR, SCORED, SHIFT, save
 from .engine.ensemble import EnsembleMember
 from .engine.evaluate import choose_device
 from .engine.laboratory import LabelledFields, in_types, unlabelled_crops
@@ -55,9 +58,13 @@ def adapt(options: AdaptOptions) -> Path:
         because = errors[0] if len(errors) == len(paths) else "no cell was found there"
         raise LeukoError(f"{options.source}: nothing to learn from on its {len(paths)} images ({because})")
     fields = LabelledFields.of(member, dataset, device, workers) if dataset else None
+    if fields and not weights.typer.replay:
+        raise LeukoError(f"{weights.path}: keeps no cells that it has learned from, beside which it could learn labels")
+    before = weights.typer.about
     net = weights.typer.build(weights.path).to(device)
     cells = fields.cells() if fields else None
     arguments = {"prior": options.prior, "seed": options.seed, "device": device}
+    arguments["shift"] = np.array(before.get(SHIFT, np.zeros(len(weights.types))))
     adapted = adapt_typer(net, weights.typer.replay, crops, cells, **arguments)
 
     about = adapted.about | {"leuko": __version__, "source": options.source, "data": options.data}
@@ -68,25 +75,25 @@ def adapt(options: AdaptOptions) -> Path:
     factors = member.typing.box_factors
     if fields:
         ours = fields.box_factors()
-        factors = (factors[0] * ours[0], factors[1] * ours[1])
+        factors = tuple(float(np.clip(a * b, LEAST_FACTOR, MOST_FACTOR)) for a, b in zip(factors, ours, strict=True))
         other = [probabilities(adapted.net, each, device) for each in fields.found_crops]
-        value, scaling = fields.scores(member, adapted.chances, other, factors)
+        value, scaling = fields.scores(member, adapted.chances, other, ours)
         place = {"data": options.data, "split": dataset.split}
         if value:
             kept["counting"] = thresholds.of_model(value, member.sizes, **place)
         if scaling:
             kept["calibration"] = asdict(scaling) | place | {"sizes": member.sizes}
-    before = weights.typer.about
-    steps = [*before.get("adapted", []), about]
-    stage = replace(weights.typer, state=adapted.net.state_dict(), about=before | {"adapted": steps})
-    stage.about[BOX_FACTORS] = list(factors)
+    laboratory = {BOX_FACTORS: factors, SHIFT: adapted.shift, ADAPTED: [*before.get(ADAPTED, []), about]}
+    stage = replace(weights.typer, state=adapted.net.state_dict(), about=plain(before | laboratory))
 
-    folder = run.new_run(options.project, options.name, "weights")
-    path = folder / "weights" / "best.safetensors"
-    save(replace(weights, path=path, about=plain(kept), typer=replace(stage, about=plain(stage.about))))
-    write_yaml(folder / "args.yaml", asdict(options))
-    write_json(folder / "environment.json", run.environment(device))
-    write_json(folder / "metrics.json", about | {BOX_FACTORS: factors, "unreadable": errors})
+    with run.whole_run(options.project, options.name, "weights") as folder:
+        new = replace(weights, path=folder / "weights/best.safetensors", about=plain(kept), typer=stage)
+        if any(value.dtype == torch.float16 for value in weights.typer.state.values()):
+            new.halve()
+        save(new)
+        write_yaml(folder / "args.yaml", asdict(options))
+        write_json(folder / "environment.json", run.environment(device))
+        write_json(folder / "metrics.json", about | {BOX_FACTORS: factors, "unreadable": errors})
     print("\n".join(summary(about, factors, kept, stage.types)))
     for line in errors:
         print(f"not read: {line}", file=sys.stderr)
@@ -100,7 +107,9 @@ def summary(about: dict, factors: Sequence[float], kept: dict, types: Sequence[s
     if found := about.get("surprise"):
         steps = ", ".join(f"{name} {value:.2f}" for name, value in found.items())
         lines.append(f"surprise at the labelled types, of fields not learned from (less is better): {steps}")
-        if not about.get("last_layer"):
+        if "last layer" not in found:
+            lines.append("the last layer stays: what labels bring is measured on fields that were left out; name two")
+        elif not about.get("last_layer"):
             lines.append("the last layer stays: fitted to these labels, it does worse on those that were left out")
     lines.append(f"statistics: {about['statistics']:.0%} of the way to these cells")
     if shares := about.get("shares"):

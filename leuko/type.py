@@ -8,9 +8,11 @@ if __name__ == "__main__":  # read before all else is imported, so that --help a
     run_module("type")
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from shlex import quote
+
+import torch
 
 from . import __version__
 from .cells import BY_CODE, NONE, in_order
@@ -41,6 +43,7 @@ def train_typing(options: TypeOptions) -> Path:
         raise LeukoError(f"--leave-out {options.leave_out}: is none of the centres {', '.join(centres)}")
     types = types_to_learn([dataset for _, dataset in sets], [Path(path) for _, path in crops])
     check_detector(detector, types)
+    torch.manual_seed(options.seed)
     net = Typer(options.backbone, len(types), options.side)
     if options.pretrained:
         print(f"backbone weights: {net.load_pretrained(backbone_weights(options))}")
@@ -49,8 +52,10 @@ def train_typing(options: TypeOptions) -> Path:
     gather(learned, sets, options, without=options.leave_out)
     for centre, path in crops:
         if centre != options.leave_out:
-            left_out = typed.add_crops(learned, centre, Path(path), options.side, options.view)
-            if left_out:
+            folder = Path(path)
+            if others := [child.name for child in typed.crop_classes(folder) if child.name not in types]:
+                print(f"{path}: learned as {NONE}: {', '.join(others)}")
+            if left_out := typed.add_crops(learned, centre, folder, options.side, options.view):
                 print(f"{path}: {left_out} crops without a nucleus in the middle are left out")
     counts = learned.counts()
     for centre, row in counts.items():
@@ -63,30 +68,33 @@ def train_typing(options: TypeOptions) -> Path:
     gather(measured, val_sets(options), options)
 
     arguments = {"steps": options.steps, "batch": options.batch, "lr": options.lr, "seed": options.seed}
-    net = train_typer(net, learned, device=device, **arguments)
-    results = measure(net, measured, device) if measured.labels else {}
-    about = {"leuko": __version__, "learned": counts, "left_out": options.leave_out, **arguments}
-    about["measured"] = {name: {"cells": r.cells, "right": r.right, "kappa": r.kappa} for name, r in results.items()}
-    stage = StoredTyper(
-        recipe=net.recipe,
-        types=types,
-        view=options.view,
-        classes=detector.classes if detector else [],
-        about=plain(about),
-        state=net.state_dict(),
-        replay=replay(net, learned, options.seed, device),
-    )
-    folder = run.new_run(options.project, options.name, "weights")
-    path = folder / "weights" / "best.safetensors"
-    kept = {key: value for key, value in detector.about.items() if key not in SCORED} if detector else {}
-    weights = Weights(path, detector.recipe if detector else {}, types, kept, detector.state if detector else {}, stage)
-    if options.half:
-        weights.halve()
-    save(weights)
-    write_yaml(folder / "args.yaml", asdict(options))
-    write_json(folder / "environment.json", run.environment(device))
-    write_json(folder / "metrics.json", about)
-    write_csv(folder / "confusion.csv", confusion_rows(results, types))
+    base = detector or Weights(Path(), {}, [], {}, {})
+    with run.whole_run(options.project, options.name, "weights") as folder:  # before minutes are spent
+        path = folder / "weights" / "best.safetensors"
+        net = train_typer(net, learned, device=device, **arguments)
+        results = measure(net, measured, device) if measured.labels else {}
+        about = {"leuko": __version__, "learned": counts, "left_out": options.leave_out, **arguments}
+        about["measured"] = {
+            name: {"cells": r.cells, "right": r.right, "kappa": r.kappa} for name, r in results.items()
+        }
+        stage = StoredTyper(
+            recipe=net.recipe,
+            types=types,
+            view=options.view,
+            classes=base.classes,
+            about=plain(about),
+            state=net.state_dict(),
+            replay=replay(net, learned, options.seed, device),
+        )
+        kept = {key: value for key, value in base.about.items() if key not in SCORED}
+        weights = replace(base, path=path, types=types, about=kept, typer=stage)
+        if options.half:
+            weights.halve()
+        save(weights)
+        write_yaml(folder / "args.yaml", asdict(options))
+        write_json(folder / "environment.json", run.environment(device))
+        write_json(folder / "metrics.json", about)
+        write_csv(folder / "confusion.csv", confusion_rows(results, types))
     for line in summary(results, types):
         print(line)
     print(f"\nresults: {folder} ({path.stat().st_size / 1e6:.1f} MB)")
@@ -103,7 +111,7 @@ def types_to_learn(sets: Sequence[Dataset], folders: Sequence[Path]) -> list[str
     none is, all of them."""
     if types := typed.types_of(sets):
         return types
-    names = in_order(child.name for folder in folders if folder.is_dir() for child in folder.iterdir())
+    names = in_order(child.name for folder in folders for child in typed.crop_classes(folder))
     return [name for name in names if name in BY_CODE] or [name for name in names if name != NONE]
 
 

@@ -15,7 +15,7 @@ from ..synth.cutout import cell_box
 from . import source
 from .crops import MARGIN, crops_of, stain_of
 from .dataset import Dataset, Sample
-from .images import list_images, read_image
+from .images import is_hidden, list_images, read_image
 from .tools.builder import in_threads
 
 BESIDE = 0.05  # IoU with every cell, below which a box is of none
@@ -98,13 +98,20 @@ def _beside(rng: np.random.Generator, sample: Sample) -> np.ndarray:
     return np.zeros((0, 4), dtype=np.float32)
 
 
+def crop_classes(folder: Path) -> list[Path]:
+    """The folders of crops, one per class, in a folder; hidden ones are passed over. LeukoError where there is none."""
+    there = sorted(folder.iterdir()) if folder.is_dir() else []
+    if classes := [child for child in there if child.is_dir() and not is_hidden(child.name)]:
+        return classes
+    raise LeukoError(f"{folder}: no crops there; name a folder that holds a folder of images per class")
+
+
 def add_crops(cells: TypedCells, centre: str, folder: Path, side: int, view: float, progress: bool = True) -> int:
     """Add crops of single cells from a folder with one folder per class; a class that is none of the types is learned
     as none. Returns the number of crops that are left out, since no nucleus is seen in them."""
-    classes = [child for child in sorted(folder.iterdir()) if child.is_dir()] if folder.is_dir() else []
-    paths = [(child.name, path) for child in classes for path in list_images(child)]
+    paths = [(child.name, path) for child in crop_classes(folder) for path in list_images(child)]
     if not paths:
-        raise LeukoError(f"{folder}: no crops there; name a folder that holds a folder of images per class")
+        raise LeukoError(f"{folder}: its folders hold no image; put the crops of each class into its folder")
     cut_side, cut_view = round(side * MARGIN), view * MARGIN
 
     def job(item: tuple[str, Path]) -> np.ndarray | None:

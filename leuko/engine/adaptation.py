@@ -49,9 +49,10 @@ def _balanced_sample(predicted: np.ndarray, rng: np.random.Generator) -> np.ndar
     """Indices of cells, ``PER_TYPE`` of each predicted type that is not rarer than chance, repeated where it has fewer,
     in random order."""
     chosen = []
+    least = min(LEAST_PER_TYPE, len(predicted) // 10 + 1, np.bincount(predicted).max())
     for label in np.unique(predicted):
         mine = np.flatnonzero(predicted == label)
-        if len(mine) >= min(LEAST_PER_TYPE, len(predicted) // 10 + 1):
+        if len(mine) >= least:
             chosen.append(rng.choice(mine, PER_TYPE))
     return rng.permutation(np.concatenate(chosen))
 
@@ -82,15 +83,21 @@ def probabilities(net: Typer, crops: np.ndarray, device: torch.device) -> np.nda
         return net.last(features.to(device)).double().softmax(1).cpu().numpy()
 
 
-def shift_by_shares(net: Typer, chances: np.ndarray) -> np.ndarray:
-    """Let the last layer take the types' shares at a centre into account, in place, from the probabilities [N, K + 1]
-    that it gives to the centre's cells; returns the shares [K]."""
+def shift_of(chances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The types' shares [K] at a centre, by the probabilities [N, K + 1] that a network gives to the centre's cells,
+    and what its logits [K] are to be shifted by to take them into account."""
     types = chances[:, :-1] / np.maximum(chances[:, :-1].sum(1, keepdims=True), 1e-9)
     shares = type_shares(types)
     shift = PRIOR * np.log(shares * len(shares))
+    return shares, shift - shift.mean()
+
+
+def shift_last(net: Typer, shift: np.ndarray) -> Typer:
+    """A copy whose logits of the types are shifted by [K]."""
+    shifted = copy.deepcopy(net)
     with torch.no_grad():
-        net.last.bias[:-1] += torch.from_numpy(shift - shift.mean()).to(net.last.bias)
-    return shares
+        shifted.last.bias[:-1] += torch.from_numpy(shift).to(shifted.last.bias)
+    return shifted
 
 
 # ---------------------------------------------------------------- with labels
@@ -170,11 +177,13 @@ class LabelledCells:
 
 @dataclass(frozen=True)
 class Adapted:
-    """An adapted network, what was done (``about``), and the ``chances`` [N, K + 1] that it gives to the labelled
-    cells, each without the labels of its own field; None without labels."""
+    """An adapted network, what was done (``about``), by what its logits are shifted for the types' shares (``shift``
+    [K]), and the ``chances`` [N, K + 1] that it gives to the labelled cells, each without the labels of its own field;
+    None without labels."""
 
     net: Typer
     about: dict
+    shift: np.ndarray
     chances: np.ndarray | None
 
 
@@ -184,15 +193,18 @@ def adapt_typer(
     unlabelled: np.ndarray,
     labelled: LabelledCells | None,
     *,
+    shift: np.ndarray,
     prior: bool,
     seed: int,
     device: torch.device,
 ) -> Adapted:
     """Adapt a typing network to the cells of a laboratory, ``unlabelled`` crops [N, S, S, 3] and labelled ones.
 
-    With labels, each step is kept only where it makes the labelled cells' types less surprising, of fields that it has
+    ``shift`` [K] is what an earlier adaptation has shifted its logits by; it stays where none is found anew. With
+    labels, each step is kept only where it makes the labelled cells' types less surprising, of fields that it has
     not learned from.
     """
+    net = shift_last(net, -shift)
     pool = unlabelled if labelled is None else np.concatenate([unlabelled, labelled.crops])
     about: dict = {"cells": len(pool), "labelled": 0 if labelled is None else len(labelled.labels)}
     shares = SHARES if labelled else SHARES[1:2]
@@ -207,20 +219,19 @@ def adapt_typer(
         (share, adapted), chances = stages[best], known[best]
         before, after = (surprise(each, labelled.labels) for each in (known[0], chances))
         about["surprise"] = {"before": before, "statistics": after}
-        fitted = left_out(adapted, labelled, replay, device)
-        about["surprise"]["last layer"] = surprise(fitted, labelled.labels)
-        if about["surprise"]["last layer"] < about["surprise"]["statistics"]:
+        if len(np.unique(labelled.fields)) > 1:
+            fitted = left_out(adapted, labelled, replay, device)
+            about["surprise"]["last layer"] = surprise(fitted, labelled.labels)
+        if about["surprise"].get("last layer", np.inf) < about["surprise"]["statistics"]:
             adapted, chances = copy.deepcopy(adapted), fitted
             features = features_of(adapted, turned(labelled.crops), device)
             set_last(adapted, *fit_last(adapted, features, torch.from_numpy(labelled.labels).repeat(4), replay))
             about["last_layer"] = True
     about["statistics"] = share
     if prior and len(unlabelled) >= LEAST_FOR_PRIOR:
-        adapted = copy.deepcopy(adapted)
-        bias = adapted.last.bias.detach().clone()
-        shares_found = shift_by_shares(adapted, probabilities(adapted, unlabelled, device))
+        shares_found, shift = shift_of(probabilities(adapted, unlabelled, device))
         about["shares"] = [round(float(value), 3) for value in shares_found]
-        if chances is not None:
-            shift = (adapted.last.bias.detach() - bias).cpu().double().exp().numpy()
-            chances = chances * shift / (chances * shift).sum(1, keepdims=True)
-    return Adapted(adapted, about, chances)
+    if chances is not None:
+        chances = chances * np.exp([*shift, 0])
+        chances /= chances.sum(1, keepdims=True)
+    return Adapted(shift_last(adapted, shift), about, shift, chances)

@@ -62,7 +62,17 @@ class StoredTyper:
                 check_numbers(Typer(**self.recipe), self.state)
             net = Typer(**self.recipe)
             net.load_state_dict(self.state)
+            if self.replay:
+                self._check_replay(net)
         return net.eval()
+
+    def _check_replay(self, net: Typer) -> None:
+        """ValueError where the cells that were learned are not such as the network's last layer sees."""
+        features, labels = self.replay["features"], self.replay["labels"]
+        if features.shape != (len(labels), net.last.in_features) or labels.shape != (len(labels),):
+            raise ValueError(f"features {list(features.shape)} of cells that were learned")
+        if labels.is_floating_point() or not ((labels >= 0) & (labels < net.last.out_features)).all():
+            raise ValueError("labels of cells that were learned are none of its types")
 
 
 @dataclass
@@ -221,7 +231,11 @@ def load_weights(source: str | Path) -> Weights:
 
 
 SCORED = ("calibration", "counting")  # what weights keep of scores, which are others with another typing stage
-BOX_FACTORS = "box_factors"  # what a typing stage's ``about`` calls the factors on the width and height of boxes
+# What a typing stage's ``about`` says of the laboratory that it was adapted to: the factors on the width and height of
+# boxes, by what the types' logits are shifted for their shares there, and all that was done, step by step.
+BOX_FACTORS, SHIFT, ADAPTED = "box_factors", "shift", "adapted"
+LABORATORY = {BOX_FACTORS: list[float], SHIFT: list[float], ADAPTED: list[dict]}
+LEAST_FACTOR, MOST_FACTOR = 0.3, 3.0  # of boxes
 NET, REPLAY = "typer.net.", "typer.replay."  # how the names of a typing stage's tensors begin in a file
 TYPER = {"recipe": dict, "types": list[str], "view": float, "classes": list[str], "about": dict}
 NETWORK = {"backbone": str, "num_types": int, "side": int}
@@ -250,10 +264,12 @@ def _misfit(recipe: dict, types: list[str], about: dict, typer: dict | None = No
         if not problem and (not 0.1 <= typer["view"] <= 10 or not 16 <= typer["recipe"]["side"] <= 512):
             problem = "a view or side of no use"
         if not problem:
-            problem = misfit(typer["about"], {BOX_FACTORS: list[float]}, optional=(BOX_FACTORS,), more=True)
+            problem = misfit(typer["about"], LABORATORY, optional=LABORATORY, more=True)
         factors = [] if problem else typer["about"].get(BOX_FACTORS, [1.0, 1.0])
-        if not problem and not (len(factors) == 2 and all(0.3 <= f <= 3 for f in factors)):
-            problem = f"{BOX_FACTORS}: {factors!r:.60} are not two numbers from .3 to 3"
+        if not problem and not (len(factors) == 2 and all(LEAST_FACTOR <= f <= MOST_FACTOR for f in factors)):
+            problem = f"{BOX_FACTORS}: {factors!r:.60} are not two numbers from {LEAST_FACTOR:g} to {MOST_FACTOR:g}"
+        if not problem and len(typer["about"].get(SHIFT, types)) != len(types):
+            problem = f"{SHIFT}: not a number for each of {len(types)} types"
         if not problem and (typer["types"] != types or len(types) != typer["recipe"]["num_types"]):
             problem = f"the types {', '.join(types)}, but its typing stage {', '.join(typer['types'])}"
         if problem:

@@ -48,8 +48,8 @@ def unlabelled_crops(
 @dataclass(frozen=True)
 class LabelledFields:
     """Fields with labels, in the typing stage's types. Of each: the cells that the detector has found (one detection
-    per cell, whatever its type) and their crops; for each labelled cell, its crop and the index of the found cell that
-    it is (-1: missed)."""
+    per cell, whatever its type, in the size that the stage gives it so far) and their crops; for each labelled cell,
+    its crop and the index of the found cell that it is (-1: missed)."""
 
     dataset: Dataset
     found: list[Detections]
@@ -67,10 +67,11 @@ class LabelledFields:
         for sample, images in tqdm(pairs, "fields with labels", len(dataset), unit="image", leave=False):
             (cells,), (cut,) = member.typing.cut(images, detect(member.model, images, device))
             own = sample.boxes[~sample.crowd]
-            of_cell = _matched(own, cells.boxes)
+            drawn = replace(cells, boxes=resized(cells.boxes, member.typing.box_factors))
+            of_cell = _matched(own, drawn.boxes)
             boxes = np.where(of_cell[:, None] >= 0, cells.boxes[of_cell] if len(cells) else own, own)
             around = cells if len(cells) else Detections(own, np.ones(len(own)), np.zeros(len(own)))
-            parts.append((cells, cut, member.typing.crops(images[0].pixels, boxes, around), of_cell))
+            parts.append((drawn, cut, member.typing.crops(images[0].pixels, boxes, around), of_cell))
         return cls(dataset, *(list(part) for part in zip(*parts, strict=True)))
 
     def cells(self) -> LabelledCells:

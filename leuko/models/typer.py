@@ -32,6 +32,7 @@ class Typer(nn.Module):
         self.register_buffer("mean", torch.tensor(config.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config.std).view(3, 1, 1), persistent=False)
         self.to(memory_format=torch.channels_last)
+        self._check()
 
     def load_pretrained(self, source: str | Path | None = None) -> str:
         """Load ImageNet weights into all but the last layer, and return their source."""
@@ -52,6 +53,20 @@ class Typer(nn.Module):
 
     def forward(self, crops: Tensor) -> Tensor:
         return self.last(self.features(crops))
+
+    def _check(self) -> None:
+        """LeukoError for one of timm's networks that is made for images of another size, or ends in another way."""
+        try:
+            with torch.no_grad():
+                fits = self.eval()(torch.zeros(1, 3, self.side, self.side, device=self.mean.device)).ndim == 2
+        except Exception:  # of many kinds
+            fits = False
+        if not fits:
+            raise LeukoError(
+                f'typing network "{self.recipe["backbone"]}" does not take crops of {self.side} pixels, or does not '
+                "end in one linear layer; choose another --backbone or --side"
+            )
+        self.train()
 
     def fuse(self) -> None:
         """Fuse the norms into the convolutions before them; it can no longer be trained."""

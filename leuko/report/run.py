@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import platform
+import shutil
 from collections.abc import Iterator
 from datetime import datetime, timezone
 from importlib import metadata
@@ -44,6 +45,17 @@ def new_run(project: str | Path, name: str, *inside: str) -> Path:
         for child in inside:
             (folder / child).mkdir()
         return folder
+
+
+@contextlib.contextmanager
+def whole_run(project: str | Path, name: str, *inside: str) -> Iterator[Path]:
+    """The folder of :func:`new_run` for the block to fill; it is removed where the block fails or is stopped."""
+    folder = new_run(project, name, *inside)
+    try:
+        yield folder
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def log(folder: str | Path, event: str, **fields: Any) -> None:
