@@ -110,7 +110,7 @@ def summary(about: dict, factors: Sequence[float], kept: dict, types: Sequence[s
         if "last layer" not in found:
             lines.append("the last layer stays: what labels bring is measured on fields that were left out; name two")
         elif not about.get("last_layer"):
-            lines.append("the last layer stays: fitted to these labels, it does worse on those that were left out")
+            lines.append("the last layer stays: fitted to these labels, it does no better on those that were left out")
     lines.append(f"statistics: {about['statistics']:.0%} of the way to these cells")
     if shares := about.get("shares"):
         listed = ", ".join(f"{name} {share:.0%}" for name, share in zip(types, shares, strict=True))

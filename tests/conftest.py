@@ -258,13 +258,7 @@ def plain(pictures) -> Dataset:
 
 # ---------------------------------------------------------------- types, and other laboratories
 
-STAGE = [
-    "--no-pretrained",
-    "--backbone",
-    "mobilenetv3_small_050",
-    "--side",
-    "32",
-]  # a typing network that is made in no time
+STAGE = ["--no-pretrained", "--backbone", "test_resnet", "--side", "32", "--batch", "16", "--lr", "0.004"]
 OTHER_STAIN = np.array([[0.7, 0.05, 0.0], [0.1, 1.35, 0.0], [0.0, 0.0, 1.2]])  # amounts of the absorbers
 
 
@@ -340,6 +334,6 @@ def typed(centres, detector, one_thread) -> Path:
     """The run folder of that detector with a typing stage, which has learned from both centres and from crops."""
     project = detector.parent / "type"
     data = ["--data", f"home={centres['home']}", f"far={centres['far']}", "--crops", f"home={centres['crops']}"]
-    words = ["type", *data, "--weights", str(detector), *STAGE, "--steps", "120", "--project", str(project)]
+    words = ["type", *data, "--weights", str(detector), *STAGE, "--steps", "300", "--project", str(project)]
     main([*words, "--name", "stage"])
     return project / "stage"

@@ -156,6 +156,16 @@ def left_out(net: Typer, cells: LabelledCells, replay: dict[str, Tensor], device
     return chances
 
 
+def surprise_by_shares(cells: LabelledCells, number: int) -> float:
+    """The surprise of who knows only how frequent each of ``number`` types is on the other fields: a stage that does
+    no better has learned nothing from the labels, or they are wrong."""
+    chances = np.zeros((len(cells.labels), number))
+    for fold in _folds(cells.fields):
+        counts = np.bincount(cells.labels[~fold], minlength=number) + 1
+        chances[fold] = counts / counts.sum()
+    return surprise(chances, cells.labels)
+
+
 def _folds(fields: np.ndarray) -> Iterator[np.ndarray]:
     names = np.unique(fields)
     for part in np.array_split(names, min(10, len(names))):
@@ -222,7 +232,8 @@ def adapt_typer(
         if len(np.unique(labelled.fields)) > 1:
             fitted = left_out(adapted, labelled, replay, device)
             about["surprise"]["last layer"] = surprise(fitted, labelled.labels)
-        if about["surprise"].get("last layer", np.inf) < about["surprise"]["statistics"]:
+            about["surprise"]["shares alone"] = surprise_by_shares(labelled, net.recipe["num_types"])
+        if min(about["surprise"], key=about["surprise"].get) == "last layer":
             adapted, chances = copy.deepcopy(adapted), fitted
             features = features_of(adapted, turned(labelled.crops), device)
             set_last(adapted, *fit_last(adapted, features, torch.from_numpy(labelled.labels).repeat(4), replay))
