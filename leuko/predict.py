@@ -24,10 +24,12 @@ from .data.images import image_size, is_hidden, list_images
 from .data.tools.found import of_images, write_labels
 from .detections import Detections
 from .engine.predictor import ImagePrediction, Models, predict_images, without_doubles
+from .engine.typing_stage import OFF
 from .errors import LeukoError, one_line
 from .io import digest, write_csv, write_json, write_yaml
 from .metrics import counting
 from .metrics.counting import Differential
+from .registry import find_weights
 from .report import plots, review, tables
 from .report.journal import Journal
 from .report.prediction import prediction_page
@@ -47,6 +49,8 @@ def predict(options: PredictOptions) -> Path:
     about = {"leuko": __version__, **asdict(options), "workers": None, "place": os.getcwd()}
     about["threshold"] = models.threshold.value
     weights = [digest(member.weights.path) for member in models.members]
+    if options.typer and options.typer != OFF:
+        weights.append(digest(find_weights(options.typer)))
     journal = Journal.open(options.save, options.name or models.name, about | {"digests": weights})
     write_yaml(journal.folder / "args.yaml", asdict(options))
     found = predict_images(models, source.images, originals, journal, options)

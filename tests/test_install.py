@@ -57,7 +57,7 @@ def test_wheel_holds_the_package_and_all_that_it_reads(clone, tmp_path):
         wheel.extractall(tmp_path / "installed")
     files = {str(path.relative_to(clone)) for path in (clone / "leuko").rglob("*") if path.is_file()}
     assert held == files | {f"leuko/weights/{name}" for name in WEIGHTS}
-    assert {"leuko/report/templates/test.html.j2", "leuko/examples/ATTRIBUTION.md", "leuko/examples/pbc_1.jpg"} <= held
+    assert {"leuko/report/templates/test.html.j2", "leuko/examples.md", "leuko/examples/pbc_1.jpg"} <= held
     installed = tmp_path / "installed"
     box = installed / "leuko/weights/leuko-small.safetensors"
     told = f"{__version__} {installed / 'leuko/registry.py'} True {box}"

@@ -23,6 +23,7 @@ from .typer_training import SMOOTHING, features_of, to_batch
 
 PER_TYPE, LEAST_PER_TYPE = 40, 3  # cells of a predicted type that statistics are taken from
 LEAST_CELLS, LEAST_FOR_PRIOR = 10, 30  # from which on there are statistics, and shares of types
+MOST_CELLS = 500  # that statistics are taken from
 SHARES = (0.0, 0.5, 1.0)  # of the way to the centre's statistics, between which labels choose; without, the second
 PRIOR = 0.5  # the power of the types' shares: half of what they say, for patients whose mix is another
 NEW_WEIGHT, PULL = 2.0, 0.002  # of the new cells against the old, and towards the weights before
@@ -38,6 +39,8 @@ def with_statistics(net: Typer, crops: np.ndarray, share: float, seed: int, devi
     if not share or len(crops) < LEAST_CELLS:
         return net
     rng, adapted = np.random.default_rng([seed, 2]), net
+    if len(crops) > MOST_CELLS:
+        crops = crops[np.sort(rng.choice(len(crops), MOST_CELLS, replace=False))]
     for _ in range(2):
         predicted = probabilities(adapted, crops, device)[:, :-1].argmax(1)
         sample = _balanced_sample(predicted, rng)

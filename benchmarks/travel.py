@@ -1,0 +1,155 @@
+"""A centre that was left out: what a detector and a typing stage do there, and what adapting them brings.
+
+    python benchmarks/travel.py --data krd.json --detector runs/train/without-krd --typer runs/type/without-krd
+
+Neither has seen the centre. The table has a row for: nothing of the centre; its fields without labels; and 5, 10 and 20
+of its fields with labels as well, the mean and the range of ten draws, measured on the remaining fields. Columns: cells
+found (a box at IoU .5), the share of them with the right type, Cohen's kappa, mAP, mAP50 with types ignored, and the
+error of the count: the sum over types of |count - truth| per cell, by the score that was found, or by .3.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from leuko.data import source
+from leuko.data.dataset import Dataset
+from leuko.detections import Detections
+from leuko.engine.adaptation import LabelledCells, adapt_typer, probabilities
+from leuko.engine.checkpoint import load_weights
+from leuko.engine.ensemble import EnsembleMember
+from leuko.engine.laboratory import LabelledFields, in_types
+from leuko.engine.typing_stage import resized
+from leuko.metrics import coco, counting
+
+CPU = torch.device("cpu")
+THRESHOLD = 0.3
+
+
+def subset(fields: LabelledFields, chosen: np.ndarray) -> LabelledFields:
+    """Some of the fields."""
+    dataset = replace(fields.dataset, samples=[fields.dataset.samples[i] for i in chosen])
+    lists = (fields.found, fields.found_crops, fields.crops, fields.of_cell)
+    return LabelledFields(dataset, *([each[i] for i in chosen] for each in lists))
+
+
+def kappa(true: np.ndarray, given: np.ndarray, number: int) -> float:
+    """Cohen's kappa of two labellings."""
+    table = np.zeros((number, number))
+    np.add.at(table, (true, given), 1 / max(len(true), 1))
+    by_chance = float(table.sum(1) @ table.sum(0))
+    return (float(np.trace(table)) - by_chance) / (1 - by_chance)
+
+
+def measure(fields: LabelledFields, chances: list[np.ndarray], factors: tuple[float, float], threshold: float) -> dict:
+    """The measures of found cells with their probabilities [cells, K + 1] on each field."""
+    dataset, types = fields.dataset, fields.dataset.types
+    number, predictions, true, given = len(types), [], [], []
+    for sample, found, of_cell, each in zip(dataset.samples, fields.found, fields.of_cell, chances, strict=True):
+        scores = (found.scores[:, None] * each[:, :-1]).reshape(-1)
+        boxes = np.repeat(resized(found.boxes, factors), number, axis=0)
+        typed = Detections(boxes, scores, np.tile(np.arange(number), len(found)), tuple(types))
+        predictions.append(typed[np.argsort(-scores, kind="stable")][:100])
+        pairs = of_cell >= 0
+        true += sample.labels[~sample.crowd][pairs].tolist()
+        given += each[of_cell[pairs], :-1].argmax(1).tolist()
+    true, given = np.array(true), np.array(given)
+    cells = [counting.one_type(p, number).above(threshold) for p in predictions]
+    counted = sum(np.bincount(c.labels, minlength=number) for c in cells)
+    alone = replace(dataset, types=["cell"], category_ids=[], samples=[one_class(s) for s in dataset.samples])
+    merged = [counting.one_type(replace(p, labels=np.zeros(len(p), int)), 1) for p in predictions]
+    seen = np.array([types.index(t) for t in types if t in ("NG", "L", "M")])
+    common = np.isin(true, seen)
+    return {
+        "cells": int(dataset.counts().sum()),
+        "found": len(true),
+        "right": float((true == given).mean()),
+        "right NG L M": float((true == given)[common].mean()),
+        "kappa": kappa(true, given, number),
+        "mAP": coco.evaluate(dataset, predictions, 100).mAP,
+        "mAP50 any": coco.evaluate(alone, merged, 100).mAP50,
+        "count error": float(np.abs(counted - dataset.counts()).sum() / dataset.counts().sum()),
+    }
+
+
+def one_class(sample):
+    return replace(sample, labels=np.zeros_like(sample.labels))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--detector", required=True)
+    parser.add_argument("--typer", required=True)
+    parser.add_argument("--draws", type=int, default=10)
+    parser.add_argument("--labelled", type=int, nargs="*", default=[5, 10, 20])
+    parser.add_argument("--out", default="")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    member = EnsembleMember.load(args.detector, CPU, typer=args.typer)
+    stored = load_weights(args.typer).typer
+    net = stored.build(Path(args.typer))
+    dataset: Dataset = in_types(source.load(args.data, source.splits(args.data)[0]), stored.types, args.data)
+    fields = LabelledFields.of(member, dataset, CPU, 0)
+    ends = np.cumsum([len(found) for found in fields.found])[:-1]
+    crops = np.concatenate(fields.found_crops)
+    scores = np.concatenate([found.scores for found in fields.found])
+    rows: dict[str, list[dict]] = {}
+
+    def typed(network) -> list[np.ndarray]:
+        return np.split(probabilities(network, crops, CPU), ends)
+
+    rows["nothing"] = [measure(fields, typed(net), (1, 1), THRESHOLD)]
+    print(json.dumps(rows["nothing"]), flush=True)
+    sure = crops[scores >= 0.5 * THRESHOLD]
+    for prior in (False, True):
+        adapted = adapt_typer(net, stored.replay, sure, None, prior=prior, seed=0, device=CPU)
+        rows[f"without labels{', shares' if prior else ''}"] = [measure(fields, typed(adapted.net), (1, 1), THRESHOLD)]
+    for few in (10, 20, 50):
+        some = [np.random.default_rng(draw).choice(len(sure), few, replace=False) for draw in range(3)]
+        nets = [adapt_typer(net, stored.replay, sure[s], None, prior=True, seed=0, device=CPU).net for s in some]
+        rows[f"{few} cells without labels"] = [measure(fields, typed(each), (1, 1), THRESHOLD) for each in nets]
+    for number in args.labelled:
+        for draw in tqdm(range(args.draws), f"{number} labelled"):
+            order = np.random.default_rng(draw).permutation(len(dataset))
+            ours, rest = subset(fields, np.sort(order[:number])), subset(fields, np.sort(order[number:]))
+            own: LabelledCells = ours.cells()
+            adapted = adapt_typer(net, stored.replay, sure, own, prior=True, seed=0, device=CPU)
+            other = [probabilities(adapted.net, each, CPU) for each in ours.found_crops]
+            factors = ours.box_factors()
+            value, _ = ours.scores(member, adapted.chances, other, factors)
+            cells = np.split(
+                probabilities(adapted.net, np.concatenate(rest.found_crops), CPU),
+                np.cumsum([len(found) for found in rest.found])[:-1],
+            )
+            result = measure(rest, cells, factors, value or THRESHOLD)
+            before = np.split(
+                probabilities(net, np.concatenate(rest.found_crops), CPU),
+                np.cumsum([len(found) for found in rest.found])[:-1],
+            )
+            result["gain"] = result["right"] - measure(rest, before, (1, 1), THRESHOLD)["right"]
+            result["statistics"] = adapted.about["statistics"]
+            result["last layer"] = float(adapted.about.get("last_layer", False))
+            rows.setdefault(f"{number} fields with labels", []).append(result)
+    if args.out:
+        Path(args.out).write_text(json.dumps(rows, indent=1))
+    for name, each in rows.items():
+        cells = {k: [r[k] for r in each] for k in each[0]}
+        print(
+            name,
+            {
+                k: f"{np.mean(v):.3f}" + (f" ({min(v):.3f} to {max(v):.3f})" if len(v) > 1 else "")
+                for k, v in cells.items()
+            },
+        )
+
+
+if __name__ == "__main__":
+    main()
