@@ -30,8 +30,8 @@ def crops_of(pixels: np.ndarray, boxes: np.ndarray, side: int, view: float, stai
     if not len(boxes):
         return np.zeros((0, side, side, 3), dtype=np.uint8)
     stain = stain or stain_of(pixels, boxes)
-    density_map = stain.to_reference()
-    return np.stack([_restain(_square(pixels, box, side, view), stain.white, density_map) for box in boxes])
+    squares = np.concatenate([_square(pixels, box, side, view) for box in boxes])
+    return _restain(squares, stain.white, stain.to_reference()).reshape(len(boxes), side, side, 3)
 
 
 def _square(pixels: np.ndarray, box: np.ndarray, side: int, view: float) -> np.ndarray:

@@ -19,7 +19,7 @@ from .checkpoint import BOX_FACTORS, StoredTyper, Weights, load_weights
 
 SURE = 0.5  # of the best score on a field: the cells that show how it is stained
 LEAST_SCORE = 0.05  # of a box that is typed; all others are left out
-BATCH = 64  # crops at once
+BATCH = 16  # crops at once: more are slower on a CPU
 
 
 @dataclass

@@ -55,8 +55,15 @@ def mix(amounts: np.ndarray) -> np.ndarray:
 
 def bare_slide(image: np.ndarray) -> np.ndarray:
     """Colour [3] float32 RGB of the empty slide in an image [H, W, 3] uint8: the 98th percentile of each channel."""
-    channels = (np.bincount(image[:, :, c].ravel(), minlength=256) for c in range(3))
-    return np.array([np.searchsorted(np.cumsum(n), 0.98 * n.sum()) for n in channels], dtype=np.float32).clip(1)
+    reached = np.cumsum(_counts(image), axis=0)
+    return np.array([np.searchsorted(n, 0.98 * n[-1]) for n in reached.T], dtype=np.float32).clip(1)
+
+
+def _counts(image: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
+    """How many pixels of an image [H, W, 3] uint8, of those whose ``mask`` [H, W] uint8 is not 0, have each value in
+    each channel: [256, 3] int64."""
+    channels = [cv2.calcHist([image], [c], mask, [256], [0, 256]).ravel() for c in range(3)]
+    return np.stack(channels, axis=-1).astype(np.int64)
 
 
 def restain(image: np.ndarray, change: np.ndarray, light: np.ndarray | float = 1.0, flare: float = 0.0) -> np.ndarray:
@@ -102,21 +109,25 @@ class Stain:
         """Of a field [H, W, 3] uint8 RGB with leukocytes in ``boxes`` [N, 4] xyxy; a size of about 500 pixels is
         enough. Nuclei are what absorbs most red light in the boxes, red cells what absorbs green light outside."""
         white = bare_slide(image)
-        table = np.stack([to_density(np.arange(256), w) for w in white], axis=-1)[None]
-        density = cv2.LUT(cv2.GaussianBlur(image, (0, 0), 1.0), table)
-        outside = np.ones(image.shape[:2], dtype=bool)
+        table = to_density(np.arange(256)[:, None], white)  # of each value in each channel
+        image = cv2.GaussianBlur(image, (0, 0), 1.0)
+        outside = np.full(image.shape[:2], 255, dtype=np.uint8)
         nuclei = []
         for x0, y0, x1, y1 in np.asarray(boxes, dtype=np.float64).round().astype(int).tolist():
             margin = (x1 - x0) // 10
-            outside[max(y0 - margin, 0) : y1 + margin, max(x0 - margin, 0) : x1 + margin] = False
-            cell = density[max(y0, 0) : y1, max(x0, 0) : x1].reshape(-1, 3)
-            nucleus = cell[cell[:, 0] > _otsu(cell[:, 0], 1.5)] if len(cell) else cell
+            outside[max(y0 - margin, 0) : y1 + margin, max(x0 - margin, 0) : x1 + margin] = 0
+            cell = image[max(y0, 0) : y1, max(x0, 0) : x1].reshape(-1, 3)
+            nucleus = cell[_absorbing(cell[:, 0], table[:, 0], 1.5)[cell[:, 0]]] if len(cell) else cell
             if len(nucleus) >= MIN_PIXELS:
-                nuclei.append(np.median(nucleus, axis=0))
+                nuclei.append(_median(_counts(nucleus[None]), table))
         nucleus = np.median(nuclei, axis=0) if nuclei else REFERENCE.nuclei
-        rest = density[outside]
-        red_cells = rest[rest[:, 1] > _otsu(rest[:, 1], 0.64)] if len(rest) else rest
-        return cls(white, np.median(red_cells, axis=0) if len(red_cells) >= 5 * MIN_PIXELS else None, nucleus)
+        green = image[:, :, 1][outside > 0]
+        if len(green):
+            absorbing = _absorbing(green, table[:, 1], 0.64).astype(np.uint8)
+            outside &= cv2.LUT(np.ascontiguousarray(image[:, :, 1]), 255 * absorbing)
+        counts = _counts(image, outside)
+        is_shown = counts[:, 0].sum() >= 5 * MIN_PIXELS
+        return cls(white, _median(counts, table) if is_shown else None, nucleus)
 
     def to_reference(self) -> np.ndarray:
         """The linear map of densities [RGB, RGB'] that brings red cells and nuclei to those of ``REFERENCE``: for
@@ -132,10 +143,20 @@ class Stain:
         return ((wanted @ own.T + PULL * gains) @ np.linalg.inv(own @ own.T + pull)).astype(np.float32)
 
 
-def _otsu(values: np.ndarray, most: float) -> float:
-    """Otsu's threshold between values [N] from 0 to ``most``."""
-    levels = np.clip(values * (255 / most), 0, 255).astype(np.uint8).reshape(-1, 1)
-    return cv2.threshold(levels, 0, 1, cv2.THRESH_BINARY + cv2.THRESH_OTSU)[0] / 255 * most
+def _absorbing(values: np.ndarray, table: np.ndarray, most: float) -> np.ndarray:
+    """Which of the 256 values of a channel, whose densities are ``table`` [256], absorb more than Otsu's threshold of
+    the densities from 0 to ``most`` of values [N] uint8: [256] bool."""
+    levels = np.clip(table * (255 / most), 0, 255).astype(np.uint8)
+    otsu = cv2.threshold(levels[values].reshape(-1, 1), 0, 1, cv2.THRESH_BINARY + cv2.THRESH_OTSU)[0]
+    return table > otsu / 255 * most
+
+
+def _median(counts: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """The median densities [3] of pixels, by how many have each value, [256, 3], and its density, [256, 3]."""
+    reached = np.cumsum(counts, axis=0)
+    number = reached[-1, 0]
+    middle = [[np.searchsorted(reached[:, c], k) for c in range(3)] for k in ((number + 1) // 2, number // 2 + 1)]
+    return (table[middle[0], range(3)] + table[middle[1], range(3)]) / 2
 
 
 MIN_PIXELS = 20  # of a nucleus
