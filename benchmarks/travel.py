@@ -20,7 +20,7 @@ import torch
 from tqdm import tqdm
 
 from leuko.data import source
-from leuko.data.dataset import Dataset, Sample
+from leuko.data.dataset import Dataset
 from leuko.detections import Detections
 from leuko.engine.adaptation import SHARES, Adapted, LabelledCells, adapt_typer, probabilities, with_statistics
 from leuko.engine.checkpoint import load_weights

@@ -194,8 +194,8 @@ def adapt_typer(
 ) -> Adapted:
     """Adapt a typing network to the cells of a laboratory, ``unlabelled`` crops [N, S, S, 3] and labelled ones.
 
-    ``stages`` are those of :func:`with_statistics` by their share, where they are there already. With labels, each step is kept only where it makes the labelled cells' types less surprising, of fields that it has
-    not learned from.
+    ``stages`` are those of :func:`with_statistics` by their share, where they are there already. With labels, each step
+    is kept only where it makes the labelled cells' types less surprising, of fields that it has not learned from.
     """
     pool = unlabelled if labelled is None else np.concatenate([unlabelled, labelled.crops])
     about: dict = {"cells": len(pool), "labelled": 0 if labelled is None else len(labelled.labels)}
