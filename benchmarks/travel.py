@@ -22,10 +22,11 @@ from tqdm import tqdm
 from leuko.data import source
 from leuko.data.dataset import Dataset
 from leuko.detections import Detections
-from leuko.engine.adaptation import LabelledCells, adapt_typer, probabilities
+from leuko.engine.adaptation import SHARES, Adapted, LabelledCells, adapt_typer, probabilities, with_statistics
 from leuko.engine.checkpoint import load_weights
 from leuko.engine.ensemble import EnsembleMember
 from leuko.engine.laboratory import LabelledFields, in_types
+from leuko.engine.typer_training import features_of
 from leuko.engine.typing_stage import resized
 from leuko.metrics import coco, counting
 
@@ -90,6 +91,7 @@ def main() -> None:
     parser.add_argument("--typer", required=True)
     parser.add_argument("--draws", type=int, default=10)
     parser.add_argument("--labelled", type=int, nargs="*", default=[5, 10, 20])
+    parser.add_argument("--cells", type=int, nargs="*", default=[10, 20, 50])
     parser.add_argument("--out", default="")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -100,41 +102,40 @@ def main() -> None:
     fields = LabelledFields.of(member, dataset, CPU, 0)
     ends = np.cumsum([len(found) for found in fields.found])[:-1]
     crops = np.concatenate(fields.found_crops)
-    scores = np.concatenate([found.scores for found in fields.found])
-    rows: dict[str, list[dict]] = {}
+    sure = crops[np.concatenate([found.scores for found in fields.found]) >= 0.5 * THRESHOLD]
+    stages = {share: with_statistics(net, sure, share, 0, CPU) for share in SHARES}
+    features = {share: features_of(stage, crops, CPU) for share, stage in stages.items()}
 
-    def typed(network) -> list[np.ndarray]:
-        return np.split(probabilities(network, crops, CPU), ends)
+    def typed(adapted: Adapted) -> list[np.ndarray]:
+        with torch.no_grad():
+            logits = adapted.net.last(features[adapted.about["statistics"]])
+        return np.split(logits.double().softmax(1).numpy(), ends)
 
-    rows["nothing"] = [measure(fields, typed(net), (1, 1), THRESHOLD)]
-    print(json.dumps(rows["nothing"]), flush=True)
-    sure = crops[scores >= 0.5 * THRESHOLD]
-    for prior in (False, True):
-        adapted = adapt_typer(net, stored.replay, sure, None, prior=prior, seed=0, device=CPU)
-        rows[f"without labels{', shares' if prior else ''}"] = [measure(fields, typed(adapted.net), (1, 1), THRESHOLD)]
-    for few in (10, 20, 50):
-        some = [np.random.default_rng(draw).choice(len(sure), few, replace=False) for draw in range(3)]
-        nets = [adapt_typer(net, stored.replay, sure[s], None, prior=True, seed=0, device=CPU).net for s in some]
-        rows[f"{few} cells without labels"] = [measure(fields, typed(each), (1, 1), THRESHOLD) for each in nets]
+    def adapt(unlabelled: np.ndarray, labelled: LabelledCells | None = None, prior: bool = True) -> Adapted:
+        about = {"prior": prior, "seed": 0, "device": CPU}
+        return adapt_typer(net, stored.replay, unlabelled, labelled, stages=stages, **about)
+
+    nothing = typed(Adapted(net, {"statistics": 0.0}, None))
+    rows = {"nothing": [measure(fields, nothing, (1, 1), THRESHOLD)]}
+    for name, prior in (("without labels, no shares", False), ("without labels", True)):
+        rows[name] = [measure(fields, typed(adapt(sure, prior=prior)), (1, 1), THRESHOLD)]
+    for few in args.cells:
+        for draw in range(3):
+            some = sure[np.random.default_rng(draw).choice(len(sure), few, replace=False)]
+            other = adapt_typer(net, stored.replay, some, None, prior=True, seed=0, device=CPU).net
+            chances = np.split(probabilities(other, crops, CPU), ends)
+            rows.setdefault(f"{few} cells without labels", []).append(measure(fields, chances, (1, 1), THRESHOLD))
     for number in args.labelled:
         for draw in tqdm(range(args.draws), f"{number} labelled"):
             order = np.random.default_rng(draw).permutation(len(dataset))
-            ours, rest = subset(fields, np.sort(order[:number])), subset(fields, np.sort(order[number:]))
-            own: LabelledCells = ours.cells()
-            adapted = adapt_typer(net, stored.replay, sure, own, prior=True, seed=0, device=CPU)
-            other = [probabilities(adapted.net, each, CPU) for each in ours.found_crops]
-            factors = ours.box_factors()
-            value, _ = ours.scores(member, adapted.chances, other, factors)
-            cells = np.split(
-                probabilities(adapted.net, np.concatenate(rest.found_crops), CPU),
-                np.cumsum([len(found) for found in rest.found])[:-1],
-            )
-            result = measure(rest, cells, factors, value or THRESHOLD)
-            before = np.split(
-                probabilities(net, np.concatenate(rest.found_crops), CPU),
-                np.cumsum([len(found) for found in rest.found])[:-1],
-            )
-            result["gain"] = result["right"] - measure(rest, before, (1, 1), THRESHOLD)["right"]
+            chosen, others = np.sort(order[:number]), np.sort(order[number:])
+            ours, rest = subset(fields, chosen), subset(fields, others)
+            adapted, factors = adapt(sure, ours.cells()), ours.box_factors()
+            chances = typed(adapted)
+            value, _ = ours.scores(member, adapted.chances, [chances[i] for i in chosen], factors)
+            result = measure(rest, [chances[i] for i in others], factors, value or THRESHOLD)
+            before = measure(rest, [nothing[i] for i in others], (1, 1), THRESHOLD)
+            result["gain"] = result["right"] - before["right"]
             result["statistics"] = adapted.about["statistics"]
             result["last layer"] = float(adapted.about.get("last_layer", False))
             rows.setdefault(f"{number} fields with labels", []).append(result)

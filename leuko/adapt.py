@@ -22,10 +22,11 @@ from .data import typed
 from .data.loader import file_images, worker_count
 from .engine import thresholds
 from .engine.adaptation import adapt_typer, probabilities
-from .engine.checkpoint import ADAPTED, BOX_FACTORS, LEAST_FACTOR, MOST_FACTOR, SCORED, SHIFT, save
+from .engine.checkpoint import save
 from .engine.ensemble import EnsembleMember
 from .engine.evaluate import choose_device
 from .engine.laboratory import LabelledFields, in_types, unlabelled_crops
+from .engine.metadata import ADAPTED, BOX_FACTORS, LEAST_FACTOR, MOST_FACTOR, SCORED, SHIFT
 from .errors import LeukoError, one_line
 from .io import plain, write_json, write_yaml
 from .predict import find_images

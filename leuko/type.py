@@ -20,8 +20,9 @@ from .config import TypeOptions
 from .data import source, typed
 from .data.dataset import Dataset
 from .data.typed import TypedCells
-from .engine.checkpoint import FOREIGN, SCORED, StoredTyper, Weights, load_weights, save
+from .engine.checkpoint import FOREIGN, StoredTyper, Weights, load_weights, save
 from .engine.evaluate import choose_device
+from .engine.metadata import SCORED
 from .engine.typer_training import TypingResult, measure, replay, train_typer
 from .errors import LeukoError
 from .io import plain, write_csv, write_json, write_yaml

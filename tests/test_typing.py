@@ -253,8 +253,8 @@ HOSTILE = {
     "does not take crops": lambda d, t: d["typer"]["recipe"].update(backbone="vit_tiny_patch16_224"),
     "Missing key": lambda d, t: t.pop("typer.net.net.fc.weight"),
     "nexpected key": lambda d, t: t.update({"typer.net.more": torch.zeros(1)}),
-    "features [1, 3]": lambda d, t: t.update({"typer.replay.features": torch.zeros(1, 3)}),
-    "labels": lambda d, t: t.update({"typer.replay.labels": t["typer.replay.labels"] + 9}),
+    "learned, [1, 3]": lambda d, t: t.update({"typer.replay.features": torch.zeros(1, 3)}),
+    "cells that it has learned": lambda d, t: t.update({"typer.replay.labels": t["typer.replay.labels"] + 9}),
     "'labels'": lambda d, t: t.pop("typer.replay.labels"),
     'unknown "pretrained"': lambda d, t: d["typer"]["recipe"].update(pretrained=True),
 }

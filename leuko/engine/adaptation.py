@@ -206,31 +206,35 @@ def adapt_typer(
     unlabelled: np.ndarray,
     labelled: LabelledCells | None,
     *,
-    shift: np.ndarray,
     prior: bool,
     seed: int,
     device: torch.device,
+    shift: np.ndarray | None = None,
+    stages: dict[float, Typer] | None = None,
 ) -> Adapted:
     """Adapt a typing network to the cells of a laboratory, ``unlabelled`` crops [N, S, S, 3] and labelled ones.
 
-    ``shift`` [K] is what an earlier adaptation has shifted its logits by; it stays where none is found anew. With
-    labels, each step is kept only where it makes the labelled cells' types less surprising, of fields that it has
-    not learned from.
+    ``shift`` [K] is what an earlier adaptation has shifted its logits by; it stays where none is found anew. ``stages``
+    are those of :func:`with_statistics` by their share, where they are there already. With labels, each step is kept
+    only where it makes the labelled cells' types less surprising, of fields that it has not learned from.
     """
-    net = shift_last(net, -shift)
+    if shift is None:
+        shift = np.zeros(net.recipe["num_types"])
+    else:
+        net = shift_last(net, -shift)
     pool = unlabelled if labelled is None else np.concatenate([unlabelled, labelled.crops])
     about: dict = {"cells": len(pool), "labelled": 0 if labelled is None else len(labelled.labels)}
     shares = SHARES if labelled else SHARES[1:2]
-    stages = [(share, with_statistics(net, pool, share, seed, device)) for share in shares]
+    stages = stages or {share: with_statistics(net, pool, share, seed, device) for share in shares}
     chances = None
     if labelled is None:
-        share, adapted = stages[0]
-        share = share if adapted is not net else 0.0
+        share = shares[0] if stages[shares[0]] is not net else 0.0
+        adapted = stages[shares[0]]
     else:
-        known = [probabilities(stage, labelled.crops, device) for _, stage in stages]
-        best = int(np.argmin([surprise(each, labelled.labels) for each in known]))
-        (share, adapted), chances = stages[best], known[best]
-        before, after = (surprise(each, labelled.labels) for each in (known[0], chances))
+        known = {share: probabilities(stages[share], labelled.crops, device) for share in shares}
+        share = min(shares, key=lambda each: surprise(known[each], labelled.labels))
+        adapted, chances = stages[share], known[share]
+        before, after = (surprise(each, labelled.labels) for each in (known[0.0], chances))
         about["surprise"] = {"before": before, "statistics": after}
         if len(np.unique(labelled.fields)) > 1:
             fitted = left_out(adapted, labelled, replay, device)

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -18,12 +18,13 @@ from .. import __version__
 from ..baselines import ultralytics
 from ..errors import LeukoError
 from ..io import parse_json, plain, write_bytes
-from ..kinds import fits, misfit
-from ..models import DetectionModel, ModelOptions, create
+from ..kinds import misfit
+from ..models import DetectionModel, create
 from ..models.checkpoints import from_foreign
 from ..models.tensors import read_safetensors, read_state
 from ..models.typer import Typer
 from ..registry import comes_with_leuko, find_weights
+from .metadata import DOCUMENT, TYPER, document_misfit
 
 FOREIGN = ".pt"  # suffix of Ultralytics' weights, which are read and never written
 
@@ -69,10 +70,9 @@ class StoredTyper:
     def _check_replay(self, net: Typer) -> None:
         """ValueError where the cells that were learned are not such as the network's last layer sees."""
         features, labels = self.replay["features"], self.replay["labels"]
-        if features.shape != (len(labels), net.last.in_features) or labels.shape != (len(labels),):
-            raise ValueError(f"features {list(features.shape)} of cells that were learned")
-        if labels.is_floating_point() or not ((labels >= 0) & (labels < net.last.out_features)).all():
-            raise ValueError("labels of cells that were learned are none of its types")
+        are_types = not labels.is_floating_point() and ((labels >= 0) & (labels < net.last.out_features)).all()
+        if features.shape != (labels.numel(), net.last.in_features) or labels.ndim != 1 or not are_types:
+            raise ValueError(f"the cells that it has learned, {list(features.shape)}")
 
 
 @dataclass
@@ -212,7 +212,7 @@ def load_weights(source: str | Path) -> Weights:
         state, metadata = read_safetensors(path)
         try:
             document = parse_json(metadata.get("leuko", "{}"))
-            problem = misfit(document, DOCUMENT, optional=("typer",)) or _misfit(**document)
+            problem = misfit(document, DOCUMENT, optional=("typer",)) or document_misfit(**document)
         except ValueError as e:
             problem = str(e)
         if problem:
@@ -230,62 +230,11 @@ def load_weights(source: str | Path) -> Weights:
     return weights
 
 
-SCORED = ("calibration", "counting")  # what weights keep of scores, which are others with another typing stage
-# What a typing stage's ``about`` says of the laboratory that it was adapted to: the factors on the width and height of
-# boxes, by what the types' logits are shifted for their shares there, and all that was done, step by step.
-BOX_FACTORS, SHIFT, ADAPTED = "box_factors", "shift", "adapted"
-LABORATORY = {BOX_FACTORS: list[float], SHIFT: list[float], ADAPTED: list[dict]}
-LEAST_FACTOR, MOST_FACTOR = 0.3, 3.0  # of boxes
 NET, REPLAY = "typer.net.", "typer.replay."  # how the names of a typing stage's tensors begin in a file
-TYPER = {"recipe": dict, "types": list[str], "view": float, "classes": list[str], "about": dict}
-NETWORK = {"backbone": str, "num_types": int, "side": int}
-DOCUMENT = {"recipe": dict, "types": list[str], "about": dict, "typer": dict}
-MODEL = {"name": str, "num_classes": int} | {f.name: object for f in fields(ModelOptions)}  # values are checked there
-OWN = MODEL | {"backbone": str, "norm": str, "freeze": bool, "normalize_features": bool}
-YOLO = MODEL | {"architecture": dict}
-ABOUT = {"epoch": int, "val": dict[str, float | None], "calibration": dict, "counting": dict[str, dict]}
-COUNTING = {"threshold": float, "data": str, "split": str}
-CALIBRATION = {"temperature": float, "shift": float, "sizes": list[int]}
 
 
 def _under(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-
-
-def _misfit(recipe: dict, types: list[str], about: dict, typer: dict | None = None) -> str:
-    """What is wrong with a model's description; "" where nothing is. A recipe holds only what builds a model: not
-    ``pretrained``, for one, with which other weights would be looked for."""
-    kinds = YOLO if "architecture" in recipe else OWN
-    required = {"name", "num_classes"} if recipe or not typer else set()
-    if problem := misfit(recipe, kinds, optional=kinds.keys() - required):
-        return problem
-    if typer is not None:
-        problem = misfit(typer, TYPER) or misfit(typer["recipe"], NETWORK)
-        if not problem and (not 0.1 <= typer["view"] <= 10 or not 16 <= typer["recipe"]["side"] <= 512):
-            problem = "a view or side of no use"
-        if not problem:
-            problem = misfit(typer["about"], LABORATORY, optional=LABORATORY, more=True)
-        factors = [] if problem else typer["about"].get(BOX_FACTORS, [1.0, 1.0])
-        if not problem and not (len(factors) == 2 and all(LEAST_FACTOR <= f <= MOST_FACTOR for f in factors)):
-            problem = f"{BOX_FACTORS}: {factors!r:.60} are not two numbers from {LEAST_FACTOR:g} to {MOST_FACTOR:g}"
-        if not problem and len(typer["about"].get(SHIFT, types)) != len(types):
-            problem = f"{SHIFT}: not a number for each of {len(types)} types"
-        if not problem and (typer["types"] != types or len(types) != typer["recipe"]["num_types"]):
-            problem = f"the types {', '.join(types)}, but its typing stage {', '.join(typer['types'])}"
-        if problem:
-            return problem
-    if problem := misfit(about, ABOUT, optional=ABOUT, more=True):
-        return problem
-    classes = typer["classes"] if typer else types
-    if any(len(set(names)) != len(names) for names in (types, classes)) or len(classes) != recipe.get("num_classes", 0):
-        return f"{recipe.get('num_classes', 0)} classes, but the types {', '.join(classes)}"
-    for found in about.get("counting", {}).values():
-        if problem := misfit(found, COUNTING, more=True):
-            return problem
-    if not (fit := about.get("calibration", {})):
-        return ""
-    too_small = "a temperature of 0 or less" if fits(t := fit.get("temperature"), float) and t <= 0 else ""
-    return misfit(fit, CALIBRATION, optional=("sizes",), more=True) or too_small
 
 
 # ---------------------------------------------------------------- starting from trained weights

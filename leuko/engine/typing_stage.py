@@ -15,7 +15,8 @@ from ..detections import Detections
 from ..errors import LeukoError
 from ..metrics import counting
 from ..models.typer import Typer
-from .checkpoint import BOX_FACTORS, StoredTyper, Weights, load_weights
+from .checkpoint import StoredTyper, Weights, load_weights
+from .metadata import BOX_FACTORS
 
 SURE = 0.5  # of the best score on a field: the cells that show how it is stained
 LEAST_SCORE = 0.05  # of a box that is typed; all others are left out
