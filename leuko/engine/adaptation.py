@@ -22,7 +22,7 @@ from ..models.typer import Typer
 from .typer_training import SMOOTHING, features_of, to_batch
 
 PER_TYPE, LEAST_PER_TYPE = 40, 3  # cells of a predicted type that statistics are taken from
-LEAST_CELLS, LEAST_FOR_PRIOR = 10, 30  # from which on there are statistics, and shares of types
+LEAST_CELLS = 50  # from which on there are statistics and shares of types: with 10 or 20, types become worse
 MOST_CELLS = 500  # that statistics are taken from
 SHARES = (0.0, 0.5, 1.0)  # of the way to the centre's statistics, between which labels choose; without, the second
 PRIOR = 0.5  # the power of the types' shares: half of what they say, for patients whose mix is another
@@ -246,7 +246,7 @@ def adapt_typer(
             set_last(adapted, *fit_last(adapted, features, torch.from_numpy(labelled.labels).repeat(4), replay))
             about["last_layer"] = True
     about["statistics"] = share
-    if prior and len(unlabelled) >= LEAST_FOR_PRIOR:
+    if prior and len(unlabelled) >= LEAST_CELLS:
         shares_found, shift = shift_of(probabilities(adapted, unlabelled, device))
         about["shares"] = [round(float(value), 3) for value in shares_found]
     if chances is not None:
