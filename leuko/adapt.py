@@ -26,7 +26,7 @@ from .engine.checkpoint import save
 from .engine.ensemble import EnsembleMember
 from .engine.evaluate import choose_device
 from .engine.laboratory import LabelledFields, in_types, unlabelled_crops
-from .engine.metadata import ADAPTED, BOX_FACTORS, LEAST_FACTOR, MOST_FACTOR, SCORED, SHIFT
+from .engine.metadata import ADAPTED, BOX_FACTORS, LEAST_FACTOR, MOST_FACTOR, SHIFT
 from .errors import LeukoError, one_line
 from .io import plain, write_json, write_yaml
 from .predict import find_images
@@ -72,7 +72,7 @@ def adapt(options: AdaptOptions) -> Path:
     about |= {"fields": len(paths) - len(errors), "labelled_fields": len(dataset) if dataset else 0}
     names = [*paths, *(sample.image for sample in dataset.samples)] if dataset else paths
     about["files"] = [path.name for path in names][:MOST_NAMES]
-    kept = {key: value for key, value in weights.about.items() if key not in SCORED}
+    kept = {key: value for key, value in weights.about.items() if key != "calibration"}
     factors = member.typing.box_factors
     if fields:
         ours = fields.box_factors()
