@@ -26,7 +26,7 @@ from leuko.config import PredictOptions
 from leuko.data.loader import LoadedImage
 from leuko.data.tools.builder import save_image
 from leuko.engine.predictor import Models, predict_images
-from leuko.registry import BOX
+from leuko.registry import DEFAULT
 from leuko.report.journal import Journal
 from leuko.synth.render import render
 
@@ -84,7 +84,7 @@ class Case:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", default=BOX, help="of a detector with a typing stage")
+    parser.add_argument("--weights", default=DEFAULT, help="of a detector with a typing stage")
     parser.add_argument("--cells", type=int, nargs="+", default=[1, 2, 4, 8], help="per field")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)

@@ -7,6 +7,8 @@ if __name__ == "__main__":  # read before all else is imported, so that --help a
 
     run_module("adapt")
 
+import hashlib
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -32,8 +34,6 @@ from .io import plain, write_json, write_yaml
 from .predict import find_images
 from .report import run
 
-MOST_NAMES = 2000  # of files that the weights name
-
 
 def adapt(options: AdaptOptions) -> Path:
     """Adapt by these options and return the run folder, with ``weights/best.safetensors`` and ``metrics.json``. Raises
@@ -44,10 +44,12 @@ def adapt(options: AdaptOptions) -> Path:
     weights = member.weights
     if member.typing is None:
         raise LeukoError(f"{weights.path}: has no typing stage, which is what is adapted; train one by leuko type")
+    if options.data and not weights.typer.replay:
+        raise LeukoError(f"{weights.path}: keeps no cells that it has learned from, beside which it could learn labels")
     paths = find_images(options.source).images if options.source else []
     dataset = None
     if options.data:
-        dataset = in_types(typed.load_centre(options.data, options.split)[1], member.typing.types, options.data)
+        dataset = in_types(typed.load_split(options.data, options.split), member.typing.types, options.data)
         if not dataset.counts().sum():
             raise LeukoError(f"{options.data}: split {dataset.split} has no labelled cell; label some")
     workers = worker_count(options.workers)
@@ -59,8 +61,6 @@ def adapt(options: AdaptOptions) -> Path:
         because = errors[0] if len(errors) == len(paths) else "no cell was found there"
         raise LeukoError(f"{options.source}: nothing to learn from on its {len(paths)} images ({because})")
     fields = LabelledFields.of(member, dataset, device, workers) if dataset else None
-    if fields and not weights.typer.replay:
-        raise LeukoError(f"{weights.path}: keeps no cells that it has learned from, beside which it could learn labels")
     before = weights.typer.about
     net = weights.typer.build(weights.path).to(device)
     cells = fields.cells() if fields else None
@@ -70,9 +70,9 @@ def adapt(options: AdaptOptions) -> Path:
 
     about = adapted.about | {"leuko": __version__, "source": options.source, "data": options.data}
     about |= {"fields": len(paths) - len(errors), "labelled_fields": len(dataset) if dataset else 0}
-    names = [*paths, *(sample.image for sample in dataset.samples)] if dataset else paths
-    about["files"] = [path.name for path in names][:MOST_NAMES]
-    kept = {key: value for key, value in weights.about.items() if key != "calibration"}
+    names = sorted(path.name for path in [*paths, *(sample.image for sample in (dataset.samples if dataset else ()))])
+    about |= {"files": len(names), "files_sha256": hashlib.sha256(os.fsencode("\n".join(names))).hexdigest()}
+    kept = {key: value for key, value in weights.about.items() if key not in ("calibration", "val")}
     factors = member.typing.box_factors
     if fields:
         ours = fields.box_factors()
@@ -94,22 +94,24 @@ def adapt(options: AdaptOptions) -> Path:
         save(new)
         write_yaml(folder / "args.yaml", asdict(options))
         write_json(folder / "environment.json", run.environment(device))
-        write_json(folder / "metrics.json", about | {BOX_FACTORS: factors, "unreadable": errors})
-    print("\n".join(summary(about, factors, kept, stage.types)))
+        write_json(folder / "metrics.json", about | {BOX_FACTORS: factors, "file_names": names, "unreadable": errors})
+    print("\n".join(summary(about, factors, thresholds.alone(replace(member, weights=new)).value, stage.types)))
     for line in errors:
         print(f"not read: {line}", file=sys.stderr)
     print(f"\nresults: {one_line(str(folder))}\nnext: leuko predict --weights {quote(str(folder))} --source IMAGES")
     return folder
 
 
-def summary(about: dict, factors: Sequence[float], kept: dict, types: Sequence[str]) -> list[str]:
+def summary(about: dict, factors: Sequence[float], threshold: float, types: Sequence[str]) -> list[str]:
     """What was learned, and what of it is used, line by line."""
     lines = [f"{about['fields']} fields without labels, {about['cells']} cells in all, {about['labelled']} with labels"]
     if found := about.get("surprise"):
         steps = ", ".join(f"{name} {value:.2f}" for name, value in found.items())
         lines.append(f"surprise at the labelled types, of fields not learned from (less is better): {steps}")
         if "last layer" not in found:
-            lines.append("the last layer stays: what labels bring is measured on fields that were left out; name two")
+            lines.append("the last layer stays: at least two labelled fields with cells are needed to test it")
+        elif min(found, key=found.get) == "shares alone":
+            lines.append("the last layer stays: these labels say no more than how frequent each type is")
         elif not about.get("last_layer"):
             lines.append("the last layer stays: fitted to these labels, it does no better on those that were left out")
     lines.append(f"statistics: {about['statistics']:.0%} of the way to these cells")
@@ -117,6 +119,5 @@ def summary(about: dict, factors: Sequence[float], kept: dict, types: Sequence[s
         listed = ", ".join(f"{name} {share:.0%}" for name, share in zip(types, shares, strict=True))
         lines.append(f"types here, which count half from now on (--no-prior leaves them out): {listed}")
     lines.append(f"boxes: {factors[0]:.2f} times as wide, {factors[1]:.2f} times as high as the detector finds them")
-    if counting := kept.get("counting"):
-        lines.append(f"cells count from a score of {next(iter(counting.values()))['threshold']:.2f}")
+    lines.append(f"cells count from a score of {threshold:.2f}")
     return lines

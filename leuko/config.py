@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 
 from .detections import MAX_DETECTIONS
 from .errors import LeukoError, nearest
-from .registry import BOX
+from .registry import DEFAULT
 
 POSITIONAL = {"positional": True}  # metadata of an option that is given by its place on the command line
 EXAMPLES = Path(__file__).parent / "examples"  # fields to try a detector on
@@ -50,7 +50,7 @@ class TrainOptions:
     leuko train --resume runs/train/fcos --epochs 24
     # start from trained weights, on data with other types
     leuko train --data datasets/other --model fcos --weights runs/train/fcos
-    leuko train --data datasets/other --model fcos --preset small --weights leuko-small
+    leuko train --data datasets/other --model fcos_improved --preset small --weights leuko-small
     # several models, as leuko compare does it
     leuko train --data datasets/smears --model all --name six
     # one of Ultralytics' models: from COCO's weights (leuko download yolo11n), or from scratch
@@ -274,7 +274,7 @@ class DetectOptions:
 
     def __post_init__(self) -> None:
         if not self.weights and self.ensemble is None:
-            self.weights = BOX
+            self.weights = DEFAULT
 
     def check_models(self) -> None:
         """Raise LeukoError naming the flag whose value cannot be used."""
@@ -463,41 +463,43 @@ class TypeOptions:
     """
 
     data: list[str] = field(default_factory=list)
-    """Data sets with types, CENTRE=PATH or PATH; each centre is learned from equally often."""
+    """Data sets with types, each as PATH, or as CENTRE=PATH to say where it is from. Cells of all centres are shown
+    equally often."""
     crops: list[str] = field(default_factory=list)
-    """Folders with a folder of crops per class, one cell in the middle of each, CENTRE=PATH or PATH. Classes that are
-    none of the data's types (platelet, erythroblast, ...) are learned as none: no leukocyte."""
+    """Folders of crops, each as PATH or CENTRE=PATH: images with one cell in the middle, in a folder per class. Classes
+    that are no type of the data (platelet, erythroblast, ...) are learned as none: not a leukocyte."""
     weights: str = ""
-    """The detector that gets the typing stage, a run folder or weights file; without it, the stage is written alone,
-    for --typer. Its types must be among those of the data, or be a single one."""
+    """The detector that the typing stage is written with: a run folder, a weights file, or leuko-small. It must have a
+    single type, or types that are all among those of the data. Without it, the stage is written alone, for --typer."""
     name: str = "typer"
     """The run's folder in the project; NAME-2, NAME-3 ... where it exists."""
     project: str = "runs/type"
     """Folder of runs."""
     leave_out: str = ""
-    """A centre that is not learned from, but measured on."""
+    """A centre that is not learned from; all its cells, and its crops, are measured on instead."""
     train_split: str = "train"
-    """Split of the data that is learned from; a data set with one split is taken whole."""
+    """Split that is learned from; a data set with only one split is used whole."""
     val_split: str = "val"
-    """Split of the data that is measured on at the end, where it exists."""
+    """Split that is measured on at the end, where a data set has it."""
     backbone: str = "tf_efficientnet_lite0"
-    """Network: any of timm's."""
+    """Network that looks at the crops: any of timm's that takes images of --side pixels."""
     backbone_weights: str = ""
-    """Its ImageNet weights in timm's names, instead of those on this machine."""
+    """A file of its ImageNet weights, with timm's names, or a name that leuko download knows; without it, those that are
+    on this machine."""
     pretrained: bool = True
     """Start from ImageNet weights."""
     side: int = 96
-    """Pixels of a crop's side."""
+    """Width and height in pixels to which each crop is scaled."""
     view: float = 1.3
-    """What a crop shows: a square so many times as wide as the longer side of the cell's box."""
+    """How much a crop shows around the cell: its width is this many times the longer side of the cell's box."""
     steps: int = 600
-    """Steps of the optimiser."""
+    """Number of training steps."""
     batch: int = 32
-    """Cells per step."""
+    """Cells in each step."""
     lr: float = 0.002
-    """Largest learning rate of AdamW, which rises and falls in one cycle."""
+    """Highest learning rate; it rises to this at first and then falls (AdamW, one cycle)."""
     half: bool = False
-    """Write the weights, the detector's too, in half precision, at half the size."""
+    """Store all weights, the detector's too, in 16 instead of 32 bits: the file is half as large."""
     seed: int = 0
     """Seed of everything random; the same seed, data and machine give the same weights."""
     device: str = "auto"
@@ -531,24 +533,24 @@ class AdaptOptions:
     leuko predict --weights runs/adapt/ours --source slides/patient8
     """
 
-    weights: str = BOX
+    weights: str = DEFAULT
     """Run folder or weights file of a detector with a typing stage, or leuko-small, which comes with leuko."""
     source: str = ""
-    """Fields of the laboratory without labels: a folder or a pattern in quotes; the more typical, the better."""
+    """Fields of your laboratory without labels: a folder, or a pattern in quotes. Choose what is usual there."""
     data: str = ""
-    """Fields of the laboratory with labels, 5 to 20 or more: a data set, of which --split is taken."""
+    """Fields of your laboratory with labels, best 5 to 20 or more: a data set, of which --split is used."""
     split: str = "train"
-    """Split of --data; a data set with one split is taken whole."""
+    """Split of --data to learn from; a data set with only one split is used whole."""
     name: str = "adapted"
     """The run's folder in the project; NAME-2, NAME-3 ... where it exists."""
     project: str = "runs/adapt"
     """Folder of runs."""
     prior: bool = True
-    """Take the types' shares in --source half into account. Leave it out where its patients are no usual mix."""
+    """Let how frequent each type is in --source count half. Use --no-prior where its patients are no usual mix."""
     max_pixels: int = MAX_PIXELS
     """Megapixels of the largest image of --source that is read."""
     seed: int = 0
-    """Seed of the samples that are drawn."""
+    """Seed of which cells are drawn; the same seed, fields and machine give the same weights."""
     device: str = "auto"
     """cpu, cuda, cuda:1 or 1 ...; auto takes a GPU if there is one."""
     workers: int = -1

@@ -28,7 +28,7 @@ from .engine.ensemble import EnsembleMember, Fusion
 from .engine.evaluate import choose_device
 from .errors import LeukoError, nearest
 from .metrics import coco, counting
-from .registry import BOX
+from .registry import DEFAULT
 from .train import train
 
 _IN_MEMORY = "a uint8 array [H, W, 3] RGB or [H, W] grey, a tensor [3, H, W] or [H, W], or Pillow's image"
@@ -38,20 +38,21 @@ class Detector:
     """A trained detector: ``Detector()`` is the one that comes with leuko, ``Detector("runs/train/fcos")`` that of a
     run, a weights file or a name. ``device`` as in ``--device``, ``imgsz`` as in ``--imgsz``: one in pixels, or several
     whose detections are fused, instead of the size it was trained at; ``max_detections`` per image as in
-    ``--max-detections``."""
+    ``--max-detections``; ``typer`` as in ``--typer``: weights whose typing stage gives the types, or "off"."""
 
     def __init__(
         self,
-        weights: str | Path = BOX,
+        weights: str | Path = DEFAULT,
         device: str = "auto",
         imgsz: int | Sequence[int] = (),
         max_detections: int = MAX_DETECTIONS,
+        typer: str = "",
     ):
         sizes = (imgsz,) if isinstance(imgsz, int) else tuple(imgsz)
         config.check_sizes(sizes)
         config.check_max_detections(max_detections)
         self.device = choose_device(device)
-        self._member = EnsembleMember.load(weights, self.device, sizes, max_detections)
+        self._member = EnsembleMember.load(weights, self.device, sizes, max_detections, typer)
         self.types = tuple(self._member.types)
         self.path = self._member.weights.path
         self.threshold = (thresholds.kept([self._member], Fusion(), calibrated=False) or thresholds.Threshold()).value

@@ -11,7 +11,7 @@ from .io import read_yaml
 
 PACKAGE = Path(__file__).parent
 FOLDERS = (PACKAGE.parent / "weights", PACKAGE / "weights")  # of a clone, of an installed package
-BOX = "leuko-small"  # the detector where none is named
+DEFAULT = "leuko-small"  # the detector where none is named
 DOWNLOADS = Path("weights")
 
 

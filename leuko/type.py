@@ -30,6 +30,8 @@ from .models.typer import Typer
 from .registry import backbone_file, find_weights
 from .report import run, tables
 
+TOO_FEW = "there are cells of fewer than two types to learn; name more data"
+
 
 def train_typing(options: TypeOptions) -> Path:
     """Train by these options and return the run folder, with ``weights/best.safetensors``, ``metrics.json`` and
@@ -37,36 +39,28 @@ def train_typing(options: TypeOptions) -> Path:
     options.check()
     device = choose_device(options.device)
     detector = load_weights(options.weights) if options.weights else None
-    sets = [typed.load_centre(given, options.train_split) for given in options.data]
-    crops = [typed.split_names(given) for given in options.crops]
-    centres = list(dict.fromkeys([*(name for name, _ in sets), *(name for name, _ in crops)]))
+    places, crops = ([typed.centre_and_path(given) for given in each] for each in (options.data, options.crops))
+    centres = list(dict.fromkeys(centre for centre, _ in [*places, *crops]))
     if options.leave_out and options.leave_out not in centres:
         raise LeukoError(f"--leave-out {options.leave_out}: is none of the centres {', '.join(centres)}")
-    types = types_to_learn([dataset for _, dataset in sets], [Path(path) for _, path in crops])
+    sets = [(centre, typed.load_split(p, options.train_split)) for centre, p in places if centre != options.leave_out]
+    folders = [(centre, Path(path)) for centre, path in crops if centre != options.leave_out]
+    types = types_to_learn([dataset for _, dataset in sets], [folder for _, folder in folders])
     check_detector(detector, types)
+    others = sets_to_measure(options, places, types)
+    other_folders = [(f"{centre}, crops", Path(path)) for centre, path in crops if centre == options.leave_out]
     torch.manual_seed(options.seed)
     net = Typer(options.backbone, len(types), options.side)
     if options.pretrained:
         print(f"backbone weights: {net.load_pretrained(backbone_weights(options))}")
 
-    learned = TypedCells(types)
-    gather(learned, sets, options, without=options.leave_out)
-    for centre, path in crops:
-        if centre != options.leave_out:
-            folder = Path(path)
-            if others := [child.name for child in typed.crop_classes(folder) if child.name not in types]:
-                print(f"{path}: learned as {NONE}: {', '.join(others)}")
-            if left_out := typed.add_crops(learned, centre, folder, options.side, options.view):
-                print(f"{path}: {left_out} crops without a nucleus in the middle are left out")
+    learned = gather(types, sets, folders, options, f"learned as {NONE}")
     counts = learned.counts()
     for centre, row in counts.items():
         print(f"{centre}: " + ", ".join(f"{name} {number}" for name, number in row.items() if number))
     if sum(any(row[t] for row in counts.values()) for t in types) < 2:
-        raise LeukoError("there are cells of fewer than two types to learn; name more data")
-    measured = TypedCells(types)
-    if options.leave_out:
-        gather(measured, [pair for pair in sets if pair[0] == options.leave_out], options)
-    gather(measured, val_sets(options), options)
+        raise LeukoError(TOO_FEW)
+    measured = gather(types, others, other_folders, options, "not measured, since these are no types")
 
     arguments = {"steps": options.steps, "batch": options.batch, "lr": options.lr, "seed": options.seed}
     base = detector or Weights(Path(), {}, [], {}, {})
@@ -87,7 +81,7 @@ def train_typing(options: TypeOptions) -> Path:
             state=net.state_dict(),
             replay=replay(net, learned, options.seed, device),
         )
-        kept = {key: value for key, value in base.about.items() if key not in SCORED}
+        kept = {key: value for key, value in base.about.items() if key not in (*SCORED, "val")}
         weights = replace(base, path=path, types=types, about=kept, typer=stage)
         if options.half:
             weights.halve()
@@ -109,11 +103,13 @@ def train_typing(options: TypeOptions) -> Path:
 
 def types_to_learn(sets: Sequence[Dataset], folders: Sequence[Path]) -> list[str]:
     """The types of the data sets; without any, the folders of crops that are called like one of the five types, or, if
-    none is, all of them."""
+    none is, all of them. LeukoError where there is no type."""
     if types := typed.types_of(sets):
         return types
     names = in_order(child.name for folder in folders for child in typed.crop_classes(folder))
-    return [name for name in names if name in BY_CODE] or [name for name in names if name != NONE]
+    if types := [name for name in names if name in BY_CODE] or [name for name in names if name != NONE]:
+        return types
+    raise LeukoError(TOO_FEW)
 
 
 def check_detector(detector: Weights | None, types: Sequence[str]) -> None:
@@ -140,22 +136,45 @@ def backbone_weights(options: TypeOptions) -> Path | None:
     return backbone_file(options.backbone)
 
 
-def gather(cells: TypedCells, sets: Sequence[tuple[str, Dataset]], options: TypeOptions, without: str = "") -> None:
-    """Cut out the cells of data sets, those of one centre left out."""
-    for centre, dataset in sets:
-        if centre != without:
-            typed.add_fields(cells, centre, dataset, options.side, options.view, options.seed)
-
-
-def val_sets(options: TypeOptions) -> list[tuple[str, Dataset]]:
-    """The split to measure on, of those data sets that have it beside the one that is learned from."""
+def sets_to_measure(
+    options: TypeOptions, places: Sequence[tuple[str, str]], types: Sequence[str]
+) -> list[tuple[str, Dataset]]:
+    """Of the centre that is left out, what would be learned; of the others the split to measure on, where they have it
+    beside the one that is learned from. LeukoError if one has a type that is not learned."""
     found = []
-    for given in options.data:
-        centre, path = typed.split_names(given)
-        splits = source.splits(path)
-        if options.val_split in splits and len(splits) > 1 and centre != options.leave_out:
-            found.append((f"{centre}, {options.val_split}", source.load(path, options.val_split)))
+    for centre, path in places:
+        if centre == options.leave_out:
+            name, dataset = centre, typed.load_split(path, options.train_split)
+        elif options.val_split in (splits := source.splits(path)) and len(splits) > 1:
+            name, dataset = f"{centre}, {options.val_split}", source.load(path, options.val_split)
+        else:
+            continue
+        if unknown := [each for each in dataset.types if each not in types]:
+            raise LeukoError(
+                f'{path}: its split {dataset.split}, to measure on, has the type "{unknown[0]}", which is not among '
+                f"those to learn ({', '.join(types)}); map or ignore it in a data YAML, or learn from data with it"
+            )
+        found.append((name, dataset))
     return found
+
+
+def gather(
+    types: Sequence[str],
+    sets: Sequence[tuple[str, Dataset]],
+    folders: Sequence[tuple[str, Path]],
+    options: TypeOptions,
+    fate: str,
+) -> TypedCells:
+    """Cut out the cells of data sets and of folders of crops, and print which crops are none (``fate``) or left out."""
+    cells = TypedCells(list(types))
+    for centre, dataset in sets:
+        typed.add_fields(cells, centre, dataset, options.side, options.view, options.seed)
+    for centre, folder in folders:
+        if others := [child.name for child in typed.crop_classes(folder) if child.name not in types]:
+            print(f"{folder}: {fate}: {', '.join(others)}")
+        if left_out := typed.add_crops(cells, centre, folder, options.side, options.view):
+            print(f"{folder}: {left_out} crops without a nucleus in the middle are left out")
+    return cells
 
 
 # ---------------------------------------------------------------- what came out

@@ -144,7 +144,7 @@ def test_download_from_a_mirror_or_by_hand(server, weights, leuko, monkeypatch):
 
 def test_registry_of_the_repository_is_sound():
     first, *others = registry.registry().values()
-    assert first.name == registry.BOX and first.comes_with_leuko and first.licence == "CC-BY-4.0" and first.source
+    assert first.name == registry.DEFAULT and first.comes_with_leuko and first.licence == "CC-BY-4.0" and first.source
     for entry in others:
         assert entry.url.startswith("https://") and set(entry.sha256) <= set("0123456789abcdef")
         assert len(entry.sha256) == 64 or entry.sha256 in entry.file

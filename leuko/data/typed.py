@@ -19,7 +19,6 @@ from .images import is_hidden, list_images, read_image
 from .tools.builder import in_threads
 
 BESIDE = 0.05  # IoU with every cell, below which a box is of none
-"""Of a data set's image, one box beside its cells is learned as ``none``, too."""
 
 
 @dataclass
@@ -51,10 +50,17 @@ class TypedCells:
         }
 
 
-def split_names(given: str) -> tuple[str, str]:
-    """``CENTRE=PATH`` as (centre, path); a path alone is a centre of its own."""
-    centre, equals, path = given.partition("=")
-    return (centre, path) if equals and centre and path else (given, given)
+def centre_and_path(given: str) -> tuple[str, str]:
+    """``CENTRE=PATH`` as (centre, path); a path alone, also one that exists with a ``=`` in it, is a centre of its
+    own."""
+    centre, _, path = given.partition("=")
+    return (centre, path) if centre and path and not Path(given).exists() else (given, given)
+
+
+def load_split(path: str | Path, split: str) -> Dataset:
+    """A split of a data set; where it has only one, that. Raises LeukoError."""
+    splits = source.splits(path)
+    return source.load(path, splits[0] if len(splits) == 1 else split)
 
 
 def types_of(datasets: Sequence[Dataset]) -> list[str]:
@@ -124,10 +130,3 @@ def add_crops(cells: TypedCells, centre: str, folder: Path, side: int, view: flo
     labels = [cells.types.index(name) if name in cells.types else len(cells.types) for _, name in there]
     cells.add(centre, [crop for crop, _ in there], labels)
     return len(paths) - len(there)
-
-
-def load_centre(given: str, split: str) -> tuple[str, Dataset]:
-    """A data set named as ``CENTRE=PATH`` or ``PATH``; where it has no such split and only one, that."""
-    centre, path = split_names(given)
-    splits = source.splits(path)
-    return centre, source.load(path, splits[0] if len(splits) == 1 else split)

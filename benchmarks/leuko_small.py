@@ -1,6 +1,6 @@
-"""Make the detector in the box, weights/leuko-small.safetensors, again from its data: about two hours on two cores.
+"""Make the detector that comes with leuko, weights/leuko-small.safetensors, again from its data: about two hours on two cores.
 
-    python benchmarks/box.py --data DATA --out runs/box
+    python benchmarks/leuko_small.py --data DATA --out runs/leuko-small
 
 DATA holds the folders that weights/README.md lists: pbc5, bccd, krd, pig, donors, crops. In --out appear the data sets
 that are learned from, the detector, its typing stage and, last, leuko-small.safetensors. An interrupted run goes on.
@@ -108,6 +108,6 @@ def prepare(data: Path, out: Path) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--out", type=Path, default=Path("runs/box"))
+    parser.add_argument("--out", type=Path, default=Path("runs/leuko-small"))
     args = parser.parse_args()
     print(make(args.data, args.out))
