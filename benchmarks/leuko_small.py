@@ -1,4 +1,4 @@
-"""Make the detector that comes with leuko, weights/leuko-small.safetensors, again from its data: about two hours on two cores.
+"""Make weights/leuko-small.safetensors again from its data: about two hours on two cores.
 
     python benchmarks/leuko_small.py --data DATA --out runs/leuko-small
 

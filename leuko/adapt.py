@@ -8,7 +8,6 @@ if __name__ == "__main__":  # read before all else is imported, so that --help a
     run_module("adapt")
 
 import hashlib
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -70,8 +69,10 @@ def adapt(options: AdaptOptions) -> Path:
 
     about = adapted.about | {"leuko": __version__, "source": options.source, "data": options.data}
     about |= {"fields": len(paths) - len(errors), "labelled_fields": len(dataset) if dataset else 0}
-    names = sorted(path.name for path in [*paths, *(sample.image for sample in (dataset.samples if dataset else ()))])
-    about |= {"files": len(names), "files_sha256": hashlib.sha256(os.fsencode("\n".join(names))).hexdigest()}
+    labelled = [sample.image for sample in dataset.samples] if dataset else []
+    names = sorted(path.name for path in [*paths, *labelled])  # often patients' numbers, and so not in the weights
+    listed = "\n".join(names).encode("utf-8", "surrogateescape")
+    about |= {"files": len(names), "files_sha256": hashlib.sha256(listed).hexdigest()}
     kept = {key: value for key, value in weights.about.items() if key not in ("calibration", "val")}
     factors = member.typing.box_factors
     if fields:

@@ -484,7 +484,7 @@ class TypeOptions:
     backbone: str = "tf_efficientnet_lite0"
     """Network that looks at the crops: any of timm's that takes images of --side pixels."""
     backbone_weights: str = ""
-    """A file of its ImageNet weights, with timm's names, or a name that leuko download knows; without it, those that are
+    """Its ImageNet weights, with timm's names: a file, or a name that leuko download knows. Without it, those that are
     on this machine."""
     pretrained: bool = True
     """Start from ImageNet weights."""

@@ -60,7 +60,7 @@ def train_typing(options: TypeOptions) -> Path:
         print(f"{centre}: " + ", ".join(f"{name} {number}" for name, number in row.items() if number))
     if sum(any(row[t] for row in counts.values()) for t in types) < 2:
         raise LeukoError(TOO_FEW)
-    measured = gather(types, others, other_folders, options, "not measured, since these are no types")
+    measured = gather(types, others, other_folders, options, "not measured, since no such type is learned")
 
     arguments = {"steps": options.steps, "batch": options.batch, "lr": options.lr, "seed": options.seed}
     base = detector or Weights(Path(), {}, [], {}, {})

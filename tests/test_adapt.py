@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import shutil
 from dataclasses import replace
@@ -18,7 +19,7 @@ from leuko import Detector
 from leuko.data.crops import crops_of
 from leuko.data.images import read_image
 from leuko.data.source import load
-from leuko.engine import adaptation
+from leuko.engine import adaptation, thresholds
 from leuko.engine.adaptation import LabelledCells, adapt_typer, fit_last, probabilities, with_statistics
 from leuko.engine.checkpoint import Weights, load_weights, save
 from leuko.engine.typing_stage import resized
@@ -167,7 +168,7 @@ def test_from_fields_without_labels(adapt, typed, centres, tmp_path, stage):
         and about["data"] == ""
         and (about["fields"], about["labelled_fields"]) == (18, 0)
     )
-    assert about["statistics"] == 0.5 and about["cells"] == 46 and "broken.jpg" in about["files"]
+    assert about["statistics"] == 0.5 and about["cells"] == 46 and about["files"] == 18 + 1
     assert len(about["shares"]) == 5 and sum(about["shares"]) == pytest.approx(1, abs=0.01)
     assert new.typer.about["learned"] == stage.typer.about["learned"] and new.typer.about["box_factors"] == [1, 1]
     last = [name for name in stage.typer.state if name.startswith("net.fc")]
@@ -178,6 +179,9 @@ def test_from_fields_without_labels(adapt, typed, centres, tmp_path, stage):
     moved = new.typer.state["net.fc.bias"] - stage.typer.state["net.fc.bias"]
     assert moved.tolist() == pytest.approx([*new.typer.about["shift"], 0], abs=1e-5)
     metrics = json.loads((tmp_path / "runs/adapted/metrics.json").read_text())
+    names = sorted(path.name for path in source.iterdir())  # of files: kept beside the weights, not in them
+    assert metrics["file_names"] == names and not any(name.encode() in new.path.read_bytes() for name in names)
+    assert about["files_sha256"] == hashlib.sha256("\n".join(names).encode()).hexdigest()
     assert metrics["unreadable"] == [
         f"{source / 'broken.jpg'}: not a readable image (UnidentifiedImageError); replace or remove it"
     ]
@@ -210,7 +214,7 @@ def test_from_labels_and_both(adapt, centres, tmp_path, stage):
     assert "24 fields without labels, " in both.out and ", 12 with labels" in both.out
     new = load_weights(tmp_path / "runs/both")
     (about,) = new.typer.about["adapted"]
-    assert len(about["shares"]) == 5 and about["labelled"] == 12 and len(about["files"]) == 24 + 6
+    assert len(about["shares"]) == 5 and about["labelled"] == 12 and about["files"] == 24 + 6
     assert new.about["calibration"]["split"] == "val"
 
 
@@ -270,8 +274,19 @@ def test_labels_that_teach_nothing_leave_the_last_layer(adapt, centres, tmp_path
     (data / "train.json").write_text(json.dumps(content))
     result = adapt("--data", data)
     new = load_weights(tmp_path / "runs/adapted").typer
-    assert "the last layer stays" in result.out, result.out
+    assert "the last layer stays: these labels say no more than how frequent each type is" in result.out, result.out
     assert torch.equal(new.state["net.fc.weight"], stage.typer.state["net.fc.weight"])
+
+
+def test_what_weights_say_of_scores(adapt, centres, tmp_path, stage):
+    counting = thresholds.of_model(0.9, [64], "slides", "val") | thresholds.of_model(0.35, [128], "slides", "val")
+    stage.about |= {"val": {"mAP": 0.5}, "counting": counting}
+    stage.path = tmp_path / "measured.safetensors"
+    save(stage)
+    result = adapt("--source", centres["far"], weights=stage.path)
+    new = load_weights(tmp_path / "runs/adapted")
+    assert "cells count from a score of 0.35" in result.out and Detector(new.path).threshold == 0.35
+    assert "val" not in new.about and new.about["epoch"] == 1  # its mAP was that of other types
 
 
 def test_half_precision_stays(adapt, centres, tmp_path, stage):
@@ -325,7 +340,9 @@ def test_adapt_refuses_what_it_cannot_use(adapt, detector, centres, tmp_path, le
     without.typer.replay, without.typer.classes = {}, ["leukocyte"]
     without.recipe, without.state = load_weights(detector).recipe, load_weights(detector).state
     save(without)
-    adapt("--data", far, weights=without.path, code=2).refused(str(without.path), "no cells that it has learned")
+    words = ["--data", far, "--source", blank]  # told before the detector runs, which finds nothing there
+    adapt(*words, weights=without.path, code=2).refused(str(without.path), "no cells that it has learned")
+    adapt("--data", f"a={far}", code=2).refused(f"a={far}")
     adapt("--source", far, "--name", "..", code=2).refused("not a plain folder name")
     adapt("--source", far, "--seed", "-1", code=2).refused("--seed -1")
     assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").iterdir())
@@ -339,5 +356,6 @@ def test_one_labelled_field_is_enough_to_run(adapt, centres, tmp_path):
     content["images"] = [i for i in content["images"] if i["id"] == content["annotations"][0]["image_id"]]
     (data / "train.json").write_text(json.dumps(content))
     result = adapt("--data", data)
-    assert "the last layer stays" in result.out and "1 with labels" in result.out
+    assert "the last layer stays: at least two labelled fields with cells" in result.out
+    assert "1 with labels" in result.out
     assert load_weights(tmp_path / "runs/adapted").typer.about["adapted"][0]["labelled"] == 1

@@ -65,6 +65,13 @@ def test_detector_in_a_few_lines(data, project, tmp_path, no_plots):
             call()
 
 
+def test_the_example_of_fine_tuning_fits_the_detector_that_comes_with_leuko(data, tmp_path, leuko, no_plots):
+    (line,) = [line for line in TrainOptions.EXAMPLES.splitlines() if "--weights leuko-small" in line]
+    words = line.replace("datasets/other", str(data)).split()[1:]
+    done = leuko(*words, "--epochs", "1", "--imgsz", "64", "--workers", "0", "--project", tmp_path, "--name", "tuned")
+    assert done.code == 0 and (tmp_path / "tuned/weights/best.safetensors").exists(), done.err
+
+
 def test_detections_go_to_supervision_and_back():
     supervision = pytest.importorskip("supervision")
     boxes = np.array([[1, 2, 30, 40], [5, 5, 9, 9.5]], np.float32)

@@ -6,6 +6,7 @@ import json
 import shutil
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -24,7 +25,7 @@ from leuko.data.images import read_image
 from leuko.data.loader import LoadedImage
 from leuko.data.source import load
 from leuko.detections import Detections
-from leuko.engine.checkpoint import load_weights, transfer
+from leuko.engine.checkpoint import load_weights, save, transfer
 from leuko.engine.ensemble import EnsembleMember
 from leuko.models import create
 from leuko.synth.stain import REFERENCE
@@ -123,30 +124,59 @@ def test_type_learns_from_fields_and_crops(typed, detector, centres):
 def test_type_is_deterministic_and_tells(centres, detector, tmp_path, leuko):
     words = ["type", "--data", f"a={centres['home']}", f"b={centres['far']}", *STAGE, "--steps", "3"]
     words += ["--project", tmp_path]
-    runs = {}
-    for name, more in (("one", []), ("two", []), ("seed", ["--seed", "1"]), ("out", ["--leave-out", "b"])):
+    runs, crops = {}, ["--crops", f"b={centres['crops']}"]
+    for name, more in (("one", []), ("two", []), ("seed", ["--seed", "1"]), ("out", ["--leave-out", "b", *crops])):
         result = leuko(*words, "--name", name, *more)
         assert result.code == 0, result.err
         runs[name] = load_weights(tmp_path / name)
     assert runs["one"].identity == runs["two"].identity != runs["seed"].identity
     assert not runs["one"].recipe and runs["one"].classes == [] and "--weights DETECTOR --typer" in result.out
     without = runs["out"].typer.about
-    assert set(without["learned"]) == {"a"} and set(without["measured"]) == {"b", "a, val"}
+    assert set(without["learned"]) == {"a"} and set(without["measured"]) == {"b", "b, crops", "a, val"}
+    home = load(centres["home"], "train").counts().sum()  # whose cells the crops are
+    assert without["measured"]["b, crops"]["cells"] == home
+    assert f"{centres['crops']}: not measured, since no such type is learned: platelet" in result.out
     assert without["measured"]["b"]["cells"] == load(centres["far"], "train").counts().sum()
 
     crops = shutil.copytree(centres["crops"], tmp_path / "crops")
     (crops / ".trash").mkdir()
     Image.new("RGB", (40, 40), (240, 240, 240)).save(crops / "L/empty.png")
-    half = leuko(*words, "--crops", f"c={crops}", "--weights", detector, "--half", "--name", "half")
+    validated = replace(load_weights(detector), path=tmp_path / "validated.safetensors")
+    validated.about["val"] = {"mAP": 0.5}
+    save(validated)
+    half = leuko(*words, "--crops", f"c={crops}", "--weights", validated.path, "--half", "--name", "half")
     assert half.code == 0 and f"{crops}: learned as none: platelet\n" in half.out
     assert f"{crops}: 1 crops without a nucleus" in half.out and "predict --weights" in half.out
     weights = load_weights(tmp_path / "half")
+    assert "val" not in weights.about and weights.about["epoch"] == 1  # its mAP was that of other types
     kinds = {value.dtype for part in (weights.state, weights.typer.state) for value in part.values()}
     assert (
         kinds == {torch.float16, torch.int64} and weights.typer.build(weights.path).last.weight.dtype == torch.float32
     )
     alone = leuko("type", "--crops", crops, *STAGE, "--steps", "2", "--project", tmp_path, "--name", "alone")
     assert alone.code == 0 and load_weights(tmp_path / "alone").types == TYPES
+    only = leuko(*words, "--crops", f"c={crops}", "--leave-out", "c", "--name", "only")
+    assert only.code == 0 and load_weights(tmp_path / "only").typer.about["measured"]["c, crops"]["cells"] == home
+
+
+def test_types_to_measure_are_learned_somewhere(centres, tmp_path, leuko):
+    """Data sets of which one split has the type "band" where the others have BG, in folders called with a =."""
+    odd = {}
+    for split in ("train", "val"):
+        odd[split] = shutil.copytree(centres["home"], tmp_path / f"split={split}" / "slides")
+        path = odd[split] / f"{split}.json"
+        path.write_text(path.read_text().replace('"BG"', '"band"'))
+    words = ["type", *STAGE, "--steps", "2", "--project", tmp_path / "runs", "--name", "odd", "--data"]
+    leuko(*words, odd["val"]).refused(f"{odd['val']}: its split val", 'the type "band"', "map or ignore it")
+    leuko(*words, f"a={centres['home']}", f"b={odd['train']}", "--leave-out", "b").refused(
+        f"{odd['train']}: its split train", 'the type "band"', "NG, BG, EG, L, M"
+    )
+    assert not (tmp_path / "runs").exists()
+    both = leuko(*words, odd["val"], odd["train"])
+    assert both.code == 0, both.err
+    weights = load_weights(tmp_path / "runs/odd")
+    assert sorted(weights.types) == sorted([*TYPES, "band"])
+    assert set(weights.typer.about["learned"]) == {str(path) for path in odd.values()}
 
 
 # ---------------------------------------------------------------------- in use
@@ -202,6 +232,9 @@ def test_commands_take_the_stage_from_the_file_or_another(typed, detector, oracl
     assert sorted((cell.type, round(cell.score, 4)) for cell in found) == rows
     pixels = Detector(typed).predict(read_image(sample.image), threshold=0.1)
     assert np.array_equal(pixels.scores, found.scores)
+    of_another = Detector(detector, typer=str(typed))
+    assert of_another.types == tuple(TYPES) and Detector(typed, typer="off").types == ("leukocyte",)
+    assert np.array_equal(of_another.predict(sample.image, threshold=0.1).scores, found.scores)
     fused = cells("fused", "--ensemble", detector, typed, "--typer", typed)
     assert [(r["best"], r["x0"], r["y1"]) for r in fused] == [(r["best"], r["x0"], r["y1"]) for r in own]
     leuko(*words, "--ensemble", typed, detector).refused('knows the type "leukocyte"')
