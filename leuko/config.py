@@ -463,7 +463,7 @@ class TypeOptions:
     """
 
     data: list[str] = field(default_factory=list)
-    """Data sets with types, each as PATH, or as CENTRE=PATH to say where it is from. Cells of all centres are shown
+    """Data sets with types, each as PATH, or as CENTRE=PATH to say where it is from. Each centre is learned from
     equally often."""
     crops: list[str] = field(default_factory=list)
     """Folders of crops, each as PATH or CENTRE=PATH: images with one cell in the middle, in a folder per class. Classes
@@ -476,7 +476,7 @@ class TypeOptions:
     project: str = "runs/type"
     """Folder of runs."""
     leave_out: str = ""
-    """A centre that is not learned from; all its cells, and its crops, are measured on instead."""
+    """A centre that is not learned from but measured on: its fields of --train-split, and its crops."""
     train_split: str = "train"
     """Split that is learned from; a data set with only one split is used whole."""
     val_split: str = "val"
@@ -546,7 +546,7 @@ class AdaptOptions:
     project: str = "runs/adapt"
     """Folder of runs."""
     prior: bool = True
-    """Let how frequent each type is in --source count half. Use --no-prior where its patients are no usual mix."""
+    """Let how frequent each type is in --source count half in typing. Use --no-prior where its patients are no usual mix."""
     max_pixels: int = MAX_PIXELS
     """Megapixels of the largest image of --source that is read."""
     seed: int = 0

@@ -340,8 +340,8 @@ def test_adapt_refuses_what_it_cannot_use(adapt, detector, centres, tmp_path, le
     without.typer.replay, without.typer.classes = {}, ["leukocyte"]
     without.recipe, without.state = load_weights(detector).recipe, load_weights(detector).state
     save(without)
-    words = ["--data", far, "--source", blank]  # told before the detector runs, which finds nothing there
-    adapt(*words, weights=without.path, code=2).refused(str(without.path), "no cells that it has learned")
+    both = ["--data", far, "--source", blank]  # told before the detector runs, which finds nothing there
+    adapt(*both, weights=without.path, code=2).refused(str(without.path), "no cells that it has learned")
     adapt("--data", f"a={far}", code=2).refused(f"a={far}")
     adapt("--source", far, "--name", "..", code=2).refused("not a plain folder name")
     adapt("--source", far, "--seed", "-1", code=2).refused("--seed -1")
