@@ -123,6 +123,8 @@ def chosen_members(options: ValOptions, dataset: Dataset, device: torch.device) 
     for member in members:
         member.new_name = new_name
         member.labels_in(dataset.types)
+        if options.calibrate and member.typer:
+            raise LeukoError("--calibrate: a fit is kept for a model's own typing stage; leave out --typer")
         if options.calibrate:
             check_keeps(member.weights)
         if options.calibrated:

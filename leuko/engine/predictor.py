@@ -74,6 +74,12 @@ class Models:
         """The image sizes that they look at."""
         return list(dict.fromkeys(size for member in self.members for size in member.sizes))
 
+    def places(self, detections: Detections) -> int:
+        """The number of detections that count against ``--max-detections``: a typing stage makes several of one."""
+        if any(member.typing for member in self.members):
+            return len(np.unique(detections.boxes, axis=0))
+        return len(detections)
+
     def __call__(self, image: LoadedImage) -> Detections:
         """Detections of one image, fused if there are several members."""
         predictions = [member.relabel(member.detect([image], self.device), self.types) for member in self.members]
@@ -140,7 +146,7 @@ def predict_images(
                 raise image
             with memory_errors_as(path):
                 detections = models(image)
-                is_full = len(detections.above(models.threshold.value)) >= options.max_detections
+                is_full = models.places(detections.above(models.threshold.value)) >= options.max_detections
                 cells = counting.one_type(detections, len(models.types))
                 if options.originals:
                     image, cells = on_original(originals[path], image, cells, options.max_pixels)
