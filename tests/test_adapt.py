@@ -18,9 +18,10 @@ from leuko import Detections, Detector
 from leuko.data.crops import crops_of
 from leuko.data.images import read_image
 from leuko.data.source import load
-from leuko.engine import adaptation
+from leuko.engine import adaptation, thresholds
 from leuko.engine.adaptation import LabelledCells, adapt_typer, fit_last, probabilities, with_statistics
 from leuko.engine.checkpoint import Weights, load_weights, save
+from leuko.engine.ensemble import EnsembleMember
 from leuko.engine.typing_stage import resized
 from leuko.io import digest
 from leuko.metrics import counting
@@ -143,6 +144,8 @@ def test_shares_do_not_add_up_from_one_adaptation_to_the_next(stage, far, monkey
     )
     second = adapt_typer(first.net, stage.typer.replay, far.crops, None, shift=first.shift, **about)
     assert second.shift == pytest.approx(first.shift, abs=1e-4)
+    without = adapt_typer(first.net, stage.typer.replay, far.crops, None, shift=first.shift, **about | {"prior": False})
+    assert not without.shift.any() and torch.allclose(without.net.last.bias, net.last.bias, atol=1e-5)
     few = adapt_typer(first.net, stage.typer.replay, far.crops[:8], None, shift=first.shift, **about)
     assert few.shift == pytest.approx(first.shift) and "shares" not in few.about
     assert torch.allclose(few.net.last.bias, first.net.last.bias, atol=1e-5)
@@ -352,3 +355,19 @@ def test_one_labelled_field_is_enough_to_run(adapt, centres, tmp_path):
     result = adapt("--data", data)
     assert "the last layer stays" in result.out and "1 with labels" in result.out
     assert load_weights(tmp_path / "runs/adapted").typer.about["adapted"][0]["labelled"] == 1
+
+
+def test_what_is_kept_belongs_to_a_typing_stage(stage, tmp_path):
+    kept = {"counting": thresholds.of_model(0.31, [stage.recipe["image_size"]], "data", "val")}
+    kept["calibration"] = {"temperature": 2.0, "shift": 0.0}
+    typer = replace(stage.typer, about=stage.typer.about | {"box_factors": [1.2, 0.9]})
+    save(replace(stage, path=tmp_path / "kept.safetensors", about=kept, typer=typer))
+    other = {name: value * 1.01 if value.is_floating_point() else value for name, value in stage.typer.state.items()}
+    save(replace(stage, path=tmp_path / "other.safetensors", typer=replace(typer, state=other)))
+    expected = (("", 0.31, True, (1.2, 0.9)), ("kept", 0.31, True, (1.2, 0.9)))
+    expected += (("off", 0.5, False, None), ("other", 0.5, False, (1, 1)))
+    for name, threshold, is_calibrated, factors in expected:
+        named = str(tmp_path / f"{name}.safetensors") if name in ("kept", "other") else name
+        member = EnsembleMember.load(tmp_path / "kept.safetensors", CPU, typer=named)
+        assert thresholds.alone(member).value == threshold and (member.scaling is not None) == is_calibrated, name
+        assert (member.typing.box_factors if member.typing else None) == factors, name
