@@ -157,6 +157,13 @@ class EnsembleMember:
         return (self.weights.about.get("val") or {}).get("mAP")
 
 
+def places(members: Sequence[EnsembleMember], detections: Detections) -> int:
+    """The number of a model's detections that count against ``--max-detections``: a typing stage makes several of
+    one."""
+    is_typed = any(member.typing for member in members)
+    return len(np.unique(detections.boxes, axis=0)) if is_typed else len(detections)
+
+
 def without_weak(members: list[EnsembleMember], named: bool) -> list[EnsembleMember]:
     """The members without those whose validation mAP is less than half of the best one's, which would pull down the
     scores of a fusion; one that the user ``named`` takes part. A line tells of each. LeukoError if one is left."""

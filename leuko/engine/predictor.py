@@ -25,7 +25,7 @@ from ..metrics import counting, doubles
 from ..report import plots
 from ..report.journal import Journal
 from . import thresholds
-from .ensemble import EnsembleMember, Fusion, finished_runs, load_members, without_weak
+from .ensemble import EnsembleMember, Fusion, finished_runs, load_members, places, without_weak
 from .evaluate import choose_device
 from .thresholds import Threshold
 
@@ -73,12 +73,6 @@ class Models:
     def sizes(self) -> list[int]:
         """The image sizes that they look at."""
         return list(dict.fromkeys(size for member in self.members for size in member.sizes))
-
-    def places(self, detections: Detections) -> int:
-        """The number of detections that count against ``--max-detections``: a typing stage makes several of one."""
-        if any(member.typing for member in self.members):
-            return len(np.unique(detections.boxes, axis=0))
-        return len(detections)
 
     def __call__(self, image: LoadedImage) -> Detections:
         """Detections of one image, fused if there are several members."""
@@ -146,7 +140,7 @@ def predict_images(
                 raise image
             with memory_errors_as(path):
                 detections = models(image)
-                is_full = models.places(detections.above(models.threshold.value)) >= options.max_detections
+                is_full = places(models.members, detections.above(models.threshold.value)) >= options.max_detections
                 cells = counting.one_type(detections, len(models.types))
                 if options.originals:
                     image, cells = on_original(originals[path], image, cells, options.max_pixels)
