@@ -21,13 +21,12 @@ from tqdm import tqdm
 
 from leuko.data import source
 from leuko.data.dataset import Dataset
-from leuko.detections import Detections
 from leuko.engine.adaptation import SHARES, Adapted, LabelledCells, adapt_typer, probabilities, with_statistics
 from leuko.engine.checkpoint import load_weights
 from leuko.engine.ensemble import EnsembleMember
 from leuko.engine.laboratory import LabelledFields, in_types
-from leuko.engine.typer_training import features_of
-from leuko.engine.typing_stage import resized
+from leuko.engine.typer_training import TypingResult, features_of
+from leuko.engine.typing_stage import typed as typed_cells
 from leuko.metrics import coco, counting
 
 CPU = torch.device("cpu")
@@ -41,23 +40,13 @@ def subset(fields: LabelledFields, chosen: np.ndarray) -> LabelledFields:
     return LabelledFields(dataset, *([each[i] for i in chosen] for each in lists))
 
 
-def kappa(true: np.ndarray, given: np.ndarray, number: int) -> float:
-    """Cohen's kappa of two labellings."""
-    table = np.zeros((number, number))
-    np.add.at(table, (true, given), 1 / max(len(true), 1))
-    by_chance = float(table.sum(1) @ table.sum(0))
-    return (float(np.trace(table)) - by_chance) / (1 - by_chance)
-
-
 def measure(fields: LabelledFields, chances: list[np.ndarray], factors: tuple[float, float], threshold: float) -> dict:
     """The measures of found cells with their probabilities [cells, K + 1] on each field."""
     dataset, types = fields.dataset, fields.dataset.types
     number, predictions, true, given = len(types), [], [], []
     for sample, found, of_cell, each in zip(dataset.samples, fields.found, fields.of_cell, chances, strict=True):
-        scores = (found.scores[:, None] * each[:, :-1]).reshape(-1)
-        boxes = np.repeat(resized(found.boxes, factors), number, axis=0)
-        typed = Detections(boxes, scores, np.tile(np.arange(number), len(found)), tuple(types))
-        predictions.append(typed[np.argsort(-scores, kind="stable")][:100])
+        size = sample.width, sample.height
+        predictions.append(typed_cells(found, each[:, :-1], types, factors, size)[:100])
         pairs = of_cell >= 0
         true += sample.labels[~sample.crowd][pairs].tolist()
         given += each[of_cell[pairs], :-1].argmax(1).tolist()
@@ -73,7 +62,7 @@ def measure(fields: LabelledFields, chances: list[np.ndarray], factors: tuple[fl
         "found": len(true),
         "right": float((true == given).mean()),
         "right NG L M": float((true == given)[common].mean()),
-        "kappa": kappa(true, given, number),
+        "kappa": TypingResult.of(true, np.eye(number + 1)[given], number).kappa,
         "mAP": coco.evaluate(dataset, predictions, 100).mAP,
         "mAP50 any": coco.evaluate(alone, merged, 100).mAP50,
         "count error": float(np.abs(counted - dataset.counts()).sum() / dataset.counts().sum()),
@@ -115,7 +104,7 @@ def main() -> None:
         about = {"prior": prior, "seed": 0, "device": CPU}
         return adapt_typer(net, stored.replay, unlabelled, labelled, stages=stages, **about)
 
-    nothing = typed(Adapted(net, {"statistics": 0.0}, None))
+    nothing = typed(Adapted(net, {"statistics": 0.0}, np.zeros(len(stored.types)), None))
     rows = {"nothing": [measure(fields, nothing, (1, 1), THRESHOLD)]}
     for name, prior in (("without labels, no shares", False), ("without labels", True)):
         rows[name] = [measure(fields, typed(adapt(sure, prior=prior)), (1, 1), THRESHOLD)]

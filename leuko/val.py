@@ -27,7 +27,16 @@ from .data.tools.found import write_labels
 from .detections import Detections
 from .engine import cost, thresholds
 from .engine.checkpoint import check_keeps, save_about
-from .engine.ensemble import EnsembleMember, Fusion, best_members, finished_runs, load_members, tune, without_weak
+from .engine.ensemble import (
+    EnsembleMember,
+    Fusion,
+    best_members,
+    finished_runs,
+    load_members,
+    places,
+    tune,
+    without_weak,
+)
 from .engine.evaluate import at_size, choose_device
 from .engine.thresholds import Threshold
 from .errors import LeukoError
@@ -93,7 +102,7 @@ def val(options: ValOptions) -> Path:
     print(tables.aligned(tables.table2(rows_of(models), dataset.types), head=2))
     print(f"\n{tables.per_class(models[-1].evaluation)}" if len(models) == 1 else "")
     print("\n".join(lines))
-    if line := tables.at_cap(images_at_cap(dataset, models), options.max_detections):
+    if line := tables.at_cap(images_at_cap(dataset, members, models), options.max_detections):
         print(line)
     print(f"\nresults: {folder} (report.html shows them all)")
     return folder
@@ -123,6 +132,8 @@ def chosen_members(options: ValOptions, dataset: Dataset, device: torch.device) 
     for member in members:
         member.new_name = new_name
         member.labels_in(dataset.types)
+        if options.calibrate and member.typer:
+            raise LeukoError("--calibrate: a fit is kept for a model's own typing stage; leave out --typer")
         if options.calibrate:
             check_keeps(member.weights)
         if options.calibrated:
@@ -296,10 +307,11 @@ def sweep(
 # ---------------------------------------------------------------- writing
 
 
-def images_at_cap(dataset: Dataset, models: Sequence[ModelResult]) -> list[Path]:
+def images_at_cap(dataset: Dataset, members: Sequence[EnsembleMember], models: Sequence[ModelResult]) -> list[Path]:
     """The images on which a model found as many cells as it may. Scores below those that are calibrated don't count: of
     those, Ultralytics' models have as many as they may on nearly every image."""
-    found = np.array([[(p.scores >= calibration.LEAST_SCORE).sum() for p in m.predictions] for m in models])
+    least = calibration.LEAST_SCORE
+    found = np.array([[places(members, p.above(least)) for p in m.predictions] for m in models])
     full = (found >= models[0].evaluation.max_detections).any(0)
     return [sample.image for sample, is_full in zip(dataset.samples, full, strict=True) if is_full]
 

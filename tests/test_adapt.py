@@ -15,15 +15,17 @@ import torch
 from conftest import TYPES, Result
 from torch import nn
 
-from leuko import Detector
+from leuko import Detections, Detector
 from leuko.data.crops import crops_of
 from leuko.data.images import read_image
 from leuko.data.source import load
 from leuko.engine import adaptation, thresholds
 from leuko.engine.adaptation import LabelledCells, adapt_typer, fit_last, probabilities, with_statistics
 from leuko.engine.checkpoint import Weights, load_weights, save
+from leuko.engine.ensemble import EnsembleMember
 from leuko.engine.typing_stage import resized
 from leuko.io import digest
+from leuko.metrics import counting
 from leuko.metrics.prior import type_shares
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -98,6 +100,7 @@ def test_statistics_go_the_stated_way(stage, far, monkeypatch):
         )
 
     monkeypatch.setattr(adaptation, "_balanced_sample", lambda predicted, rng: np.arange(len(predicted)))
+    monkeypatch.setattr(adaptation, "is_cell", lambda chances: np.ones(len(chances), dtype=bool))
     own = copy.deepcopy(net)  # torch's own statistics of these cells
     for norm in (m for m in own.modules() if isinstance(m, nn.BatchNorm2d)):
         norm.train()
@@ -142,6 +145,8 @@ def test_shares_do_not_add_up_from_one_adaptation_to_the_next(stage, far, monkey
     )
     second = adapt_typer(first.net, stage.typer.replay, far.crops, None, shift=first.shift, **about)
     assert second.shift == pytest.approx(first.shift, abs=1e-4)
+    without = adapt_typer(first.net, stage.typer.replay, far.crops, None, shift=first.shift, **about | {"prior": False})
+    assert not without.shift.any() and torch.allclose(without.net.last.bias, net.last.bias, atol=1e-5)
     few = adapt_typer(first.net, stage.typer.replay, far.crops[:8], None, shift=first.shift, **about)
     assert few.shift == pytest.approx(first.shift) and "shares" not in few.about
     assert torch.allclose(few.net.last.bias, first.net.last.bias, atol=1e-5)
@@ -236,6 +241,17 @@ def widened(folder: Path, to: Path, factor: float) -> Path:
     return to
 
 
+def test_resized_boxes_keep_to_the_border_of_an_image():
+    boxes, size = np.float32([[0, 100, 60, 160], [6, 50, 66, 110], [50, 50, 110, 90]]), (200, 180)
+    narrow, wide = (resized(boxes, (f, f), size) for f in (0.9, 1.25))
+    assert narrow[0] == pytest.approx([0, 103, 57, 157]) and wide[2] == pytest.approx([42.5, 45, 117.5, 95])
+    assert counting.at_border(boxes, size).tolist() == counting.at_border(wide, size).tolist()
+    assert wide[1, 0] > 1 and resized(boxes, (1.0, 1.0), size) is boxes
+    cells = replace(Detections(boxes, [0.9] * 3, [0] * 3, ("NG",)), type_scores=np.full((3, 1), 0.9, np.float32))
+    for each in (boxes, narrow, wide):
+        assert counting.classify(replace(cells, boxes=each), size, 0.5).why.tolist() == [counting.BORDER, "", ""]
+
+
 def test_boxes_become_those_of_the_laboratory(adapt, centres, tmp_path, typed):
     data = widened(centres["far"], tmp_path / "wide", WIDER)
     number = int(load(data, "train").counts().sum())
@@ -250,11 +266,9 @@ def test_boxes_become_those_of_the_laboratory(adapt, centres, tmp_path, typed):
         assert len(about["adapted"]) == 1 + (name == "two")
         for sample in load(centres["far"], "train").samples[:3]:
             found = Detector(weights).predict(sample.image, threshold=0.0)
-            boxes = resized(sample.boxes, (width, 1.0))
+            boxes = resized(sample.boxes, (width, 1.0), (sample.width, sample.height))
             assert len(found) == len(boxes)
             assert np.sort(found.boxes, 0) == pytest.approx(np.sort(boxes, 0), abs=1e-2)
-            middle = (found.boxes[:, 0] + found.boxes[:, 2]) / 2
-            assert np.sort(middle) == pytest.approx(np.sort((sample.boxes[:, 0] + sample.boxes[:, 2]) / 2), abs=1e-2)
     assert 1.19 < width < WIDER
     few = load(data, "train").samples[0]
     assert len(few.boxes) < 5
@@ -359,3 +373,19 @@ def test_one_labelled_field_is_enough_to_run(adapt, centres, tmp_path):
     assert "the last layer stays: at least two labelled fields with cells" in result.out
     assert "1 with labels" in result.out
     assert load_weights(tmp_path / "runs/adapted").typer.about["adapted"][0]["labelled"] == 1
+
+
+def test_what_is_kept_belongs_to_a_typing_stage(stage, tmp_path):
+    kept = {"counting": thresholds.of_model(0.31, [stage.recipe["image_size"]], "data", "val")}
+    kept["calibration"] = {"temperature": 2.0, "shift": 0.0}
+    typer = replace(stage.typer, about=stage.typer.about | {"box_factors": [1.2, 0.9]})
+    save(replace(stage, path=tmp_path / "kept.safetensors", about=kept, typer=typer))
+    other = {name: value * 1.01 if value.is_floating_point() else value for name, value in stage.typer.state.items()}
+    save(replace(stage, path=tmp_path / "other.safetensors", typer=replace(typer, state=other)))
+    expected = (("", 0.31, True, (1.2, 0.9)), ("kept", 0.31, True, (1.2, 0.9)))
+    expected += (("off", 0.5, False, None), ("other", 0.5, False, (1, 1)))
+    for name, threshold, is_calibrated, factors in expected:
+        named = str(tmp_path / f"{name}.safetensors") if name in ("kept", "other") else name
+        member = EnsembleMember.load(tmp_path / "kept.safetensors", CPU, typer=named)
+        assert thresholds.alone(member).value == threshold and (member.scaling is not None) == is_calibrated, name
+        assert (member.typing.box_factors if member.typing else None) == factors, name

@@ -36,21 +36,24 @@ def with_statistics(net: Typer, crops: np.ndarray, share: float, seed: int, devi
     """A copy whose BatchNorm statistics are ``share`` of the way from its own to those of crops [N, S, S, 3] of a
     centre, of a sample with equally many of each predicted type; the predictions are made twice, the second time with
     the first statistics."""
-    if not share or len(crops) < LEAST_CELLS:
+    if not share or len(crops) < LEAST_CELLS or not any(isinstance(m, nn.BatchNorm2d) for m in net.modules()):
         return net
     rng, adapted = np.random.default_rng([seed, 2]), net
     if len(crops) > MOST_CELLS:
         crops = crops[np.sort(rng.choice(len(crops), MOST_CELLS, replace=False))]
     for _ in range(2):
-        predicted = probabilities(adapted, crops, device)[:, :-1].argmax(1)
-        sample = _balanced_sample(predicted, rng)
+        chances = probabilities(adapted, crops, device)
+        cells = np.flatnonzero(is_cell(chances))
+        if len(cells) < LEAST_CELLS:
+            return net
+        sample = cells[_balanced_sample(chances[cells, :-1].argmax(1), rng)]
         adapted = _moved(net, crops[sample], share, device)
     return adapted
 
 
 def _balanced_sample(predicted: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Indices of cells, ``PER_TYPE`` of each predicted type that is not rarer than chance, repeated where it has fewer,
-    in random order."""
+    """Indices of cells in random order, ``PER_TYPE`` of each predicted type that has at least ``LEAST_PER_TYPE``,
+    repeated where it has fewer."""
     chosen = []
     least = min(LEAST_PER_TYPE, len(predicted) // 10 + 1, np.bincount(predicted).max())
     for label in np.unique(predicted):
@@ -84,6 +87,12 @@ def probabilities(net: Typer, crops: np.ndarray, device: torch.device) -> np.nda
     features = features_of(net, crops, device)
     with torch.inference_mode():
         return net.last(features.to(device)).double().softmax(1).cpu().numpy()
+
+
+def is_cell(chances: np.ndarray) -> np.ndarray:
+    """Which of [N, K + 1] probabilities are more of a type than of none, [N] bool: a detector's false alarms are not to
+    have a say."""
+    return chances[:, -1] < 0.5
 
 
 def shift_of(chances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -214,9 +223,10 @@ def adapt_typer(
 ) -> Adapted:
     """Adapt a typing network to the cells of a laboratory, ``unlabelled`` crops [N, S, S, 3] and labelled ones.
 
-    ``shift`` [K] is what an earlier adaptation has shifted its logits by; it stays where none is found anew. ``stages``
-    are those of :func:`with_statistics` by their share, where they are there already. With labels, each step is kept
-    only where it makes the labelled cells' types less surprising, of fields that it has not learned from.
+    ``shift`` [K] is what an earlier adaptation has shifted its logits by; it stays where there are too few cells to
+    find it anew. ``stages`` are those of :func:`with_statistics` by their share, where they are there already. With
+    labels, each step is kept only where it makes the labelled cells' types less surprising, of fields that it has not
+    learned from.
     """
     if shift is None:
         shift = np.zeros(net.recipe["num_types"])
@@ -246,8 +256,12 @@ def adapt_typer(
             set_last(adapted, *fit_last(adapted, features, torch.from_numpy(labelled.labels).repeat(4), replay))
             about["last_layer"] = True
     about["statistics"] = share
-    if prior and len(unlabelled) >= LEAST_CELLS:
-        shares_found, shift = shift_of(probabilities(adapted, unlabelled, device))
+    known = probabilities(adapted, unlabelled, device)
+    known = known[is_cell(known)]
+    if not prior:
+        shift = np.zeros_like(shift)
+    elif len(known) >= LEAST_CELLS:
+        shares_found, shift = shift_of(known)
         about["shares"] = [round(float(value), 3) for value in shares_found]
     if chances is not None:
         chances = chances * np.exp([*shift, 0])

@@ -37,7 +37,8 @@ WEAK, LEARNED = 0.5, 0.1  # of the best validation mAP; the best of runs that ha
 @dataclass
 class EnsembleMember:
     """A trained model ready to detect (alone or in an ensemble), with its name in tables, its number of parameters and
-    the image sizes that it looks at. ``typing`` is its typing stage, if it has one; ``new_name`` gives the name that
+    the image sizes that it looks at. ``typing`` is its typing stage, if it has one; ``typer`` tells whose stage
+    that is, where it is not that of its own weights (see ``typing_stage.load``); ``new_name`` gives the name that
     the data has for one of its types."""
 
     name: str
@@ -46,6 +47,7 @@ class EnsembleMember:
     parameters: int
     sizes: tuple[int, ...]
     typing: TypingStage | None = None
+    typer: str = ""
     new_name: Callable[[str], str] = str
 
     @classmethod
@@ -66,9 +68,9 @@ class EnsembleMember:
         model = weights.build()
         model.max_detections = max_detections
         sizes = tuple(sizes) or (model.preprocess.image_size,)
-        typing = typing_stage.load(weights, typer, device)
+        typing, whose = typing_stage.load(weights, typer, device)
         number = cost.parameters(model) + (cost.parameters(typing.net) if typing else 0)
-        return cls(name, weights, prepare(model, device), number, sizes, typing)
+        return cls(name, weights, prepare(model, device), number, sizes, typing, whose)
 
     @property
     def types(self) -> Sequence[str]:
@@ -137,7 +139,7 @@ class EnsembleMember:
     @property
     def fitted_sizes(self) -> Sequence[int]:
         """The image sizes that the weights' calibration holds for: the model's own where it names none; () without."""
-        kept = self.weights.about.get("calibration")
+        kept = None if self.typer else self.weights.about.get("calibration")
         return kept.get("sizes") or (self.weights.recipe["image_size"],) if kept else ()
 
     def calibrated(self, predictions: Sequence[Detections]) -> list[Detections]:
@@ -153,6 +155,13 @@ class EnsembleMember:
     def validation_mAP(self) -> float | None:
         """The mAP at which the weights were chosen, on their run's validation split; None if not known."""
         return (self.weights.about.get("val") or {}).get("mAP")
+
+
+def places(members: Sequence[EnsembleMember], detections: Detections) -> int:
+    """The number of a model's detections that count against ``--max-detections``: a typing stage makes several of
+    one."""
+    is_typed = any(member.typing for member in members)
+    return len(np.unique(detections.boxes, axis=0)) if is_typed else len(detections)
 
 
 def without_weak(members: list[EnsembleMember], named: bool) -> list[EnsembleMember]:

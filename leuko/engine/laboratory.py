@@ -18,7 +18,8 @@ from ..ops.boxes import box_iou
 from .adaptation import LabelledCells
 from .ensemble import EnsembleMember
 from .evaluate import detect
-from .typing_stage import resized
+from .metadata import LEAST_FACTOR, MOST_FACTOR
+from .typing_stage import resized, typed
 
 SAME_CELL = 0.5  # IoU of a labelled and a found box
 DOUBTFUL = 0.5  # of the score from which cells count: from there on, cells without labels are learned from
@@ -67,7 +68,7 @@ class LabelledFields:
         for sample, images in tqdm(pairs, "fields with labels", len(dataset), unit="image", leave=False):
             (cells,), (cut,) = member.typing.cut(images, detect(member.model, images, device))
             own = sample.boxes[~sample.crowd]
-            drawn = replace(cells, boxes=resized(cells.boxes, member.typing.box_factors))
+            drawn = replace(cells, boxes=resized(cells.boxes, member.typing.box_factors, images[0].size))
             of_cell = _matched(own, drawn.boxes)
             boxes = np.where(of_cell[:, None] >= 0, cells.boxes[of_cell] if len(cells) else own, own)
             around = cells if len(cells) else Detections(own, np.ones(len(own)), np.zeros(len(own)))
@@ -92,7 +93,7 @@ class LabelledFields:
         if len(ratios) < LEAST_BOXES:
             return 1.0, 1.0
         width, height = np.exp(np.median(ratios, axis=0) * len(ratios) / (len(ratios) + SHRINK))
-        return float(np.clip(width, 0.3, 3)), float(np.clip(height, 0.3, 3))
+        return tuple(float(np.clip(factor, LEAST_FACTOR, MOST_FACTOR)) for factor in (width, height))
 
     def scores(
         self, member: EnsembleMember, chances: np.ndarray, other: list[np.ndarray], factors: tuple[float, float]
@@ -103,14 +104,11 @@ class LabelledFields:
         types = member.typing.types
         ends = np.cumsum([len(of_cell) for of_cell in self.of_cell])[:-1]
         predictions = []
-        for found, own, of_cell, each in zip(self.found, np.split(chances, ends), self.of_cell, other, strict=True):
+        parts = zip(self.dataset.samples, self.found, np.split(chances, ends), self.of_cell, other, strict=True)
+        for sample, found, own, of_cell, each in parts:
             each = each.copy()
             each[of_cell[of_cell >= 0]] = own[of_cell >= 0]
-            number = len(types)
-            scores = (found.scores[:, None] * each[:, :-1]).reshape(-1)
-            boxes = np.repeat(resized(found.boxes, factors), number, axis=0)
-            typed = Detections(boxes, scores, np.tile(np.arange(number), len(found)), types)
-            predictions.append(typed[np.argsort(-scores, kind="stable")])
+            predictions.append(typed(found, each[:, :-1], types, factors, (sample.width, sample.height)))
         cells = [counting.one_type(p, len(types)) for p in predictions]
         fit = calibration.fit(*calibration.outcomes(matching.match(self.dataset, predictions)))
         return counting.best_threshold(self.dataset, cells), fit

@@ -25,7 +25,7 @@ from ..metrics import counting, doubles
 from ..report import plots
 from ..report.journal import Journal
 from . import thresholds
-from .ensemble import EnsembleMember, Fusion, finished_runs, load_members, without_weak
+from .ensemble import EnsembleMember, Fusion, finished_runs, load_members, places, without_weak
 from .evaluate import choose_device
 from .thresholds import Threshold
 
@@ -140,7 +140,7 @@ def predict_images(
                 raise image
             with memory_errors_as(path):
                 detections = models(image)
-                is_full = len(detections.above(models.threshold.value)) >= options.max_detections
+                is_full = places(models.members, detections.above(models.threshold.value)) >= options.max_detections
                 cells = counting.one_type(detections, len(models.types))
                 if options.originals:
                     image, cells = on_original(originals[path], image, cells, options.max_pixels)

@@ -45,7 +45,7 @@ def of_model(value: float, sizes: Sequence[int], data: str, split: str) -> dict:
 
 
 def kept(
-    members: Sequence[EnsembleMember], fusion: Fusion, calibrated: bool, reported: tuple[str, str] = ("", "")
+    members: Sequence[EnsembleMember], fusion: Fusion | None, calibrated: bool, reported: tuple[str, str] = ("", "")
 ) -> Threshold | None:
     """The threshold that the weights keep for a model or a fusion, on the scale of its scores; None without one, and
     for one that was found on what is reported now (data, split)."""
@@ -63,10 +63,7 @@ def kept(
 
 def alone(member: EnsembleMember) -> Threshold:
     """The threshold that the weights keep for a model alone, or the default."""
-    found = member.weights.about.get("counting", {}).get(_of_sizes(member.sizes))
-    return (
-        Threshold(float(found["threshold"]), f"found on {found['split']} of {found['data']}") if found else Threshold()
-    )
+    return kept([member], None, calibrated=False) or Threshold()
 
 
 def keep(
@@ -92,8 +89,10 @@ def _keeper(members: Sequence[EnsembleMember]) -> Weights:
     return min((m.weights for m in members), key=lambda w: (comes_with_leuko(w.path), w.identity))
 
 
-def _key(members: Sequence[EnsembleMember], fusion: Fusion, calibrated: bool) -> str:
+def _key(members: Sequence[EnsembleMember], fusion: Fusion | None, calibrated: bool) -> str:
     if len(members) == 1:
-        return _of_sizes(members[0].sizes)
+        (member,) = members
+        return _of_sizes(member.sizes) + (f" typed by {member.typer}" if member.typer else "")
     about = sorted((m.weights.identity, m.sizes) for m in members), sorted(asdict(fusion).items()), calibrated
-    return "fused as " + hashlib.sha256(repr(about).encode()).hexdigest()[:16]
+    stages = [m.typer for m in members if m.typer]
+    return "fused as " + hashlib.sha256(repr((*about, stages) if stages else about).encode()).hexdigest()[:16]

@@ -52,7 +52,8 @@ class TypingStage:
         cells, crops = self.cut(images, detections)
         chances = self.probabilities(np.concatenate(crops)) if crops else np.zeros((0, len(self.types)))
         ends = np.cumsum([len(each) for each in cells])[:-1]
-        return [self._typed(*pair) for pair in zip(cells, np.split(chances, ends), strict=True)]
+        parts = zip(cells, np.split(chances, ends), images, strict=True)
+        return [typed(each, p, self.types, self.box_factors, image.size) for each, p, image in parts]
 
     def cut(
         self, images: Sequence[LoadedImage], detections: Sequence[Detections]
@@ -77,20 +78,33 @@ class TypingStage:
             parts.append(self.net(batch).float().softmax(1)[:, :-1].cpu().numpy())
         return np.concatenate(parts)
 
-    def _typed(self, cells: Detections, chances: np.ndarray) -> Detections:
-        number = len(self.types)
-        scores = (cells.scores[:, None] * chances).reshape(-1)
-        labels = np.tile(np.arange(number), len(cells))
-        boxes = resized(cells.boxes, self.box_factors)
-        typed = Detections(np.repeat(boxes, number, axis=0), scores, labels, self.types)
-        return typed[np.argsort(-scores, kind="stable")]
+
+def typed(
+    cells: Detections,
+    chances: np.ndarray,
+    types: Sequence[str],
+    factors: tuple[float, float] = (1.0, 1.0),
+    size: tuple[int, int] = (0, 0),
+) -> Detections:
+    """Cells of an image of ``size`` (width, height), with the probabilities [N, K] of their types, as detections of
+    every type, in descending order of score; their boxes are :func:`resized`."""
+    number = len(types)
+    scores = (cells.scores[:, None] * chances).reshape(-1)
+    boxes = np.repeat(resized(cells.boxes, factors, size), number, axis=0)
+    every = Detections(boxes, scores, np.tile(np.arange(number), len(cells)), tuple(types))
+    return every[np.argsort(-scores, kind="stable")]
 
 
-def resized(boxes: np.ndarray, factors: tuple[float, float]) -> np.ndarray:
-    """Boxes [N, 4] with other widths and heights around the same middles; a side that becomes smaller may so leave the
-    image's border, one that becomes larger may lie outside."""
+def resized(boxes: np.ndarray, factors: tuple[float, float], size: tuple[int, int]) -> np.ndarray:
+    """Boxes [N, 4] of an image of ``size`` (width, height) with other widths and heights around the same middles. A
+    side at the image's border, which cuts the cell, stays there, and no other side comes to lie on it."""
+    if tuple(factors) == (1.0, 1.0):
+        return boxes
     middle, half = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2 * np.float32(factors)
-    return np.concatenate([middle - half, middle + half], axis=1)
+    inside = counting.border_margin(size) + 0.01
+    limits = np.array([*size, *size], dtype=np.float32)
+    drawn = np.concatenate([middle - half, middle + half], axis=1).clip(inside, limits - inside)
+    return np.where(counting.at_border(boxes, size), boxes, drawn)
 
 
 def _cells(detections: Detections) -> Detections:
@@ -103,15 +117,17 @@ def _cells(detections: Detections) -> Detections:
 OFF = "off"  # what --typer says to leave a model its own types
 
 
-def load(weights: Weights, typer: str, device: torch.device) -> TypingStage | None:
-    """The typing stage that ``--typer`` means for a model: "" its own, if it has one; "off" none; else that of other
-    weights. Raises LeukoError."""
+def load(weights: Weights, typer: str, device: torch.device) -> tuple[TypingStage | None, str]:
+    """The typing stage that ``--typer`` means for a model, and whose it is: "" its own, if it has one; "off" none; else
+    that of other weights, told by the beginning of their digest. Raises LeukoError."""
     if typer == OFF:
-        return None
+        return None, OFF if weights.typer else ""
     keeper = load_weights(typer) if typer else weights
-    stored = keeper.typer
-    if stored is None:
+    if keeper.typer is None:
         if typer:
             raise LeukoError(f"{keeper.path}: holds no typing stage; train one by leuko type")
-        return None
-    return TypingStage.of(stored, keeper.path, device)
+        return None, ""
+    stage = TypingStage.of(keeper.typer, keeper.path, device)
+    if keeper is weights or keeper.identity == weights.identity:
+        return stage, ""
+    return replace(stage, box_factors=(1.0, 1.0)), keeper.identity[:12]  # factors are of its own detector's boxes

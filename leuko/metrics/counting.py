@@ -46,13 +46,24 @@ def one_type(detections: Detections, types: int, iou: float = SAME_CELL) -> Dete
     return replace(detections[best], type_scores=scores[best])
 
 
+def at_border(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Which sides (x0, y0, x1, y1) of boxes [N, 4] lie on the border of an image of ``size`` (width, height), [N, 4]
+    bool: it cuts the cells there."""
+    margin = border_margin(size)
+    return np.concatenate([boxes[:, :2] <= margin, boxes[:, 2:] >= np.array(size) - margin], axis=1)
+
+
+def border_margin(size: tuple[int, int]) -> float:
+    """How near to the border of an image of ``size`` a box is cut by it, in pixels."""
+    return max(1.0, MARGIN * min(size))
+
+
 def classify(cells: Detections, size: tuple[int, int], threshold: float) -> Detections:
     """The cells to count of an image of ``size`` (width, height), with ``why`` some of them stay unclassified: those
     that the border cuts, and those whose score is below ``threshold``, but not far. ``cells`` are of :func:`one_type`.
     """
     cells = cells.above(threshold * DOUBTFUL)
-    margin = max(1.0, MARGIN * min(size))
-    is_cut = (cells.boxes[:, :2] <= margin).any(1) | (cells.boxes[:, 2:] >= np.array(size) - margin).any(1)
+    is_cut = at_border(cells.boxes, size).any(1)
     why = np.where(cells.scores < threshold, BELOW, np.where(is_cut, BORDER, ""))
     return replace(cells, why=why.astype(object))
 
