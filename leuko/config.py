@@ -546,7 +546,8 @@ class AdaptOptions:
     project: str = "runs/adapt"
     """Folder of runs."""
     prior: bool = True
-    """Let how frequent each type is in --source count half in typing. Use --no-prior where its patients are no usual mix."""
+    """Let how frequent each type is in --source count half when cells are typed. Use --no-prior where its patients are
+    no usual mix."""
     max_pixels: int = MAX_PIXELS
     """Megapixels of the largest image of --source that is read."""
     seed: int = 0

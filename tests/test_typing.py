@@ -241,10 +241,11 @@ def test_commands_take_the_stage_from_the_file_or_another(typed, detector, oracl
     leuko(*words, "--weights", detector, "--typer", detector).refused(str(detector), "no typing stage", "leuko type")
 
     common = ["--data", centres["home"], "--split", "val", "--draws", "0", "--workers", "0", "--save", tmp_path / "val"]
-    assert leuko("val", "--weights", typed, *common, "--batch", "3", "--tune-split", "train").code == 0
+    own = shutil.copytree(typed, tmp_path / "stage")  # which is written again, with a threshold
+    assert leuko("val", "--weights", own, *common, "--batch", "3", "--tune-split", "train").code == 0
     measured = json.loads((tmp_path / "val/stage/metrics.json").read_text())
     assert measured["mAP"] == pytest.approx(Detector(typed).val(centres["home"], "val", workers=0).mAP, abs=1e-6)
-    kept = load_weights(typed)  # which `leuko val` has written again, with a threshold
+    kept = load_weights(own)
     assert "counting" in kept.about and kept.typer.replay and kept.classes == ["leukocyte"]
 
 
