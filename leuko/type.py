@@ -23,6 +23,7 @@ from .data.typed import TypedCells
 from .engine.checkpoint import FOREIGN, StoredTyper, Weights, load_weights, save
 from .engine.evaluate import choose_device
 from .engine.metadata import SCORED
+from .engine.train import Stop
 from .engine.typer_training import TypingResult, measure, replay, train_typer
 from .errors import LeukoError
 from .io import plain, write_csv, write_json, write_yaml
@@ -64,7 +65,7 @@ def train_typing(options: TypeOptions) -> Path:
 
     arguments = {"steps": options.steps, "batch": options.batch, "lr": options.lr, "seed": options.seed}
     base = detector or Weights(Path(), {}, [], {}, {})
-    with run.whole_run(options.project, options.name, "weights") as folder:  # before minutes are spent
+    with Stop(), run.whole_run(options.project, options.name, "weights") as folder:  # before minutes are spent
         path = folder / "weights" / "best.safetensors"
         net = train_typer(net, learned, device=device, **arguments)
         results = measure(net, measured, device) if measured.labels else {}

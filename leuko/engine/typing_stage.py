@@ -19,7 +19,7 @@ from .checkpoint import StoredTyper, Weights, load_weights
 from .metadata import BOX_FACTORS
 
 SURE = 0.5  # of the best score on a field: the cells that show how it is stained
-LEAST_SCORE = 0.05  # of a box that is typed; all others are left out
+LEAST_SCORE, LEAST_SHARE = 0.05, 0.2  # of a box that is typed, or of the field's best score, where that is less
 BATCH = 16  # crops at once: more are slower on a CPU
 
 
@@ -109,7 +109,8 @@ def resized(boxes: np.ndarray, factors: tuple[float, float], size: tuple[int, in
 
 def _cells(detections: Detections) -> Detections:
     """One detection for each cell, whatever its type."""
-    found = detections.above(LEAST_SCORE)
+    best = float(detections.scores.max(initial=0))  # at other centres all scores may be low
+    found = detections.above(min(LEAST_SCORE, LEAST_SHARE * best))
     cells = counting.one_type(replace(found, labels=np.zeros(len(found), dtype=np.int64)), 1)
     return replace(cells, type_scores=None)
 
