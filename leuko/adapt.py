@@ -106,9 +106,9 @@ def adapt(options: AdaptOptions) -> Path:
 def summary(about: dict, factors: Sequence[float], threshold: float, types: Sequence[str]) -> list[str]:
     """What was learned, and what of it is used, line by line."""
     lines = [f"{about['fields']} fields without labels, {about['cells']} cells in all, {about['labelled']} with labels"]
-    if found := about.get("surprise"):
+    if found := about.get("log_loss"):
         steps = ", ".join(f"{name} {value:.2f}" for name, value in found.items())
-        lines.append(f"surprise at the labelled types, of fields not learned from (less is better): {steps}")
+        lines.append(f"log loss of the labelled types, of fields not learned from (less is better): {steps}")
         if "last layer" not in found:
             lines.append("the last layer stays: at least two labelled fields with cells are needed to test it")
         elif min(found, key=found.get) == "shares alone":

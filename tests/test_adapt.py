@@ -204,12 +204,12 @@ def test_from_labels_and_both(adapt, centres, tmp_path, stage):
     new = load_weights(tmp_path / "runs/labels")
     (about,) = new.typer.about["adapted"]
     assert about["labelled"] == 46 and about["labelled_fields"] == 18 and "shares" not in about
-    assert set(about["surprise"]) == {"before", "statistics", "last layer", "shares alone"}
+    assert set(about["log_loss"]) == {"before", "statistics", "last layer", "shares alone"}
     assert (
-        about["surprise"]["statistics"] <= about["surprise"]["before"]
-        and "surprise at the labelled types" in labels.out
+        about["log_loss"]["statistics"] <= about["log_loss"]["before"]
+        and "log loss of the labelled types" in labels.out
     )
-    assert about.get("last_layer", False) == (min(about["surprise"], key=about["surprise"].get) == "last layer")
+    assert about.get("last_layer", False) == (min(about["log_loss"], key=about["log_loss"].get) == "last layer")
     (kept,) = new.about["counting"].values()
     assert 0 < kept["threshold"] < 1 and kept["split"] == "train" and Detector(new.path).threshold == kept["threshold"]
     assert set(new.about["calibration"]) >= {"temperature", "shift", "data", "sizes"}

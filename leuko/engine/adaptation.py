@@ -150,7 +150,7 @@ def set_last(net: Typer, weight: Tensor, bias: Tensor) -> None:
         net.last.bias.copy_(bias)
 
 
-def surprise(chances: np.ndarray, labels: np.ndarray) -> float:
+def log_loss(chances: np.ndarray, labels: np.ndarray) -> float:
     """The mean negative log-probability of the true types: what is compared between stages."""
     return float(-np.log(chances[np.arange(len(labels)), labels] + 1e-6).mean())
 
@@ -168,14 +168,14 @@ def left_out(net: Typer, cells: LabelledCells, replay: dict[str, Tensor], device
     return chances
 
 
-def surprise_by_shares(cells: LabelledCells, number: int) -> float:
-    """The surprise of who knows only how frequent each of ``number`` types is on the other fields: a stage that does
+def log_loss_by_shares(cells: LabelledCells, number: int) -> float:
+    """The log loss of who knows only how frequent each of ``number`` types is on the other fields: a stage that does
     no better has learned nothing from the labels, or they are wrong."""
     chances = np.zeros((len(cells.labels), number))
     for fold in _folds(cells.fields):
         counts = np.bincount(cells.labels[~fold], minlength=number) + 1
         chances[fold] = counts / counts.sum()
-    return surprise(chances, cells.labels)
+    return log_loss(chances, cells.labels)
 
 
 def _folds(fields: np.ndarray) -> Iterator[np.ndarray]:
@@ -225,7 +225,7 @@ def adapt_typer(
 
     ``shift`` [K] is what an earlier adaptation has shifted its logits by; it stays where there are too few cells to
     find it anew. ``stages`` are those of :func:`with_statistics` by their share, where they are there already. With
-    labels, each step is kept only where it makes the labelled cells' types less surprising, of fields that it has not
+    labels, each step is kept only where it lowers the log loss of the labelled cells' types, of fields that it has not
     learned from.
     """
     if shift is None:
@@ -242,15 +242,15 @@ def adapt_typer(
         adapted = stages[shares[0]]
     else:
         known = {share: probabilities(stages[share], labelled.crops, device) for share in shares}
-        share = min(shares, key=lambda each: surprise(known[each], labelled.labels))
+        share = min(shares, key=lambda each: log_loss(known[each], labelled.labels))
         adapted, chances = stages[share], known[share]
-        before, after = (surprise(each, labelled.labels) for each in (known[0.0], chances))
-        about["surprise"] = {"before": before, "statistics": after}
+        before, after = (log_loss(each, labelled.labels) for each in (known[0.0], chances))
+        about["log_loss"] = {"before": before, "statistics": after}
         if len(np.unique(labelled.fields)) > 1:
             fitted = left_out(adapted, labelled, replay, device)
-            about["surprise"]["last layer"] = surprise(fitted, labelled.labels)
-            about["surprise"]["shares alone"] = surprise_by_shares(labelled, net.recipe["num_types"])
-        if min(about["surprise"], key=about["surprise"].get) == "last layer":
+            about["log_loss"]["last layer"] = log_loss(fitted, labelled.labels)
+            about["log_loss"]["shares alone"] = log_loss_by_shares(labelled, net.recipe["num_types"])
+        if min(about["log_loss"], key=about["log_loss"].get) == "last layer":
             adapted, chances = copy.deepcopy(adapted), fitted
             features = features_of(adapted, turned(labelled.crops), device)
             set_last(adapted, *fit_last(adapted, features, torch.from_numpy(labelled.labels).repeat(4), replay))
