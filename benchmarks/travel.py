@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from leuko.data import source
 from leuko.data.dataset import Dataset
-from leuko.engine.adaptation import SHARES, Adapted, LabelledCells, adapt_typer, probabilities, with_statistics
+from leuko.engine.adaptation import SHARE, Adapted, LabelledCells, adapt_typer, probabilities, with_statistics
 from leuko.engine.checkpoint import load_weights
 from leuko.engine.ensemble import EnsembleMember
 from leuko.engine.laboratory import LabelledFields, in_types
@@ -92,8 +92,8 @@ def main() -> None:
     ends = np.cumsum([len(found) for found in fields.found])[:-1]
     crops = np.concatenate(fields.found_crops)
     sure = crops[np.concatenate([found.scores for found in fields.found]) >= 0.5 * THRESHOLD]
-    stages = {share: with_statistics(net, sure, share, 0, CPU) for share in SHARES}
-    features = {share: features_of(stage, crops, CPU) for share, stage in stages.items()}
+    stage = with_statistics(net, sure, SHARE, 0, CPU)
+    features = {share: features_of(each, crops, CPU) for share, each in ((0.0, net), (SHARE, stage))}
 
     def typed(adapted: Adapted) -> list[np.ndarray]:
         with torch.no_grad():
@@ -102,7 +102,7 @@ def main() -> None:
 
     def adapt(unlabelled: np.ndarray, labelled: LabelledCells | None = None, prior: bool = True) -> Adapted:
         about = {"prior": prior, "seed": 0, "device": CPU}
-        return adapt_typer(net, stored.replay, unlabelled, labelled, stages=stages, **about)
+        return adapt_typer(net, stored.replay, unlabelled, labelled, stage=stage, **about)
 
     nothing = typed(Adapted(net, {"statistics": 0.0}, np.zeros(len(stored.types)), None))
     rows = {"nothing": [measure(fields, nothing, (1, 1), THRESHOLD)]}

@@ -111,10 +111,10 @@ def summary(about: dict, factors: Sequence[float], threshold: float, types: Sequ
         lines.append(f"log loss of the labelled types, of fields not learned from (less is better): {steps}")
         if "last layer" not in found:
             lines.append("the last layer stays: at least two labelled fields with cells are needed to test it")
-        elif min(found, key=found.get) == "shares alone":
-            lines.append("the last layer stays: these labels say no more than how frequent each type is")
-        elif about.get("last_layer"):
+        elif about["last_layer"]:
             lines.append("the last layer is fitted to these labels and to cells that it has learned before")
+        elif found["last layer"] >= found["shares alone"]:
+            lines.append("the last layer stays: these labels say no more than how frequent each type is")
         else:
             lines.append("the last layer stays: fitted to these labels, it does no better on those that were left out")
     lines.append(f"statistics: {about['statistics']:.0%} of the way to these cells")

@@ -2,8 +2,8 @@
 
 Without labels: BatchNorm's statistics go part of the way to those of the centre's own cells (Li et al. 2018, AdaBN), of
 a sample that has as many cells of each predicted type, since a centre's statistics also carry its mix of types; and the
-share of each type is estimated and taken half into account. With labels: how far the statistics go is chosen by them,
-and the last layer is fitted again, to them and to cells that it has learned before.
+share of each type is estimated and taken half into account. With labels: the last layer is fitted again, to them and to
+cells that it has learned before, where that is an improvement beyond chance.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from .typer_training import SMOOTHING, features_of, to_batch
 PER_TYPE, LEAST_PER_TYPE = 40, 3  # cells of a predicted type that statistics are taken from
 LEAST_CELLS = 50  # from which on there are statistics and shares of types: with 10 or 20, types become worse
 MOST_CELLS = 500  # that statistics are taken from
-SHARES = (0.0, 0.5, 1.0)  # of the way to the centre's statistics, between which labels choose; without, the second
+SHARE = 0.5  # of the way to the centre's statistics
+BEYOND_CHANCE = 0.5  # standard errors by which the log loss of labelled cells must fall
 PRIOR = 0.5  # the power of the types' shares: half of what they say, for patients whose mix is another
 NEW_WEIGHT, PULL = 2.0, 0.002  # of the new cells against the old, and towards the weights before
 
@@ -150,9 +151,19 @@ def set_last(net: Typer, weight: Tensor, bias: Tensor) -> None:
         net.last.bias.copy_(bias)
 
 
-def log_loss(chances: np.ndarray, labels: np.ndarray) -> float:
-    """The mean negative log-probability of the true types: what is compared between stages."""
-    return float(-np.log(chances[np.arange(len(labels)), labels] + 1e-6).mean())
+def log_losses(chances: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The negative log-probability of each cell's true type, [N]: by it, stages are compared."""
+    return -np.log(chances[np.arange(len(labels)), labels] + 1e-6)
+
+
+def is_better(losses: dict[str, np.ndarray]) -> bool:
+    """Whether the fitted last layer lowers the log loss of labelled cells [N] by more than chance does, and knows more
+    than how frequent each type is."""
+    if "last layer" not in losses:
+        return False
+    fall = losses["statistics"] - losses["last layer"]
+    least = BEYOND_CHANCE * fall.std() / np.sqrt(len(fall))
+    return bool(fall.mean() > least) and losses["last layer"].mean() < losses["shares alone"].mean()
 
 
 def left_out(net: Typer, cells: LabelledCells, replay: dict[str, Tensor], device: torch.device) -> np.ndarray:
@@ -168,14 +179,14 @@ def left_out(net: Typer, cells: LabelledCells, replay: dict[str, Tensor], device
     return chances
 
 
-def log_loss_by_shares(cells: LabelledCells, number: int) -> float:
-    """The log loss of who knows only how frequent each of ``number`` types is on the other fields: a stage that does
-    no better has learned nothing from the labels, or they are wrong."""
+def by_shares(cells: LabelledCells, number: int) -> np.ndarray:
+    """Probabilities [N, number] of who knows only how frequent each type is on the other fields: a stage that does no
+    better has learned nothing from the labels, or they are wrong."""
     chances = np.zeros((len(cells.labels), number))
     for fold in _folds(cells.fields):
         counts = np.bincount(cells.labels[~fold], minlength=number) + 1
         chances[fold] = counts / counts.sum()
-    return log_loss(chances, cells.labels)
+    return chances
 
 
 def _folds(fields: np.ndarray) -> Iterator[np.ndarray]:
@@ -219,43 +230,35 @@ def adapt_typer(
     seed: int,
     device: torch.device,
     shift: np.ndarray | None = None,
-    stages: dict[float, Typer] | None = None,
+    stage: Typer | None = None,
 ) -> Adapted:
     """Adapt a typing network to the cells of a laboratory, ``unlabelled`` crops [N, S, S, 3] and labelled ones.
 
     ``shift`` [K] is what an earlier adaptation has shifted its logits by; it stays where there are too few cells to
-    find it anew. ``stages`` are those of :func:`with_statistics` by their share, where they are there already. With
-    labels, each step is kept only where it lowers the log loss of the labelled cells' types, of fields that it has not
-    learned from.
+    find it anew. ``stage`` is that of :func:`with_statistics`, where it is there already. With labels, the last layer
+    is fitted only where that lowers the log loss of the types of fields that it has not learned from.
     """
     if shift is None:
         shift = np.zeros(net.recipe["num_types"])
     else:
         net = shift_last(net, -shift)
     pool = unlabelled if labelled is None else np.concatenate([unlabelled, labelled.crops])
-    about: dict = {"cells": len(pool), "labelled": 0 if labelled is None else len(labelled.labels)}
-    shares = SHARES if labelled else SHARES[1:2]
-    stages = stages or {share: with_statistics(net, pool, share, seed, device) for share in shares}
+    adapted = stage or with_statistics(net, pool, SHARE, seed, device)
+    about: dict = {"cells": len(pool), "labelled": 0, "statistics": 0.0 if adapted is net else SHARE}
     chances = None
-    if labelled is None:
-        share = shares[0] if stages[shares[0]] is not net else 0.0
-        adapted = stages[shares[0]]
-    else:
-        known = {share: probabilities(stages[share], labelled.crops, device) for share in shares}
-        share = min(shares, key=lambda each: log_loss(known[each], labelled.labels))
-        adapted, chances = stages[share], known[share]
-        before, after = (log_loss(each, labelled.labels) for each in (known[0.0], chances))
-        about["log_loss"] = {"before": before, "statistics": after}
+    if labelled is not None:
+        chances = probabilities(adapted, labelled.crops, device)
+        found = {"before": probabilities(net, labelled.crops, device), "statistics": chances}
         if len(np.unique(labelled.fields)) > 1:
-            fitted = left_out(adapted, labelled, replay, device)
-            about["log_loss"]["last layer"] = log_loss(fitted, labelled.labels)
-            about["log_loss"]["shares alone"] = log_loss_by_shares(labelled, net.recipe["num_types"])
-        if min(about["log_loss"], key=about["log_loss"].get) == "last layer":
-            adapted, chances = copy.deepcopy(adapted), fitted
+            found["last layer"] = left_out(adapted, labelled, replay, device)
+            found["shares alone"] = by_shares(labelled, net.recipe["num_types"])
+        losses = {name: log_losses(each, labelled.labels) for name, each in found.items()}
+        about["log_loss"] = {name: float(each.mean()) for name, each in losses.items()}
+        about |= {"labelled": len(labelled.labels), "last_layer": is_better(losses)}
+        if about["last_layer"]:
+            adapted, chances = copy.deepcopy(adapted), found["last layer"]
             features = features_of(adapted, turned(labelled.crops), device)
             set_last(adapted, *fit_last(adapted, features, torch.from_numpy(labelled.labels).repeat(4), replay))
-            about["last_layer"] = True
-    about["statistics"] = share
     known = probabilities(adapted, unlabelled, device)
     known = known[is_cell(known)]
     if not prior:
