@@ -22,7 +22,7 @@ from .config import AdaptOptions
 from .data import typed
 from .data.loader import file_images, worker_count
 from .engine import thresholds
-from .engine.adaptation import adapt_typer, probabilities
+from .engine.adaptation import LEAST_FIELDS, adapt_typer, probabilities
 from .engine.checkpoint import save
 from .engine.ensemble import EnsembleMember
 from .engine.evaluate import choose_device
@@ -110,7 +110,9 @@ def summary(about: dict, factors: Sequence[float], threshold: float, types: Sequ
         steps = ", ".join(f"{name} {value:.2f}" for name, value in found.items())
         lines.append(f"log loss of the labelled types, of fields not learned from (less is better): {steps}")
         if "last layer" not in found:
-            lines.append("the last layer stays: at least two labelled fields with cells are needed to test it")
+            lines.append(
+                f"the last layer stays: at least {LEAST_FIELDS} labelled fields with cells are needed to test it"
+            )
         elif about["last_layer"]:
             lines.append("the last layer is fitted to these labels and to cells that it has learned before")
         elif found["last layer"] >= found["shares alone"]:

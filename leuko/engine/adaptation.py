@@ -25,6 +25,7 @@ PER_TYPE, LEAST_PER_TYPE = 40, 3  # cells of a predicted type that statistics ar
 LEAST_CELLS = 50  # from which on there are statistics and shares of types: with 10 or 20, types become worse
 MOST_CELLS = 500  # that statistics are taken from
 SHARE = 0.5  # of the way to the centre's statistics
+LEAST_FIELDS = 8  # with labels, from which on the last layer is fitted: of 5, one draw in ten did harm
 BEYOND_CHANCE = 0.5  # standard errors by which the log loss of labelled cells must fall
 PRIOR = 0.5  # the power of the types' shares: half of what they say, for patients whose mix is another
 NEW_WEIGHT, PULL = 2.0, 0.002  # of the new cells against the old, and towards the weights before
@@ -249,7 +250,7 @@ def adapt_typer(
     if labelled is not None:
         chances = probabilities(adapted, labelled.crops, device)
         found = {"before": probabilities(net, labelled.crops, device), "statistics": chances}
-        if len(np.unique(labelled.fields)) > 1:
+        if len(np.unique(labelled.fields)) >= LEAST_FIELDS:
             found["last layer"] = left_out(adapted, labelled, replay, device)
             found["shares alone"] = by_shares(labelled, net.recipe["num_types"])
         losses = {name: log_losses(each, labelled.labels) for name, each in found.items()}
