@@ -1,4 +1,4 @@
-"""Make weights/leuko-small.safetensors again from its data: about two hours on two cores.
+"""Make weights/leuko-small.safetensors again from its data: one to two hours on two cores.
 
     python benchmarks/leuko_small.py --data DATA --out runs/leuko-small
 
@@ -36,9 +36,7 @@ types: {folder}/leukocyte_types.csv
 """
 BCCD_BOXES = (0.92, 0.97)  # its boxes are drawn wider than those of the others by about this
 UNBOXED = ("image412", "image532")  # of KRD: a second leukocyte in them has no box
-THRESHOLD = (
-    0.20  # at which .97 to 1.0 times as many cells count as there are, at home and with types of centres left out
-)
+THRESHOLD = 0.20  # counts .97 to 1.0 times the cells that there are, at home and with types of left-out centres
 
 
 def resized(sample: Sample, factors: tuple[float, float]) -> Sample:

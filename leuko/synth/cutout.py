@@ -26,8 +26,7 @@ def cell_mask(image: np.ndarray) -> np.ndarray | None:
     nucleus = _nucleus(small)
     if nucleus is None:
         return None
-    hull = np.zeros(nucleus.shape, dtype=np.uint8)
-    cv2.fillConvexPoly(hull, cv2.convexHull(np.argwhere(nucleus)[:, ::-1].astype(np.int32)), 1)
+    hull = _hull(nucleus)
     by_hue, by_colour = (_grab_cut(f, nucleus, hull > 0) for f in (_hue_and_distance(small, hull), small))
     touches_border = by_hue[[0, -1]].any() or by_hue[:, [0, -1]].any()
     if touches_border or (by_hue & by_colour).sum() < AGREEMENT * (by_hue | by_colour).sum():
@@ -51,12 +50,17 @@ def cell_box(image: np.ndarray) -> np.ndarray | None:
     nucleus = _nucleus(small)
     if nucleus is None:
         return None
-    hull = np.zeros(nucleus.shape, dtype=np.uint8)
-    cv2.fillConvexPoly(hull, cv2.convexHull(np.argwhere(nucleus)[:, ::-1].astype(np.int32)), 1)
+    hull = _hull(nucleus)
     mask = _grab_cut(_hue_and_distance(small, hull), nucleus, hull > 0)
     if mask[[0, -1]].any() or mask[:, [0, -1]].any():  # more than a cell
         mask = cv2.dilate(hull, np.ones((5, 5), np.uint8)) > 0
     return box_of(mask) / np.float32(scale)
+
+
+def _hull(mask: np.ndarray) -> np.ndarray:
+    """The convex hull of a mask [H, W] bool that is not empty: [H, W] uint8, 1 inside."""
+    hull = np.zeros(mask.shape, dtype=np.uint8)
+    return cv2.fillConvexPoly(hull, cv2.convexHull(np.argwhere(mask)[:, ::-1].astype(np.int32)), 1)
 
 
 def _nucleus(image: np.ndarray) -> np.ndarray | None:
