@@ -67,6 +67,7 @@ COMMANDS: dict[str, Command] = {
     "predict": Command(config.PredictOptions, "leuko.predict:predict"),
     "type": Command(config.TypeOptions, "leuko.type:train_typing"),
     "adapt": Command(config.AdaptOptions, "leuko.adapt:adapt"),
+    "export": Command(config.ExportOptions, "leuko.export:export"),
     "download": Command(config.DownloadOptions, "leuko.download:run"),
     "report": Command(config.ReportOptions, "leuko.report.pages:run"),
 }

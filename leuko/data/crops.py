@@ -9,7 +9,7 @@ import numpy as np
 from numpy.random import Generator
 
 from ..synth.stain import REFERENCE, Stain, from_density, to_density
-from .images import fit
+from .fit import fit
 
 STAIN_SIDE = 512  # pixels of a field's longer side, which are enough to see how it is stained
 MARGIN = 1.5  # times a crop: what is kept of a cell's surroundings, so that it can be turned, moved and scaled

@@ -16,6 +16,7 @@ import numpy as np
 
 from ..config import MAX_PIXELS
 from ..errors import LeukoError, is_out_of_memory
+from .fit import fit
 from .header import JPEG, TIFF, image_header, open_regular, read_header, unreadable
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
@@ -135,16 +136,6 @@ def memory_errors_as(path: str | Path) -> Iterator[None]:
 def load_image(path: str | Path, image_size: int) -> np.ndarray:
     """The pixels that a detector sees, in training and in use: :meth:`ImageFile.view` of a file; raises LeukoError."""
     return ImageFile(path).view(image_size)
-
-
-def fit(image: np.ndarray, image_size: int) -> np.ndarray:
-    """Scale the longer side of [H, W, 3] to ``image_size`` pixels: by area downwards, bilinearly upwards."""
-    height, width = image.shape[:2]
-    scale = image_size / max(height, width)
-    if scale == 1:
-        return image
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    return cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
 
 
 def _check_jpeg(data: bytes, path: str | Path) -> None:

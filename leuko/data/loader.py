@@ -27,8 +27,9 @@ from ..config import MAX_PIXELS
 from ..errors import LeukoError
 from .cache import CACHES
 from .dataset import AugmentedSample, Dataset
+from .fit import fit
 from .header import ImageHeader, image_header
-from .images import ImageFile, fit
+from .images import ImageFile
 from .transforms.compose import Step, augment
 
 TrainingItem = tuple[Tensor, dict[str, Tensor], int]

@@ -23,7 +23,7 @@ from ..io import read_yaml
 from ..metrics import coco
 from ..metrics.calibration import Scaling
 from ..models import DetectionModel
-from . import cost, fusion, typing_stage
+from . import cost, fusion, typing_network
 from .checkpoint import Weights, load_weights
 from .evaluate import Predictions, detect, predict, prepare
 from .state import load_state
@@ -38,7 +38,7 @@ WEAK, LEARNED = 0.5, 0.1  # of the best validation mAP; the best of runs that ha
 class EnsembleMember:
     """A trained model ready to detect (alone or in an ensemble), with its name in tables, its number of parameters and
     the image sizes that it looks at. ``typing`` is its typing stage, if it has one; ``typer`` tells whose stage
-    that is, where it is not that of its own weights (see ``typing_stage.load``); ``new_name`` gives the name that
+    that is, where it is not that of its own weights (see ``typing_network.load``); ``new_name`` gives the name that
     the data has for one of its types."""
 
     name: str
@@ -68,8 +68,8 @@ class EnsembleMember:
         model = weights.build()
         model.max_detections = max_detections
         sizes = tuple(sizes) or (model.preprocess.image_size,)
-        typing, whose = typing_stage.load(weights, typer, device)
-        number = cost.parameters(model) + (cost.parameters(typing.net) if typing else 0)
+        typing, whose = typing_network.load(weights, typer, device)
+        number = cost.parameters(model) + (cost.parameters(typing.net.module) if typing else 0)
         return cls(name, weights, prepare(model, device), number, sizes, typing, whose)
 
     @property

@@ -18,6 +18,7 @@ from ..detections import Detections
 from ..errors import LeukoError
 from ..metrics import coco
 from ..models import DetectionModel
+from ..runtime import ExportedDetector
 from . import fusion
 from .typing_stage import TypingStage
 
@@ -62,7 +63,10 @@ def to_unit(image: Tensor, device: torch.device) -> Tensor:
 
 @torch.inference_mode()
 def detect(
-    model: DetectionModel, images: Sequence[LoadedImage], device: torch.device, typing: TypingStage | None = None
+    model: DetectionModel | ExportedDetector,
+    images: Sequence[LoadedImage],
+    device: torch.device,
+    typing: TypingStage | None = None,
 ) -> list[Detections]:
     """Detections of each image, in pixels of the stored image. Of several views of an image (test-time augmentation)
     the detections are fused, one vote per view. A ``typing`` stage, which looks at the stored pixels, then gives them
@@ -70,13 +74,22 @@ def detect(
     per_view = []
     for size in images[0].views:
         views = [image.views[size] for image in images]
-        outputs = at_size(model, size)([to_unit(view, device) for view in views])
-        scales = [(i.size[0] / v.shape[2], i.size[1] / v.shape[1]) for i, v in zip(images, views, strict=True)]
-        per_view.append([Detections.from_tensors(o, s) for o, s in zip(outputs, scales, strict=True)])
+        found = _on_views(model, views, size, device)
+        per_view.append([d.scaled(i.size, v.shape[:0:-1]) for d, i, v in zip(found, images, views, strict=True)])
     found = per_view[0]
     if len(per_view) > 1:
         found = fusion.fuse(per_view, [image.size for image in images], max_detections=model.max_detections)
     return typing(images, found) if typing else found
+
+
+def _on_views(
+    model: DetectionModel | ExportedDetector, views: Sequence[Tensor], size: int, device: torch.device
+) -> list[Detections]:
+    """Detections on images [3, h, w] uint8 whose longer side is ``size``, in their pixels."""
+    if isinstance(model, ExportedDetector):
+        return model.detect([view.permute(1, 2, 0).numpy() for view in views])
+    outputs = at_size(model, size)([to_unit(view, device) for view in views])
+    return [Detections.from_tensors(output) for output in outputs]
 
 
 @dataclass
@@ -93,7 +106,7 @@ class Predictions:
 
 
 def predict(
-    model: DetectionModel,
+    model: DetectionModel | ExportedDetector,
     dataset: Dataset,
     device: torch.device,
     *,

@@ -15,7 +15,7 @@ import numpy as np
 from ..cells import UNCLASSIFIED
 from ..data.dataset import Dataset
 from ..detections import Detections
-from ..ops.boxes import box_iou
+from ..ops.box_iou import box_iou
 from .binomial import percent_of
 
 SAME_CELL = 0.5  # IoU above which two detections are of one cell

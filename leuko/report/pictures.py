@@ -15,7 +15,8 @@ import numpy as np
 from ..cells import colour
 from ..config import MAX_PIXELS
 from ..data.dataset import Dataset, Sample
-from ..data.images import ImageFile, fit, read_image
+from ..data.fit import fit
+from ..data.images import ImageFile, read_image
 from ..data.loader import TrainingImages, TrainingItem
 from ..data.tools.findings import TypedBox
 from ..data.transforms import compose

@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..cells import UNCLASSIFIED, colour
 from ..data.dataset import Dataset
-from ..data.images import fit
+from ..data.fit import fit
 from ..data.tools.stats import Colour
 from ..detections import Detections
 from ..io import write_bytes

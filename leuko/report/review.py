@@ -21,7 +21,8 @@ from .. import __version__
 from ..cells import colour
 from ..config import MAX_PIXELS
 from ..data.dataset import Dataset
-from ..data.images import ImageFile, fit
+from ..data.fit import fit
+from ..data.images import ImageFile
 from ..data.tools.review import CONSENSUS, PREDICTION, page_digest
 from ..detections import Detections
 from ..errors import LeukoError
