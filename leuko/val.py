@@ -37,7 +37,7 @@ from .engine.ensemble import (
     tune,
     without_weak,
 )
-from .engine.evaluate import at_size, choose_device
+from .engine.evaluate import choose_device
 from .engine.thresholds import Threshold
 from .errors import LeukoError
 from .io import write_csv, write_json, write_text, write_yaml
@@ -224,8 +224,7 @@ def measured(
     result = member.predict(dataset, device, options.batch, options.workers)
     memory = cost.peak_memory(device)
     predictions = member.calibrated(result.predictions) if options.calibrated else result.predictions
-    trained = member.weights.build().to(device)  # not fused, for counting
-    operations = sum(cost.gflops(at_size(trained, size), size, device) for size in member.sizes)
+    operations = member.gflops(device)
     environment = run.environment(device)
     costs = {
         "parameters": member.parameters,

@@ -23,10 +23,12 @@ from ..io import read_yaml
 from ..metrics import coco
 from ..metrics.calibration import Scaling
 from ..models import DetectionModel
+from ..runtime import ExportedDetector
 from . import cost, fusion, typing_network
 from .checkpoint import Weights, load_weights
-from .evaluate import Predictions, detect, predict, prepare
+from .evaluate import Predictions, at_size, detect, predict, prepare
 from .state import load_state
+from .typing_network import load_detector
 from .typing_stage import TypingStage
 
 LAST = Path("weights/last.safetensors")
@@ -42,8 +44,8 @@ class EnsembleMember:
     the data has for one of its types."""
 
     name: str
-    weights: Weights
-    model: DetectionModel
+    weights: Weights | ExportedDetector
+    model: DetectionModel | ExportedDetector
     parameters: int
     sizes: tuple[int, ...]
     typing: TypingStage | None = None
@@ -61,14 +63,16 @@ class EnsembleMember:
     ) -> EnsembleMember:
         """From a run folder or a weights file; ``sizes`` as in ``--imgsz``, the model's own if none is given, ``typer``
         as in ``--typer``. How many it detects is an option of its use: what its recipe says does not count."""
-        weights = load_weights(source)
+        weights = load_detector(source, max_detections)
         path = Path(os.path.abspath(weights.path))  # `.` has no name; a link keeps its own
         is_run = path.parent.name == "weights" and path.stem in ("best", "last")
         name = path.parent.parent.name if is_run else path.stem
+        sizes = tuple(sizes) or (weights.image_size,)
+        typing, whose = typing_network.load(weights, typer, device)
+        if isinstance(weights, ExportedDetector):
+            return cls(name, weights, weights, weights.metadata["parameters"], sizes, typing, whose)
         model = weights.build()
         model.max_detections = max_detections
-        sizes = tuple(sizes) or (model.preprocess.image_size,)
-        typing, whose = typing_network.load(weights, typer, device)
         number = cost.parameters(model) + (cost.parameters(typing.net.module) if typing else 0)
         return cls(name, weights, prepare(model, device), number, sizes, typing, whose)
 
@@ -123,6 +127,13 @@ class EnsembleMember:
             return renamed
         return [p[_distinct(p)] for p in renamed]
 
+    def gflops(self, device: torch.device) -> float:
+        """The operations for one image at all sizes, in 10^9; nan for an export, whose operations are not counted."""
+        if isinstance(self.model, ExportedDetector):
+            return float("nan")
+        trained = self.weights.build().to(device)  # not fused, for counting
+        return sum(cost.gflops(at_size(trained, size), size, device) for size in self.sizes)
+
     @property
     def max_detections(self) -> int:
         """Most detections per image."""
@@ -140,7 +151,7 @@ class EnsembleMember:
     def fitted_sizes(self) -> Sequence[int]:
         """The image sizes that the weights' calibration holds for: the model's own where it names none; () without."""
         kept = None if self.typer else self.weights.about.get("calibration")
-        return kept.get("sizes") or (self.weights.recipe["image_size"],) if kept else ()
+        return kept.get("sizes") or (self.weights.image_size,) if kept else ()
 
     def calibrated(self, predictions: Sequence[Detections]) -> list[Detections]:
         """The detections with calibrated scores; LeukoError where the weights hold no calibration for these sizes."""
@@ -193,7 +204,7 @@ def load_members(
     max_detections: int = MAX_DETECTIONS,
     typer: str = "",
 ) -> list[EnsembleMember]:
-    """The models of run folders or weights files; two of one name get a number behind it."""
+    """The models of run folders, weights files or exports; two of one name get a number behind it."""
     members = [EnsembleMember.load(source, device, sizes, max_detections, typer) for source in sources]
     for member in members:
         if member.name.startswith("ensemble"):  # which is what the fusion is called

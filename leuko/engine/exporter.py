@@ -28,6 +28,7 @@ from ..runtime.detector import FORM
 from ..runtime.graph import KEY
 from ..synth.stain import REFERENCE
 from . import thresholds
+from .checkpoint import Weights
 from .ensemble import EnsembleMember
 
 OPSET = 17
@@ -79,6 +80,8 @@ def write(member: EnsembleMember, path: Path, half: bool = False) -> list[Path]:
     """Write a member's graphs, ``path`` with the suffix of its format and, for a typing stage, one beside it; the files
     that were written, that of the detector first. With ``half``, weights are stored in 16 bits and computed with in 32.
     LeukoError where the network cannot be exported."""
+    if not isinstance(member.weights, Weights):
+        raise LeukoError(f"{member.weights.path}: is an export already; name the weights that it was made of")
     suffix = path.suffix
     about = metadata(member, half)
     written = [path]

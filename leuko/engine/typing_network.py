@@ -9,6 +9,9 @@ import numpy as np
 import torch
 
 from ..errors import LeukoError
+from ..registry import find_weights
+from ..runtime import ExportedDetector
+from ..runtime.graph import SUFFIXES as EXPORTED
 from .checkpoint import StoredTyper, Weights, load_weights
 from .metadata import BOX_FACTORS
 from .typing_stage import OFF, TypingStage
@@ -29,6 +32,13 @@ class TypingNetwork:
         return self.module(batch).float().softmax(1).cpu().numpy()
 
 
+def load_detector(source: str | Path, max_detections: int = 0) -> Weights | ExportedDetector:
+    """Read weights, or what ``leuko export`` has made of them, which must give as many detections; raises
+    LeukoError."""
+    path = find_weights(source)
+    return ExportedDetector.load(path, max_detections) if path.suffix in EXPORTED else load_weights(path)
+
+
 def stage_of(stored: StoredTyper, path: Path, device: torch.device) -> TypingStage:
     """The stage that the weights file ``path`` holds; LeukoError where they do not fit the network."""
     factors = tuple(stored.about.get(BOX_FACTORS, (1.0, 1.0)))
@@ -36,17 +46,18 @@ def stage_of(stored: StoredTyper, path: Path, device: torch.device) -> TypingSta
     return TypingStage(net, stored.recipe["side"], tuple(stored.types), stored.view, factors)
 
 
-def load(weights: Weights, typer: str, device: torch.device) -> tuple[TypingStage | None, str]:
+def load(weights: Weights | ExportedDetector, typer: str, device: torch.device) -> tuple[TypingStage | None, str]:
     """The typing stage that ``--typer`` means for a model, and whose it is: "" its own, if it has one; "off" none; else
     that of other weights, told by the beginning of their digest. Raises LeukoError."""
     if typer == OFF:
         return None, OFF if weights.typer else ""
-    keeper = load_weights(typer) if typer else weights
+    keeper = load_detector(typer) if typer else weights
     if keeper.typer is None:
         if typer:
             raise LeukoError(f"{keeper.path}: holds no typing stage; train one by leuko type")
         return None, ""
-    stage = stage_of(keeper.typer, keeper.path, device)
+    exported = isinstance(keeper, ExportedDetector)
+    stage = keeper.typing if exported else stage_of(keeper.typer, keeper.path, device)
     if keeper is weights or keeper.identity == weights.identity:
         return stage, ""
     return replace(stage, box_factors=(1.0, 1.0)), keeper.identity[:12]  # factors are of its own detector's boxes

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -51,37 +50,39 @@ class Field:
 
 @dataclass
 class ExportedDetector:
-    """A detector of a file that ``leuko export`` has written, whose metadata are ``about`` (see :data:`ABOUT`)."""
+    """A detector of a file that ``leuko export`` has written: its network, its typing stage if it has one, and the most
+    detections of an image that it is to give."""
 
     graph: Graph
     typing: TypingStage | None
+    max_detections: int
 
     @classmethod
-    def load(cls, path: str | Path) -> ExportedDetector:
-        """From ``NAME.onnx`` or ``NAME.xml``, beside which the files lie that belong to it. LeukoError where one is
-        missing, broken, or not as this leuko writes it."""
+    def load(cls, path: str | Path, max_detections: int = 0) -> ExportedDetector:
+        """From ``NAME.onnx`` or ``NAME.xml``, beside which the files lie that belong to it; 0 detections are as many as
+        the file gives. LeukoError where a file is missing, broken, or not as this leuko writes it."""
         graph = _checked(Graph.open(Path(path)))
-        return cls(graph, _typing_stage(graph) if graph.about["typer"] else None)
+        most = graph.about["max_detections"]
+        if max_detections > most:
+            remedy = f"export its weights again with --max-detections {max_detections}"
+            raise LeukoError(f"{path}: gives at most {most} detections per image, not {max_detections}; {remedy}")
+        return cls(graph, _typing_stage(graph) if graph.about["typer"] else None, max_detections or most)
 
-    @property
-    def path(self) -> Path:
-        """The file."""
-        return self.graph.path
+    path = property(lambda self: self.graph.path, doc="The file.")
+    metadata = property(lambda self: self.graph.about, doc="What the file says, as ABOUT describes it.")
 
-    @property
-    def about(self) -> dict[str, Any]:
-        """What the file says of the detector."""
-        return self.graph.about
+    # What weights say, too (see ``engine.checkpoint.Weights``).
+    types = property(lambda self: self.metadata["types"])
+    classes = property(lambda self: self.metadata["classes"])
+    about = property(lambda self: self.metadata["about"])
+    identity = property(lambda self: self.metadata["identity"])
+    typer = property(lambda self: self.metadata["typer"] or None)
+    image_size = property(lambda self: self.metadata["image_size"])
 
-    @property
-    def types(self) -> tuple[str, ...]:
-        """The types, in the order of the labels."""
-        return tuple(self.about["types"])
-
-    def detect(self, views: Sequence[np.ndarray], max_detections: int | None = None) -> list[Detections]:
+    def detect(self, views: Sequence[np.ndarray]) -> list[Detections]:
         """What the detector finds on images [h, w, 3] uint8 RGB that are scaled already, in their pixels, whatever its
         typing stage makes of it; together, however different their sizes are."""
-        least, most = self.about["sides"]
+        least, most = self.metadata["sides"]
         for view in views:
             if not least <= min(view.shape[:2]) <= max(view.shape[:2]) <= most:
                 height, width = view.shape[:2]
@@ -92,9 +93,8 @@ class ExportedDetector:
             slot[: view.shape[0], : view.shape[1]] = view
         outputs = self.graph.run({"images": batch, "sizes": sizes})
         return [
-            Detections(boxes[:n], scores[:n], labels[:n], tuple(self.about["classes"]))
+            Detections(boxes, scores, labels, tuple(self.classes))[: min(int(count), self.max_detections)]
             for boxes, scores, labels, count in zip(*outputs, strict=True)
-            for n in [min(int(count), max_detections or int(count))]
         ]
 
     def predict(self, image: np.ndarray | str | Path, threshold: float | None = None) -> Detections:
@@ -108,12 +108,11 @@ class ExportedDetector:
         if image.dtype != np.uint8 or 0 in image.shape or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,)):
             raise LeukoError(f"image of {image.dtype} and shape {list(image.shape)}: give uint8 [H, W, 3] or [H, W]")
         pixels = image if image.ndim == 3 else np.dstack([image] * 3)
-        view, size = fit(pixels, self.about["image_size"]), (pixels.shape[1], pixels.shape[0])
-        scale = np.float32([size[0] / view.shape[1], size[1] / view.shape[0]] * 2)
-        found = [replace(d, boxes=d.boxes * scale) for d in self.detect([view])]
+        view, size = fit(pixels, self.image_size), pixels.shape[1::-1]
+        found = [d.scaled(size, view.shape[1::-1]) for d in self.detect([view])]
         (found,) = self.typing([Field(pixels, size)], found) if self.typing else found
-        cells = counting.one_type(replace(found, types=self.types), len(self.types))
-        return cells.above(self.about["threshold"] if threshold is None else threshold)
+        cells = counting.one_type(replace(found, types=tuple(self.types)), len(self.types))
+        return cells.above(self.metadata["threshold"] if threshold is None else threshold)
 
 
 def _checked(graph: Graph) -> Graph:
