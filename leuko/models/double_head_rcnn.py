@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck
@@ -56,7 +57,7 @@ class BoxHead(nn.Module):
         self.bbox_pred = output_layer(width, 4 * num_classes, std=0.001)
 
     def forward(self, pyramid: list[Tensor], boxes: list[Tensor]) -> Tensor:
-        if not sum(len(b) for b in boxes):  # BatchNorm cannot learn from nothing
+        if not torch.jit.is_tracing() and not sum(len(b) for b in boxes):  # BatchNorm cannot learn from nothing
             return pyramid[0].new_zeros(0, self.bbox_pred.out_features // 4, 4)
         return self.bbox_pred(self.convs(pool(pyramid, boxes, SIZE, BOX_SCALE))).float().unflatten(1, (-1, 4))
 

@@ -6,6 +6,8 @@ whole batch, those of one image in a row.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -25,17 +27,30 @@ SIZE = 7  # cells along a side of a pooled RoI
 BBOX_STD = (0.1, 0.1, 0.2, 0.2)
 
 
-def pool(pyramid: list[Tensor], boxes: list[Tensor], size: int, scale: float = 1.0) -> Tensor:
+class RoIs(NamedTuple):
+    """Boxes [R, 4] of several images, and the image [R] of each."""
+
+    image: Tensor
+    boxes: Tensor
+
+    @classmethod
+    def of(cls, boxes: list[Tensor]) -> RoIs:
+        """From boxes [R_i, 4] of each image."""
+        return cls(
+            torch.cat([torch.full((len(b),), i, device=b.device) for i, b in enumerate(boxes)]), torch.cat(boxes)
+        )
+
+
+def pool(pyramid: list[Tensor], boxes: list[Tensor] | RoIs, size: int, scale: float = 1.0) -> Tensor:
     """RoIAlign of boxes [R_i, 4] of each image, each box from the level that suits its area (FPN, eq. 1):
     [R, C, size, size]. ``scale`` enlarges the box about its centre; the level stays that of the box itself."""
-    image = torch.cat([torch.full((len(b),), i, device=b.device) for i, b in enumerate(boxes)])
-    rois = torch.cat(boxes)
+    image, rois = boxes if isinstance(boxes, RoIs) else RoIs.of(boxes)
     level_of = (box_ops.area(rois).sqrt() / 56 + 1e-6).log2().floor().clamp(0, len(ROI_STRIDES) - 1)
     rois = rois if scale == 1 else box_ops.scaled(rois, scale)
-    pooled = torch.zeros(len(rois), pyramid[0].shape[1], size, size, device=rois.device)
+    pooled = torch.zeros(rois.shape[0], pyramid[0].shape[1], size, size, device=rois.device)
     for level, stride in enumerate(ROI_STRIDES):
         here = torch.nonzero(level_of == level).flatten()
-        if len(here):
+        if torch.jit.is_tracing() or len(here):  # an exported graph has no branch
             pooled[here] = roi_align(pyramid[level], image[here], rois[here], stride, size)
     return pooled
 

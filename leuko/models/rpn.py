@@ -44,7 +44,7 @@ class RPN(nn.Module):
         for feature in pyramid:
             hidden = F.relu(self.conv(feature))
             logits.append(self.objectness(hidden).float().permute(0, 2, 3, 1).flatten(1))
-            deltas.append(self.bbox_pred(hidden).float().permute(0, 2, 3, 1).reshape(len(feature), -1, 4))
+            deltas.append(self.bbox_pred(hidden).float().permute(0, 2, 3, 1).reshape(feature.shape[0], -1, 4))
         return logits, deltas
 
     def anchors(self, pyramid: list[Tensor]) -> list[Tensor]:

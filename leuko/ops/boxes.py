@@ -26,8 +26,8 @@ def intersection(a: Tensor, b: Tensor) -> Tensor:
 
 
 def iou(a: Tensor, b: Tensor) -> Tensor:
-    """IoU of every box of ``a`` [N, 4] with every box of ``b`` [M, 4]: [N, M] in 0..1."""
-    return paired_iou(a[:, None], b[None])
+    """IoU of every box of ``a`` [..., N, 4] with every box of ``b`` [..., M, 4]: [..., N, M] in 0..1."""
+    return paired_iou(a[..., :, None, :], b[..., None, :, :])
 
 
 def paired_iou(a: Tensor, b: Tensor) -> Tensor:
