@@ -32,11 +32,7 @@ from .io import read_yaml
 T = TypeVar("T")
 MOST = 2**31 - 1  # of any number that an option takes
 _NUMBER = float | None  # a number, or what is found where none is given
-_LISTS = {
-    list[str] | None: str,
-    list[int] | None: int,
-    list[str]: str,
-}  # lists that an option may take, and their items
+_LISTS = {list[str] | None: str, list[int] | None: int, list[str]: str}  # that an option may take, and their items
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,6 @@ from .data.images import image_size, is_hidden, list_images
 from .data.tools.found import of_images, write_labels
 from .detections import Detections
 from .engine.predictor import ImagePrediction, Models, predict_images, without_doubles
-from .engine.typing_stage import OFF
 from .errors import LeukoError, one_line
 from .io import digest, write_csv, write_json, write_yaml
 from .metrics import counting
@@ -33,6 +32,7 @@ from .registry import find_weights
 from .report import plots, review, tables
 from .report.journal import Journal
 from .report.prediction import prediction_page
+from .runtime.typing_stage import OFF
 
 
 def predict(options: PredictOptions) -> Path:

@@ -124,9 +124,9 @@ def chosen_members(options: ValOptions, dataset: Dataset, device: torch.device) 
         sources: Sequence[str | Path] = [options.weights]
     else:
         sources = options.ensemble or finished_runs(options.project, dataset.types)
-        if len(sources) < 2:
-            raise LeukoError("--ensemble: name at least two models, or one with --weights")
     members = load_members(sources, device, options.imgsz or (), options.max_detections, options.typer)
+    if options.ensemble and len(members) < 2:
+        raise LeukoError("--ensemble: name at least two models, or one with --weights")
     members = without_weak(members, named=options.ensemble != [])
     new_name = source.find(options.data).new_name
     for member in members:

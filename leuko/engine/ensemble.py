@@ -24,12 +24,13 @@ from ..metrics import coco
 from ..metrics.calibration import Scaling
 from ..models import DetectionModel
 from ..runtime import ExportedDetector
+from ..runtime.ensemble import members_of
+from ..runtime.typing_stage import TypingStage
 from . import cost, fusion, typing_network
 from .checkpoint import Weights, load_weights
 from .evaluate import Predictions, at_size, detect, predict, prepare
 from .state import load_state
 from .typing_network import load_detector
-from .typing_stage import TypingStage
 
 LAST = Path("weights/last.safetensors")
 SAME_CELL = 0.5  # IoU
@@ -204,8 +205,9 @@ def load_members(
     max_detections: int = MAX_DETECTIONS,
     typer: str = "",
 ) -> list[EnsembleMember]:
-    """The models of run folders, weights files or exports; two of one name get a number behind it."""
-    members = [EnsembleMember.load(source, device, sizes, max_detections, typer) for source in sources]
+    """The models of run folders, weights files or exports, of which a folder may name several; two of one name get a
+    number behind it."""
+    members = [EnsembleMember.load(each, device, sizes, max_detections, typer) for each in members_of(sources)]
     for member in members:
         if member.name.startswith("ensemble"):  # which is what the fusion is called
             member.name += " (model)"

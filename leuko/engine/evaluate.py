@@ -19,8 +19,8 @@ from ..errors import LeukoError
 from ..metrics import coco
 from ..models import DetectionModel
 from ..runtime import ExportedDetector
+from ..runtime.typing_stage import TypingStage
 from . import fusion
-from .typing_stage import TypingStage
 
 
 def choose_device(name: str) -> torch.device:

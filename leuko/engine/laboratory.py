@@ -15,11 +15,11 @@ from ..detections import Detections
 from ..errors import LeukoError
 from ..metrics import calibration, counting, matching
 from ..ops.box_iou import box_iou
+from ..runtime.typing_stage import resized, typed
 from .adaptation import LabelledCells
 from .ensemble import EnsembleMember
 from .evaluate import detect
 from .metadata import LEAST_FACTOR, MOST_FACTOR
-from .typing_stage import resized, typed
 
 SAME_CELL = 0.5  # IoU of a labelled and a found box
 DOUBTFUL = 0.5  # of the score from which cells count: from there on, cells without labels are learned from

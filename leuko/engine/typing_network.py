@@ -12,9 +12,9 @@ from ..errors import LeukoError
 from ..registry import find_weights
 from ..runtime import ExportedDetector
 from ..runtime.graph import SUFFIXES as EXPORTED
+from ..runtime.typing_stage import OFF, TypingStage
 from .checkpoint import StoredTyper, Weights, load_weights
 from .metadata import BOX_FACTORS
-from .typing_stage import OFF, TypingStage
 
 
 class TypingNetwork:

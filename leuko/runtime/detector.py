@@ -10,11 +10,11 @@ import numpy as np
 
 from ..data.fit import fit
 from ..detections import Detections
-from ..engine.typing_stage import TypingStage
 from ..errors import LeukoError
 from ..kinds import misfit
 from ..metrics import counting
 from .graph import AGAIN, Graph
+from .typing_stage import TypingStage
 
 FORM = 1  # of the graphs and their metadata; another number is another form
 TYPER = {"file": str, "identity": str, "side": int, "view": float, "types": list[str], "box_factors": list[float]}
