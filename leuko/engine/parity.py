@@ -93,7 +93,7 @@ def check(member: EnsembleMember, path: Path, fields: Sequence[np.ndarray], boun
     if len(missing) > (1 - bounds.share) * boxes:
         raise LeukoError(
             f"{path.name}: does not agree with the detector: {len(missing)} of {boxes} boxes have no counterpart of "
-            f"their type within {bounds.box:g} pixels and {bounds.score:g} of the score ({missing[0]}); it is not left there"
+            f"their type within {bounds.box:g} pixels and {bounds.score:g} of the score ({missing[0]}); it is not left"
         )
     if member.typing:
         largest[1] = max(largest[1], _of_typing(member, exported, fields, theirs, bounds))
