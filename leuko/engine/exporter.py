@@ -22,7 +22,6 @@ from ..config import MOST_SIDE
 from ..errors import LeukoError
 from ..io import plain
 from ..models import DetectionModel
-from ..models.padded import detect_padded
 from ..registry import licence_of
 from ..runtime.detector import FORM
 from ..runtime.graph import KEY
@@ -53,8 +52,8 @@ class DetectorGraph(nn.Module):
         columns = torch.arange(width)[None] < sizes[:, 1:]  # [N, W]
         batch = torch.where(rows[:, None, :, None] & columns[:, None, None], batch, batch.new_zeros(()))
         batch = F.pad(batch, (0, -width % preprocess.divisor, 0, -height % preprocess.divisor))
-        pyramid = self.model.fpn(self.model.backbone(batch))
-        return detect_padded(self.model, pyramid, sizes)
+        found = self.model.detect(self.model.fpn(self.model.backbone(batch)), sizes.float())
+        return found.boxes, found.scores, found.labels, (found.scores >= 0).sum(1)
 
 
 class TyperGraph(nn.Module):

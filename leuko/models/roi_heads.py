@@ -6,52 +6,47 @@ whole batch, those of one image in a row.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops import boxes as box_ops
-from ..ops.nms import batched_nms, box_voting
-from ..ops.roi_align import roi_align
-from .base import Detection, DetectionModel, ModelOptions, Target
+from ..ops.roi_align import RoIs, roi_align
+from .base import DetectionModel, Found, ModelOptions, Targets
 from .criterion import RoICriterion, RPNCriterion
 from .fpn import FPN
 from .matcher import IoUMatcher, Sampler
-from .preprocess import Size
 from .rpn import RPN
 
 ROI_STRIDES = (4, 8, 16, 32)
 SIZE = 7  # cells along a side of a pooled RoI
-BBOX_STD = (0.1, 0.1, 0.2, 0.2)
+BBOX_STD = (0.1, 0.2)
 
 
-class RoIs(NamedTuple):
-    """Boxes [R, 4] of several images, and the image [R] of each."""
+def pool(pyramid: list[Tensor], rois: RoIs, size: int, scale: float = 1.0) -> Tensor:
+    """RoIAlign of each RoI from the level that suits its area (FPN, eq. 1): [R, C, size, size]. ``scale`` enlarges the
+    box about its centre; the level stays that of the box itself."""
+    levels = len(ROI_STRIDES)
+    level = (box_ops.area(rois.boxes).sqrt() / 56 + 1e-6).log2().floor().clamp(0, levels - 1)  # [R]
+    if torch.jit.is_tracing():
+        return _pool_for_export(pyramid, rois, level, size, scale)
+    counts = (level == torch.arange(levels, device=level.device)[:, None]).sum(1).tolist()
+    order = level.argsort()
+    image, boxes = rois.at(order)
+    boxes = boxes if scale == 1 else box_ops.scaled(boxes, scale)
+    per_level = zip(pyramid, image.split(counts), boxes.split(counts), ROI_STRIDES, strict=False)
+    pooled = torch.cat([roi_align(f, i, b, stride, size) for f, i, b, stride in per_level])
+    return torch.empty_like(pooled, memory_format=torch.contiguous_format).index_copy_(0, order, pooled)
 
-    image: Tensor
-    boxes: Tensor
 
-    @classmethod
-    def of(cls, boxes: list[Tensor]) -> RoIs:
-        """From boxes [R_i, 4] of each image."""
-        return cls(
-            torch.cat([torch.full((len(b),), i, device=b.device) for i, b in enumerate(boxes)]), torch.cat(boxes)
-        )
-
-
-def pool(pyramid: list[Tensor], boxes: list[Tensor] | RoIs, size: int, scale: float = 1.0) -> Tensor:
-    """RoIAlign of boxes [R_i, 4] of each image, each box from the level that suits its area (FPN, eq. 1):
-    [R, C, size, size]. ``scale`` enlarges the box about its centre; the level stays that of the box itself."""
-    image, rois = boxes if isinstance(boxes, RoIs) else RoIs.of(boxes)
-    level_of = (box_ops.area(rois).sqrt() / 56 + 1e-6).log2().floor().clamp(0, len(ROI_STRIDES) - 1)
-    rois = rois if scale == 1 else box_ops.scaled(rois, scale)
-    pooled = torch.zeros(rois.shape[0], pyramid[0].shape[1], size, size, device=rois.device)
-    for level, stride in enumerate(ROI_STRIDES):
-        here = torch.nonzero(level_of == level).flatten()
-        if torch.jit.is_tracing() or len(here):  # an exported graph has no branch
-            pooled[here] = roi_align(pyramid[level], image[here], rois[here], stride, size)
+def _pool_for_export(pyramid: list[Tensor], rois: RoIs, level: Tensor, size: int, scale: float) -> Tensor:
+    """The same in a graph that is exported, which cannot split RoIs by what it counts."""
+    pooled = pyramid[0].new_zeros(rois.boxes.shape[0], pyramid[0].shape[1], size, size)
+    for i, stride in enumerate(ROI_STRIDES):
+        here = torch.nonzero(level == i).flatten()
+        image, boxes = rois.at(here)
+        part = roi_align(pyramid[i], image, boxes if scale == 1 else box_ops.scaled(boxes, scale), stride, size)
+        pooled = pooled.index_put((here,), part)
     return pooled
 
 
@@ -68,12 +63,12 @@ class ClassHead(nn.Module):
             nn.init.xavier_uniform_(fc.weight)
             nn.init.zeros_(fc.bias)
 
-    def features(self, pyramid: list[Tensor], boxes: list[Tensor]) -> Tensor:
+    def features(self, pyramid: list[Tensor], rois: RoIs) -> Tensor:
         """The output of the two layers for each box: [R, hidden]."""
-        return F.relu(self.fc2(F.relu(self.fc1(pool(pyramid, boxes, SIZE).flatten(1)))))
+        return F.relu(self.fc2(F.relu(self.fc1(pool(pyramid, rois, SIZE).flatten(1)))))
 
-    def forward(self, pyramid: list[Tensor], boxes: list[Tensor]) -> Tensor:
-        return self.cls_logits(self.features(pyramid, boxes)).float()
+    def forward(self, pyramid: list[Tensor], rois: RoIs) -> Tensor:
+        return self.cls_logits(self.features(pyramid, rois)).float()
 
 
 class TwoFCHead(ClassHead):
@@ -85,9 +80,11 @@ class TwoFCHead(ClassHead):
             self.per_class["bbox_pred"] = 4
         self.bbox_pred = output_layer(hidden, 4 if class_agnostic else 4 * num_classes, std=0.001)
 
-    def forward(self, pyramid: list[Tensor], boxes: list[Tensor]) -> tuple[Tensor, Tensor]:
-        hidden = self.features(pyramid, boxes)
-        return self.cls_logits(hidden).float(), self.bbox_pred(hidden).float().unflatten(1, (-1, 4))
+    def forward(self, pyramid: list[Tensor], rois: RoIs) -> tuple[Tensor, Tensor]:
+        hidden = self.features(pyramid, rois)
+        return self.cls_logits(hidden).float(), self.bbox_pred(hidden).float().reshape(
+            -1, self.bbox_pred.out_features // 4, 4
+        )
 
 
 def output_layer(hidden: int, outputs: int, std: float) -> nn.Linear:
@@ -109,7 +106,7 @@ class TwoStage(DetectionModel):
     rpn_beta = 0.0
     proposals = 1000
     nms_threshold = 0.5
-    box_voting = True  # whether options.vote applies
+    box_voting = True
 
     def __init__(self, *, backbone: nn.Module, options: ModelOptions, **parts: object):
         fpn = FPN(backbone.channels, options.channels)
@@ -130,7 +127,7 @@ class TwoStage(DetectionModel):
     def roi_criterion(
         self,
         iou: float = 0.5,
-        std: tuple[float, float, float, float] = BBOX_STD,
+        std: tuple[float, float] = BBOX_STD,
         beta: float = 0.0,
         low_quality: bool = False,
     ) -> RoICriterion:
@@ -145,29 +142,24 @@ class TwoStage(DetectionModel):
         )
 
     def roi_losses(
-        self, pyramid: list[Tensor], proposals: list[Tensor], sizes: list[Size], targets: list[Target]
+        self, pyramid: list[Tensor], proposals: Tensor, sizes: Tensor, targets: Targets
     ) -> dict[str, Tensor]:
-        """Scalar losses of the second stage by name."""
+        """Scalar losses of the second stage by name; proposals [N, P, 4]."""
         raise NotImplementedError
 
-    def roi_detect(self, pyramid: list[Tensor], proposals: list[Tensor], sizes: list[Size]) -> list[Detection]:
-        """Detections of each image from its proposals [P, 4]."""
+    def roi_detect(self, pyramid: list[Tensor], proposals: Tensor, sizes: Tensor) -> Found:
+        """Detections from the proposals [N, P, 4]."""
         raise NotImplementedError
 
-    def losses(self, pyramid: list[Tensor], sizes: list[Size], targets: list[Target]) -> dict[str, Tensor]:
+    def losses(self, pyramid: list[Tensor], sizes: Tensor, targets: Targets) -> dict[str, Tensor]:
         rpn_losses, proposals = self.rpn.losses(pyramid, sizes, targets)
         return rpn_losses | self.roi_losses(pyramid, proposals, sizes, targets)
 
-    def detect(self, pyramid: list[Tensor], sizes: list[Size]) -> list[Detection]:
+    def detect(self, pyramid: list[Tensor], sizes: Tensor) -> Found:
         proposals = self.rpn.propose(*self.rpn(pyramid), self.rpn.anchors(pyramid), sizes, self.crowding)
         return self.roi_detect(pyramid, proposals, sizes)
 
-    def select(self, probabilities: Tensor, boxes: Tensor, size: Size) -> Detection:
-        """Threshold, NMS per class and voting for one image: probabilities [R, K + 1], boxes [R, 1 or K, 4]."""
-        roi, label = torch.nonzero(probabilities[:, :-1] > self.score_threshold, as_tuple=True)
-        column = label if boxes.shape[1] > 1 else torch.zeros_like(label)
-        candidates = box_ops.clip(boxes[roi, column], size), probabilities[roi, label], label
-        boxes, scores, labels = batched_nms(*candidates, self.nms_threshold, self.max_detections)
-        if self.box_voting and self.options.vote:
-            boxes = box_voting(boxes, labels, *candidates, self.options.vote)
-        return {"boxes": boxes, "labels": labels, "scores": scores}
+    def select_rois(self, cls_logits: Tensor, boxes: Tensor, sizes: Tensor) -> Found:
+        """The detections among RoIs: class logits [N * P, K + 1], their boxes [N, P, 1 or K, 4]."""
+        scores = cls_logits.softmax(1)[:, :-1].reshape(*boxes.shape[:2], self.num_classes)
+        return self.select(scores, box_ops.clip(boxes, sizes))
