@@ -202,7 +202,7 @@ class DetectionModel(nn.Module):
         good = torch.isfinite(rows).all(2) & box_ops.has_area(rows[..., :4]) & (rows[..., 4] >= 0)
         if int((good & (rows[..., 4] < self.num_classes)).sum()) != sum(counts):
             self._refuse(targets)
-        rows[..., :4] *= scale.to(rows.device)
+        rows[..., :4] *= upload(scale, rows.device)
         rows = upload(rows, device)
         return Targets(rows[..., :4], rows[..., 4].long())
 
