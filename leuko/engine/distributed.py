@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from inspect import signature
 from typing import Any, TypeVar
 
 import torch
@@ -75,7 +76,11 @@ def parallel(model: nn.Module) -> nn.Module:
     if place()[1] == 1:
         return model
     batch_norm.over_ranks(model)
-    return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+    known = signature(DistributedDataParallel).parameters
+    each_step = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # before torch 2.14
+    return DistributedDataParallel(
+        model, gradient_as_bucket_view=True, **{each_step: False}
+    )  # they are the same anyway
 
 
 # ---------------------------------------------------------------- rank 0 leads, the others help
