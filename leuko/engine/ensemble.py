@@ -41,8 +41,8 @@ WEAK, LEARNED = 0.5, 0.1  # of the best validation mAP; the best of runs that ha
 class EnsembleMember:
     """A trained model ready to detect (alone or in an ensemble), with its name in tables, its number of parameters and
     the image sizes that it looks at. ``typing`` is its typing stage, if it has one; ``typer`` tells whose stage
-    that is, where it is not that of its own weights (see ``typing_network.load``); ``new_name`` gives the name that
-    the data has for one of its types."""
+    that is, where it is not that of its own weights (see ``typing_network.load``); ``amp`` is its precision;
+    ``new_name`` gives the name that the data has for one of its types."""
 
     name: str
     weights: Weights | ExportedDetector
@@ -51,6 +51,7 @@ class EnsembleMember:
     sizes: tuple[int, ...]
     typing: TypingStage | None = None
     typer: str = ""
+    amp: str = "none"
     new_name: Callable[[str], str] = str
 
     @classmethod
@@ -61,6 +62,7 @@ class EnsembleMember:
         sizes: Sequence[int] = (),
         max_detections: int = MAX_DETECTIONS,
         typer: str = "",
+        amp: str = "none",
     ) -> EnsembleMember:
         """From a run folder or a weights file; ``sizes`` as in ``--imgsz``, the model's own if none is given, ``typer``
         as in ``--typer``. How many it detects is an option of its use: what its recipe says does not count."""
@@ -75,7 +77,7 @@ class EnsembleMember:
         model = weights.build()
         model.max_detections = max_detections
         number = cost.parameters(model) + (cost.parameters(typing.net.module) if typing else 0)
-        return cls(name, weights, prepare(model, device), number, sizes, typing, whose)
+        return cls(name, weights, prepare(model, device), number, sizes, typing, whose, amp)
 
     @property
     def types(self) -> Sequence[str]:
@@ -86,7 +88,7 @@ class EnsembleMember:
         """Detections of each image, whose views include those of the member's sizes, and which has its pixels where
         there is a typing stage."""
         mine = [replace(image, views={size: image.views[size] for size in self.sizes}) for image in images]
-        return [replace(d, types=tuple(self.types)) for d in detect(self.model, mine, device, self.typing)]
+        return [replace(d, types=tuple(self.types)) for d in detect(self.model, mine, device, self.typing, self.amp)]
 
     def predict(self, dataset: Dataset, device: torch.device, batch: int = 1, workers: int = -1) -> Predictions:
         """Detections on a data set, with labels in its order of types."""
@@ -97,6 +99,7 @@ class EnsembleMember:
             "title": self.name,
             "warmup": True,
             "typing": self.typing,
+            "amp": self.amp,
         }
         self.labels_in(dataset.types)
         result = predict(self.model, dataset, device, **about)
@@ -204,10 +207,11 @@ def load_members(
     sizes: Sequence[int] = (),
     max_detections: int = MAX_DETECTIONS,
     typer: str = "",
+    amp: str = "none",
 ) -> list[EnsembleMember]:
     """The models of run folders, weights files or exports, of which a folder may name several; two of one name get a
     number behind it."""
-    members = [EnsembleMember.load(each, device, sizes, max_detections, typer) for each in members_of(sources)]
+    members = [EnsembleMember.load(each, device, sizes, max_detections, typer, amp) for each in members_of(sources)]
     for member in members:
         if member.name.startswith("ensemble"):  # which is what the fusion is called
             member.name += " (model)"

@@ -17,7 +17,7 @@ from ..errors import LeukoError
 from ..runtime import ExportedDetector
 from ..synth.dataset import random_picture
 from .ensemble import EnsembleMember
-from .evaluate import at_size, to_unit
+from .evaluate import on_views
 
 LEAST = 0.05  # score of a box that is compared
 BATCHES = (1, 4)
@@ -102,8 +102,7 @@ def check(member: EnsembleMember, path: Path, fields: Sequence[np.ndarray], boun
 
 @torch.inference_mode()
 def _by_torch(member: EnsembleMember, views: Sequence[np.ndarray], size: int) -> list[Detections]:
-    outputs = at_size(member.model, size)([to_unit(to_tensor(view), torch.device("cpu")) for view in views])
-    return [Detections.from_tensors(output) for output in outputs]
+    return on_views(member.model, [to_tensor(view) for view in views], size, torch.device("cpu"), "none")
 
 
 def _compare(mine: Detections, theirs: Detections, bounds: Bounds) -> tuple[list[str], tuple[float, float]]:
