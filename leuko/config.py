@@ -264,6 +264,12 @@ class DetectOptions:
     max_detections: int = MAX_DETECTIONS
     """Most detections per image, of each model and of their fusion, and in mAP and mAR; more candidates are looked at,
     and that takes longer."""
+    tiles: bool = False
+    """Cut images of many thousand pixels into overlapping tiles in which cells are as large as in training, and count a
+    cell at a seam once; --imgsz and --max-detections are then those of a tile."""
+    cell_size: float = 0.0
+    """Width of a leukocyte in pixels of the images, for --tiles; 0: by the resolution that a slide's file states, else
+    as in training."""
     labels: list[str] | None = None
     """Also write what was found (by val, with a score of at least .5) as labels to correct, in these formats: coco,
     yolo, voc, labelstudio. Each gets a folder in the result's labels, with the images linked or copied."""
@@ -275,6 +281,16 @@ class DetectOptions:
     def __post_init__(self) -> None:
         if not self.weights and self.ensemble is None:
             self.weights = DEFAULT
+
+    @property
+    def looking(self) -> tuple[Sequence[int], int, str, bool, float]:
+        """How the models look at images, as ``engine.ensemble`` takes it."""
+        return self.imgsz or (), self.max_detections, self.typer, self.tiles, self.cell_size
+
+    @property
+    def most_per_image(self) -> int:
+        """Most detections of an image, of which each tile has at most ``max_detections``."""
+        return MOST_DETECTIONS if self.tiles else self.max_detections
 
     def check_models(self) -> None:
         """Raise LeukoError naming the flag whose value cannot be used."""
@@ -289,6 +305,7 @@ class DetectOptions:
         check_sizes(self.imgsz)
         check_workers(self.workers)
         check_max_detections(self.max_detections)
+        check_cell_size(self.cell_size)
         if self.labels is not None and (wrong := sorted(set(self.labels or [""]) - set(LABELS))):
             hint = nearest(wrong[0], LABELS)
             raise LeukoError(f'--labels "{wrong[0]}": is no format{hint}; give some of {", ".join(LABELS)}')
@@ -393,6 +410,9 @@ class PredictOptions(DetectOptions):
     leuko predict --weights runs/train/fcos --source "slides/*/field*.jpg" --threshold 0.7
     # cells of another size in pixels than in training: look at each image in several sizes
     leuko predict --weights runs/train/fcos --source slides/patient7 --imgsz 480 600 750 900
+    # a stitched field of 20,000 pixels, or a whole slide (pip install 'leuko[slides]')
+    leuko predict --source slides/wide.png --tiles --cell-size 120 --max-pixels 400
+    leuko predict --source slides/7.svs --tiles
     # boxes to correct in Label Studio
     leuko predict --weights runs/train/fcos --source slides/patient7 --labels labelstudio
     # several models, fused
@@ -425,6 +445,12 @@ def check_sizes(sizes: Sequence[int] | None) -> None:
     for size in sizes or ():
         if not 64 <= size <= 8192:
             raise LeukoError(f"--imgsz {size}: give at least 64 pixels, and at most 8192")
+
+
+def check_cell_size(number: float) -> None:
+    """LeukoError unless the width of a cell in pixels is usable."""
+    if number and not 4 <= number <= 4096:
+        raise LeukoError(f"--cell-size {number:g}: give pixels from 4 to 4096, or 0")
 
 
 def check_pixels(number: int) -> None:

@@ -16,11 +16,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from . import __version__
 from .cells import UNCLASSIFIED
 from .config import PredictOptions
 from .data.formats.sidecar import original_of
-from .data.images import image_size, is_hidden, list_images
+from .data.images import IMAGE_SUFFIXES, image_size, is_hidden, list_images
+from .data.slides import SLIDE_SUFFIXES, is_slide
 from .data.tools.found import of_images, write_labels
 from .detections import Detections
 from .engine.predictor import ImagePrediction, Models, predict_images, without_doubles
@@ -29,6 +32,7 @@ from .errors import LeukoError, one_line
 from .io import digest, write_csv, write_json, write_yaml
 from .metrics import counting
 from .metrics.counting import Differential
+from .ops.pairs import box_sides
 from .registry import find_weights
 from .report import plots, review, tables
 from .report.journal import Journal
@@ -88,7 +92,7 @@ def find_images(source: str) -> Source:
     hidden: list[Path] = []
     skipped: list[Path] = []
     if path.is_dir():
-        found = list_images(path, recursive=True, hidden=hidden)
+        found = list_images(path, recursive=True, hidden=hidden, suffixes=IMAGE_SUFFIXES + SLIDE_SUFFIXES)
         others = {p for p in path.rglob("*") if p.is_file()} - {*found, *hidden}
         skipped = sorted(p for p in others if not any(map(is_hidden, p.relative_to(path).parts)))
         remedy = "put images into it"
@@ -130,7 +134,7 @@ def rows_of(path: Path, cells: Detections) -> list[dict]:
     return rows
 
 
-def notes(predictions: Sequence[ImagePrediction], source: Source, max_detections: int) -> list[str]:
+def notes(predictions: Sequence[ImagePrediction], source: Source, models: Models, options: PredictOptions) -> list[str]:
     """What a user may not expect of the images: a line of each kind, with its count."""
     turned = [p.path for p in predictions if p.header.orientation != 1]
     stacks = [p for p in predictions if p.header.pages > 1]
@@ -147,8 +151,14 @@ def notes(predictions: Sequence[ImagePrediction], source: Source, max_detections
             p.path for p in stretched
         ],
     }
-    full = tables.at_cap([p.path for p in predictions if p.is_full], max_detections)
-    return [*filter(None, [full]), *(one_line(f"{text}, such as {paths[0]}") for text, paths in kinds.items() if paths)]
+    full = tables.at_cap([p.path for p in predictions if p.is_full], options.max_detections)
+    tiny = tables.tiny_cells([(p.path, models.at_network(p.size)) for p in predictions])
+    sides = [box_sides(p.cells.boxes[p.cells.why == ""]) for p in predictions if not is_slide(p.path)]
+    odd = tables.odd_cells(np.concatenate([[], *sides]), models.members[0].cell) if options.tiles else ""
+    return [
+        *filter(None, [full, tiny, odd]),
+        *(one_line(f"{text}, such as {paths[0]}") for text, paths in kinds.items() if paths),
+    ]
 
 
 def write(
@@ -171,7 +181,7 @@ def write(
         for of, found in sorted(groups.items())
         for row in Differential.of(found, types).rows()
     ]
-    noted = notes(predictions, source, options.max_detections)
+    noted = notes(predictions, source, models, options)
     document = {"threshold": threshold, "types": list(types), "cells": cells, "unreadable": errors}
     document |= {"skipped": source.skipped, "hidden": source.hidden, "notes": noted}
     write_json(folder / "cells.json", document)

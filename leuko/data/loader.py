@@ -28,7 +28,8 @@ from ..errors import LeukoError
 from .cache import CACHES
 from .dataset import AugmentedSample, Dataset
 from .header import ImageHeader, image_header
-from .images import ImageFile, fit
+from .images import fit
+from .slides import Slide, is_slide, open_image
 from .transforms.compose import Step, augment
 
 TrainingItem = tuple[Tensor, dict[str, Tensor], int]
@@ -175,7 +176,7 @@ class LoadedImage:
     path: Path
     size: tuple[int, int]
     views: dict[int, Tensor] = field(default_factory=dict)
-    pixels: np.ndarray | None = None
+    pixels: np.ndarray | Slide | None = None
     header: ImageHeader | None = None
     bits: int = 8
 
@@ -189,8 +190,9 @@ class LoadedImage:
     def of_file(
         cls, path: Path, image_sizes: Sequence[int], with_pixels: bool = False, max_pixels: float = MAX_PIXELS
     ) -> LoadedImage:
-        """From a file, read once; raises LeukoError as :class:`~leuko.data.images.ImageFile` does."""
-        file = ImageFile(path, max_pixels)
+        """From a file, read once, or a slide, whose ``pixels`` are read as they are asked for; raises LeukoError as
+        :func:`~leuko.data.slides.open_image` does."""
+        file = open_image(path, max_pixels)
         pixels = file.decode() if with_pixels else None
         views = {size: to_tensor(file.view(size, pixels)) for size in image_sizes}
         return cls(path, file.header[:2], views, pixels, file.header, file.bits)
@@ -206,8 +208,8 @@ class _Images(TorchDataset):
     def __getitem__(self, index: int) -> LoadedImage | None:
         path = self.paths[index]
         if get_worker_info():
-            header = image_header(path, math.inf)
-            if header.width * header.height > LARGE * 1e6:
+            header = None if is_slide(path) else image_header(path, math.inf)
+            if header and header.width * header.height > LARGE * 1e6:
                 return None
         return LoadedImage.of_file(path, *self.how)
 

@@ -14,7 +14,7 @@ import torch
 from torchvision import ops
 from tqdm import tqdm
 
-from ..config import TrainOptions
+from ..config import MOST_DETECTIONS, TrainOptions
 from ..data.dataset import Dataset
 from ..data.loader import LoadedImage
 from ..detections import MAX_DETECTIONS, Detections
@@ -27,6 +27,7 @@ from . import cost, fusion, typing_stage
 from .checkpoint import Weights, load_weights
 from .evaluate import Predictions, detect, predict, prepare
 from .state import load_state
+from .tiling import Tiling, known_sides
 from .typing_stage import TypingStage
 
 LAST = Path("weights/last.safetensors")
@@ -38,8 +39,9 @@ WEAK, LEARNED = 0.5, 0.1  # of the best validation mAP; the best of runs that ha
 class EnsembleMember:
     """A trained model ready to detect (alone or in an ensemble), with its name in tables, its number of parameters and
     the image sizes that it looks at. ``typing`` is its typing stage, if it has one; ``typer`` tells whose stage
-    that is, where it is not that of its own weights (see ``typing_stage.load``); ``new_name`` gives the name that
-    the data has for one of its types."""
+    that is, where it is not that of its own weights (see ``typing_stage.load``); ``tiling`` how it cuts images into
+    tiles, if it does, and ``cell`` is how wide a cell is taken to be in pixels of an image, 0 if that is not known;
+    ``new_name`` gives the name that the data has for one of its types."""
 
     name: str
     weights: Weights
@@ -48,6 +50,8 @@ class EnsembleMember:
     sizes: tuple[int, ...]
     typing: TypingStage | None = None
     typer: str = ""
+    tiling: Tiling | None = None
+    cell: float = 0.0
     new_name: Callable[[str], str] = str
 
     @classmethod
@@ -58,30 +62,45 @@ class EnsembleMember:
         sizes: Sequence[int] = (),
         max_detections: int = MAX_DETECTIONS,
         typer: str = "",
+        tiles: bool = False,
+        cell_size: float = 0.0,
     ) -> EnsembleMember:
-        """From a run folder or a weights file; ``sizes`` as in ``--imgsz``, the model's own if none is given, ``typer``
-        as in ``--typer``. How many it detects is an option of its use: what its recipe says does not count."""
+        """From a run folder or a weights file; ``sizes`` as in ``--imgsz``, the model's own if none is given; ``typer``,
+        ``tiles`` and ``cell_size`` as their flags. How many it detects is an option of its use: what its recipe says
+        does not count."""
         weights = load_weights(source)
         path = Path(os.path.abspath(weights.path))  # `.` has no name; a link keeps its own
         is_run = path.parent.name == "weights" and path.stem in ("best", "last")
         name = path.parent.parent.name if is_run else path.stem
         model = weights.build()
         model.max_detections = max_detections
-        sizes = tuple(sizes) or (model.preprocess.image_size,)
+        own = model.preprocess.image_size
+        sizes = tuple(sizes) or (own,)
+        tiling = Tiling.of(weights, sizes, own, cell_size) if tiles else None
+        cell = cell_size or known_sides(weights).get("stored", 0.0)
         typing, whose = typing_stage.load(weights, typer, device)
         number = cost.parameters(model) + (cost.parameters(typing.net) if typing else 0)
-        return cls(name, weights, prepare(model, device), number, sizes, typing, whose)
+        return cls(name, weights, prepare(model, device), number, sizes, typing, whose, tiling, cell)
 
     @property
     def types(self) -> Sequence[str]:
         """The types that it gives, in the order of its labels."""
         return self.typing.types if self.typing else self.weights.classes
 
+    @property
+    def views(self) -> tuple[int, ...]:
+        """The sizes in which it looks at whole images: none where it cuts them into tiles."""
+        return () if self.tiling else self.sizes
+
+    @property
+    def needs_pixels(self) -> bool:
+        """Whether it looks at an image's stored pixels, too."""
+        return bool(self.typing or self.tiling)
+
     def detect(self, images: Sequence[LoadedImage], device: torch.device) -> list[Detections]:
-        """Detections of each image, whose views include those of the member's sizes, and which has its pixels where
-        there is a typing stage."""
-        mine = [replace(image, views={size: image.views[size] for size in self.sizes}) for image in images]
-        return [replace(d, types=tuple(self.types)) for d in detect(self.model, mine, device, self.typing)]
+        """Detections of each image, which has the ``views`` of the member, and its pixels where these are needed."""
+        mine = [replace(image, views={size: image.views[size] for size in self.views}) for image in images]
+        return [replace(d, types=tuple(self.types)) for d in detect(self.model, mine, device, self.typing, self.tiling)]
 
     def predict(self, dataset: Dataset, device: torch.device, batch: int = 1, workers: int = -1) -> Predictions:
         """Detections on a data set, with labels in its order of types."""
@@ -92,6 +111,7 @@ class EnsembleMember:
             "title": self.name,
             "warmup": True,
             "typing": self.typing,
+            "tiling": self.tiling,
         }
         self.labels_in(dataset.types)
         result = predict(self.model, dataset, device, **about)
@@ -125,8 +145,8 @@ class EnsembleMember:
 
     @property
     def max_detections(self) -> int:
-        """Most detections per image."""
-        return self.model.max_detections
+        """Most detections per image: of a tile the model's, of all together any number."""
+        return MOST_DETECTIONS if self.tiling else self.model.max_detections
 
     @property
     def scaling(self) -> Scaling | None:
@@ -157,11 +177,13 @@ class EnsembleMember:
         return (self.weights.about.get("val") or {}).get("mAP")
 
 
-def places(members: Sequence[EnsembleMember], detections: Detections) -> int:
+def places(members: Sequence[EnsembleMember], detections: Detections, image: LoadedImage | None = None) -> int:
     """The number of a model's detections that count against ``--max-detections``: a typing stage makes several of
-    one."""
-    is_typed = any(member.typing for member in members)
-    return len(np.unique(detections.boxes, axis=0)) if is_typed else len(detections)
+    one, and of an ``image`` that is cut into tiles it is the most of a tile."""
+    if any(member.typing for member in members):
+        detections = detections[np.unique(detections.boxes, axis=0, return_index=True)[1]]
+    tilings = [member.tiling for member in members if member.tiling and image]
+    return max((tiling.most(detections, image) for tiling in tilings), default=len(detections))
 
 
 def without_weak(members: list[EnsembleMember], named: bool) -> list[EnsembleMember]:
@@ -192,9 +214,12 @@ def load_members(
     sizes: Sequence[int] = (),
     max_detections: int = MAX_DETECTIONS,
     typer: str = "",
+    tiles: bool = False,
+    cell_size: float = 0.0,
 ) -> list[EnsembleMember]:
     """The models of run folders or weights files; two of one name get a number behind it."""
-    members = [EnsembleMember.load(source, device, sizes, max_detections, typer) for source in sources]
+    how = (device, sizes, max_detections, typer, tiles, cell_size)
+    members = [EnsembleMember.load(source, *how) for source in sources]
     for member in members:
         if member.name.startswith("ensemble"):  # which is what the fusion is called
             member.name += " (model)"

@@ -6,6 +6,7 @@ import copy
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,6 +21,9 @@ from ..metrics import coco
 from ..models import DetectionModel
 from . import fusion
 from .typing_stage import TypingStage
+
+if TYPE_CHECKING:
+    from .tiling import Tiling
 
 
 def choose_device(name: str) -> torch.device:
@@ -60,13 +64,23 @@ def to_unit(image: Tensor, device: torch.device) -> Tensor:
     return image.to(device, non_blocking=True).float() / 255
 
 
-@torch.inference_mode()
 def detect(
-    model: DetectionModel, images: Sequence[LoadedImage], device: torch.device, typing: TypingStage | None = None
+    model: DetectionModel,
+    images: Sequence[LoadedImage],
+    device: torch.device,
+    typing: TypingStage | None = None,
+    tiling: Tiling | None = None,
 ) -> list[Detections]:
+    """Detections of each image, in pixels of the stored image: of its views or, with a ``tiling``, of its tiles. A
+    ``typing`` stage then gives them their types. Both look at the stored pixels."""
+    found = [tiling(model, image, device) for image in images] if tiling else detect_views(model, images, device)
+    return typing(images, found) if typing else found
+
+
+@torch.inference_mode()
+def detect_views(model: DetectionModel, images: Sequence[LoadedImage], device: torch.device) -> list[Detections]:
     """Detections of each image, in pixels of the stored image. Of several views of an image (test-time augmentation)
-    the detections are fused, one vote per view. A ``typing`` stage, which looks at the stored pixels, then gives them
-    their types."""
+    the detections are fused, one vote per view."""
     per_view = []
     for size in images[0].views:
         views = [image.views[size] for image in images]
@@ -76,7 +90,7 @@ def detect(
     found = per_view[0]
     if len(per_view) > 1:
         found = fusion.fuse(per_view, [image.size for image in images], max_detections=model.max_detections)
-    return typing(images, found) if typing else found
+    return found
 
 
 @dataclass
@@ -103,22 +117,26 @@ def predict(
     title: str = "detecting",
     warmup: bool = False,
     typing: TypingStage | None = None,
+    tiling: Tiling | None = None,
 ) -> Predictions:
     """Run a prepared model over a data set, with a progress bar; ``image_sizes`` are the model's own if none is given,
-    and the types those of a ``typing`` stage, if it has one.
+    ``typing`` and ``tiling`` as in :func:`detect`.
 
     With ``warmup`` the first batch runs once more before, untimed, since the first call allocates memory and chooses
     kernels.
     """
     predictions: list[Detections] = []
     seconds: list[float] = []
-    sizes = image_sizes or (model.preprocess.image_size,)
+    sizes = () if tiling else image_sizes or (model.preprocess.image_size,)
+    has_pixels = typing is not None or tiling is not None
     with tqdm(total=len(dataset), desc=title, unit="image", leave=False) as bar:
-        for images in sample_batches(dataset, sizes, batch, worker_count(workers), with_pixels=typing is not None):
+        for images in sample_batches(dataset, sizes, batch, worker_count(workers), with_pixels=has_pixels):
             if warmup and not seconds:
-                detect(model, images, device, typing)
+                detect(model, images, device, typing, tiling)
             start = time.perf_counter()
-            predictions += detect(model, images, device, typing)  # on the CPU then, so that a GPU's work is done
+            predictions += detect(
+                model, images, device, typing, tiling
+            )  # on the CPU then, so that a GPU's work is done
             seconds.append(time.perf_counter() - start)
             bar.update(len(images))
     return Predictions(predictions, np.array(seconds))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import itertools
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -45,7 +46,7 @@ class Models:
         """The models that the options name; LeukoError where they do not fit each other or the options."""
         device = choose_device(options.device)
         named = [options.weights] if options.ensemble is None else options.ensemble or finished_runs(options.project)
-        members = load_members(named, device, options.imgsz or (), options.max_detections, options.typer)
+        members = load_members(named, device, *options.looking)
         members = without_weak(members, named=options.ensemble != [])
         for member in members:
             member.labels_in(members[0].types)
@@ -70,9 +71,15 @@ class Models:
         return list(self.members[0].types)
 
     @property
-    def sizes(self) -> list[int]:
-        """The image sizes that they look at."""
-        return list(dict.fromkeys(size for member in self.members for size in member.sizes))
+    def views(self) -> list[int]:
+        """The sizes in which they look at whole images."""
+        return list(dict.fromkeys(size for member in self.members for size in member.views))
+
+    def at_network(self, size: tuple[int, int]) -> float:
+        """How many pixels of the network a cell has on an image of ``size``, of the model that sees it largest; inf
+        where that is not known, or images are cut into tiles."""
+        seen = [m.cell * max(m.sizes) / max(size) if m.cell and not m.tiling else math.inf for m in self.members]
+        return max(seen)
 
     def __call__(self, image: LoadedImage) -> Detections:
         """Detections of one image, fused if there are several members."""
@@ -131,7 +138,7 @@ def predict_images(
     todo = [path for path in paths if path not in found]
     if found:
         print(f"goes on in {one_line(str(journal.folder))}: {len(found)} of {len(paths)} images are done")
-    images = file_images(todo, models.sizes, min(worker_count(options.workers), len(todo) // 8), options.max_pixels)
+    images = file_images(todo, models.views, min(worker_count(options.workers), len(todo) // 8), options.max_pixels)
     bar = tqdm(images, "predicting", len(paths), unit="image", initial=len(found))
     for path, image in zip(todo, bar, strict=True):
         record = records[path]
@@ -140,7 +147,8 @@ def predict_images(
                 raise image
             with memory_errors_as(path):
                 detections = models(image)
-                is_full = places(models.members, detections.above(models.threshold.value)) >= options.max_detections
+                places_taken = places(models.members, detections.above(models.threshold.value), image)
+                is_full = places_taken >= options.max_detections
                 cells = counting.one_type(detections, len(models.types))
                 if options.originals:
                     image, cells = on_original(originals[path], image, cells, options.max_pixels)

@@ -7,6 +7,8 @@ from dataclasses import astuple, dataclass
 from math import isnan, nan
 from pathlib import Path
 
+import numpy as np
+
 from ..cells import beside
 from ..data.dataset import Dataset
 from ..detections import MAX_DETECTIONS
@@ -15,6 +17,8 @@ from ..metrics.coco import Evaluation
 from ..metrics.counting import Differential
 from ..metrics.differential import Count
 
+TINY = 16  # pixels of the network
+ODD, LEAST_SIDES = 1.5, 5  # times the expected width; cells that tell
 MEASURES = ("mAP", "mAP50", "mAP75", "mAR")
 
 
@@ -159,6 +163,29 @@ def at_cap(images: Sequence[Path], max_detections: int) -> str:
         return ""
     problem = f"{len(images)} images have as many detections as the cap of {max_detections}, such as {images[0]}"
     return one_line(f"{problem}: cells may be missing there; --max-detections raises it")
+
+
+def tiny_cells(images: Sequence[tuple[Path, float]]) -> str:
+    """Return a line about the images on which a cell is hardly found, by how many pixels of the network it has on each;
+    "" if there are none."""
+    tiny = [(path, side) for path, side in images if side < TINY]
+    if not tiny:
+        return ""
+    path, side = min(tiny, key=lambda each: each[1])
+    problem = f"{len(tiny)} images are shrunk so far that a cell has less than {TINY} pixels at the network"
+    return one_line(f"{problem}, such as {path} ({side:.0f}): cells are missed there; cut them by --tiles")
+
+
+def odd_cells(sides: Sequence[float], expected: float) -> str:
+    """Return a line where the found cells, of these widths in pixels of the images, are not as large as tiles were made
+    for; "" where they are, or are too few to tell."""
+    found = float(np.median(sides)) if len(sides) >= LEAST_SIDES else expected
+    if expected / ODD <= found <= expected * ODD:
+        return ""
+    problem = (
+        f"the cells that were found are {found:.0f} pixels wide in the median, and tiles were made for {expected:.0f}"
+    )
+    return f"{problem}; if {found:.0f} is right, --cell-size {found:.0f} shows them as in training"
 
 
 def rate(value: float | None) -> str:
