@@ -103,11 +103,10 @@ def val(options: ValOptions) -> Path:
     print(f"{options.data}, {split}: {len(dataset)} images\n\n{answer}\n\nCOCO's measures; types over their cells\n")
     print(tables.aligned(tables.table2(rows_of(models), dataset.types), head=2))
     print(f"\n{tables.per_class(models[-1].evaluation)}" if len(models) == 1 else "")
-    print("\n".join(lines))
     largest = max(size for member in members for size in member.views or (math.inf,))
     tiny = tables.tiny_cells(cells_at_network(dataset, largest))
     at_cap = tables.at_cap(images_at_cap(dataset, members, models), options.most_per_image)
-    print("".join(f"{line}\n" for line in (tiny, at_cap) if line), end="")
+    print("\n".join([*lines, *filter(None, (tiny, at_cap))]))
     print(f"\nresults: {folder} (report.html shows them all)")
     return folder
 

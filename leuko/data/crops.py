@@ -9,7 +9,7 @@ import numpy as np
 from numpy.random import Generator
 
 from ..synth.stain import REFERENCE, Stain, from_density, to_density
-from .images import fit
+from .slides import fitted
 
 STAIN_SIDE = 512  # pixels of a field's longer side, which are enough to see how it is stained
 LEAST_SIDE = 16  # pixels of a cell there, below which its nucleus is not seen
@@ -23,7 +23,7 @@ def stain_of(pixels: np.ndarray, boxes: np.ndarray) -> Stain:
     if len(boxes) and np.median((boxes[:, 2:] - boxes[:, :2]).max(1)) * scale < LEAST_SIDE:
         pixels, boxes = _strip(pixels, boxes)
         scale = 1.0
-    return Stain.of(fit(pixels, STAIN_SIDE) if scale < 1 else pixels, np.asarray(boxes) * scale)
+    return Stain.of(fitted(pixels, STAIN_SIDE) if scale < 1 else pixels, np.asarray(boxes) * scale)
 
 
 def _strip(pixels: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -65,9 +65,9 @@ class EnsembleMember:
         tiles: bool = False,
         cell_size: float = 0.0,
     ) -> EnsembleMember:
-        """From a run folder or a weights file; ``sizes`` as in ``--imgsz``, the model's own if none is given; ``typer``,
-        ``tiles`` and ``cell_size`` as their flags. How many it detects is an option of its use: what its recipe says
-        does not count."""
+        """From a run folder or a weights file; ``sizes`` as in ``--imgsz``, the model's own if none is given;
+        ``typer``, ``tiles``, ``cell_size`` as their flags. How many it detects is an option of its use: what its recipe
+        says does not count."""
         weights = load_weights(source)
         path = Path(os.path.abspath(weights.path))  # `.` has no name; a link keeps its own
         is_run = path.parent.name == "weights" and path.stem in ("best", "last")
