@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..ops import boxes as box_ops
+from ..ops import ranks
 from .base import Target
 from .matcher import CoreMatcher, IoUMatcher, PointMatcher, Sampler
 from .preprocess import Size
@@ -119,17 +120,17 @@ class FCOSCriterion:
     def class_loss(self, cls_logits: Tensor, positives: Positives) -> Tensor:
         """Sum over all points and classes [N, R, K], divided by the number of positives."""
         loss = weighted_focal(cls_logits, positives.one_hot(cls_logits), self.class_weights)
-        return loss.sum() / max(len(positives.point), 1)
+        return loss.sum() / ranks.normaliser(len(positives.point), loss.device)
 
     def box_loss(self, predicted: Tensor, gt_boxes: Tensor, quality: Tensor) -> Tensor:
         """Mean over the positives [P, 4], weighted by their centerness [P]."""
         loss = giou(predicted, gt_boxes) if self.improved else log_iou(predicted, gt_boxes)  # [P]
-        return (loss * quality).sum() / quality.sum().clamp(min=box_ops.EPS)
+        return (loss * quality).sum() / ranks.normaliser(quality.sum(), loss.device, least=box_ops.EPS)
 
     def centerness_loss(self, logits: Tensor, quality: Tensor) -> Tensor:
         """Mean cross entropy over the positives [P]."""
         loss = F.binary_cross_entropy_with_logits(logits.float(), quality, reduction="sum")
-        return loss / max(len(quality), 1)
+        return loss / ranks.normaliser(len(quality), loss.device)
 
 
 def centerness_of(distances: Tensor) -> Tensor:
@@ -169,7 +170,9 @@ class FSAFCriterion:
         chosen = level[positives.point] == best[positives.gt]  # [P]
         # On the other levels the box's own class is neither right nor wrong; all other classes are wrong there too.
         ignored = class_loss[positives.image, positives.point, positives.labels][~chosen]
-        normaliser = chosen.sum() if len(chosen) else cls_logits[..., 0].numel()
+        levels = ranks.normaliser(chosen.sum(), level.device, least=0)
+        points = ranks.normaliser(cls_logits[..., 0].numel(), level.device)
+        normaliser = torch.where(levels > 0, levels, points)  # without any box, as many as there are points
         return {
             "class": (class_loss.sum() - ignored.sum()) / normaliser,
             "box": box_loss[chosen].sum() / normaliser,
@@ -211,7 +214,7 @@ class SampledAnchors:
     anchor: Tensor  # [S] index into R
     is_positive: Tensor  # [S] bool
     deltas: Tensor  # [P, 4] targets of the positives
-    normaliser: int
+    normaliser: Tensor | float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,16 +234,18 @@ class RPNCriterion:
         """Match the anchors [R, 4] with the ground truth of each image, and draw those to learn from."""
         image, index, is_positive, deltas = [], [], [], []
         normaliser = 0
+        generators = ranks.generators(len(targets), anchors.device)
         for i, (size, target) in enumerate(zip(sizes, targets, strict=True)):
             inside = self._inside(anchors, size)  # [I] indices
             match = self.matcher(anchors[inside], target["boxes"])
-            positive, negative = self.sampler(match)
+            positive, negative = self.sampler(match, generators[i])
             normaliser += max(len(positive), 1) + max(len(negative), 1)  # as in MMDetection
             chosen = inside[torch.cat([positive, negative])]
             image.append(torch.full_like(chosen, i))
             index.append(chosen)
             is_positive.append(torch.arange(len(chosen), device=chosen.device) < len(positive))
             deltas.append(self.coder.encode(anchors[inside[positive]], target["boxes"][match[positive]]))
+        normaliser = ranks.normaliser(normaliser, anchors.device)
         return SampledAnchors(*(torch.cat(parts) for parts in (image, index, is_positive, deltas)), normaliser)
 
     def _inside(self, anchors: Tensor, size: Size) -> Tensor:
@@ -291,11 +296,12 @@ class RoICriterion:
     def sample(self, proposals: list[Tensor], targets: list[Target]) -> list[SampledRoIs]:
         """Add the ground truth of each image to its proposals [R, 4], match, and draw the RoIs to learn from."""
         samples = []
-        for boxes, target in zip(proposals, targets, strict=True):
+        generators = ranks.generators(len(targets), proposals[0].device)
+        for boxes, target, generator in zip(proposals, targets, generators, strict=True):
             itself = torch.arange(len(target["boxes"]), device=boxes.device)
             match = torch.cat([itself, self.matcher(boxes, target["boxes"])])  # [M + R]
             candidates = torch.cat([target["boxes"], boxes])
-            positive, negative = self.sampler(match)
+            positive, negative = self.sampler(match, generator)
             chosen = torch.cat([positive, negative])  # [S]
             labels = torch.full_like(chosen, self.num_classes)
             labels[: len(positive)] = target["labels"][match[positive]]
@@ -312,7 +318,8 @@ class RoICriterion:
         """Softmax loss of cls_logits [S, K + 1]; the background has weight 1."""
         labels = torch.cat([s.labels for s in samples])
         weights = cls_logits.new_tensor([*self.class_weights, 1.0]) if self.class_weights else None
-        return F.cross_entropy(cls_logits, labels, weights, reduction="sum") / max(len(labels), 1)
+        loss = F.cross_entropy(cls_logits, labels, weights, reduction="sum")
+        return loss / ranks.normaliser(len(labels), loss.device)
 
     def box_loss(self, deltas: Tensor, samples: list[SampledRoIs]) -> Tensor:
         """Box loss of the deltas [P, 1 or K, 4] of the positives."""
@@ -320,4 +327,5 @@ class RoICriterion:
         targets = self.coder.encode(torch.cat([s.positives for s in samples]), torch.cat([s.gt_boxes for s in samples]))
         column = labels if deltas.shape[1] > 1 else torch.zeros_like(labels)
         predicted = deltas[torch.arange(len(labels), device=labels.device), column]  # [P, 4]
-        return smooth_l1(predicted, targets, self.beta) / max(sum(len(s.boxes) for s in samples), 1)
+        number = sum(len(s.boxes) for s in samples)
+        return smooth_l1(predicted, targets, self.beta) / ranks.normaliser(number, deltas.device)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck
 
 from .base import Detection, ModelOptions, Target
+from .batch_norm import BatchNorm
 from .preprocess import Size
 from .roi_heads import SIZE, ClassHead, TwoStage, output_layer, pool
 
@@ -20,11 +21,11 @@ class ResidualBlock(nn.Module):
     def __init__(self, channels: int, width: int):
         super().__init__()
         self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(channels)
+        self.bn1 = BatchNorm(channels)
         self.conv2 = nn.Conv2d(channels, width, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
+        self.bn2 = BatchNorm(width)
         self.shortcut = nn.Conv2d(channels, width, 1, bias=False)
-        self.shortcut_bn = nn.BatchNorm2d(width)
+        self.shortcut_bn = BatchNorm(width)
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.bn1(self.conv1(x)))
@@ -35,7 +36,8 @@ class BoxConvs(nn.Sequential):
     """RoIs [R, C, 7, 7] -> features [R, D]: a residual block, bottlenecks, and the mean over the cells."""
 
     def __init__(self, channels: int, width: int):
-        blocks = [Bottleneck(width, width // Bottleneck.expansion) for _ in range(BOTTLENECKS)]
+        inner = width // Bottleneck.expansion
+        blocks = [Bottleneck(width, inner, norm_layer=BatchNorm) for _ in range(BOTTLENECKS)]
         super().__init__(ResidualBlock(channels, width), *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten())
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -56,8 +58,6 @@ class BoxHead(nn.Module):
         self.bbox_pred = output_layer(width, 4 * num_classes, std=0.001)
 
     def forward(self, pyramid: list[Tensor], boxes: list[Tensor]) -> Tensor:
-        if not sum(len(b) for b in boxes):  # BatchNorm cannot learn from nothing
-            return pyramid[0].new_zeros(0, self.bbox_pred.out_features // 4, 4)
         return self.bbox_pred(self.convs(pool(pyramid, boxes, SIZE, BOX_SCALE))).float().unflatten(1, (-1, 4))
 
 

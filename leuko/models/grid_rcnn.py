@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops import boxes as box_ops
+from ..ops import ranks
 from .base import Detection, ModelOptions, Target
 from .preprocess import Size
 from .roi_heads import ClassHead, TwoStage, pool
@@ -155,22 +156,28 @@ class GridRCNN(TwoStage):
     ) -> dict[str, Tensor]:
         samples = self.criterion.sample(proposals, targets)
         cls_logits = self.head(pyramid, [s.boxes for s in samples])
-        rois = [self._jittered(s.positives, size) for s, size in zip(samples, sizes, strict=True)]
+        generators = ranks.generators(len(samples), cls_logits.device)
+        rois = [self._jittered(s.positives, *more) for s, *more in zip(samples, sizes, generators, strict=True)]
+        keys = [torch.rand(len(r), generator=g, device=r.device) for r, g in zip(rois, generators, strict=True)]
         heat = heat_targets(torch.cat(rois), torch.cat([s.gt_boxes for s in samples]))
-        return {"class": self.criterion.class_loss(cls_logits, samples), "grid": self.grid_loss(pyramid, rois, heat)}
+        return {
+            "class": self.criterion.class_loss(cls_logits, samples),
+            "grid": self.grid_loss(pyramid, rois, heat, torch.cat(keys)),
+        }
 
-    def grid_loss(self, pyramid: list[Tensor], rois: list[Tensor], targets: Tensor) -> Tensor:
-        """Mean cross entropy of fused and unfused heat maps, of at most :data:`MAX_ROIS` RoIs."""
-        if not len(targets):
-            return pyramid[0].new_zeros(())
-        chosen = torch.randperm(len(targets), device=targets.device)[:MAX_ROIS]
-        pooled = pool(pyramid, rois, SIZE)[chosen]
-        return WEIGHT * sum(F.binary_cross_entropy_with_logits(m, targets[chosen]) for m in self.grid_head(pooled))
+    def grid_loss(self, pyramid: list[Tensor], rois: list[Tensor], targets: Tensor, keys: Tensor) -> Tensor:
+        """Mean cross entropy of fused and unfused heat maps, of the at most :data:`MAX_ROIS` RoIs with the smallest
+        ``keys`` [R]."""
+        chosen = ranks.smallest(keys, MAX_ROIS)
+        targets, pooled = targets[chosen], pool(pyramid, rois, SIZE)[chosen]
+        maps = self.grid_head(pooled)
+        loss = sum(F.binary_cross_entropy_with_logits(m, targets, reduction="sum") for m in maps)
+        return WEIGHT * loss / ranks.normaliser(targets.numel(), loss.device)
 
     @torch.no_grad()
-    def _jittered(self, boxes: Tensor, size: Size) -> Tensor:
+    def _jittered(self, boxes: Tensor, size: Size, generator: torch.Generator) -> Tensor:
         """Boxes [P, 4] moved and stretched at random, so that the grid learns from more than the few positives."""
-        offset = (2 * torch.rand_like(boxes) - 1) * self.jitter
+        offset = (2 * torch.rand(boxes.shape, generator=generator, device=boxes.device) - 1) * self.jitter
         side = boxes[:, 2:] - boxes[:, :2]
         centre = (boxes[:, :2] + boxes[:, 2:]) * 0.5 + side * offset[:, :2]
         half = side * (1 + offset[:, 2:]) * 0.5

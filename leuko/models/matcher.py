@@ -115,13 +115,14 @@ class Sampler:
     number: int
     positive_fraction: float
 
-    def __call__(self, match: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, match: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """match [R] -> indices of the positives and of the negatives, drawn at random where there are too many."""
-        positive = _draw(torch.nonzero(match >= 0).flatten(), int(self.number * self.positive_fraction))
-        return positive, _draw(torch.nonzero(match == NEGATIVE).flatten(), self.number - len(positive))
+        most = int(self.number * self.positive_fraction)
+        positive = _draw(torch.nonzero(match >= 0).flatten(), most, generator)
+        return positive, _draw(torch.nonzero(match == NEGATIVE).flatten(), self.number - len(positive), generator)
 
 
-def _draw(indices: Tensor, number: int) -> Tensor:
+def _draw(indices: Tensor, number: int, generator: torch.Generator | None) -> Tensor:
     if len(indices) <= number:
         return indices
-    return indices[torch.randperm(len(indices), device=indices.device)[:number]]
+    return indices[torch.randperm(len(indices), generator=generator, device=indices.device)[:number]]

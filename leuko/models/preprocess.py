@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import LeukoError
+from ..ops import ranks
 
 Size = tuple[int, int]  # height, width
 
@@ -42,6 +43,8 @@ class Preprocess(nn.Module):
                 )
         sizes = [self.resized(tuple(image.shape[-2:])) for image in images]
         height, width = (-(-max(side) // self.divisor) * self.divisor for side in zip(*sizes, strict=True))
+        if self.training:
+            height, width = ranks.largest(height, width)  # losses and group norms depend on the padding
         batch = images[0].new_zeros(len(images), 3, height, width)
         for slot, image, size in zip(batch, images, sizes, strict=True):
             slot[:, : size[0], : size[1]] = (resize(image, size) - self.mean) / self.std
