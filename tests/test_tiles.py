@@ -180,8 +180,8 @@ def test_a_training_keeps_how_large_cells_were(project, data, faster):
 
 
 def test_found_cells_tell_that_their_size_is_another():
-    assert odd_cells([60.0] * 5, 143.0).endswith("--cell-size 60 shows them as in training")
-    assert odd_cells([100.0] * 5, 143.0) == odd_cells([60.0] * 4, 143.0) == ""
+    assert odd_cells([(60.0, 143.0)] * 5).endswith("--cell-size 60 shows them as in training")
+    assert odd_cells([(100.0, 143.0)] * 5) == odd_cells([(60.0, 143.0)] * 4) == ""
 
 
 def test_a_wide_field_shows_its_stain():

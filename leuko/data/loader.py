@@ -10,11 +10,12 @@ from __future__ import annotations
 import math
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -32,6 +33,7 @@ from .images import fit
 from .slides import Slide, is_slide, open_image
 from .transforms.compose import Step, augment
 
+K, R = TypeVar("K"), TypeVar("R")
 TrainingItem = tuple[Tensor, dict[str, Tensor], int]
 
 
@@ -188,30 +190,39 @@ class LoadedImage:
 
     @classmethod
     def of_file(
-        cls, path: Path, image_sizes: Sequence[int], with_pixels: bool = False, max_pixels: float = MAX_PIXELS
+        cls,
+        path: Path,
+        image_sizes: Sequence[int],
+        with_pixels: bool = False,
+        max_pixels: float = MAX_PIXELS,
+        data: bytes = b"",
     ) -> LoadedImage:
-        """From a file, read once, or a slide, whose ``pixels`` are read as they are asked for; raises LeukoError as
-        :func:`~leuko.data.slides.open_image` does."""
-        file = open_image(path, max_pixels)
+        """From a file, read once, or from its bytes; or a slide, whose ``pixels`` are read as they are asked for.
+        Raises LeukoError as :func:`~leuko.data.slides.open_image` does."""
+        file = open_image(path, max_pixels, data)
         pixels = file.decode() if with_pixels else None
         views = {size: to_tensor(file.view(size, pixels)) for size in image_sizes}
         return cls(path, file.header[:2], views, pixels, file.header, file.bits)
 
 
+def is_left_to_main(path: Path) -> bool:
+    """Whether a worker process leaves an image to the main process, since several large ones at once are more than a
+    machine holds. Raises LeukoError."""
+    if not get_worker_info() or is_slide(path):
+        return False
+    header = image_header(path, math.inf)
+    return header.width * header.height > LARGE * 1e6
+
+
 class _Images(TorchDataset):
-    """Images by their number; None in a worker process for one that is left to the main process, since several large
-    ones at once are more than a machine holds."""
+    """Images by their number; None for one that is left to the main process."""
 
     def __init__(self, paths: Sequence[Path], *how: object):
         self.paths, self.how = paths, how
 
     def __getitem__(self, index: int) -> LoadedImage | None:
         path = self.paths[index]
-        if get_worker_info():
-            header = None if is_slide(path) else image_header(path, math.inf)
-            if header and header.width * header.height > LARGE * 1e6:
-                return None
-        return LoadedImage.of_file(path, *self.how)
+        return None if is_left_to_main(path) else LoadedImage.of_file(path, *self.how)
 
 
 def sample_batches(
@@ -241,6 +252,23 @@ def _in_order(images: _Images, batch: int, workers: int) -> Iterator[list]:
 
 
 # ---------------------------------------------------------------- worker processes
+
+
+class _Results(TorchDataset):
+    """What a function makes of each key."""
+
+    def __init__(self, function: Callable[[K], R]):
+        self.function = function
+
+    def __getitem__(self, key: K) -> R:
+        return self.function(key)
+
+
+def in_workers(function: Callable[[K], R], keys: Sequence[K], workers: int = 0) -> Iterator[R | LeukoError]:
+    """``function(key)`` of each key in their order, or its LeukoError, by so many processes of one thread each; by this
+    process without any. No more than two results per process wait."""
+    for (result,) in _batches(_Results(function), [[key] for key in keys], workers):
+        yield result
 
 
 class _ErrorsAsItems(TorchDataset):

@@ -132,13 +132,13 @@ def is_slide(path: str | Path) -> bool:
     return Path(path).suffix.lower() in SLIDE_SUFFIXES
 
 
-def open_image(path: str | Path, max_pixels: float = MAX_PIXELS) -> ImageFile | Slide:
-    """An image file, read whole; or a slide: by its name or, of TIFFs, where it has more than ``max_pixels`` megapixels
-    and OpenSlide knows it. Raises LeukoError as these do."""
+def open_image(path: str | Path, max_pixels: float = MAX_PIXELS, data: bytes = b"") -> ImageFile | Slide:
+    """An image file, read whole, or its bytes; or a slide: by its name or, of TIFFs, where it has more than
+    ``max_pixels`` megapixels and OpenSlide knows it. Raises LeukoError as these do."""
     is_tiff = Path(path).suffix.lower() in (".tif", ".tiff")
-    if is_slide(path) or (is_tiff and _is_large(path, max_pixels) and _is_known(path)):
+    if not data and (is_slide(path) or (is_tiff and _is_large(path, max_pixels) and _is_known(path))):
         return Slide(path)
-    return ImageFile(path, max_pixels)
+    return ImageFile(path, max_pixels, data)
 
 
 def _is_large(path: str | Path, max_pixels: float) -> bool:

@@ -97,6 +97,13 @@ class EnsembleMember:
         """Whether it looks at an image's stored pixels, too."""
         return bool(self.typing or self.tiling)
 
+    def cell_of(self, image: LoadedImage) -> tuple[float, float]:
+        """The width that a cell of an image is taken to have, in its pixels and in those of the network; 0 where that
+        is not known."""
+        if self.tiling:
+            return self.tiling.cell(image), self.tiling.network
+        return self.cell, self.cell * max(self.sizes) / max(image.size)
+
     def detect(self, images: Sequence[LoadedImage], device: torch.device) -> list[Detections]:
         """Detections of each image, which has the ``views`` of the member, and its pixels where these are needed."""
         mine = [replace(image, views={size: image.views[size] for size in self.views}) for image in images]
@@ -208,18 +215,10 @@ def _distinct(detections: Detections) -> np.ndarray:
     return ops.batched_nms(boxes, scores, torch.from_numpy(detections.labels), SAME_CELL).numpy()
 
 
-def load_members(
-    sources: Sequence[str | Path],
-    device: torch.device,
-    sizes: Sequence[int] = (),
-    max_detections: int = MAX_DETECTIONS,
-    typer: str = "",
-    tiles: bool = False,
-    cell_size: float = 0.0,
-) -> list[EnsembleMember]:
-    """The models of run folders or weights files; two of one name get a number behind it."""
-    how = (device, sizes, max_detections, typer, tiles, cell_size)
-    members = [EnsembleMember.load(source, *how) for source in sources]
+def load_members(sources: Sequence[str | Path], device: torch.device, *how: object) -> list[EnsembleMember]:
+    """The models of run folders or weights files, loaded as :meth:`EnsembleMember.load` says; two of one name get a
+    number behind it."""
+    members = [EnsembleMember.load(source, device, *how) for source in sources]
     for member in members:
         if member.name.startswith("ensemble"):  # which is what the fusion is called
             member.name += " (model)"

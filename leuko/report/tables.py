@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass
 from math import isnan, nan
 from pathlib import Path
@@ -165,26 +165,26 @@ def at_cap(images: Sequence[Path], max_detections: int) -> str:
     return one_line(f"{problem}: cells may be missing there; --max-detections raises it")
 
 
-def tiny_cells(images: Sequence[tuple[Path, float]]) -> str:
+def tiny_cells(images: Iterable[tuple[Path, float]]) -> str:
     """Return a line about the images on which a cell is hardly found, by how many pixels of the network it has on each;
     "" if there are none."""
-    tiny = [(path, side) for path, side in images if side < TINY]
+    tiny = [(side, path) for path, side in images if side < TINY]
     if not tiny:
         return ""
-    path, side = min(tiny, key=lambda each: each[1])
+    side, path = min(tiny)
     problem = f"{len(tiny)} images are shrunk so far that a cell has less than {TINY} pixels at the network"
     return one_line(f"{problem}, such as {path} ({side:.0f}): cells are missed there; cut them by --tiles")
 
 
-def odd_cells(sides: Sequence[float], expected: float) -> str:
-    """Return a line where the found cells, of these widths in pixels of the images, are not as large as tiles were made
-    for; "" where they are, or are too few to tell."""
-    found = float(np.median(sides)) if len(sides) >= LEAST_SIDES else expected
-    if expected / ODD <= found <= expected * ODD:
+def odd_cells(sides: Sequence[tuple[float, float]]) -> str:
+    """Return a line where the found cells are not as wide as tiles were made for, by both widths of each in pixels of
+    its image; "" where they are, or are too few to tell."""
+    if len(sides) < LEAST_SIDES:
         return ""
-    problem = (
-        f"the cells that were found are {found:.0f} pixels wide in the median, and tiles were made for {expected:.0f}"
-    )
+    found, expected = np.median(sides, axis=0)
+    if 1 / ODD <= found / expected <= ODD:
+        return ""
+    problem = f"the found cells are {found:.0f} pixels wide in the median, and tiles were made for {expected:.0f}"
     return f"{problem}; if {found:.0f} is right, --cell-size {found:.0f} shows them as in training"
 
 
