@@ -23,7 +23,7 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from leuko.config import PRESETS, TrainOptions
-from leuko.data import loader, source
+from leuko.data import source, training
 from leuko.data.dataset import Dataset
 from leuko.data.transforms.compose import read_steps
 from leuko.engine.evaluate import Predictions, predict
@@ -70,7 +70,7 @@ def build(num_classes: int) -> FCOS:
 def train_one_epoch(
     model: FCOS,
     optimiser: torch.optim.Optimizer,
-    items: loader.TrainingImages,
+    items: training.TrainingImages,
     options: argparse.Namespace,
     epoch: int,
 ) -> float:
@@ -80,7 +80,7 @@ def train_one_epoch(
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
     total = 0.0
     schedule = step_schedule(options.lr, batches, options.epochs, RECIPE.warmup)
-    for i, batch in enumerate(loader.training_batches(items, epoch, options.batch)):
+    for i, batch in enumerate(training.TrainingLoader(items, options.batch).epoch(epoch)):
         for group in optimiser.param_groups:
             group["lr"] = schedule(epoch * batches + i)
         images = [image.float() / 255 for image, _, _ in batch]
@@ -118,7 +118,7 @@ def main() -> None:
     test_set = source.load(options.data, "test", types=train_set.types)
     torch.manual_seed(options.seed)
     model = build(len(train_set.types))
-    items = loader.TrainingImages(train_set, RECIPE.imgsz, read_steps("standard"), options.seed, cache="ram")
+    items = training.TrainingImages(train_set, RECIPE.imgsz, read_steps("standard"), options.seed, cache="ram")
     optimiser = torch.optim.SGD(
         [p for p in model.parameters() if p.requires_grad],
         lr=options.lr,

@@ -55,7 +55,7 @@ class Detector:
         config.check_max_detections(max_detections)
         config.check_cell_size(cell_size)
         self.device = choose_device(device)
-        self._member = EnsembleMember.load(weights, self.device, sizes, max_detections, typer, tiles, cell_size)
+        self._member = EnsembleMember.load(weights, self.device, sizes, max_detections, typer, "none", tiles, cell_size)
         self.types = tuple(self._member.types)
         self.path = self._member.weights.path
         self.threshold = (thresholds.kept([self._member], Fusion(), calibrated=False) or thresholds.Threshold()).value

@@ -7,7 +7,6 @@ if __name__ == "__main__":  # read before all else is imported, so that --help a
 
     run_module("val")
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import product
@@ -26,7 +25,7 @@ from .data.loader import LoadedImage
 from .data.tools.draw import with_factor
 from .data.tools.found import write_labels
 from .detections import Detections
-from .engine import cost, thresholds
+from .engine import cost, distributed, thresholds
 from .engine.checkpoint import check_keeps, save_about
 from .engine.ensemble import (
     EnsembleMember,
@@ -50,13 +49,16 @@ from .report.tables import Row
 
 
 def val(options: ValOptions) -> Path:
-    """Validate by these options, print the table, and return the folder of results.
-
-    Raises LeukoError for what the user can fix, before anything runs as far as possible.
-    """
+    """Validate by these options, print the table, and return the folder of results. Raises LeukoError for what the user
+    can fix, before anything runs as far as possible."""
     options.check()
+    device = choose_device(options.device, options.amp)
+    with distributed.together(device):
+        return distributed.led(_val, options, device)
+
+
+def _val(options: ValOptions, device: torch.device) -> Path:
     factors = factor_names(options.factors) if options.factors else []
-    device = choose_device(options.device)
     split = split_of(options)
     dataset = source.load(options.data, split)
     if not options.allow_leaks and split != "train" and dataset.groups():
@@ -103,8 +105,7 @@ def val(options: ValOptions) -> Path:
     print(f"{options.data}, {split}: {len(dataset)} images\n\n{answer}\n\nCOCO's measures; types over their cells\n")
     print(tables.aligned(tables.table2(rows_of(models), dataset.types), head=2))
     print(f"\n{tables.per_class(models[-1].evaluation)}" if len(models) == 1 else "")
-    largest = max(size for member in members for size in member.views or (math.inf,))
-    tiny = tables.tiny_cells(cells_at_network(dataset, largest))
+    tiny = tables.tiny_cells(cells_at_network(dataset, max(member.largest for member in members)))
     at_cap = tables.at_cap(images_at_cap(dataset, members, models), options.most_per_image)
     print("\n".join([*lines, *filter(None, (tiny, at_cap))]))
     print(f"\nresults: {folder} (report.html shows them all)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -39,8 +40,9 @@ WEAK, LEARNED = 0.5, 0.1  # of the best validation mAP; the best of runs that ha
 class EnsembleMember:
     """A trained model ready to detect (alone or in an ensemble), with its name in tables, its number of parameters and
     the image sizes that it looks at. ``typing`` is its typing stage, if it has one; ``typer`` tells whose stage
-    that is, where it is not that of its own weights (see ``typing_stage.load``); ``tiling`` how it cuts images into
-    tiles, if it does, and ``cell`` is how wide a cell is taken to be in pixels of an image, 0 if that is not known;
+    that is, where it is not that of its own weights (see ``typing_stage.load``); ``amp`` is its precision; ``tiling``
+    how it cuts images into tiles, if it does; ``cell`` how wide a cell is taken to be in pixels of an image, 0 if that
+    is not known;
     ``new_name`` gives the name that the data has for one of its types."""
 
     name: str
@@ -50,6 +52,7 @@ class EnsembleMember:
     sizes: tuple[int, ...]
     typing: TypingStage | None = None
     typer: str = ""
+    amp: str = "none"
     tiling: Tiling | None = None
     cell: float = 0.0
     new_name: Callable[[str], str] = str
@@ -62,6 +65,7 @@ class EnsembleMember:
         sizes: Sequence[int] = (),
         max_detections: int = MAX_DETECTIONS,
         typer: str = "",
+        amp: str = "none",
         tiles: bool = False,
         cell_size: float = 0.0,
     ) -> EnsembleMember:
@@ -80,7 +84,7 @@ class EnsembleMember:
         cell = cell_size or known_sides(weights).get("stored", 0.0)
         typing, whose = typing_stage.load(weights, typer, device)
         number = cost.parameters(model) + (cost.parameters(typing.net) if typing else 0)
-        return cls(name, weights, prepare(model, device), number, sizes, typing, whose, tiling, cell)
+        return cls(name, weights, prepare(model, device), number, sizes, typing, whose, amp, tiling, cell)
 
     @property
     def types(self) -> Sequence[str]:
@@ -91,6 +95,11 @@ class EnsembleMember:
     def views(self) -> tuple[int, ...]:
         """The sizes in which it looks at whole images: none where it cuts them into tiles."""
         return () if self.tiling else self.sizes
+
+    @property
+    def largest(self) -> float:
+        """The largest of these; inf where it cuts them."""
+        return max(self.views, default=math.inf)
 
     @property
     def needs_pixels(self) -> bool:
@@ -107,7 +116,8 @@ class EnsembleMember:
     def detect(self, images: Sequence[LoadedImage], device: torch.device) -> list[Detections]:
         """Detections of each image, which has the ``views`` of the member, and its pixels where these are needed."""
         mine = [replace(image, views={size: image.views[size] for size in self.views}) for image in images]
-        return [replace(d, types=tuple(self.types)) for d in detect(self.model, mine, device, self.typing, self.tiling)]
+        found = detect(self.model, mine, device, self.typing, self.amp, self.tiling)
+        return [replace(d, types=tuple(self.types)) for d in found]
 
     def predict(self, dataset: Dataset, device: torch.device, batch: int = 1, workers: int = -1) -> Predictions:
         """Detections on a data set, with labels in its order of types."""
@@ -118,6 +128,7 @@ class EnsembleMember:
             "title": self.name,
             "warmup": True,
             "typing": self.typing,
+            "amp": self.amp,
             "tiling": self.tiling,
         }
         self.labels_in(dataset.types)

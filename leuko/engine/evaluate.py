@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,30 +14,44 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..data.dataset import Dataset
-from ..data.loader import LoadedImage, sample_batches, worker_count
+from ..data.loader import LoadedImage, equal_batches, sample_batches, stacked, worker_count
 from ..detections import Detections
 from ..errors import LeukoError
 from ..metrics import coco
 from ..models import DetectionModel
-from . import fusion
+from . import distributed, fusion
 from .typing_stage import TypingStage
 
 if TYPE_CHECKING:
     from .tiling import Tiling
 
+PRECISIONS = {"none": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-def choose_device(name: str) -> torch.device:
-    """The device of a ``--device`` option (``0`` means ``cuda:0``); LeukoError if this machine does not have it."""
+
+def choose_device(name: str, amp: str = "none") -> torch.device:
+    """The device of a ``--device`` option (``0`` means ``cuda:0``), of which torchrun gives each process its own;
+    LeukoError if this machine does not have it, or if it cannot do ``--amp``.
+
+    This is the one place where TF32 is switched: a GPU that has it rounds the factors of float32 products to it.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        device = torch.device(f"cuda:{name}" if name.isdecimal() else name)
+        device = distributed.own_device(f"cuda:{name}" if name.isdecimal() else name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as e:
         raise LeukoError(
             f"--device {name}: not on this machine ({str(e).splitlines()[0]}); leave it out or give cpu"
         ) from e
+    if amp == "fp16" and device.type != "cuda":
+        raise LeukoError("--amp fp16: needs a GPU; give bf16 or none")
     return device
+
+
+def autocast(device: torch.device, amp: str) -> torch.autocast:
+    """The precision of an ``--amp`` option, for a block."""
+    return torch.autocast(device.type, dtype=PRECISIONS[amp], enabled=amp != "none")
 
 
 def prepare(model: DetectionModel, device: torch.device) -> DetectionModel:
@@ -59,9 +73,10 @@ def at_size(model: DetectionModel, size: int) -> DetectionModel:
     return other
 
 
-def to_unit(image: Tensor, device: torch.device) -> Tensor:
-    """uint8 [3, H, W] -> float in 0..1 on the device."""
-    return image.to(device, non_blocking=True).float() / 255
+def to_unit(pixels: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
+    """The images of a batch uint8 [N, 3, H, W], each in its top left corner with (height, width) of ``sizes``, as float
+    [3, h, w] in 0..1."""
+    return [image[:, :h, :w] for image, (h, w) in zip(pixels.float() / 255, sizes, strict=True)]
 
 
 def detect(
@@ -69,22 +84,32 @@ def detect(
     images: Sequence[LoadedImage],
     device: torch.device,
     typing: TypingStage | None = None,
+    amp: str = "none",
     tiling: Tiling | None = None,
 ) -> list[Detections]:
     """Detections of each image, in pixels of the stored image: of its views or, with a ``tiling``, of its tiles. A
     ``typing`` stage then gives them their types. Both look at the stored pixels."""
-    found = [tiling(model, image, device) for image in images] if tiling else detect_views(model, images, device)
+    if tiling:
+        found = [tiling(model, image, device, amp) for image in images]
+    else:
+        found = detect_views(model, images, device, amp)
     return typing(images, found) if typing else found
 
 
 @torch.inference_mode()
-def detect_views(model: DetectionModel, images: Sequence[LoadedImage], device: torch.device) -> list[Detections]:
+def detect_views(
+    model: DetectionModel, images: Sequence[LoadedImage], device: torch.device, amp: str = "none"
+) -> list[Detections]:
     """Detections of each image, in pixels of the stored image. Of several views of an image (test-time augmentation)
-    the detections are fused, one vote per view."""
+    the detections are fused, one vote per view. ``amp`` is the network's precision, as in ``--amp``."""
     per_view = []
     for size in images[0].views:
         views = [image.views[size] for image in images]
-        outputs = at_size(model, size)([to_unit(view, device) for view in views])
+        pixels, sizes = stacked(views)
+        if device.type == "cuda":
+            pixels = pixels.pin_memory()  # from where it is copied while the CPU goes on
+        with autocast(device, amp):
+            outputs = at_size(model, size)(to_unit(pixels.to(device, non_blocking=True), sizes))
         scales = [(i.size[0] / v.shape[2], i.size[1] / v.shape[1]) for i, v in zip(images, views, strict=True)]
         per_view.append([Detections.from_tensors(o, s) for o, s in zip(outputs, scales, strict=True)])
     found = per_view[0]
@@ -117,34 +142,68 @@ def predict(
     title: str = "detecting",
     warmup: bool = False,
     typing: TypingStage | None = None,
+    amp: str = "none",
     tiling: Tiling | None = None,
 ) -> Predictions:
-    """Run a prepared model over a data set, with a progress bar; ``image_sizes`` are the model's own if none is given,
-    ``typing`` and ``tiling`` as in :func:`detect`.
+    """Run a prepared model over a data set, with a progress bar; ``image_sizes`` are the model's own if none is given;
+    ``typing``, ``amp`` and ``tiling`` as in :func:`detect`. At most ``batch`` images of one size go through it at once.
+    Where several processes validate, each takes its share of the same batches, so that the same is found.
 
     With ``warmup`` the first batch runs once more before, untimed, since the first call allocates memory and chooses
     kernels.
     """
-    predictions: list[Detections] = []
+    sizes = image_sizes or (model.preprocess.image_size,)
+    batches = equal_batches(dataset, sizes[0], batch)
+    how = (() if tiling else sizes, worker_count(workers), title, warmup)
+    shares = distributed.shared(_predict_share, model, typing, device, (amp, tiling), dataset, batches, *how)
+    found = {i: detections for share, _ in shares for i, detections in share.items()}
+    return Predictions([found[i] for i in range(len(dataset))], np.concatenate([seconds for _, seconds in shares]))
+
+
+def _predict_share(
+    rank: int,
+    ranks: int,
+    model: DetectionModel,
+    typing: TypingStage | None,
+    device: torch.device,
+    amp_and_tiling: tuple[str, Tiling | None],
+    dataset: Dataset,
+    batches: list[list[int]],
+    sizes: Sequence[int],
+    workers: int,
+    title: str,
+    warmup: bool,
+) -> tuple[dict[int, Detections], list[float]]:
+    """Of every ``ranks``-th batch: the detections by the number of their sample, and the seconds of each batch."""
+    if rank:
+        device = next(model.parameters()).device  # this process's own
+        typing = replace(typing, device=device) if typing else None
+    found: dict[int, Detections] = {}
     seconds: list[float] = []
-    sizes = () if tiling else image_sizes or (model.preprocess.image_size,)
-    has_pixels = typing is not None or tiling is not None
-    with tqdm(total=len(dataset), desc=title, unit="image", leave=False) as bar:
-        for images in sample_batches(dataset, sizes, batch, worker_count(workers), with_pixels=has_pixels):
+    mine = batches[rank::ranks]
+    loaded = sample_batches(dataset, sizes, mine, workers, with_pixels=bool(typing or amp_and_tiling[1]))
+    with tqdm(total=sum(map(len, mine)), desc=title, unit="image", leave=False) as bar:
+        for numbers, images in zip(mine, loaded, strict=True):
             if warmup and not seconds:
-                detect(model, images, device, typing, tiling)
+                detect(model, images, device, typing, *amp_and_tiling)
             start = time.perf_counter()
-            predictions += detect(
-                model, images, device, typing, tiling
-            )  # on the CPU then, so that a GPU's work is done
+            detections = detect(model, images, device, typing, *amp_and_tiling)  # on the CPU, so a GPU's work is done
             seconds.append(time.perf_counter() - start)
+            found |= dict(zip(numbers, detections, strict=True))
             bar.update(len(images))
-    return Predictions(predictions, np.array(seconds))
+    return found, seconds
 
 
 def evaluate(
-    model: nn.Module, dataset: Dataset, device: torch.device, *, workers: int = -1, title: str = "validating"
+    model: nn.Module,
+    dataset: Dataset,
+    device: torch.device,
+    *,
+    batch: int = 1,
+    workers: int = -1,
+    title: str = "validating",
+    amp: str = "none",
 ) -> tuple[coco.Evaluation, list[Detections]]:
     """COCO's measures of a prepared model on a data set, and what it found on each image."""
-    predictions = predict(model, dataset, device, workers=workers, title=title).predictions
+    predictions = predict(model, dataset, device, batch=batch, workers=workers, title=title, amp=amp).predictions
     return coco.evaluate(dataset, predictions, model.max_detections), predictions

@@ -49,7 +49,7 @@ class Models:
     @classmethod
     def of(cls, options: PredictOptions) -> Models:
         """The models that the options name; LeukoError where they do not fit each other or the options."""
-        device = choose_device(options.device)
+        device = choose_device(options.device, options.amp)
         named = [options.weights] if options.ensemble is None else options.ensemble or finished_runs(options.project)
         members = load_members(named, device, *options.looking)
         members = without_weak(members, named=options.ensemble != [])

@@ -99,7 +99,9 @@ class Tiling:
         side = math.ceil(max(self.own, LEAST_TILE * self.network) * cell / self.network)
         return tuple(_spans(length, side, math.ceil(OVERLAP * cell)) for length in size)
 
-    def __call__(self, model: DetectionModel, image: LoadedImage, device: torch.device) -> Detections:
+    def __call__(
+        self, model: DetectionModel, image: LoadedImage, device: torch.device, amp: str = "none"
+    ) -> Detections:
         """Detections of an image that has its stored ``pixels``, in these, in descending order of score."""
         cell = self.cell(image)
         columns, rows = self.grid(image.size, cell)
@@ -109,7 +111,7 @@ class Tiling:
         tiles = ((box, _tile(image, box, sides)) for box in boxes)
         found: list[Detections] = []
         while some := list(islice(tiles, 1 if device.type == "cpu" else TILES_AT_ONCE)):
-            of_tiles = evaluate.detect_views(model, [tile for _, tile in some], device)
+            of_tiles = evaluate.detect_views(model, [tile for _, tile in some], device, amp)
             for (box, tile), detections in zip(some, of_tiles, strict=True):
                 scale = np.float32([(box[2] - box[0]) / tile.size[0], (box[3] - box[1]) / tile.size[1]] * 2)
                 moved = replace(detections, boxes=detections.boxes * scale + np.float32(box[:2] * 2))

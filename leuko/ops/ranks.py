@@ -37,6 +37,12 @@ def total(value: Tensor) -> Tensor:
     return _Total.apply(value) if place()[1] > 1 else value
 
 
+def mean(value: Tensor) -> Tensor:
+    """The mean over ranks."""
+    ranks = place()[1]
+    return total(value) / ranks if ranks > 1 else value
+
+
 def normaliser(number: Tensor | float, device: torch.device, least: float = 1.0) -> Tensor | float:
     """What a rank divides a sum of its losses by, so that the mean over ranks is the sum over the whole batch, divided
     by the total of ``number`` (of positives, for example) or by ``least``, where that is more."""
