@@ -20,6 +20,7 @@ EXAMPLES = Path(__file__).parent / "examples"  # fields to try a detector on
 MAX_PIXELS = 80  # megapixels of an image that is read: its decoding then takes at most 1 GB
 LEAST_SIDE, MOST_SIDE = 64, 8192  # pixels to which the longer side of an image is scaled
 MOST_DETECTIONS = 10_000  # that --max-detections may ask for
+MAX_PICTURES = 1000  # images of which pictures and a page for review are made, if no other number is given
 LABELS = ("coco", "yolo", "voc", "labelstudio")  # the formats in which what was found is written
 SIX = ("fsaf", "fcos", "faster_rcnn", "grid_rcnn", "double_head_rcnn", "cascade_rcnn")  # in the order of the paper
 
@@ -267,6 +268,12 @@ class DetectOptions:
     max_detections: int = MAX_DETECTIONS
     """Most detections per image, of each model and of their fusion, and in mAP and mAR; more candidates are looked at,
     and that takes longer."""
+    tiles: bool = False
+    """Cut images of many thousand pixels into overlapping tiles in which cells are as large as in training, and count a
+    cell at a seam once; --imgsz and --max-detections are then those of a tile."""
+    cell_size: float = 0.0
+    """Width of a leukocyte in pixels of the images, for --tiles; 0: by the resolution that a slide's file states, else
+    as in training."""
     labels: list[str] | None = None
     """Also write what was found (by val, with a score of at least .5) as labels to correct, in these formats: coco,
     yolo, voc, labelstudio. Each gets a folder in the result's labels, with the images linked or copied."""
@@ -281,6 +288,16 @@ class DetectOptions:
         if not self.weights and self.ensemble is None:
             self.weights = DEFAULT
 
+    @property
+    def looking(self) -> tuple[Sequence[int], int, str, str, bool, float]:
+        """How the models look at images, as ``engine.ensemble`` takes it."""
+        return self.imgsz or (), self.max_detections, self.typer, self.amp, self.tiles, self.cell_size
+
+    @property
+    def most_per_image(self) -> int:
+        """Most detections of an image, of which each tile has at most ``max_detections``."""
+        return MOST_DETECTIONS if self.tiles else self.max_detections
+
     def check_models(self) -> None:
         """Raise LeukoError naming the flag whose value cannot be used."""
         if self.weights and self.ensemble is not None:
@@ -294,6 +311,7 @@ class DetectOptions:
         check_sizes(self.imgsz)
         check_workers(self.workers)
         check_max_detections(self.max_detections)
+        check_cell_size(self.cell_size)
         if self.labels is not None and (wrong := sorted(set(self.labels or [""]) - set(LABELS))):
             hint = nearest(wrong[0], LABELS)
             raise LeukoError(f'--labels "{wrong[0]}": is no format{hint}; give some of {", ".join(LABELS)}')
@@ -398,16 +416,34 @@ class PredictOptions(DetectOptions):
     leuko predict --weights runs/train/fcos --source "slides/*/field*.jpg" --threshold 0.7
     # cells of another size in pixels than in training: look at each image in several sizes
     leuko predict --weights runs/train/fcos --source slides/patient7 --imgsz 480 600 750 900
+    # a stitched field of 20,000 pixels, or a whole slide (pip install 'leuko[slides]')
+    leuko predict --source slides/wide.png --tiles --cell-size 120 --max-pixels 400
+    leuko predict --source slides/7.svs --tiles
     # boxes to correct in Label Studio
     leuko predict --weights runs/train/fcos --source slides/patient7 --labels labelstudio
     # several models, fused
     leuko predict --ensemble runs/train/fcos runs/train/cascade_rcnn --source slides/patient7
+    # many images on several machines, each of which takes a part; then put the parts together
+    leuko predict --source slides --shard 1/4
+    leuko merge runs/predict/leuko-small-*-of-4
     """
 
     source: str = ""
-    """An image, a folder of images, or a pattern in quotes."""
+    """An image, a folder of images, a pattern in quotes, or a text file (.txt) that lists images, one a line."""
     save: str = "runs/predict"
     """Folder of results."""
+    pictures: int = MAX_PICTURES
+    """Draw annotated pictures and make review.html of at most this many images. Of more, only tables and report.html
+    are written."""
+    batch: int = 0
+    """Images that the detector looks at together; 0: 8 on a GPU, one on a CPU, where more are not faster. What is found
+    does not depend on it, but for rounding."""
+    workers: int = -1
+    """Worker processes; -1: on a CPU one per core, at most 16, each of which detects; beside a GPU one per core but
+    one, at most 8, which decode."""
+    shard: str = ""
+    """Part of the images, as i/n (1/4 to 4/4), for arrays of jobs; leuko merge puts the parts together. Processes that
+    torchrun has started take a part each by themselves."""
     max_pixels: int = MAX_PIXELS
     """Megapixels of the largest image that is read; a larger one is listed as not read. A pixel takes up to 12 bytes of
     memory."""
@@ -421,6 +457,35 @@ class PredictOptions(DetectOptions):
             raise LeukoError(f"--source is missing: {remedy}")
         self.check_models()
         check_pixels(self.max_pixels)
+        for flag in ("batch", "pictures"):
+            if getattr(self, flag) < 0:
+                raise LeukoError(f"--{flag} {getattr(self, flag)}: must not be negative")
+        index, shards = self.shard_of
+        if not 0 <= index < shards:
+            raise LeukoError(f"--shard {self.shard}: give i/n, such as 1/4, with i from 1 to n")
+
+    @property
+    def shard_of(self) -> tuple[int, int]:
+        """The number of the shard that ``shard`` names, from 0 on, and how many there are; (0, 1) without one, and (-1,
+        0) where it names none."""
+        first, _, last = (self.shard or "1/1").partition("/")
+        return (int(first) - 1, int(last)) if first.isdecimal() and last.isdecimal() else (-1, 0)
+
+
+@dataclass
+class MergeOptions:
+    """Put the shards of a prediction together: the files are those that one process would have written."""
+
+    EXAMPLES: ClassVar[str] = """
+    leuko merge runs/predict/leuko-small-*-of-4
+    """
+
+    shards: list[str] = field(default_factory=list, metadata=POSITIONAL)
+    """The folders of all shards of a prediction."""
+    save: str = "runs/predict"
+    """Folder of results."""
+    name: str = ""
+    """The result's folder in it, as leuko predict names it if empty."""
 
 
 def check_sizes(sizes: Sequence[int] | None) -> None:
@@ -430,6 +495,12 @@ def check_sizes(sizes: Sequence[int] | None) -> None:
     for size in sizes or ():
         if not LEAST_SIDE <= size <= MOST_SIDE:
             raise LeukoError(f"--imgsz {size}: give at least {LEAST_SIDE} pixels, and at most {MOST_SIDE}")
+
+
+def check_cell_size(number: float) -> None:
+    """LeukoError unless the width of a cell in pixels is usable."""
+    if number and not 4 <= number <= 4096:
+        raise LeukoError(f"--cell-size {number:g}: give pixels from 4 to 4096, or 0")
 
 
 def check_pixels(number: int) -> None:

@@ -18,7 +18,8 @@ DOWNLOADS = Path("weights")
 @dataclass(frozen=True)
 class Entry:
     """A file of weights in the registry; ``sha256`` is the hash in hexadecimal or its beginning, ``size`` in MB. Of
-    weights that come with leuko these are not stated, and neither is a ``url``."""
+    weights that come with leuko these are not stated, and neither is a ``url``; but ``cell`` is, the width of a cell in
+    their training in pixels of the network and of the images."""
 
     name: str
     model: str
@@ -27,6 +28,7 @@ class Entry:
     url: str = ""
     sha256: str = ""
     size: str = "?"
+    cell: str = ""
 
     @property
     def comes_with_leuko(self) -> bool:

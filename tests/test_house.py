@@ -22,7 +22,7 @@ FLOORS = (  # lowest first; a room may import what lies below it, and its own fl
     ("runtime",),
     ("engine",),
     ("download", "train", "val", "predict", "export", "type", "detector", "data.__main__"),
-    ("compare", "adapt"),
+    ("compare", "adapt", "merge"),
 )
 
 

@@ -5,6 +5,7 @@ An EXIF orientation is ignored everywhere, because the boxes of a data set refer
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 from collections.abc import Iterator
@@ -40,20 +41,27 @@ _TURN_BACK = {  # by orientation, how pixels that were turned by it become the s
 
 class ImageFile:
     """An image file in memory, to be decoded once or more. ``header`` is its :class:`ImageHeader`, ``bits`` those that
-    its channels use, which is known once it is decoded (see :func:`used_bits`).
+    its channels use, which is known once it is decoded (see :func:`used_bits`). ``data`` are the file's bytes where
+    they are at hand; ``path`` is then only its name.
 
     Raises LeukoError where it is missing, cut off, no image, or larger than ``max_pixels`` megapixels. (A decoder fills
     the missing end of a JPEG with grey in silence, so its end marker is looked for.)
     """
 
-    def __init__(self, path: str | Path, max_pixels: float = MAX_PIXELS):
-        self.path = path
-        with open_regular(path, _FILE_BYTES * max_pixels + _FILE_MB) as file, memory_errors_as(path):
-            self.data = file.read()
+    def __init__(self, path: str | Path, max_pixels: float = MAX_PIXELS, data: bytes = b""):
+        self.path, self.data = path, data
+        if not data:
+            with open_regular(path, _FILE_BYTES * max_pixels + _FILE_MB) as file, memory_errors_as(path):
+                self.data = file.read()
         if self.data.startswith(JPEG):
             _check_jpeg(self.data, path)
         self.header = read_header(io.BytesIO(self.data), path, max_pixels)
         self.bits = self.header.depth
+
+    @property
+    def sha256(self) -> str:
+        """Of the file."""
+        return hashlib.sha256(self.data).hexdigest()
 
     def decode(self, side: int = 0) -> np.ndarray:
         """The stored pixels, [H, W, 3] uint8 RGB; with ``side``, perhaps reduced (see :func:`read_image`)."""
@@ -177,7 +185,12 @@ def is_image(path: str | Path) -> bool:
     return name.lower().endswith(IMAGE_SUFFIXES) and not is_hidden(name)
 
 
-def list_images(folder: str | Path, recursive: bool = False, hidden: list[Path] | None = None) -> list[Path]:
+def list_images(
+    folder: str | Path,
+    recursive: bool = False,
+    hidden: list[Path] | None = None,
+    suffixes: tuple[str, ...] = IMAGE_SUFFIXES,
+) -> list[Path]:
     """Return the images in a folder, sorted by path, optionally with those of its sub-folders; raises LeukoError.
 
     Hidden files and folders are passed over at every level (see :func:`is_hidden`); the images among them are appended
@@ -189,7 +202,7 @@ def list_images(folder: str | Path, recursive: bool = False, hidden: list[Path] 
     found, passed_over, hidden_folders = [], [], []
     entered = {os.path.realpath(folder)}
     for root, folders, files in os.walk(folder, onerror=_raise_unreadable, followlinks=True):
-        named = [name for name in files if name.lower().endswith(IMAGE_SUFFIXES)]
+        named = [name for name in files if name.lower().endswith(suffixes)]
         found += [Path(root, name) for name in named if not is_hidden(name)]
         passed_over += [Path(root, name) for name in named if is_hidden(name)]
         names, folders[:] = sorted(folders) if recursive else [], []
@@ -203,7 +216,7 @@ def list_images(folder: str | Path, recursive: bool = False, hidden: list[Path] 
     if hidden is not None:
         for top in (place for place in hidden_folders if not os.path.islink(place)):
             for root, _, files in os.walk(top):  # those that may not be read are passed over, too
-                passed_over += [Path(root, name) for name in files if name.lower().endswith(IMAGE_SUFFIXES)]
+                passed_over += [Path(root, name) for name in files if name.lower().endswith(suffixes)]
         hidden += sorted(passed_over)
     return sorted(found)
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -22,7 +23,9 @@ from ..errors import LeukoError
 from .dataset import Dataset
 from .fit import fit, fitted_size
 from .header import ImageHeader, image_header
-from .images import ImageFile
+from .slides import Slide, is_slide, open_image
+
+K, R = TypeVar("K"), TypeVar("R")
 
 
 def to_tensor(image: np.ndarray) -> Tensor:
@@ -56,7 +59,7 @@ class LoadedImage:
     path: Path
     size: tuple[int, int]
     views: dict[int, Tensor] = field(default_factory=dict)
-    pixels: np.ndarray | None = None
+    pixels: np.ndarray | Slide | None = None
     header: ImageHeader | None = None
     bits: int = 8
 
@@ -68,29 +71,39 @@ class LoadedImage:
 
     @classmethod
     def of_file(
-        cls, path: Path, image_sizes: Sequence[int], with_pixels: bool = False, max_pixels: float = MAX_PIXELS
+        cls,
+        path: Path,
+        image_sizes: Sequence[int],
+        with_pixels: bool = False,
+        max_pixels: float = MAX_PIXELS,
+        data: bytes = b"",
     ) -> LoadedImage:
-        """From a file, read once; raises LeukoError as :class:`~leuko.data.images.ImageFile` does."""
-        file = ImageFile(path, max_pixels)
+        """From a file, read once, or from its bytes; or a slide, whose ``pixels`` are read as they are asked for.
+        Raises LeukoError as :func:`~leuko.data.slides.open_image` does."""
+        file = open_image(path, max_pixels, data)
         pixels = file.decode() if with_pixels else None
         views = {size: to_tensor(file.view(size, pixels)) for size in image_sizes}
         return cls(path, file.header[:2], views, pixels, file.header, file.bits)
 
 
+def is_left_to_main(path: Path) -> bool:
+    """Whether a worker process leaves an image to the main process, since several large ones at once are more than a
+    machine holds. Raises LeukoError."""
+    if not get_worker_info() or is_slide(path):
+        return False
+    header = image_header(path, math.inf)
+    return header.width * header.height > LARGE * 1e6
+
+
 class _Images(TorchDataset):
-    """Images by their number; None in a worker process for one that is left to the main process, since several large
-    ones at once are more than a machine holds."""
+    """Images by their number; None for one that is left to the main process."""
 
     def __init__(self, paths: Sequence[Path], *how: object):
         self.paths, self.how = paths, how
 
     def __getitem__(self, index: int) -> LoadedImage | None:
         path = self.paths[index]
-        if get_worker_info():
-            header = image_header(path, math.inf)
-            if header.width * header.height > LARGE * 1e6:
-                return None
-        return LoadedImage.of_file(path, *self.how)
+        return None if is_left_to_main(path) else LoadedImage.of_file(path, *self.how)
 
 
 def equal_batches(dataset: Dataset, image_size: int, batch: int) -> list[list[int]]:
@@ -134,6 +147,23 @@ def _in_order(images: _Images, batches: Sequence[Sequence[int]], workers: int) -
 
 
 # ---------------------------------------------------------------- worker processes
+
+
+class _Results(TorchDataset):
+    """What a function makes of each key."""
+
+    def __init__(self, function: Callable[[K], R]):
+        self.function = function
+
+    def __getitem__(self, key: K) -> R:
+        return self.function(key)
+
+
+def in_workers(function: Callable[[K], R], keys: Sequence[K], workers: int = 0) -> Iterator[R | LeukoError]:
+    """``function(key)`` of each key in their order, or its LeukoError, by so many processes of one thread each; by this
+    process without any. No more than two results per process wait."""
+    for (result,) in started(worker_loader(_Results(function), [[key] for key in keys], list, workers)):
+        yield result
 
 
 class _ErrorsAsItems(TorchDataset):

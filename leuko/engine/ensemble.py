@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ import torch
 from torchvision import ops
 from tqdm import tqdm
 
-from ..config import TrainOptions
+from ..config import MOST_DETECTIONS, TrainOptions
 from ..data.dataset import Dataset
 from ..data.loader import LoadedImage
 from ..detections import MAX_DETECTIONS, Detections
@@ -30,6 +31,7 @@ from . import cost, fusion, typing_network
 from .checkpoint import Weights, load_weights
 from .evaluate import Predictions, at_size, detect, predict, prepare
 from .state import load_state
+from .tiling import Tiling, known_sides
 from .typing_network import load_detector
 
 LAST = Path("weights/last.safetensors")
@@ -41,7 +43,9 @@ WEAK, LEARNED = 0.5, 0.1  # of the best validation mAP; the best of runs that ha
 class EnsembleMember:
     """A trained model ready to detect (alone or in an ensemble), with its name in tables, its number of parameters and
     the image sizes that it looks at. ``typing`` is its typing stage, if it has one; ``typer`` tells whose stage
-    that is, where it is not that of its own weights (see ``typing_network.load``); ``amp`` is its precision;
+    that is, where it is not that of its own weights (see ``typing_network.load``); ``amp`` is its precision; ``tiling``
+    how it cuts images into tiles, if it does; ``cell`` how wide a cell is taken to be in pixels of an image, 0 if that
+    is not known;
     ``new_name`` gives the name that the data has for one of its types."""
 
     name: str
@@ -52,6 +56,8 @@ class EnsembleMember:
     typing: TypingStage | None = None
     typer: str = ""
     amp: str = "none"
+    tiling: Tiling | None = None
+    cell: float = 0.0
     new_name: Callable[[str], str] = str
 
     @classmethod
@@ -63,32 +69,60 @@ class EnsembleMember:
         max_detections: int = MAX_DETECTIONS,
         typer: str = "",
         amp: str = "none",
+        tiles: bool = False,
+        cell_size: float = 0.0,
     ) -> EnsembleMember:
-        """From a run folder or a weights file; ``sizes`` as in ``--imgsz``, the model's own if none is given, ``typer``
-        as in ``--typer``. How many it detects is an option of its use: what its recipe says does not count."""
+        """From a run folder, weights or an export; ``sizes`` as in ``--imgsz``, the model's own if none is given;
+        ``typer``, ``tiles``, ``cell_size`` as their flags. How many it detects is an option of its use: what its recipe
+        says does not count."""
         weights = load_detector(source, max_detections)
         path = Path(os.path.abspath(weights.path))  # `.` has no name; a link keeps its own
         is_run = path.parent.name == "weights" and path.stem in ("best", "last")
         name = path.parent.parent.name if is_run else path.stem
         sizes = tuple(sizes) or (weights.image_size,)
+        tiling = Tiling.of(weights, sizes, weights.image_size, cell_size) if tiles else None
+        cell = cell_size or known_sides(weights).get("stored", 0.0)
         typing, whose = typing_network.load(weights, typer, device)
         if isinstance(weights, ExportedDetector):
-            return cls(name, weights, weights, weights.metadata["parameters"], sizes, typing, whose)
+            number = weights.metadata["parameters"]
+            return cls(name, weights, weights, number, sizes, typing, whose, "none", tiling, cell)
         model = weights.build()
         model.max_detections = max_detections
         number = cost.parameters(model) + (cost.parameters(typing.net.module) if typing else 0)
-        return cls(name, weights, prepare(model, device), number, sizes, typing, whose, amp)
+        return cls(name, weights, prepare(model, device), number, sizes, typing, whose, amp, tiling, cell)
 
     @property
     def types(self) -> Sequence[str]:
         """The types that it gives, in the order of its labels."""
         return self.typing.types if self.typing else self.weights.classes
 
+    @property
+    def views(self) -> tuple[int, ...]:
+        """The sizes in which it looks at whole images: none where it cuts them into tiles."""
+        return () if self.tiling else self.sizes
+
+    @property
+    def largest(self) -> float:
+        """The largest of these; inf where it cuts them."""
+        return max(self.views, default=math.inf)
+
+    @property
+    def needs_pixels(self) -> bool:
+        """Whether it looks at an image's stored pixels, too."""
+        return bool(self.typing or self.tiling)
+
+    def cell_of(self, image: LoadedImage) -> tuple[float, float]:
+        """The width that a cell of an image is taken to have, in its pixels and in those of the network; 0 where that
+        is not known."""
+        if self.tiling:
+            return self.tiling.cell(image), self.tiling.network
+        return self.cell, self.cell * max(self.sizes) / max(image.size)
+
     def detect(self, images: Sequence[LoadedImage], device: torch.device) -> list[Detections]:
-        """Detections of each image, whose views include those of the member's sizes, and which has its pixels where
-        there is a typing stage."""
-        mine = [replace(image, views={size: image.views[size] for size in self.sizes}) for image in images]
-        return [replace(d, types=tuple(self.types)) for d in detect(self.model, mine, device, self.typing, self.amp)]
+        """Detections of each image, which has the ``views`` of the member, and its pixels where these are needed."""
+        mine = [replace(image, views={size: image.views[size] for size in self.views}) for image in images]
+        found = detect(self.model, mine, device, self.typing, self.amp, self.tiling)
+        return [replace(d, types=tuple(self.types)) for d in found]
 
     def predict(self, dataset: Dataset, device: torch.device, batch: int = 1, workers: int = -1) -> Predictions:
         """Detections on a data set, with labels in its order of types."""
@@ -100,6 +134,7 @@ class EnsembleMember:
             "warmup": True,
             "typing": self.typing,
             "amp": self.amp,
+            "tiling": self.tiling,
         }
         self.labels_in(dataset.types)
         result = predict(self.model, dataset, device, **about)
@@ -140,8 +175,8 @@ class EnsembleMember:
 
     @property
     def max_detections(self) -> int:
-        """Most detections per image."""
-        return self.model.max_detections
+        """Most detections per image: of a tile the model's, of all together any number."""
+        return MOST_DETECTIONS if self.tiling else self.model.max_detections
 
     @property
     def scaling(self) -> Scaling | None:
@@ -172,11 +207,13 @@ class EnsembleMember:
         return (self.weights.about.get("val") or {}).get("mAP")
 
 
-def places(members: Sequence[EnsembleMember], detections: Detections) -> int:
+def places(members: Sequence[EnsembleMember], detections: Detections, image: LoadedImage | None = None) -> int:
     """The number of a model's detections that count against ``--max-detections``: a typing stage makes several of
-    one."""
-    is_typed = any(member.typing for member in members)
-    return len(np.unique(detections.boxes, axis=0)) if is_typed else len(detections)
+    one, and of an ``image`` that is cut into tiles it is the most of a tile."""
+    if any(member.typing for member in members):
+        detections = detections[np.unique(detections.boxes, axis=0, return_index=True)[1]]
+    tilings = [member.tiling for member in members if member.tiling and image]
+    return max((tiling.most(detections, image) for tiling in tilings), default=len(detections))
 
 
 def without_weak(members: list[EnsembleMember], named: bool) -> list[EnsembleMember]:
@@ -201,17 +238,10 @@ def _distinct(detections: Detections) -> np.ndarray:
     return ops.batched_nms(boxes, scores, torch.from_numpy(detections.labels), SAME_CELL).numpy()
 
 
-def load_members(
-    sources: Sequence[str | Path],
-    device: torch.device,
-    sizes: Sequence[int] = (),
-    max_detections: int = MAX_DETECTIONS,
-    typer: str = "",
-    amp: str = "none",
-) -> list[EnsembleMember]:
-    """The models of run folders, weights files or exports, of which a folder may name several; two of one name get a
-    number behind it."""
-    members = [EnsembleMember.load(each, device, sizes, max_detections, typer, amp) for each in members_of(sources)]
+def load_members(sources: Sequence[str | Path], device: torch.device, *how: object) -> list[EnsembleMember]:
+    """The models of run folders, weights files or exports, of which a folder may name several, loaded as
+    :meth:`EnsembleMember.load` says; two of one name get a number behind it."""
+    members = [EnsembleMember.load(source, device, *how) for source in members_of(sources)]
     for member in members:
         if member.name.startswith("ensemble"):  # which is what the fusion is called
             member.name += " (model)"

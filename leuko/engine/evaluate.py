@@ -6,6 +6,7 @@ import copy
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,6 +22,9 @@ from ..models import DetectionModel
 from ..runtime import ExportedDetector
 from ..runtime.typing_stage import TypingStage
 from . import distributed, fusion
+
+if TYPE_CHECKING:
+    from .tiling import Tiling
 
 PRECISIONS = {"none": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -76,17 +80,29 @@ def to_unit(pixels: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
     return [image[:, :h, :w] for image, (h, w) in zip(pixels.float() / 255, sizes, strict=True)]
 
 
-@torch.inference_mode()
 def detect(
     model: DetectionModel | ExportedDetector,
     images: Sequence[LoadedImage],
     device: torch.device,
     typing: TypingStage | None = None,
     amp: str = "none",
+    tiling: Tiling | None = None,
+) -> list[Detections]:
+    """Detections of each image, in pixels of the stored image: of its views or, with a ``tiling``, of its tiles. A
+    ``typing`` stage then gives them their types. Both look at the stored pixels."""
+    if tiling:
+        found = [tiling(model, image, device, amp) for image in images]
+    else:
+        found = detect_views(model, images, device, amp)
+    return typing(images, found) if typing else found
+
+
+@torch.inference_mode()
+def detect_views(
+    model: DetectionModel, images: Sequence[LoadedImage], device: torch.device, amp: str = "none"
 ) -> list[Detections]:
     """Detections of each image, in pixels of the stored image. Of several views of an image (test-time augmentation)
-    the detections are fused, one vote per view. A ``typing`` stage, which looks at the stored pixels, then gives them
-    their types. ``amp`` is the network's precision, as in ``--amp``."""
+    the detections are fused, one vote per view. ``amp`` is the network's precision, as in ``--amp``."""
     per_view = []
     for size in images[0].views:
         views = [image.views[size] for image in images]
@@ -95,7 +111,7 @@ def detect(
     found = per_view[0]
     if len(per_view) > 1:
         found = fusion.fuse(per_view, [image.size for image in images], max_detections=model.max_detections)
-    return typing(images, found) if typing else found
+    return found
 
 
 def on_views(
@@ -137,18 +153,19 @@ def predict(
     warmup: bool = False,
     typing: TypingStage | None = None,
     amp: str = "none",
+    tiling: Tiling | None = None,
 ) -> Predictions:
-    """Run a prepared model over a data set, with a progress bar; ``image_sizes`` are the model's own if none is given,
-    and the types those of a ``typing`` stage, if it has one. At most ``batch`` images of one size go through it at
-    once. Where several processes validate, each takes its share of the same batches, so that the same is found.
+    """Run a prepared model over a data set, with a progress bar; ``image_sizes`` are the model's own if none is given;
+    ``typing``, ``amp`` and ``tiling`` as in :func:`detect`. At most ``batch`` images of one size go through it at once.
+    Where several processes validate, each takes its share of the same batches, so that the same is found.
 
     With ``warmup`` the first batch runs once more before, untimed, since the first call allocates memory and chooses
     kernels.
     """
     sizes = image_sizes or (model.preprocess.image_size,)
     batches = equal_batches(dataset, sizes[0], batch)
-    how = (sizes, worker_count(workers), title, warmup)
-    shares = distributed.shared(_predict_share, model, typing, device, amp, dataset, batches, *how)
+    how = (() if tiling else sizes, worker_count(workers), title, warmup)
+    shares = distributed.shared(_predict_share, model, typing, device, (amp, tiling), dataset, batches, *how)
     found = {i: detections for share, _ in shares for i, detections in share.items()}
     return Predictions([found[i] for i in range(len(dataset))], np.concatenate([seconds for _, seconds in shares]))
 
@@ -159,7 +176,7 @@ def _predict_share(
     model: DetectionModel,
     typing: TypingStage | None,
     device: torch.device,
-    amp: str,
+    amp_and_tiling: tuple[str, Tiling | None],
     dataset: Dataset,
     batches: list[list[int]],
     sizes: Sequence[int],
@@ -174,13 +191,13 @@ def _predict_share(
     found: dict[int, Detections] = {}
     seconds: list[float] = []
     mine = batches[rank::ranks]
-    loaded = sample_batches(dataset, sizes, mine, workers, with_pixels=typing is not None)
+    loaded = sample_batches(dataset, sizes, mine, workers, with_pixels=bool(typing or amp_and_tiling[1]))
     with tqdm(total=sum(map(len, mine)), desc=title, unit="image", leave=False) as bar:
         for numbers, images in zip(mine, loaded, strict=True):
             if warmup and not seconds:
-                detect(model, images, device, typing, amp)
+                detect(model, images, device, typing, *amp_and_tiling)
             start = time.perf_counter()
-            detections = detect(model, images, device, typing, amp)  # on the CPU then, so that a GPU's work is done
+            detections = detect(model, images, device, typing, *amp_and_tiling)  # on the CPU, so a GPU's work is done
             seconds.append(time.perf_counter() - start)
             found |= dict(zip(numbers, detections, strict=True))
             bar.update(len(images))

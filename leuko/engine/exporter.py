@@ -29,6 +29,8 @@ from ..synth.stain import REFERENCE
 from . import thresholds
 from .checkpoint import Weights
 from .ensemble import EnsembleMember
+from .metadata import CELL
+from .tiling import known_sides
 
 OPSET = 17
 FORMATS = {"onnx": ".onnx", "openvino": ".xml"}
@@ -123,7 +125,7 @@ def metadata(member: EnsembleMember, half: bool) -> dict:
         "max_detections": member.max_detections,
         "score_threshold": model.score_threshold,
         "threshold": thresholds.alone(member).value,
-        "about": weights.about,
+        "about": weights.about | ({CELL: sides} if (sides := known_sides(weights)) else {}),
         "typer": typer,
     }
     return plain(about)
