@@ -444,6 +444,10 @@ class PredictOptions(DetectOptions):
     shard: str = ""
     """Part of the images, as i/n (1/4 to 4/4), for arrays of jobs; leuko merge puts the parts together. Processes that
     torchrun has started take a part each by themselves."""
+    engine: Literal["local", "ray"] = "local"
+    """ray: by Ray Data (extra ray) on the cluster that RAY_ADDRESS names, or on this machine; the results also as
+    Parquet. --source may then be Parquet with path and, where these are no files, bytes, or an object store's address.
+    Pictures and review.html are not made."""
     max_pixels: int = MAX_PIXELS
     """Megapixels of the largest image that is read; a larger one is listed as not read. A pixel takes up to 12 bytes of
     memory."""
@@ -463,6 +467,16 @@ class PredictOptions(DetectOptions):
         index, shards = self.shard_of
         if not 0 <= index < shards:
             raise LeukoError(f"--shard {self.shard}: give i/n, such as 1/4, with i from 1 to n")
+        for flag in ("shard", "originals"):
+            if self.engine == "ray" and getattr(self, flag):
+                raise LeukoError(f"--{flag} is not for --engine ray; leave one of them out")
+        if self.is_remote and self.engine != "ray":
+            raise LeukoError(f"--source {self.source}: is read by Ray; give --engine ray, too")
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether the source is one that only Ray reads: an object store's address, or Parquet."""
+        return "://" in self.source or is_table(self.source)
 
     @property
     def shard_of(self) -> tuple[int, int]:
@@ -486,6 +500,11 @@ class MergeOptions:
     """Folder of results."""
     name: str = ""
     """The result's folder in it, as leuko predict names it if empty."""
+
+
+def is_table(source: str) -> bool:
+    """Whether a source is Parquet: a file, or a folder of files, with paths or bytes of images."""
+    return source.rstrip("/").endswith(".parquet")
 
 
 def check_sizes(sizes: Sequence[int] | None) -> None:

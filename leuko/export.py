@@ -17,7 +17,8 @@ from .config import ExportOptions
 from .data import source
 from .data.images import read_image
 from .engine import exporter, parity
-from .engine.ensemble import EnsembleMember, finished_runs, load_members
+from .engine.ensemble import EnsembleMember, load_members
+from .engine.finished import finished_runs
 from .errors import LeukoError
 from .io import write_json
 from .report.run import whole_run

@@ -31,13 +31,13 @@ from .engine.ensemble import (
     EnsembleMember,
     Fusion,
     best_members,
-    finished_runs,
     load_members,
     places,
     tune,
     without_weak,
 )
 from .engine.evaluate import choose_device
+from .engine.finished import finished_runs
 from .engine.thresholds import Threshold
 from .engine.tiling import cells_at_network
 from .errors import LeukoError
