@@ -6,10 +6,15 @@ Letters: N images, H, W the largest height and width in a batch, D the most dete
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib.util
 import json
+import os
+import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -44,7 +49,8 @@ class DetectorGraph(nn.Module):
 
     def __init__(self, model: DetectionModel):
         super().__init__()
-        self.model = model
+        self.model = copy.deepcopy(model)
+        self.model.for_export()
 
     def forward(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         preprocess = self.model.preprocess
@@ -145,17 +151,13 @@ def _write(graph: nn.Module, inputs: dict[str, Tensor], axes: dict, about: dict,
     onnx_path = path.with_suffix(".onnx")
     outputs = [name for name in axes if name not in inputs]
     graph = graph.eval().to(memory_format=torch.contiguous_format)
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # of the tracer, which sees Python branch on sizes; parity shows what is right
+    names = {"input_names": list(inputs), "output_names": outputs, "dynamic_axes": axes}
+    with _quiet(), torch.no_grad():
         try:
-            torch.onnx.export(
-                graph, tuple(inputs.values()), str(onnx_path), dynamo=False, opset_version=OPSET,
-                input_names=list(inputs), output_names=outputs, dynamic_axes=axes,
-            )  # fmt: skip
+            torch.onnx.export(graph, tuple(inputs.values()), str(onnx_path), dynamo=False, opset_version=OPSET, **names)
         except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
-            raise LeukoError(
-                f"{path.name}: its network cannot be exported ({str(error).splitlines()[0]:.200})"
-            ) from error
+            reason = str(error).splitlines()[0]
+            raise LeukoError(f"{path.name}: its network cannot be exported ({reason:.200})") from error
     model = onnx.load(onnx_path)
     if half and path.suffix == ".onnx":
         _halve(model)
@@ -163,6 +165,23 @@ def _write(graph: nn.Module, inputs: dict[str, Tensor], axes: dict, about: dict,
     onnx.save(model, onnx_path)
     if path.suffix == ".xml":
         _convert(onnx_path, path, about, half)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Leave out what the tracer says of Python that branches on sizes (parity shows what is right), and that it prints
+    a graph that it cannot export, past Python."""
+    sys.stdout.flush()
+    stdout = os.dup(1)
+    try:
+        with warnings.catch_warnings(), open(os.devnull, "wb") as nowhere:
+            warnings.simplefilter("ignore")
+            os.dup2(nowhere.fileno(), 1)
+            yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(stdout, 1)
+        os.close(stdout)
 
 
 def _halve(model) -> None:

@@ -29,6 +29,7 @@ from ..metrics import counting, doubles
 from ..registry import find_weights
 from ..report import plots
 from ..report.predictions import ImagePrediction
+from ..runtime.ensemble import members_of
 from ..runtime.typing_stage import OFF
 from . import thresholds
 from .ensemble import EnsembleMember, Fusion, load_members, places, without_weak
@@ -146,7 +147,7 @@ class Predictor:
         self.options.check_models()
         o = self.options  # whose files another process may look for from another folder
         o.weights, o.typer = (source if source in ("", OFF) else _whole_path(source) for source in (o.weights, o.typer))
-        o.ensemble = o.ensemble and [_whole_path(source) for source in o.ensemble]
+        o.ensemble = o.ensemble and [_whole_path(source) for source in members_of(o.ensemble)]
 
     @property
     def models(self) -> Models:

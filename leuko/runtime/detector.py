@@ -102,8 +102,12 @@ class ExportedDetector:
         too), with at least this score (without it, that from which counts are best): one detection for each, in
         descending order of score. Raises LeukoError."""
         if isinstance(image, (str, Path)):
-            from ..data.images import read_image
-
+            try:
+                from ..data.images import read_image
+            except ImportError as error:
+                raise LeukoError(
+                    f"{image}: to read files, pip install pillow pyyaml; or give pixels ({error})"
+                ) from error
             image = read_image(image)
         if image.dtype != np.uint8 or 0 in image.shape or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,)):
             raise LeukoError(f"image of {image.dtype} and shape {list(image.shape)}: give uint8 [H, W, 3] or [H, W]")
