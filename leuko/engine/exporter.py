@@ -27,6 +27,7 @@ from ..config import MOST_SIDE
 from ..errors import LeukoError
 from ..io import plain
 from ..models import DetectionModel
+from ..ops.boxes import clip
 from ..registry import licence_of
 from ..runtime.detector import FORM
 from ..runtime.graph import KEY
@@ -61,7 +62,7 @@ class DetectorGraph(nn.Module):
         batch = torch.where(rows[:, None, :, None] & columns[:, None, None], batch, batch.new_zeros(()))
         batch = F.pad(batch, (0, -width % preprocess.divisor, 0, -height % preprocess.divisor))
         found = self.model.detect(self.model.fpn(self.model.backbone(batch)), sizes.float())
-        return found.boxes, found.scores, found.labels, (found.scores >= 0).sum(1)
+        return clip(found.boxes, sizes.float()), found.scores, found.labels, (found.scores >= 0).sum(1)
 
 
 class TyperGraph(nn.Module):
