@@ -1,4 +1,4 @@
-"""Trained models and their fusion: which runs take part, with which weights, and what is tuned."""
+"""Trained models and their fusion: how they look at images, with which weights they vote, and what is tuned."""
 
 from __future__ import annotations
 
@@ -15,23 +15,20 @@ import torch
 from torchvision import ops
 from tqdm import tqdm
 
-from ..config import MOST_DETECTIONS, TrainOptions
+from ..config import MOST_DETECTIONS
 from ..data.dataset import Dataset
 from ..data.loader import LoadedImage
 from ..detections import MAX_DETECTIONS, Detections
 from ..errors import LeukoError, nearest
-from ..io import read_yaml
 from ..metrics import coco
 from ..metrics.calibration import Scaling
 from ..models import DetectionModel
 from . import cost, fusion, typing_stage
 from .checkpoint import Weights, load_weights
 from .evaluate import Predictions, detect, predict, prepare
-from .state import load_state
 from .tiling import Tiling, known_sides
 from .typing_stage import TypingStage
 
-LAST = Path("weights/last.safetensors")
 SAME_CELL = 0.5  # IoU
 WEAK, LEARNED = 0.5, 0.1  # of the best validation mAP; the best of runs that have learned enough to be compared
 
@@ -238,49 +235,6 @@ def load_members(sources: Sequence[str | Path], device: torch.device, *how: obje
         if names.count(member.name) > 1:
             member.name += f" ({names[: i + 1].count(names[i])})"
     return members
-
-
-# ---------------------------------------------------------------- which runs
-
-
-def is_finished(folder: Path, epochs: int) -> bool:
-    """Whether a run was trained for so many epochs or more, or stopped early when it was to have so many: by its state,
-    which an epoch writes after its weights, or, where somebody has removed that, by these."""
-    last, state = folder / LAST, folder / "resume.pt"
-    if not last.is_file():
-        return False
-    if not state.is_file():
-        return (load_weights(last).about.get("epoch") or 0) >= epochs
-    return load_state(state).progress.is_finished(epochs)
-
-
-def epochs_of(folder: Path) -> int:
-    """The epochs that a run is to have; its other options, which an older leuko may have written, are not looked at."""
-    path = folder / "args.yaml"
-    epochs = read_yaml(path).get("epochs", TrainOptions.epochs)
-    if type(epochs) is not int:
-        raise LeukoError(f"{path}: epochs: {epochs!r} is not a whole number; correct it")
-    return epochs
-
-
-def finished_runs(project: str | Path, types: Sequence[str] | None = None) -> list[Path]:
-    """The runs of a project folder that were trained to their last epoch, and on the given types if any are given.
-
-    Raises LeukoError if there are fewer than two, since there is nothing to fuse then.
-    """
-    runs = []
-    for args in sorted(Path(project).glob("*/args.yaml")):
-        folder = args.parent
-        if not (folder / LAST).is_file() or not is_finished(folder, epochs_of(folder)):
-            continue
-        if types is None or set(load_weights(folder / LAST).types) == set(types):
-            runs.append(folder)
-    if len(runs) < 2:
-        fits = "" if types is None else f" for the types {', '.join(types)}"
-        raise LeukoError(
-            f"{project}: {len(runs)} finished runs{fits}, but an ensemble needs two; train more, or name them"
-        )
-    return runs
 
 
 def best_members(members: Sequence[EnsembleMember], number: int) -> list[int]:

@@ -30,8 +30,9 @@ from ..registry import find_weights
 from ..report import plots
 from ..report.predictions import ImagePrediction
 from . import thresholds
-from .ensemble import EnsembleMember, Fusion, finished_runs, load_members, places, without_weak
+from .ensemble import EnsembleMember, Fusion, load_members, places, without_weak
 from .evaluate import choose_device
+from .finished import finished_runs
 from .thresholds import Threshold
 from .typing_stage import OFF
 
