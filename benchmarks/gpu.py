@@ -75,7 +75,7 @@ class Sizes:
     images: int = 320
 
 
-QUICK = Sizes("resnet18", 96, 2, 1, 64, "test_resnet", 32, 256, 8)
+QUICK = Sizes("resnet18", 96, 2, 1, 96, "test_resnet", 32, 256, 8)
 
 
 # ---------------------------------------------------------------------- one step

@@ -15,7 +15,7 @@ import gpu
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
-SIDE, BACKBONE = 64, "test_resnet"
+SIDE, BACKBONE = 96, "test_resnet"  # at 64 px, torch's bfloat16 gradients of a 1 x 1 map are not finite on a CPU
 FEW = ("fcos", "faster_rcnn")  # where all six say no more
 CASES = [("cpu", name) for name in FEW] + [pytest.param("cuda", name, marks=DEVICES[1].marks) for name in SIX]
 
