@@ -77,17 +77,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "data"
         synth(data, images=options.batch * (options.steps + 1) + 2, size=options.imgsz, val=0, test=0, workers=1)
-        same = {name: str(getattr(options, name)) for name in ("model", "backbone", "imgsz", "batch")} | {
-            "data": str(data)
-        }
-        words = [word for name, value in same.items() for word in (f"--{name}", value)]
+        words = ["--data", str(data)]
+        for name in ("model", "backbone", "imgsz", "batch"):
+            words += [f"--{name}", str(getattr(options, name))]
         for _ in range(options.repeats):
             for processes, speeds in found.items():
                 speeds.append(measured(processes, words))
                 print(f"{processes} of 1 thread: {speeds[-1]:.2f} images/s", flush=True)
     one, two = (statistics.median(speeds) for speeds in found.values())
-    print(f"{options.model}, {options.backbone}, {options.imgsz} px, batch {options.batch}: two processes {two:.2f}")
-    print(f"images/s, one {one:.2f} images/s, ratio {two / one:.2f}; load of the machine {os.getloadavg()[0]:.1f}")
+    print(f"{options.model}, {options.backbone}, {options.imgsz} px, batch {options.batch}, medians: two processes")
+    print(f"{two:.2f} images/s, one {one:.2f}, ratio {two / one:.2f}; load of the machine {os.getloadavg()[0]:.1f}")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from .registry import DEFAULT
 POSITIONAL = {"positional": True}  # metadata of an option that is given by its place on the command line
 EXAMPLES = Path(__file__).parent / "examples"  # fields to try a detector on
 MAX_PIXELS = 80  # megapixels of an image that is read: its decoding then takes at most 1 GB
+LEAST_SIDE, MOST_SIDE = 64, 8192  # pixels to which the longer side of an image is scaled
 MOST_DETECTIONS = 10_000  # that --max-detections may ask for
 MAX_PICTURES = 1000  # images of which pictures and a page for review are made, if no other number is given
 LABELS = ("coco", "yolo", "voc", "labelstudio")  # the formats in which what was found is written
@@ -443,6 +444,10 @@ class PredictOptions(DetectOptions):
     shard: str = ""
     """Part of the images, as i/n (1/4 to 4/4), for arrays of jobs; leuko merge puts the parts together. Processes that
     torchrun has started take a part each by themselves."""
+    engine: Literal["local", "ray"] = "local"
+    """ray: by Ray Data (extra ray) on the cluster that RAY_ADDRESS names, or on this machine; the results also as
+    Parquet. --source may then be Parquet with path and, where these are no files, bytes, or an object store's address.
+    Pictures and review.html are not made."""
     max_pixels: int = MAX_PIXELS
     """Megapixels of the largest image that is read; a larger one is listed as not read. A pixel takes up to 12 bytes of
     memory."""
@@ -462,6 +467,16 @@ class PredictOptions(DetectOptions):
         index, shards = self.shard_of
         if not 0 <= index < shards:
             raise LeukoError(f"--shard {self.shard}: give i/n, such as 1/4, with i from 1 to n")
+        for flag in ("shard", "originals"):
+            if self.engine == "ray" and getattr(self, flag):
+                raise LeukoError(f"--{flag} is not for --engine ray; leave one of them out")
+        if self.is_remote and self.engine != "ray":
+            raise LeukoError(f"--source {self.source}: is read by Ray; give --engine ray, too")
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether the source is one that only Ray reads: an object store's address, or Parquet."""
+        return "://" in self.source or is_table(self.source)
 
     @property
     def shard_of(self) -> tuple[int, int]:
@@ -487,13 +502,18 @@ class MergeOptions:
     """The result's folder in it, as leuko predict names it if empty."""
 
 
+def is_table(source: str) -> bool:
+    """Whether a source is Parquet: a file, or a folder of files, with paths or bytes of images."""
+    return source.rstrip("/").endswith(".parquet")
+
+
 def check_sizes(sizes: Sequence[int] | None) -> None:
     """LeukoError unless the sizes of images, in pixels, are large enough and differ."""
     if len(set(sizes or ())) < len(sizes or ()):
         raise LeukoError(f"--imgsz {' '.join(map(str, sizes))}: names a size twice")
     for size in sizes or ():
-        if not 64 <= size <= 8192:
-            raise LeukoError(f"--imgsz {size}: give at least 64 pixels, and at most 8192")
+        if not LEAST_SIDE <= size <= MOST_SIDE:
+            raise LeukoError(f"--imgsz {size}: give at least {LEAST_SIDE} pixels, and at most {MOST_SIDE}")
 
 
 def check_cell_size(number: float) -> None:
@@ -640,6 +660,62 @@ class AdaptOptions:
             raise LeukoError(f"--seed {self.seed}: give a number from 0 to below 2**31")
         check_workers(self.workers)
         check_pixels(self.max_pixels)
+
+
+@dataclass
+class ExportOptions:
+    """Write a detector as a file that runs without PyTorch, and prove that it says the same. A typing stage goes with
+    it; leuko predict, leuko val and Detector take the file as they take weights."""
+
+    EXAMPLES: ClassVar[str] = """
+    # the detector that comes with leuko, for ONNX Runtime
+    leuko export
+    # your own, for OpenVINO
+    leuko export --weights runs/train/fcos --format openvino
+    # several, to be fused
+    leuko export --ensemble runs/train/fcos runs/train/cascade_rcnn --name both
+    # then
+    leuko predict --weights runs/export/fcos/fcos.onnx --source slides/patient7
+    leuko predict --ensemble runs/export/both --source slides/patient7
+    """
+
+    weights: str = ""
+    """Run folder (its best weights), weights file, or a name that leuko download knows; leuko-small, which comes with
+    leuko, if neither this nor --ensemble is given."""
+    ensemble: list[str] | None = None
+    """Export each of these, and a manifest that names them; with none named, every finished run of --project."""
+    project: str = "runs/train"
+    """Folder in which --ensemble looks for runs."""
+    format: Literal["onnx", "openvino"] = "onnx"
+    """onnx: one file, for ONNX Runtime; openvino: NAME.xml and NAME.bin."""
+    imgsz: int = 0
+    """Longer side in pixels to which images are scaled; 0: the one that the model was trained at. The file takes images
+    of any size."""
+    half: bool = False
+    """Store the weights in 16 instead of 32 bits: the file is half as large, and computes in 32 bits all the same."""
+    max_detections: int = MAX_DETECTIONS
+    """Most detections per image."""
+    data: str = ""
+    """Data set on whose images parity is shown; without it, on rendered fields."""
+    split: str = "test"
+    """Split of --data."""
+    fields: int = 8
+    """Number of fields on which parity is shown."""
+    save: str = "runs/export"
+    """Folder of exports."""
+    name: str = ""
+    """The export's folder in --save, the model's name if empty; NAME-2, NAME-3 ... where it exists."""
+
+    def check(self) -> None:
+        """Raise LeukoError naming the flag whose value cannot be used."""
+        if self.weights and self.ensemble is not None:
+            raise LeukoError("name one model with --weights, or several with --ensemble")
+        if not self.weights and self.ensemble is None:
+            self.weights = DEFAULT
+        check_sizes([self.imgsz] if self.imgsz else ())
+        check_max_detections(self.max_detections)
+        if not 2 <= self.fields <= 1000:
+            raise LeukoError(f"--fields {self.fields}: give 2 to 1,000")
 
 
 @dataclass

@@ -24,8 +24,8 @@ from .data.formats.sidecar import original_of
 from .data.images import IMAGE_SUFFIXES, image_size, is_hidden, list_images
 from .data.slides import SLIDE_SUFFIXES
 from .engine import prediction
+from .engine.on_ray import predict_on_ray
 from .engine.predictor import Models, Predictor
-from .engine.typing_stage import OFF
 from .errors import LeukoError, one_line
 from .io import digest, make_folder, read_list, write_yaml
 from .registry import find_weights
@@ -33,6 +33,7 @@ from .report import predicted
 from .report.journal import Journal, write_jsonl
 from .report.predicted import About
 from .report.predictions import Predictions
+from .runtime.typing_stage import OFF
 
 SHARD = "shard.jsonl"  # what one of several jobs has found, for leuko merge
 LIST = ".txt"  # how a list of images ends
@@ -47,7 +48,7 @@ def predict(options: PredictOptions) -> Path:
     """
     options.check()
     options = of_torchrun(options)
-    source = find_images(options.source)
+    source = Source([], [], []) if options.is_remote else find_images(options.source)
     predictor = Predictor(**asdict(options))
     models = predictor.models
     originals = {path: original(path, options.max_pixels) for path in source.images} if options.originals else {}
@@ -59,10 +60,13 @@ def predict(options: PredictOptions) -> Path:
     folder = journal.folder
     write_yaml(folder / "args.yaml", asdict(options))
 
-    pictures = make_folder(folder / "images") if len(source.images) <= options.pictures else None
-    size = options.batch or (1 if models.device.type == "cpu" else prediction.GPU_BATCH)
-    batches = prediction.batches_of(source.images, originals, pictures, size)
-    records = prediction.predict_batches(predictor, batches[index::shards], journal, options)
+    pictures, batches = None, []
+    if options.engine == "ray":
+        records = predict_on_ray(predictor, source.images, journal, options.source)
+    else:
+        pictures = make_folder(folder / "images") if len(source.images) <= options.pictures else None
+        batches = prediction.batches_of(source.images, originals, pictures, predictor.batch_size)
+        records = prediction.predict_batches(predictor, batches[index::shards], journal, options)
     if pictures:
         remove_others(pictures, records)
     if shards > 1:

@@ -107,6 +107,12 @@ def comes_with_leuko(path: Path) -> bool:
     return any(entry.comes_with_leuko and entry.path().resolve() == path for entry in registry().values())
 
 
+def licence_of(path: Path) -> str:
+    """The licence of weights that are in the registry; "" for others, which is for their owner to say."""
+    path = path.resolve()
+    return next((entry.licence for entry in registry().values() if entry.path().resolve() == path), "")
+
+
 def backbone_file(backbone: str) -> Path | None:
     """The file of a backbone's ImageNet weights, the first of the registry that was downloaded."""
     files = (entry.path() for entry in registry().values() if entry.model == backbone)

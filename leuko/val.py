@@ -28,7 +28,7 @@ from .detections import Detections
 from .engine import cost, distributed, thresholds
 from .engine.checkpoint import check_keeps, save_about
 from .engine.ensemble import EnsembleMember, Fusion, best_members, load_members, places, tune, without_weak
-from .engine.evaluate import at_size, choose_device
+from .engine.evaluate import choose_device
 from .engine.finished import finished_runs
 from .engine.thresholds import Threshold
 from .engine.tiling import cells_at_network
@@ -120,9 +120,9 @@ def chosen_members(options: ValOptions, dataset: Dataset, device: torch.device) 
         sources: Sequence[str | Path] = [options.weights]
     else:
         sources = options.ensemble or finished_runs(options.project, dataset.types)
-        if len(sources) < 2:
-            raise LeukoError("--ensemble: name at least two models, or one with --weights")
     members = load_members(sources, device, *options.looking)
+    if options.ensemble and len(members) < 2:
+        raise LeukoError("--ensemble: name at least two models, or one with --weights")
     members = without_weak(members, named=options.ensemble != [])
     new_name = source.find(options.data).new_name
     for member in members:
@@ -220,8 +220,7 @@ def measured(
     result = member.predict(dataset, device, options.batch, options.workers)
     memory = cost.peak_memory(device)
     predictions = member.calibrated(result.predictions) if options.calibrated else result.predictions
-    trained = member.weights.build().to(device)  # not fused, for counting
-    operations = sum(cost.gflops(at_size(trained, size), size, device) for size in member.sizes)
+    operations = member.gflops(device)
     environment = run.environment(device)
     costs = {
         "parameters": member.parameters,

@@ -1,12 +1,13 @@
 """Several processes that train and validate as one, started by torchrun.
 
-This file is also what torchrun starts: ``torchrun tests/test_distributed.py FOLDER`` trains two steps of each detector and
-validates, and rank 0 writes what came of it.
+This file is also what torchrun starts: ``torchrun tests/test_distributed.py FOLDER`` trains two steps of each detector
+and validates, and rank 0 writes what came of it.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import signal
@@ -58,30 +59,39 @@ def fields(folder: Path) -> Dataset:
     return Dataset(["NG", "BG", "EG"], samples, split="train")
 
 
-def trained(folder: Path) -> dict[str, dict]:
-    """Each detector after an epoch of two steps: by how much its weights have changed, and the losses."""
-    results = {}
-    data = fields(folder)
-    for name in DETECTORS:
-        torch.manual_seed(0)
-        small = {"image_size": 80, "channels": 64, "fc_channels": 32, "proposals": 40, "rois": 24}
-        norm = "train" if name in FOLLOWING else "frozen"
-        model = create(name, 3, "mobilenetv3_small_050", norm=norm, freeze=False, **small)
-        before = {key: value.clone() for key, value in model.state_dict().items()}
-        options = TrainOptions(imgsz=80, batch=4, lr=0.01, clip=10, epochs=1, augment="none", workers=0, warmup=0)
-        run = Run(folder, options, data, data, CPU)
-        loop = set_up(options, model, data, CPU, fresh=False)
-        losses = train_one_epoch(loop, run, Stop(), lambda: None)
-        changes = {key: value - before[key] for key, value in model.state_dict().items()}
-        results[name] = {"changes": changes, "losses": losses}
-    return results
+def trained(name: str, data: Dataset, **more: float) -> dict[str, dict]:
+    """A detector after an epoch of two steps: by how much its weights have changed, and its losses."""
+    torch.manual_seed(0)
+    small = {"image_size": 80, "channels": 64, "fc_channels": 32, "proposals": 40, "rois": 24}
+    norm = "train" if name in FOLLOWING else "frozen"
+    model = create(name, 3, "mobilenetv3_small_050", norm=norm, freeze=False, **small)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    recipe = {
+        "imgsz": 80,
+        "batch": 4,
+        "lr": 0.01,
+        "clip": 10,
+        "epochs": 1,
+        "augment": "none",
+        "workers": 0,
+        "warmup": 0,
+    }
+    options = TrainOptions(**recipe | more)
+    loop = set_up(options, model, data, CPU, fresh=False)
+    run = Run(data.samples[0].image.parent, options, data, data, CPU)
+    losses = train_one_epoch(loop, run, Stop(), lambda: None)
+    changes = {key: value - before[key] for key, value in model.state_dict().items()}
+    return {"changes": changes, "losses": losses}
 
 
 def main(folder: Path) -> None:
     """What each of torchrun's processes does."""
     torch.set_num_threads(1)
     with distributed.together(CPU):
-        results = trained(folder)
+        data = fields(folder)
+        results = {name: trained(name, data) for name in DETECTORS}
+        with pytest.raises(LeukoError, match="not finite at step 1"):  # by all, or one would wait for the other
+            trained("fcos", data, lr=2e9, clip=math.inf)
         distributed.led(val._val, validation(folder, "shared"), CPU)
         if distributed.leads():
             torch.save(results, folder / "results.pt")
@@ -129,7 +139,7 @@ def test_two_processes_train_and_validate_what_one_does(torchrun, data, tmp_path
     shares = [[b.cells for b in TrainingLoader(images, 4, share=(rank, 2)).epoch(0)] for rank in (0, 1)]
     assert any(sum(cells) == 0 for share in shares for cells in share), "no rank is without a cell in any step"
     process = torchrun(__file__, tmp_path)
-    alone = trained(tmp_path)
+    alone = {name: trained(name, fields(tmp_path)) for name in DETECTORS}
     val._val(validation(tmp_path, "alone"), CPU)
     assert process.wait(timeout=300) == 0, process.communicate()[1]
     together = torch.load(tmp_path / "results.pt", weights_only=True)
@@ -137,6 +147,7 @@ def test_two_processes_train_and_validate_what_one_does(torchrun, data, tmp_path
         ours, theirs = (results[name] for results in (alone, together))
         assert ours["losses"] == pytest.approx(theirs["losses"], rel=1e-4), name
         assert_same(ours["changes"], theirs["changes"])
+    assert [event["event"] for event in events(tmp_path)] == ["diverged"]  # one writes
     assert len(json.loads((tmp_path / "alone/predictions.json").read_text())) > 100
     for file in ("predictions.json", "per_class.csv"):
         assert (tmp_path / "shared" / file).read_bytes() == (tmp_path / "alone" / file).read_bytes()

@@ -17,7 +17,8 @@ from torch import nn
 from leuko import Detector
 from leuko.config import EXAMPLES
 from leuko.data.crops import stain_of
-from leuko.data.images import ImageFile, fit, read_image
+from leuko.data.fit import fit
+from leuko.data.images import ImageFile, read_image
 from leuko.data.loader import LoadedImage
 from leuko.data.slides import Slide, open_image
 from leuko.data.source import load
@@ -29,7 +30,7 @@ from leuko.engine.tiling import Tiling, known_sides
 from leuko.errors import LeukoError
 from leuko.metrics.counting import one_type
 from leuko.models.preprocess import Preprocess
-from leuko.ops.boxes import box_iou
+from leuko.ops.box_iou import box_iou
 from leuko.ops.pairs import overlapping_pairs, share_of_smaller
 from leuko.report.tables import odd_cells
 from leuko.synth.render import render

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.random import Generator
 
 from ..synth.stain import REFERENCE, Stain, from_density, to_density
-from .slides import fitted
+from .fit import fitted
 
 STAIN_SIDE = 512  # pixels of a field's longer side, which are enough to see how it is stained
 AT_ONCE = 64  # crops that are brought to the reference together: a slide has thousands

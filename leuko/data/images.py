@@ -17,6 +17,7 @@ import numpy as np
 
 from ..config import MAX_PIXELS
 from ..errors import LeukoError, is_out_of_memory
+from .fit import fit
 from .header import JPEG, TIFF, image_header, open_regular, read_header, unreadable
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
@@ -143,21 +144,6 @@ def memory_errors_as(path: str | Path) -> Iterator[None]:
 def load_image(path: str | Path, image_size: int) -> np.ndarray:
     """The pixels that a detector sees, in training and in use: :meth:`ImageFile.view` of a file; raises LeukoError."""
     return ImageFile(path).view(image_size)
-
-
-def fit(image: np.ndarray, image_size: int) -> np.ndarray:
-    """Scale the longer side of [H, W, 3] to ``image_size`` pixels: by area downwards, bilinearly upwards."""
-    size = image.shape[1::-1]
-    if max(size) == image_size:
-        return image
-    interpolation = cv2.INTER_AREA if max(size) > image_size else cv2.INTER_LINEAR
-    return cv2.resize(image, fitted_size(size, image_size), interpolation=interpolation)
-
-
-def fitted_size(size: tuple[int, int], image_size: int) -> tuple[int, int]:
-    """(width, height) with the longer side scaled to ``image_size`` pixels."""
-    scale = image_size / max(size)
-    return tuple(max(1, round(side * scale)) for side in size)
 
 
 def _check_jpeg(data: bytes, path: str | Path) -> None:

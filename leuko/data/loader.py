@@ -21,8 +21,8 @@ from torch.utils.data import Dataset as TorchDataset
 from ..config import MAX_PIXELS
 from ..errors import LeukoError
 from .dataset import Dataset
+from .fit import fit, fitted_size
 from .header import ImageHeader, image_header
-from .images import fit, fitted_size
 from .slides import Slide, is_slide, open_image
 
 K, R = TypeVar("K"), TypeVar("R")

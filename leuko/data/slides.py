@@ -15,8 +15,9 @@ import numpy as np
 from ..config import MAX_PIXELS
 from ..errors import LeukoError, one_line
 from ..io import digest
+from .fit import fit
 from .header import ImageHeader, image_header, open_regular, unreadable
-from .images import ImageFile, fit
+from .images import ImageFile
 
 if TYPE_CHECKING:
     import openslide
@@ -153,8 +154,3 @@ def _is_known(path: str | Path) -> bool:
     except ImportError:
         return False
     return openslide.OpenSlide.detect_format(path) is not None
-
-
-def fitted(pixels: np.ndarray | Slide, side: int) -> np.ndarray:
-    """An image or a slide with a longer side of ``side`` pixels (see :func:`~leuko.data.images.fit`)."""
-    return pixels.view(side) if isinstance(pixels, Slide) else fit(pixels, side)

@@ -78,9 +78,8 @@ def parallel(model: nn.Module) -> nn.Module:
     batch_norm.over_ranks(model)
     known = signature(DistributedDataParallel).parameters
     each_step = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # before torch 2.14
-    return DistributedDataParallel(
-        model, gradient_as_bucket_view=True, **{each_step: False}
-    )  # they are the same anyway
+    how = {each_step: False, "gradient_as_bucket_view": True}  # all ranks have the same buffers
+    return DistributedDataParallel(model, **how)
 
 
 # ---------------------------------------------------------------- rank 0 leads, the others help

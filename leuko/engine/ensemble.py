@@ -23,11 +23,14 @@ from ..errors import LeukoError, nearest
 from ..metrics import coco
 from ..metrics.calibration import Scaling
 from ..models import DetectionModel
-from . import cost, fusion, typing_stage
-from .checkpoint import Weights, load_weights
-from .evaluate import Predictions, detect, predict, prepare
+from ..runtime import ExportedDetector
+from ..runtime.ensemble import members_of
+from ..runtime.typing_stage import TypingStage
+from . import cost, fusion, typing_network
+from .checkpoint import Weights
+from .evaluate import Predictions, at_size, detect, predict, prepare
 from .tiling import Tiling, known_sides
-from .typing_stage import TypingStage
+from .typing_network import load_detector
 
 SAME_CELL = 0.5  # IoU
 WEAK, LEARNED = 0.5, 0.1  # of the best validation mAP; the best of runs that have learned enough to be compared
@@ -37,14 +40,14 @@ WEAK, LEARNED = 0.5, 0.1  # of the best validation mAP; the best of runs that ha
 class EnsembleMember:
     """A trained model ready to detect (alone or in an ensemble), with its name in tables, its number of parameters and
     the image sizes that it looks at. ``typing`` is its typing stage, if it has one; ``typer`` tells whose stage
-    that is, where it is not that of its own weights (see ``typing_stage.load``); ``amp`` is its precision; ``tiling``
+    that is, where it is not that of its own weights (see ``typing_network.load``); ``amp`` is its precision; ``tiling``
     how it cuts images into tiles, if it does; ``cell`` how wide a cell is taken to be in pixels of an image, 0 if that
     is not known;
     ``new_name`` gives the name that the data has for one of its types."""
 
     name: str
-    weights: Weights
-    model: DetectionModel
+    weights: Weights | ExportedDetector
+    model: DetectionModel | ExportedDetector
     parameters: int
     sizes: tuple[int, ...]
     typing: TypingStage | None = None
@@ -66,21 +69,23 @@ class EnsembleMember:
         tiles: bool = False,
         cell_size: float = 0.0,
     ) -> EnsembleMember:
-        """From a run folder or a weights file; ``sizes`` as in ``--imgsz``, the model's own if none is given;
+        """From a run folder, weights or an export; ``sizes`` as in ``--imgsz``, the model's own if none is given;
         ``typer``, ``tiles``, ``cell_size`` as their flags. How many it detects is an option of its use: what its recipe
         says does not count."""
-        weights = load_weights(source)
+        weights = load_detector(source, max_detections)
         path = Path(os.path.abspath(weights.path))  # `.` has no name; a link keeps its own
         is_run = path.parent.name == "weights" and path.stem in ("best", "last")
         name = path.parent.parent.name if is_run else path.stem
+        sizes = tuple(sizes) or (weights.image_size,)
+        tiling = Tiling.of(weights, sizes, weights.image_size, cell_size) if tiles else None
+        cell = cell_size or known_sides(weights).get("stored", 0.0)
+        typing, whose = typing_network.load(weights, typer, device)
+        if isinstance(weights, ExportedDetector):
+            number = weights.metadata["parameters"]
+            return cls(name, weights, weights, number, sizes, typing, whose, "none", tiling, cell)
         model = weights.build()
         model.max_detections = max_detections
-        own = model.preprocess.image_size
-        sizes = tuple(sizes) or (own,)
-        tiling = Tiling.of(weights, sizes, own, cell_size) if tiles else None
-        cell = cell_size or known_sides(weights).get("stored", 0.0)
-        typing, whose = typing_stage.load(weights, typer, device)
-        number = cost.parameters(model) + (cost.parameters(typing.net) if typing else 0)
+        number = cost.parameters(model) + (cost.parameters(typing.net.module) if typing else 0)
         return cls(name, weights, prepare(model, device), number, sizes, typing, whose, amp, tiling, cell)
 
     @property
@@ -158,6 +163,13 @@ class EnsembleMember:
             return renamed
         return [p[_distinct(p)] for p in renamed]
 
+    def gflops(self, device: torch.device) -> float:
+        """The operations for one image at all sizes, in 10^9; nan for an export, whose operations are not counted."""
+        if isinstance(self.model, ExportedDetector):
+            return float("nan")
+        trained = self.weights.build().to(device)  # not fused, for counting
+        return sum(cost.gflops(at_size(trained, size), size, device) for size in self.sizes)
+
     @property
     def max_detections(self) -> int:
         """Most detections per image: of a tile the model's, of all together any number."""
@@ -175,7 +187,7 @@ class EnsembleMember:
     def fitted_sizes(self) -> Sequence[int]:
         """The image sizes that the weights' calibration holds for: the model's own where it names none; () without."""
         kept = None if self.typer else self.weights.about.get("calibration")
-        return kept.get("sizes") or (self.weights.recipe["image_size"],) if kept else ()
+        return kept.get("sizes") or (self.weights.image_size,) if kept else ()
 
     def calibrated(self, predictions: Sequence[Detections]) -> list[Detections]:
         """The detections with calibrated scores; LeukoError where the weights hold no calibration for these sizes."""
@@ -224,9 +236,9 @@ def _distinct(detections: Detections) -> np.ndarray:
 
 
 def load_members(sources: Sequence[str | Path], device: torch.device, *how: object) -> list[EnsembleMember]:
-    """The models of run folders or weights files, loaded as :meth:`EnsembleMember.load` says; two of one name get a
-    number behind it."""
-    members = [EnsembleMember.load(source, device, *how) for source in sources]
+    """The models of run folders, weights files or exports, of which a folder may name several, loaded as
+    :meth:`EnsembleMember.load` says; two of one name get a number behind it."""
+    members = [EnsembleMember.load(source, device, *how) for source in members_of(sources)]
     for member in members:
         if member.name.startswith("ensemble"):  # which is what the fusion is called
             member.name += " (model)"
@@ -235,6 +247,9 @@ def load_members(sources: Sequence[str | Path], device: torch.device, *how: obje
         if names.count(member.name) > 1:
             member.name += f" ({names[: i + 1].count(names[i])})"
     return members
+
+
+# ---------------------------------------------------------------- how they are fused
 
 
 def best_members(members: Sequence[EnsembleMember], number: int) -> list[int]:
@@ -252,9 +267,6 @@ def known_mAPs(members: Sequence[EnsembleMember]) -> list[float]:
                 "use; leave them out"
             )
     return [float(member.validation_mAP) for member in members]
-
-
-# ---------------------------------------------------------------- how they are fused
 
 
 @dataclass(frozen=True)

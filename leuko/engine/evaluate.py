@@ -19,8 +19,9 @@ from ..detections import Detections
 from ..errors import LeukoError
 from ..metrics import coco
 from ..models import DetectionModel
+from ..runtime import ExportedDetector
+from ..runtime.typing_stage import TypingStage
 from . import distributed, fusion
-from .typing_stage import TypingStage
 
 if TYPE_CHECKING:
     from .tiling import Tiling
@@ -80,7 +81,7 @@ def to_unit(pixels: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
 
 
 def detect(
-    model: DetectionModel,
+    model: DetectionModel | ExportedDetector,
     images: Sequence[LoadedImage],
     device: torch.device,
     typing: TypingStage | None = None,
@@ -105,17 +106,26 @@ def detect_views(
     per_view = []
     for size in images[0].views:
         views = [image.views[size] for image in images]
-        pixels, sizes = stacked(views)
-        if device.type == "cuda":
-            pixels = pixels.pin_memory()  # from where it is copied while the CPU goes on
-        with autocast(device, amp):
-            outputs = at_size(model, size)(to_unit(pixels.to(device, non_blocking=True), sizes))
-        scales = [(i.size[0] / v.shape[2], i.size[1] / v.shape[1]) for i, v in zip(images, views, strict=True)]
-        per_view.append([Detections.from_tensors(o, s) for o, s in zip(outputs, scales, strict=True)])
+        found = on_views(model, views, size, device, amp)
+        per_view.append([d.scaled(i.size, v.shape[:0:-1]) for d, i, v in zip(found, images, views, strict=True)])
     found = per_view[0]
     if len(per_view) > 1:
         found = fusion.fuse(per_view, [image.size for image in images], max_detections=model.max_detections)
     return found
+
+
+def on_views(
+    model: DetectionModel | ExportedDetector, views: Sequence[Tensor], size: int, device: torch.device, amp: str
+) -> list[Detections]:
+    """Detections on images [3, h, w] uint8 whose longer side is ``size``, in their pixels."""
+    if isinstance(model, ExportedDetector):
+        return model.detect([view.permute(1, 2, 0).numpy() for view in views])
+    pixels, sizes = stacked(views)
+    if device.type == "cuda":
+        pixels = pixels.pin_memory()  # from where it is copied while the CPU goes on
+    with autocast(device, amp):
+        outputs = at_size(model, size)(to_unit(pixels.to(device, non_blocking=True), sizes))
+    return [Detections.from_tensors(output) for output in outputs]
 
 
 @dataclass
@@ -132,7 +142,7 @@ class Predictions:
 
 
 def predict(
-    model: DetectionModel,
+    model: DetectionModel | ExportedDetector,
     dataset: Dataset,
     device: torch.device,
     *,

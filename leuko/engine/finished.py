@@ -1,4 +1,4 @@
-"""Runs that have been trained to their end, which an ensemble is made of where none is named."""
+"""Which runs of a project folder are finished, and can be fused."""
 
 from __future__ import annotations
 

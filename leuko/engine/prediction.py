@@ -21,7 +21,6 @@ from ..report.journal import Journal
 from ..report.predictions import Lazy
 from .predictor import Item, Predictor
 
-GPU_BATCH = 8  # images at once on a GPU; on a CPU several at once are not faster than one after the other
 FEW = 8  # images per process, below which its start takes longer than it saves
 MOST_WORKERS = 16
 

@@ -29,12 +29,15 @@ from ..metrics import counting, doubles
 from ..registry import find_weights
 from ..report import plots
 from ..report.predictions import ImagePrediction
+from ..runtime.ensemble import members_of
+from ..runtime.typing_stage import OFF
 from . import thresholds
 from .ensemble import EnsembleMember, Fusion, load_members, places, without_weak
 from .evaluate import choose_device
 from .finished import finished_runs
 from .thresholds import Threshold
-from .typing_stage import OFF
+
+GPU_BATCH = 8  # images at once on a GPU; on a CPU several at once are not faster than one after the other
 
 
 @dataclass(frozen=True)
@@ -144,12 +147,17 @@ class Predictor:
         self.options.check_models()
         o = self.options  # whose files another process may look for from another folder
         o.weights, o.typer = (source if source in ("", OFF) else _whole_path(source) for source in (o.weights, o.typer))
-        o.ensemble = o.ensemble and [_whole_path(source) for source in o.ensemble]
+        o.ensemble = o.ensemble and [_whole_path(source) for source in members_of(o.ensemble)]
 
     @property
     def models(self) -> Models:
         """The models, loaded once per process; LeukoError where they cannot be."""
         return _models(json.dumps(asdict(self.options)))
+
+    @property
+    def batch_size(self) -> int:
+        """Images that are looked at together."""
+        return self.options.batch or (1 if self.models.device.type == "cpu" else GPU_BATCH)
 
     def __call__(self, batch: Mapping[str, Sequence]) -> dict[str, np.ndarray]:
         """What is found on a batch of N images: ``path`` names their files, or ``bytes`` holds these, or ``image``
@@ -184,9 +192,15 @@ class Predictor:
     # ---------------------------------------------------------------- from files to records
 
     def predict(self, items: Sequence[Item]) -> list[dict] | None:
-        """The record of each image: of :class:`ImagePrediction`, or ``{"error": text}``. None as :meth:`load`."""
-        images = self.load(items)
-        return None if images is None else self.records(items, images)
+        """The record of each of any number of images: of :class:`ImagePrediction`, or ``{"error": text}``. None as
+        :meth:`load`."""
+        records = []
+        for part in (items[at : at + self.batch_size] for at in range(0, len(items), self.batch_size)):
+            images = self.load(part)
+            if images is None:
+                return None
+            records += self.records(part, images)
+        return records
 
     def load(self, items: Sequence[Item]) -> list[LoadedImage | LeukoError] | None:
         """Each image, or the error for which it is not read; None in a loader's process that is to leave them to the

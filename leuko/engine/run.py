@@ -22,7 +22,7 @@ from ..metrics import coco
 from ..metrics.counting import one_type
 from ..models import DetectionModel
 from ..report import pictures, plots, run
-from . import checkpoint, thresholds
+from . import checkpoint, distributed, thresholds
 from .evaluate import evaluate
 from .metadata import CELL
 from .state import Labels, Progress, labels_of, save_state
@@ -132,7 +132,8 @@ class Run:
 
     def stop_diverged(self, step: int, images: Sequence[str], losses: dict[str, float]) -> None:
         """Raise LeukoError with the step, the images and the loss terms."""
-        run.log(self.folder, "diverged", step=step, images=images, losses={k: str(v) for k, v in losses.items()})
+        if distributed.leads():
+            run.log(self.folder, "diverged", step=step, images=images, losses={k: str(v) for k, v in losses.items()})
         listed = ", ".join(f"{k} {v:.4g}" for k, v in losses.items())
         raise LeukoError(
             f"{self.folder}: the loss is not finite at step {step} (epoch {self.progress.epoch + 1}): {listed}; images "

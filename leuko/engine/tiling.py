@@ -24,6 +24,7 @@ from ..errors import LeukoError
 from ..models import DetectionModel
 from ..ops.pairs import box_sides, overlapping_pairs, share_of_smaller
 from ..registry import DEFAULT, find
+from ..runtime import ExportedDetector
 from . import evaluate
 from .checkpoint import Weights, load_weights
 from .metadata import CELL
@@ -52,11 +53,13 @@ def cells_at_network(dataset: Dataset, image_size: float) -> list[tuple[Path, fl
     return [(s.image, float(np.median(each)) * image_size / max(s.width, s.height)) for s, each in sides]
 
 
-def known_sides(weights: Weights) -> dict[str, float]:
+def known_sides(weights: Weights | ExportedDetector) -> dict[str, float]:
     """The same of weights: as their metadata say, or as the registry says of the detector that comes with leuko, also
     where it lies in another file; {} where neither does."""
     if CELL in weights.about:
         return weights.about[CELL]
+    if not isinstance(weights, Weights):
+        return {}  # an export, in which they would be
     own = load_weights(DEFAULT)
     same = weights.recipe == own.recipe and all(
         name in weights.state and torch.equal(value, weights.state[name]) for name, value in own.state.items()
@@ -78,7 +81,7 @@ class Tiling:
     own: int
 
     @classmethod
-    def of(cls, weights: Weights, sizes: Sequence[int], own: int, cell_size: float) -> Tiling:
+    def of(cls, weights: Weights | ExportedDetector, sizes: Sequence[int], own: int, cell_size: float) -> Tiling:
         """For a model; LeukoError where nobody knows how large cells were in its training."""
         known = known_sides(weights)
         if not known:

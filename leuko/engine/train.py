@@ -130,7 +130,7 @@ def be_deterministic(wholly: bool) -> None:
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     if wholly:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which cuBLAS reads when it starts
-    torch.use_deterministic_algorithms(wholly)
+        torch.use_deterministic_algorithms(True)
 
 
 def fit(run: Run, loop: Loop) -> None:

@@ -141,6 +141,9 @@ class DetectionModel(nn.Module):
         for network, shape in self.fusible():
             fuse_conv_bn(network, shape, for_inference=True)
 
+    def for_export(self) -> None:
+        """Take the form in which the network is traced, where that is another."""
+
     def losses(self, pyramid: list[Tensor], sizes: Tensor, targets: Targets) -> dict[str, Tensor]:
         """Scalar losses by name; targets in pixels of the resized images."""
         raise NotImplementedError
@@ -202,7 +205,7 @@ class DetectionModel(nn.Module):
         good = torch.isfinite(rows).all(2) & box_ops.has_area(rows[..., :4]) & (rows[..., 4] >= 0)
         if int((good & (rows[..., 4] < self.num_classes)).sum()) != sum(counts):
             self._refuse(targets)
-        rows[..., :4] *= scale.to(rows.device)
+        rows[..., :4] *= upload(scale, rows.device)
         rows = upload(rows, device)
         return Targets(rows[..., :4], rows[..., 4].long())
 

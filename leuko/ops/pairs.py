@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .boxes import box_iou
+from .box_iou import box_iou
 
 BLOCK = 512  # boxes at once
 

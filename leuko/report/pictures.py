@@ -15,7 +15,8 @@ import numpy as np
 from ..cells import colour
 from ..config import MAX_PIXELS
 from ..data.dataset import Dataset, Sample
-from ..data.images import fit, read_image
+from ..data.fit import fit
+from ..data.images import read_image
 from ..data.slides import open_image
 from ..data.tools.findings import TypedBox
 from ..data.training import TrainingImages, TrainingItem

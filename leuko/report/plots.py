@@ -19,8 +19,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..cells import UNCLASSIFIED, colour
 from ..data.dataset import Dataset
-from ..data.images import fit
-from ..data.slides import Slide, fitted
+from ..data.fit import fit, fitted
+from ..data.slides import Slide
 from ..data.tools.stats import Colour
 from ..detections import Detections
 from ..io import write_bytes

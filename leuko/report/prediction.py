@@ -18,7 +18,7 @@ import numpy as np
 
 from ..cells import UNCLASSIFIED, colour
 from ..config import MAX_PIXELS
-from ..data.slides import fitted
+from ..data.fit import fitted
 from ..detections import Detections
 from ..errors import LeukoError
 from ..io import io_errors_as, make_folder, write_text

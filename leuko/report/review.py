@@ -21,7 +21,8 @@ from .. import __version__
 from ..cells import colour
 from ..config import MAX_PIXELS
 from ..data.dataset import Dataset
-from ..data.slides import fitted, open_image
+from ..data.fit import fitted
+from ..data.slides import open_image
 from ..data.tools.review import CONSENSUS, PREDICTION, page_digest
 from ..detections import Detections
 from ..errors import LeukoError
