@@ -219,9 +219,9 @@ def seed_step(seed: int, step: int) -> None:
 
 def compute_losses(network: nn.Module, batch: TrainingBatch, amp: str, device: torch.device) -> dict[str, torch.Tensor]:
     """The scalar losses of one batch by name."""
-    batch = batch.to(device)
+    images = to_unit(batch.pixels.to(device, non_blocking=True), batch.sizes)
     with autocast(device, amp):
-        return network(to_unit(batch.pixels, batch.sizes), batch.targets())
+        return network(images, batch.targets)
 
 
 class ToHost:

@@ -11,6 +11,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+BLOCK = 4096  # random numbers are drawn in multiples of it
+
 
 def place() -> tuple[int, int]:
     """The rank of this process, and the number of ranks; (0, 1) where it is alone."""
@@ -69,9 +71,14 @@ def smallest(keys: Tensor, number: int) -> Tensor:
     return order[keys[order] <= torch.cat(gathered).sort().values[number - 1]]
 
 
-def generators(number: int, device: torch.device) -> list[torch.Generator]:
-    """A source of random numbers for each of this rank's images. What an image gets depends on its place in the batch,
-    not on the number of ranks; its seed comes from torch's own generator, which each step seeds alike on all ranks."""
+def random(rows: int, columns: int, device: torch.device) -> Tensor:
+    """Random numbers in 0..1 for each of this rank's images: [rows, columns]. What an image gets depends on its place
+    in the batch, not on the number of ranks, nor on how many columns are padding; the seed comes from torch's own
+    generator, which each step seeds alike on all ranks."""
     rank, ranks = place()
-    start = int(torch.randint(2**62, ()))
-    return [torch.Generator(device).manual_seed(start + i) for i in range(rank, number * ranks, ranks)]
+    start, generator = int(torch.randint(2**62, ())), torch.Generator(device)
+    whole = -(-columns // BLOCK) * BLOCK
+    drawn = []
+    for i in range(rank, rows * ranks, ranks):  # one by one: a GPU draws other numbers where they are more
+        drawn.append(torch.rand(whole, generator=generator.manual_seed(start + i), device=device)[:columns])
+    return torch.stack(drawn)
