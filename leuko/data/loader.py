@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -23,24 +24,14 @@ from .dataset import Dataset
 from .header import ImageHeader, image_header
 from .images import ImageFile, fit, fitted_size
 
+K, R = TypeVar("K"), TypeVar("R")
+
 
 def to_tensor(image: np.ndarray) -> Tensor:
     """An image [H, W, 3] uint8 as a tensor [3, H, W]."""
     planes = np.empty((3, *image.shape[:2]), dtype=np.uint8)
     cv2.split(np.ascontiguousarray(image), list(planes))  # into place, several times faster than a transpose
     return torch.from_numpy(planes)
-
-
-def stacked(images: Sequence[Tensor]) -> tuple[Tensor, list[tuple[int, int]]]:
-    """Images [3, h, w] of any sizes as one batch [N, 3, H, W], each in the top left corner, and their (h, w)."""
-    sizes = [tuple(image.shape[1:]) for image in images]
-    if len(set(sizes)) == 1:
-        return torch.stack(list(images)), sizes
-    height, width = map(max, zip(*sizes, strict=True))
-    batch = images[0].new_zeros(len(images), 3, height, width)
-    for slot, image, (h, w) in zip(batch, images, sizes, strict=True):
-        slot[:, :h, :w] = image
-    return batch, sizes
 
 
 LARGE = 16  # megapixels above which an image is decoded on its own
@@ -67,29 +58,38 @@ class LoadedImage:
 
     @classmethod
     def of_file(
-        cls, path: Path, image_sizes: Sequence[int], with_pixels: bool = False, max_pixels: float = MAX_PIXELS
+        cls,
+        path: Path,
+        image_sizes: Sequence[int],
+        with_pixels: bool = False,
+        max_pixels: float = MAX_PIXELS,
+        data: bytes = b"",
     ) -> LoadedImage:
-        """From a file, read once; raises LeukoError as :class:`~leuko.data.images.ImageFile` does."""
-        file = ImageFile(path, max_pixels)
+        """From a file, read once, or from its bytes; raises LeukoError as :class:`ImageFile` does."""
+        file = ImageFile(path, max_pixels, data)
         pixels = file.decode() if with_pixels else None
         views = {size: to_tensor(file.view(size, pixels)) for size in image_sizes}
         return cls(path, file.header[:2], views, pixels, file.header, file.bits)
 
 
+def is_left_to_main(path: Path) -> bool:
+    """Whether a worker process leaves an image to the main process, since several large ones at once are more than a
+    machine holds. Raises LeukoError."""
+    if not get_worker_info():
+        return False
+    header = image_header(path, math.inf)
+    return header.width * header.height > LARGE * 1e6
+
+
 class _Images(TorchDataset):
-    """Images by their number; None in a worker process for one that is left to the main process, since several large
-    ones at once are more than a machine holds."""
+    """Images by their number; None for one that is left to the main process."""
 
     def __init__(self, paths: Sequence[Path], *how: object):
         self.paths, self.how = paths, how
 
     def __getitem__(self, index: int) -> LoadedImage | None:
         path = self.paths[index]
-        if get_worker_info():
-            header = image_header(path, math.inf)
-            if header.width * header.height > LARGE * 1e6:
-                return None
-        return LoadedImage.of_file(path, *self.how)
+        return None if is_left_to_main(path) else LoadedImage.of_file(path, *self.how)
 
 
 def equal_batches(dataset: Dataset, image_size: int, batch: int) -> list[list[int]]:
@@ -133,6 +133,23 @@ def _in_order(images: _Images, batches: Sequence[Sequence[int]], workers: int) -
 
 
 # ---------------------------------------------------------------- worker processes
+
+
+class _Results(TorchDataset):
+    """What a function makes of each key."""
+
+    def __init__(self, function: Callable[[K], R]):
+        self.function = function
+
+    def __getitem__(self, key: K) -> R:
+        return self.function(key)
+
+
+def in_workers(function: Callable[[K], R], keys: Sequence[K], workers: int = 0) -> Iterator[R | LeukoError]:
+    """``function(key)`` of each key in their order, or its LeukoError, by so many processes of one thread each; by this
+    process without any. No more than two results per process wait."""
+    for (result,) in started(worker_loader(_Results(function), [[key] for key in keys], list, workers)):
+        yield result
 
 
 class _ErrorsAsItems(TorchDataset):

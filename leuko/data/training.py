@@ -20,7 +20,7 @@ from torch.utils.data import Dataset as TorchDataset
 from ..errors import LeukoError
 from .cache import CACHES
 from .dataset import AugmentedSample, Dataset
-from .loader import stacked, started, to_tensor, worker_loader
+from .loader import started, to_tensor, worker_loader
 from .transforms.compose import Step, augment
 
 TrainingItem = tuple[Tensor, dict[str, Tensor], int]
@@ -74,11 +74,10 @@ class TrainingImages(TorchDataset):
 
 @dataclass
 class TrainingBatch:
-    """The images of one step: ``pixels``, which take one copy to a GPU, and ``sizes`` as :func:`stacked` gives them,
-    the ``targets`` of each image, and the ``indices`` of the samples. It iterates over :data:`TrainingItem`."""
+    """The images of one step, uint8, as one tensor [N, 3, H, W] where they have one size; the ``targets`` of each, and
+    the ``indices`` of the samples. It iterates over :data:`TrainingItem`."""
 
-    pixels: Tensor
-    sizes: list[tuple[int, int]]
+    images: Tensor | list[Tensor]
     targets: list[dict[str, Tensor]]
     indices: list[int]
 
@@ -86,18 +85,18 @@ class TrainingBatch:
     def of(cls, items: Sequence[TrainingItem]) -> TrainingBatch:
         """From single images."""
         images, targets, indices = zip(*items, strict=True)
-        return cls(*stacked(images), list(targets), list(indices))
+        alike = len({image.shape for image in images}) == 1
+        return cls(torch.stack(images) if alike else list(images), list(targets), list(indices))
 
     def pin_memory(self) -> TrainingBatch:
         """The same in memory from which a GPU copies while the CPU goes on."""
-        return replace(self, pixels=self.pixels.pin_memory())
+        return replace(self, images=self.images.pin_memory()) if isinstance(self.images, Tensor) else self
 
     def __len__(self) -> int:
-        return len(self.sizes)
+        return len(self.images)
 
     def __iter__(self) -> Iterator[TrainingItem]:
-        images = (image[:, :h, :w] for image, (h, w) in zip(self.pixels, self.sizes, strict=True))
-        return zip(images, self.targets, self.indices, strict=True)
+        return zip(self.images, self.targets, self.indices, strict=True)
 
 
 class TrainingLoader:

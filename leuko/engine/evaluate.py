@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from ..data.dataset import Dataset
-from ..data.loader import LoadedImage, equal_batches, sample_batches, stacked, worker_count
+from ..data.loader import LoadedImage, equal_batches, sample_batches, worker_count
 from ..detections import Detections
 from ..errors import LeukoError
 from ..metrics import coco
@@ -69,12 +69,6 @@ def at_size(model: DetectionModel, size: int) -> DetectionModel:
     return other
 
 
-def to_unit(pixels: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
-    """The images of a batch uint8 [N, 3, H, W], each in its top left corner with (height, width) of ``sizes``, as float
-    [3, h, w] in 0..1."""
-    return [image[:, :h, :w] for image, (h, w) in zip(pixels.float() / 255, sizes, strict=True)]
-
-
 @torch.inference_mode()
 def detect(
     model: DetectionModel,
@@ -89,11 +83,8 @@ def detect(
     per_view = []
     for size in images[0].views:
         views = [image.views[size] for image in images]
-        pixels, sizes = stacked(views)
-        if device.type == "cuda":
-            pixels = pixels.pin_memory()  # from where it is copied while the CPU goes on
         with autocast(device, amp):
-            outputs = at_size(model, size)(to_unit(pixels.to(device, non_blocking=True), sizes))
+            outputs = at_size(model, size)(views)
         scales = [(i.size[0] / v.shape[2], i.size[1] / v.shape[1]) for i, v in zip(images, views, strict=True)]
         per_view.append([Detections.from_tensors(o, s) for o, s in zip(outputs, scales, strict=True)])
     found = per_view[0]
