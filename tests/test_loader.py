@@ -148,7 +148,7 @@ def test_weights_of_1_change_nothing_and_others_do(name):
 
 def test_a_focal_loss_is_weighed_where_the_class_is():
     targets, logits = torch.tensor([[1.0, 0], [0, 1], [0, 0]]), torch.randn(3, 2)
-    ratio = criterion.weighted_focal(logits, targets, (2.0, 5.0)) / criterion.focal(logits, targets)
+    ratio = criterion.weighted_focal(logits, targets, torch.tensor([2.0, 5.0])) / criterion.focal(logits, targets)
     assert torch.allclose(ratio, torch.tensor([[2.0, 1], [1, 5], [1, 1]]))
 
 
