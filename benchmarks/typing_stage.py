@@ -11,8 +11,6 @@ memory to types: the detector's network and, with a stage, crops and typing netw
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import statistics
 import tempfile
 import time
@@ -25,9 +23,9 @@ from leuko.cells import TYPES
 from leuko.config import PredictOptions
 from leuko.data.loader import LoadedImage
 from leuko.data.tools.builder import save_image
-from leuko.engine.predictor import Models, predict_images
+from leuko.engine.prediction import batches_of
+from leuko.engine.predictor import Predictor
 from leuko.registry import DEFAULT
-from leuko.report.journal import Journal
 from leuko.synth.render import render
 
 SIZE, FIELDS = 600, 6
@@ -50,8 +48,8 @@ class Case:
     """Models at work on fields, of which they find the given cells."""
 
     def __init__(self, typer: str, options: PredictOptions, fields: dict[Path, np.ndarray]):
-        options = PredictOptions(**{**vars(options), "typer": typer})
-        self.models, self.options, self.fields = Models.of(options), options, fields
+        self.predictor, self.fields = Predictor(**{**vars(options), "typer": typer}), fields
+        self.models = self.predictor.models
         self.queue: list[np.ndarray] = []
         self.models.members[0].model.register_forward_hook(self._given)
 
@@ -66,10 +64,10 @@ class Case:
     def predict(self) -> float:
         """Seconds per image of a whole prediction."""
         self.queue = list(self.fields.values())
-        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
-            journal = Journal.open(folder, "benchmark", {})
+        with tempfile.TemporaryDirectory() as folder:
             start = time.perf_counter()
-            predict_images(self.models, list(self.fields), {}, journal, self.options)
+            for batch in batches_of(list(self.fields), {}, Path(folder), 1):
+                self.predictor.predict(batch)
             return (time.perf_counter() - start) / len(self.fields)
 
     def detect(self) -> float:
@@ -78,7 +76,7 @@ class Case:
         self.queue = list(self.fields.values())
         start = time.perf_counter()
         for image in images:
-            self.models(image)
+            self.models([image])
         return (time.perf_counter() - start) / len(images)
 
 

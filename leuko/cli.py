@@ -32,11 +32,7 @@ from .io import read_yaml
 T = TypeVar("T")
 MOST = 2**31 - 1  # of any number that an option takes
 _NUMBER = float | None  # a number, or what is found where none is given
-_LISTS = {
-    list[str] | None: str,
-    list[int] | None: int,
-    list[str]: str,
-}  # lists that an option may take, and their items
+_LISTS = {list[str] | None: str, list[int] | None: int, list[str]: str}  # that an option may take, and their items
 
 
 @dataclass(frozen=True)
@@ -65,6 +61,7 @@ COMMANDS: dict[str, Command] = {
     "compare": Command(config.CompareOptions, "leuko.compare:compare", takes_given=True),
     "val": Command(config.ValOptions, "leuko.val:val"),
     "predict": Command(config.PredictOptions, "leuko.predict:predict"),
+    "merge": Command(config.MergeOptions, "leuko.merge:merge"),
     "type": Command(config.TypeOptions, "leuko.type:train_typing"),
     "adapt": Command(config.AdaptOptions, "leuko.adapt:adapt"),
     "download": Command(config.DownloadOptions, "leuko.download:run"),
@@ -162,6 +159,8 @@ def leave(command: Callable[[], int | None]) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a file name may not be valid Unicode
+    if "TORCHELASTIC_RUN_ID" in os.environ and os.environ["RANK"] != "0":  # one of torchrun's processes is enough
+        sys.stdout, os.environ["TQDM_DISABLE"] = open(os.devnull, "w"), "1"  # noqa: SIM115
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # it has many lines about a broken image
     try:
         status = command()

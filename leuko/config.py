@@ -19,6 +19,7 @@ POSITIONAL = {"positional": True}  # metadata of an option that is given by its 
 EXAMPLES = Path(__file__).parent / "examples"  # fields to try a detector on
 MAX_PIXELS = 80  # megapixels of an image that is read: its decoding then takes at most 1 GB
 MOST_DETECTIONS = 10_000  # that --max-detections may ask for
+MAX_PICTURES = 1000  # images of which pictures and a page for review are made, if no other number is given
 LABELS = ("coco", "yolo", "voc", "labelstudio")  # the formats in which what was found is written
 SIX = ("fsaf", "fcos", "faster_rcnn", "grid_rcnn", "double_head_rcnn", "cascade_rcnn")  # in the order of the paper
 
@@ -150,9 +151,11 @@ class TrainOptions:
     max_detections: int = MAX_DETECTIONS
     """Most detections per image when an epoch is validated; more candidates are looked at, and that takes longer."""
     amp: Literal["none", "bf16", "fp16"] = "none"
-    """Autocast to half precision; fp16 needs a GPU."""
+    """Train and validate in half precision; fp16 needs a GPU."""
     channels_last: bool = False
     """Keep maps channels-last in memory; faster on a GPU, and for EfficientNet's backbone on a CPU."""
+    deterministic: bool = False
+    """Give the same weights bit for bit on a GPU, too, for the price of some speed; a CPU does so anyway."""
     device: str = "auto"
     """cpu, cuda, cuda:1 or 1 ...; auto takes a GPU if there is one."""
     workers: int = -1
@@ -267,6 +270,8 @@ class DetectOptions:
     labels: list[str] | None = None
     """Also write what was found (by val, with a score of at least .5) as labels to correct, in these formats: coco,
     yolo, voc, labelstudio. Each gets a folder in the result's labels, with the images linked or copied."""
+    amp: Literal["none", "bf16", "fp16"] = "none"
+    """Run the network in half precision; fp16 needs a GPU."""
     device: str = "auto"
     """cpu, cuda, cuda:1 or 1 ...; auto takes a GPU if there is one."""
     workers: int = -1
@@ -397,12 +402,31 @@ class PredictOptions(DetectOptions):
     leuko predict --weights runs/train/fcos --source slides/patient7 --labels labelstudio
     # several models, fused
     leuko predict --ensemble runs/train/fcos runs/train/cascade_rcnn --source slides/patient7
+    # many images on several machines, each of which takes a part; then put the parts together
+    leuko predict --source slides --shard 1/4
+    leuko merge runs/predict/leuko-small-*-of-4
     """
 
     source: str = ""
-    """An image, a folder of images, or a pattern in quotes."""
+    """An image, a folder of images, a pattern in quotes, or a text file (.txt) that lists images, one a line."""
     save: str = "runs/predict"
     """Folder of results."""
+    pictures: int = MAX_PICTURES
+    """Draw annotated pictures and make review.html of at most this many images. Of more, only tables and report.html
+    are written."""
+    batch: int = 0
+    """Images that the detector looks at together; 0: 8 on a GPU, one on a CPU, where more are not faster. What is found
+    does not depend on it, but for rounding."""
+    workers: int = -1
+    """Worker processes; -1: on a CPU one per core, at most 16, each of which detects; beside a GPU one per core but
+    one, at most 8, which decode."""
+    shard: str = ""
+    """Part of the images, as i/n (1/4 to 4/4), for arrays of jobs; leuko merge puts the parts together. Processes that
+    torchrun has started take a part each by themselves."""
+    engine: Literal["local", "ray"] = "local"
+    """ray: by Ray Data (extra ray) on the cluster that RAY_ADDRESS names, or on this machine; the results also as
+    Parquet. --source may then be Parquet with path and, where these are no files, bytes, or an object store's address.
+    Pictures and review.html are not made."""
     max_pixels: int = MAX_PIXELS
     """Megapixels of the largest image that is read; a larger one is listed as not read. A pixel takes up to 12 bytes of
     memory."""
@@ -416,6 +440,50 @@ class PredictOptions(DetectOptions):
             raise LeukoError(f"--source is missing: {remedy}")
         self.check_models()
         check_pixels(self.max_pixels)
+        for flag in ("batch", "pictures"):
+            if getattr(self, flag) < 0:
+                raise LeukoError(f"--{flag} {getattr(self, flag)}: must not be negative")
+        index, shards = self.shard_of
+        if not 0 <= index < shards:
+            raise LeukoError(f"--shard {self.shard}: give i/n, such as 1/4, with i from 1 to n")
+        for flag in ("shard", "originals"):
+            if self.engine == "ray" and getattr(self, flag):
+                raise LeukoError(f"--{flag} is not for --engine ray; leave one of them out")
+        if self.is_remote and self.engine != "ray":
+            raise LeukoError(f"--source {self.source}: is read by Ray; give --engine ray, too")
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether the source is one that only Ray reads: an object store's address, or Parquet."""
+        return "://" in self.source or is_table(self.source)
+
+    @property
+    def shard_of(self) -> tuple[int, int]:
+        """The number of the shard that ``shard`` names, from 0 on, and how many there are; (0, 1) without one, and (-1,
+        0) where it names none."""
+        first, _, last = (self.shard or "1/1").partition("/")
+        return (int(first) - 1, int(last)) if first.isdecimal() and last.isdecimal() else (-1, 0)
+
+
+@dataclass
+class MergeOptions:
+    """Put the shards of a prediction together: the files are those that one process would have written."""
+
+    EXAMPLES: ClassVar[str] = """
+    leuko merge runs/predict/leuko-small-*-of-4
+    """
+
+    shards: list[str] = field(default_factory=list, metadata=POSITIONAL)
+    """The folders of all shards of a prediction."""
+    save: str = "runs/predict"
+    """Folder of results."""
+    name: str = ""
+    """The result's folder in it, as leuko predict names it if empty."""
+
+
+def is_table(source: str) -> bool:
+    """Whether a source is Parquet: a file, or a folder of files, with paths or bytes of images."""
+    return source.rstrip("/").endswith(".parquet")
 
 
 def check_sizes(sizes: Sequence[int] | None) -> None:

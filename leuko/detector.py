@@ -22,6 +22,7 @@ from PIL import Image
 from . import config
 from .data import source
 from .data.loader import LoadedImage
+from .data.memory import in_memory
 from .detections import MAX_DETECTIONS, Detections
 from .engine import thresholds
 from .engine.ensemble import EnsembleMember, Fusion
@@ -30,8 +31,6 @@ from .errors import LeukoError, nearest
 from .metrics import coco, counting
 from .registry import DEFAULT
 from .train import train
-
-_IN_MEMORY = "a uint8 array [H, W, 3] RGB or [H, W] grey, a tensor [3, H, W] or [H, W], or Pillow's image"
 
 
 class Detector:
@@ -98,35 +97,6 @@ class Detector:
             with_pixels = self._member.typing is not None
             loaded = LoadedImage.of_file(Path(image), self._member.sizes, with_pixels, max_pixels)
         else:
-            loaded = LoadedImage.of_pixels(_pixels(image, max_pixels), self._member.sizes)
+            loaded = LoadedImage.of_pixels(in_memory(image, max_pixels), self._member.sizes)
         cells = counting.one_type(self._member.detect([loaded], self.device)[0], len(self.types))
         return cells.above(self.threshold if threshold is None else threshold)
-
-
-def _pixels(image: np.ndarray | torch.Tensor | Image.Image, max_pixels: float) -> np.ndarray:
-    """An image in memory as [H, W, 3] uint8 RGB; LeukoError where it is none."""
-    if isinstance(image, Image.Image):
-        return _pillow_pixels(image, max_pixels)
-    if not isinstance(image, (np.ndarray, torch.Tensor)):
-        raise LeukoError(f"image of type {type(image).__name__}: give a file, {_IN_MEMORY}")
-    is_tensor = isinstance(image, torch.Tensor)
-    is_colour = image.ndim == 3 and image.shape[0 if is_tensor else 2] == 3
-    if (
-        image.dtype != (torch.uint8 if is_tensor else np.uint8)
-        or not (is_colour or image.ndim == 2)
-        or 0 in image.shape
-    ):
-        raise LeukoError(f"image of {image.dtype} and shape {list(image.shape)}: give {_IN_MEMORY}")
-    pixels = (image.permute(1, 2, 0) if is_colour else image).cpu().numpy() if is_tensor else image
-    return pixels if is_colour else np.dstack([pixels] * 3)
-
-
-def _pillow_pixels(image: Image.Image, max_pixels: float) -> np.ndarray:
-    if image.mode[0] in "IF":  # 16 and 32 bits, float
-        raise LeukoError(f"image of Pillow's mode {image.mode}: give one of 8 bits, or its file")
-    if not 0 < image.width * image.height <= max_pixels * 1e6:
-        raise LeukoError(f"image of {image.width}x{image.height} pixels: give 1 to {max_pixels:g} million")
-    try:
-        return np.asarray(image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError) as error:  # it reads its file only now
-        raise LeukoError(f"image of Pillow's that cannot be read: {error}") from error

@@ -5,15 +5,17 @@ from __future__ import annotations
 import csv
 import dataclasses
 import errno
+import functools
 import hashlib
 import io
+import itertools
 import json
 import math
 import os
 import secrets
 import stat
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NoReturn
@@ -250,9 +252,24 @@ def write_text(path: str | Path, text: str, errors: str = "backslashreplace") ->
     write_bytes(path, data)
 
 
+def write_lines(path: str | Path, lines: Iterable[str]) -> None:
+    """Write UTF-8 text as :func:`write_text` does, line by line, each with its end: it need not fit into memory."""
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        file.writelines(line.encode("utf-8", "backslashreplace") for line in lines)
+
+
 def write_json(path: str | Path, value: Any, indent: int | None = 2) -> None:
     """Write JSON. Arrays become lists, paths strings, and numbers that JSON does not know (nan, inf) null."""
     write_text(path, json.dumps(plain(value), indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_json_rows(path: str | Path, document: dict, key: str, rows: Iterable[Any]) -> None:
+    """Write a mapping as :func:`write_json` does and in it, under ``key``, a list of ``rows``, a line each: they need
+    not fit into memory."""
+    encode = functools.partial(json.dumps, ensure_ascii=False, allow_nan=False)
+    head = encode(plain(document | {key: []}), indent=2).removesuffix("]\n}")
+    lines = (f"{',' * bool(i)}\n    {encode(plain(row))}" for i, row in enumerate(rows))
+    write_lines(path, itertools.chain([head], lines, ["\n  ]\n}\n"]))
 
 
 def write_yaml(path: str | Path, value: Any) -> None:
@@ -260,17 +277,23 @@ def write_yaml(path: str | Path, value: Any) -> None:
     write_text(path, yaml.safe_dump(plain(value, finite=False), sort_keys=False, allow_unicode=True))
 
 
-def write_csv(path: str | Path, rows: Sequence[dict], columns: Sequence[str] = ()) -> None:
-    """Write rows under ``columns`` and whatever else they have; what is missing, None or nan is left empty.
+def write_csv(path: str | Path, rows: Iterable[dict], columns: Sequence[str] = ()) -> None:
+    """Write rows under ``columns`` and, of a sequence, what else they have; what is missing, None or nan is left empty.
 
     A text that a spreadsheet would run as a formula, which begins with = + - or @, gets an apostrophe in front.
     """
-    columns = list(dict.fromkeys([*columns, *(key for row in rows for key in row)]))
+    more = (key for row in rows for key in row) if isinstance(rows, Sequence) else ()
+    columns = list(dict.fromkeys([*columns, *more]))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(map(_no_formula, columns))
-    writer.writerows([_no_formula(plain(row.get(key))) for key in columns] for row in rows)
-    write_text(path, text.getvalue())
+
+    def line(values: Iterable[Any]) -> str:
+        text.seek(text.truncate(0))
+        writer.writerow(map(_no_formula, values))
+        return text.getvalue()
+
+    lines = (line(plain(row.get(key)) for key in columns) for row in rows)
+    write_lines(path, itertools.chain([line(columns)], lines))
 
 
 def _no_formula(value: Any) -> Any:

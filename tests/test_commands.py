@@ -29,7 +29,7 @@ from leuko.data.formats import coco
 from leuko.data.source import load
 from leuko.data.tools.found import of_images, write_labels
 from leuko.detections import Detections
-from leuko.engine.predictor import named_pictures
+from leuko.engine.prediction import named_pictures
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TYPES = ["NG", "BG", "EG", "L", "M"]

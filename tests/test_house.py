@@ -21,7 +21,7 @@ FLOORS = (  # lowest first; a room may import what lies below it, and its own fl
     ("baselines",),
     ("engine",),
     ("download", "train", "val", "predict", "type", "detector", "data.__main__"),
-    ("compare", "adapt"),
+    ("compare", "adapt", "merge"),
 )
 
 

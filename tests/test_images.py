@@ -336,7 +336,9 @@ def test_only_the_same_prediction_goes_on(tmp_path, words, leuko, monkeypatch):
     Image.fromarray(blood()).save(tmp_path / "a.png")
     words += ["--source", tmp_path / "a.png", "--name", "p"]
     with monkeypatch.context() as patch:
-        patch.setattr(predict, "write", lambda *_: sys.exit(9))  # the power fails before the results are written
+        patch.setattr(
+            predict.predicted, "write", lambda *_, **__: sys.exit(9)
+        )  # the power fails before the results are written
         assert leuko("predict", *words).code == 9
     journal = tmp_path / "out/p/unfinished.jsonl"
     kept = journal.read_bytes()

@@ -232,9 +232,7 @@ def test_the_page_of_a_prediction(tmp_path, pictures, monkeypatch):
     fields = [found_on(path, types, rng, 5) for path in pictures]
     empty = Detections([], [], [], type_scores=np.zeros((0, 2), np.float32), why=np.array([], dtype=object))
     fields += [(tmp_path / "gone.png", (WIDTH, HEIGHT), fields[0][2]), (pictures[0], (WIDTH, HEIGHT), empty)]
-    page = prediction.prediction_page(
-        tmp_path, iter(fields), types, "0.50 (found on val of <data>)", ["a note"], ["b & c"]
-    )
+    page = prediction.prediction_page(tmp_path, fields, types, "0.50 (found on val of <data>)", ["a note"], ["b & c"])
     text = page.read_text()
     assert (
         "<script" not in text
@@ -257,7 +255,7 @@ def test_the_page_of_a_prediction(tmp_path, pictures, monkeypatch):
     monkeypatch.setattr(prediction, "MAX_FIELDS", 2)
     monkeypatch.setattr(prediction, "MAX_CELLS", 3)
     monkeypatch.setattr(prediction, "LEAST_CELLS", 1)
-    text = prediction.prediction_page(tmp_path, iter(fields), types, "0.50").read_text()
+    text = prediction.prediction_page(tmp_path, fields, types, "0.50").read_text()
     links = re.findall(r'href="(report/[^"]+)"', text)
     assert len(links) == 3 and "<img" not in text and all((tmp_path / link).is_file() for link in links)
     slides = [(tmp_path / link).read_text() for link in links]

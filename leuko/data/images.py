@@ -39,16 +39,18 @@ _TURN_BACK = {  # by orientation, how pixels that were turned by it become the s
 
 class ImageFile:
     """An image file in memory, to be decoded once or more. ``header`` is its :class:`ImageHeader`, ``bits`` those that
-    its channels use, which is known once it is decoded (see :func:`used_bits`).
+    its channels use, which is known once it is decoded (see :func:`used_bits`). ``data`` are the file's bytes where
+    they are at hand; ``path`` is then only its name.
 
     Raises LeukoError where it is missing, cut off, no image, or larger than ``max_pixels`` megapixels. (A decoder fills
     the missing end of a JPEG with grey in silence, so its end marker is looked for.)
     """
 
-    def __init__(self, path: str | Path, max_pixels: float = MAX_PIXELS):
-        self.path = path
-        with open_regular(path, _FILE_BYTES * max_pixels + _FILE_MB) as file, memory_errors_as(path):
-            self.data = file.read()
+    def __init__(self, path: str | Path, max_pixels: float = MAX_PIXELS, data: bytes = b""):
+        self.path, self.data = path, data
+        if not data:
+            with open_regular(path, _FILE_BYTES * max_pixels + _FILE_MB) as file, memory_errors_as(path):
+                self.data = file.read()
         if self.data.startswith(JPEG):
             _check_jpeg(self.data, path)
         self.header = read_header(io.BytesIO(self.data), path, max_pixels)
@@ -139,12 +141,17 @@ def load_image(path: str | Path, image_size: int) -> np.ndarray:
 
 def fit(image: np.ndarray, image_size: int) -> np.ndarray:
     """Scale the longer side of [H, W, 3] to ``image_size`` pixels: by area downwards, bilinearly upwards."""
-    height, width = image.shape[:2]
-    scale = image_size / max(height, width)
-    if scale == 1:
+    size = image.shape[1::-1]
+    if max(size) == image_size:
         return image
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    return cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    interpolation = cv2.INTER_AREA if max(size) > image_size else cv2.INTER_LINEAR
+    return cv2.resize(image, fitted_size(size, image_size), interpolation=interpolation)
+
+
+def fitted_size(size: tuple[int, int], image_size: int) -> tuple[int, int]:
+    """(width, height) with the longer side scaled to ``image_size`` pixels."""
+    scale = image_size / max(size)
+    return tuple(max(1, round(side * scale)) for side in size)
 
 
 def _check_jpeg(data: bytes, path: str | Path) -> None:

@@ -1,33 +1,41 @@
-"""The detectors of a prediction at work on new images, one after the other; what they find is kept as it goes."""
+"""The detectors of a prediction at work: on batches of images, in any process, on any machine.
+
+An image takes one way: a file becomes a :class:`LoadedImage` (:meth:`Predictor.load`), this detections
+(:meth:`Models.__call__`), and these the record of the cells that are counted (:meth:`Predictor.records`).
+"""
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import itertools
+import functools
+import json
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from ..config import PredictOptions
-from ..data.header import ImageHeader
-from ..data.images import is_image, memory_errors_as
-from ..data.loader import LoadedImage, file_images, worker_count
+from ..data.images import memory_errors_as
+from ..data.loader import LoadedImage, is_left_to_main
+from ..data.memory import in_memory
 from ..detections import Detections
-from ..errors import LeukoError, one_line
-from ..io import make_folder, write_bytes
+from ..errors import LeukoError
+from ..io import write_bytes
 from ..metrics import counting, doubles
+from ..registry import find_weights
 from ..report import plots
-from ..report.journal import Journal
+from ..report.predictions import ImagePrediction
 from . import thresholds
 from .ensemble import EnsembleMember, Fusion, finished_runs, load_members, places, without_weak
 from .evaluate import choose_device
 from .thresholds import Threshold
+from .typing_stage import OFF
+
+GPU_BATCH = 8  # images at once on a GPU; on a CPU several at once are not faster than one after the other
 
 
 @dataclass(frozen=True)
@@ -43,9 +51,10 @@ class Models:
     @classmethod
     def of(cls, options: PredictOptions) -> Models:
         """The models that the options name; LeukoError where they do not fit each other or the options."""
-        device = choose_device(options.device)
+        device = choose_device(options.device, options.amp)
         named = [options.weights] if options.ensemble is None else options.ensemble or finished_runs(options.project)
-        members = load_members(named, device, options.imgsz or (), options.max_detections, options.typer)
+        about = options.max_detections, options.typer, options.amp
+        members = load_members(named, device, options.imgsz or (), *about)
         members = without_weak(members, named=options.ensemble != [])
         for member in members:
             member.labels_in(members[0].types)
@@ -74,128 +83,199 @@ class Models:
         """The image sizes that they look at."""
         return list(dict.fromkeys(size for member in self.members for size in member.sizes))
 
-    def __call__(self, image: LoadedImage) -> Detections:
-        """Detections of one image, fused if there are several members."""
-        predictions = [member.relabel(member.detect([image], self.device), self.types) for member in self.members]
+    def __call__(self, images: Sequence[LoadedImage]) -> list[Detections]:
+        """Detections of each image, fused if there are several members. Those of one shape are looked at together, so
+        that none is padded for another: what is found on an image is, but for rounding, what is found on it alone."""
+        alike: dict[tuple, list[int]] = {}
+        for i, image in enumerate(images):
+            alike.setdefault(tuple(view.shape for view in image.views.values()), []).append(i)
+        found = {}
+        for numbers in alike.values():
+            found |= dict(zip(numbers, self._of_one_shape([images[i] for i in numbers]), strict=True))
+        return [found[i] for i in range(len(images))]
+
+    def _of_one_shape(self, images: Sequence[LoadedImage]) -> list[Detections]:
+        predictions = [member.relabel(member.detect(images, self.device), self.types) for member in self.members]
         if self.calibrated:
             predictions = [member.calibrated(p) for member, p in zip(self.members, predictions, strict=True)]
         is_alone = len(self.members) == 1
-        found = predictions[0][0] if is_alone else self.fusion(self.members, predictions, [image.size])[0]
-        return replace(found, types=tuple(self.types))
+        found = predictions[0] if is_alone else self.fusion(self.members, predictions, [i.size for i in images])
+        return [replace(each, types=tuple(self.types)) for each in found]
 
 
-@dataclass(frozen=True)
-class ImagePrediction:
-    """What was found on an image: its file (with ``--originals`` that of its original), ``size`` (width, height), the
-    cells (of ``counting.classify``), their looks [N, 32, 32] (see ``doubles``), and what the file says of itself, with
-    the ``bits`` that its channels use; ``is_full`` where there may be more cells, beyond ``--max-detections``."""
+class Item(NamedTuple):
+    """An image to predict on: its file or name, the file of its annotated picture if there is to be one, its original
+    with ``--originals``, and, where the image is no file on this machine, its file's bytes or its pixels."""
 
     path: Path
-    size: tuple[int, int]
-    cells: Detections
-    looks: np.ndarray
-    header: ImageHeader
-    bits: int
-    is_full: bool
+    picture: Path | None = None
+    original: Path | None = None
+    data: bytes = b""
+    pixels: np.ndarray | None = None
 
-    @classmethod
-    def of(cls, record: dict, types: Sequence[str]) -> ImagePrediction:
-        """From a record of the journal."""
-        number = len(record["boxes"])
-        scores = np.array(record["type_scores"], np.float32).reshape(number, len(types))
-        why = np.array(record["why"], object).reshape(number)
-        looks = np.frombuffer(base64.b64decode(record["looks"]), np.uint8).reshape(number, doubles.SIDE, doubles.SIDE)
-        labels = scores.argmax(1) if number else []
-        cells = Detections(record["boxes"], scores.max(1, initial=0), labels, tuple(types), scores, why)
-        header, about = ImageHeader(*record["header"]), (record["bits"], record["is_full"])
-        return cls(Path(record["path"]), tuple(record["size"]), cells, looks, header, *about)
+    @property
+    def about(self) -> dict:
+        """What tells that a record is of this image, and that its file, by size and time, is still the same."""
+        stats = []
+        for path in (self.path, self.original) if self.original else (self.path,):
+            with contextlib.suppress(OSError, ValueError):
+                status = os.stat(path)
+                stats.append([status.st_size, status.st_mtime_ns])
+        return {"image": str(self.path), "picture": self.picture.name if self.picture else "", "stat": stats}
 
 
-def predict_images(
-    models: Models, paths: Sequence[Path], originals: dict[Path, Path], journal: Journal, options: PredictOptions
-) -> list[ImagePrediction | LeukoError]:
-    """What is found on each image, and its picture in the journal's folder; or the error for which it is not read.
-    Images that the journal has, with their picture, and that have not changed since are not looked at again."""
-    folder = make_folder(journal.folder / "images")
-    known, records, found = {}, {}, {}
-    for record in journal.records:
-        with contextlib.suppress(KeyError, TypeError, ValueError, IndexError):  # one that is damaged is none
-            known[record["picture"]] = record, ImagePrediction.of(record, models.types)
-    for path, picture in named_pictures(paths):
-        about = {"image": str(path), "picture": picture, "stat": stat_of(path, originals.get(path, path))}
-        record, prediction = known.get(picture, ({}, None))
-        if about.items() <= record.items() and (folder / picture).exists():
-            records[path], found[path] = record, prediction
-        else:
-            records[path] = about
-    todo = [path for path in paths if path not in found]
-    if found:
-        print(f"goes on in {one_line(str(journal.folder))}: {len(found)} of {len(paths)} images are done")
-    images = file_images(todo, models.sizes, min(worker_count(options.workers), len(todo) // 8), options.max_pixels)
-    bar = tqdm(images, "predicting", len(paths), unit="image", initial=len(found))
-    for path, image in zip(todo, bar, strict=True):
-        record = records[path]
+class Predictor:
+    """Finds and counts the cells on batches of images, in any process: it is pickled as its options alone, and each
+    process loads the models when it meets the first batch.
+
+    ``options`` are those of :class:`leuko.config.PredictOptions`, such as ``weights``, ``threshold`` or ``device``.
+    For plain pools of processes, and for Ray Data::
+
+        with multiprocessing.Pool(4) as pool:
+            found = pool.map(Predictor("runs/train/fcos"), [{"path": paths} for paths in batches])
+        dataset.map_batches(Predictor, fn_constructor_kwargs={"weights": "runs/train/fcos"}, concurrency=4)
+    """
+
+    def __init__(self, weights: str | Path = "", **options: object):
+        self.options = PredictOptions(weights=str(weights), **options)
+        self.options.check_models()
+        o = self.options  # whose files another process may look for from another folder
+        o.weights, o.typer = (source if source in ("", OFF) else _whole_path(source) for source in (o.weights, o.typer))
+        o.ensemble = o.ensemble and [_whole_path(source) for source in o.ensemble]
+
+    @property
+    def models(self) -> Models:
+        """The models, loaded once per process; LeukoError where they cannot be."""
+        return _models(json.dumps(asdict(self.options)))
+
+    @property
+    def batch_size(self) -> int:
+        """Images that are looked at together."""
+        return self.options.batch or (1 if self.models.device.type == "cpu" else GPU_BATCH)
+
+    def __call__(self, batch: Mapping[str, Sequence]) -> dict[str, np.ndarray]:
+        """What is found on a batch of N images: ``path`` names their files, or ``bytes`` holds these, or ``image``
+        arrays as ``Detector.predict`` takes them.
+
+        Returns arrays of N items: ``path``, ``error`` ("", or why an image was not read, which stops nothing),
+        ``width``, ``height``, and of the image's n cells ``types`` [n] (of each its best one), ``scores`` [n],
+        ``boxes`` [n, 4] xyxy in pixels, ``type_scores`` [n, K] (of all types, in the order of ``models.types``), and
+        ``why`` [n], the reason for which a cell is left unclassified, "" where it is not. Other columns of the batch
+        stay. Raises LeukoError for a batch that holds no images.
+        """
+        given = next((key for key in ("image", "bytes", "path") if key in batch), None)
+        if given is None:
+            raise LeukoError(f"batch of {', '.join(batch) or 'nothing'}: give it path, bytes or image")
+        names = batch.get("path", [""] * len(batch[given]))
+        items = [Item(Path(str(name))) for name in names]
+        if given != "path":
+            field = {"image": "pixels", "bytes": "data"}[given]
+            items = [item._replace(**{field: value}) for item, value in zip(items, batch[given], strict=True)]
+        rows = [self._row(name, record) for name, record in zip(names, self.predict(items), strict=True)]
+        columns = {key: _column([row[key] for row in rows]) for key in self._row("", {"error": ""})}
+        return {key: values for key, values in batch.items() if key not in ("image", "bytes")} | columns
+
+    def _row(self, name: str, record: dict) -> dict:
+        nothing = Detections([], [], [], tuple(self.models.types), np.zeros((0, len(self.models.types))), np.array([]))
+        found = None if "error" in record else ImagePrediction.of(record, self.models.types)
+        cells, size = (found.cells, found.size) if found else (nothing, (0, 0))
+        row = {"path": str(name), "error": record.get("error", ""), "width": size[0], "height": size[1]}
+        row |= {"types": np.array([cell.type for cell in cells], str), "scores": cells.scores, "boxes": cells.boxes}
+        return row | {"type_scores": cells.type_scores.astype(np.float32), "why": cells.why.astype(str)}
+
+    # ---------------------------------------------------------------- from files to records
+
+    def predict(self, items: Sequence[Item]) -> list[dict] | None:
+        """The record of each of any number of images: of :class:`ImagePrediction`, or ``{"error": text}``. None as
+        :meth:`load`."""
+        records = []
+        for part in (items[at : at + self.batch_size] for at in range(0, len(items), self.batch_size)):
+            images = self.load(part)
+            if images is None:
+                return None
+            records += self.records(part, images)
+        return records
+
+    def load(self, items: Sequence[Item]) -> list[LoadedImage | LeukoError] | None:
+        """Each image, or the error for which it is not read; None in a loader's process that is to leave them to the
+        main process."""
+
+        def one(item: Item) -> LoadedImage | LeukoError | None:
+            try:
+                if item.pixels is not None:
+                    return LoadedImage.of_pixels(in_memory(item.pixels, self.options.max_pixels), sizes)
+                if not item.data and is_left_to_main(item.path):
+                    return None
+                return LoadedImage.of_file(item.path, sizes, True, self.options.max_pixels, item.data)
+            except LeukoError as error:
+                return error
+
+        sizes = self.models.sizes
+        images = [one(item) for item in items]
+        return None if None in images else images
+
+    def records(self, items: Sequence[Item], images: Sequence[LoadedImage | LeukoError]) -> list[dict]:
+        """What is found on the images, and their pictures in files."""
+        readable = [image for image in images if not isinstance(image, LeukoError)]
+        found = iter(self._detections(readable))
+        return [
+            _error(image) if isinstance(image, LeukoError) else self._record(item, image, next(found))
+            for item, image in zip(items, images, strict=True)
+        ]
+
+    def _detections(self, images: Sequence[LoadedImage]) -> list[Detections | LeukoError]:
+        """Those of each image; where there is not enough memory for all at once, of one after the other."""
+        if not images:
+            return []
         try:
-            if isinstance(image, LeukoError):
-                raise image
-            with memory_errors_as(path):
-                detections = models(image)
-                is_full = places(models.members, detections.above(models.threshold.value)) >= options.max_detections
-                cells = counting.one_type(detections, len(models.types))
-                if options.originals:
-                    image, cells = on_original(originals[path], image, cells, options.max_pixels)
-                cells = counting.classify(cells, image.size, models.threshold.value)
-                looks = [doubles.look(image.pixels, box).tobytes() for box in cells.boxes]
-                drawn = plots.draw_classified(image.pixels, cells, models.threshold.value)
-                image.pixels = None  # where it is large, one copy is enough
-                data = plots.encoded(drawn, Path(record["picture"]).suffix)
+            with memory_errors_as(images[0].path):
+                return self.models(images)
         except LeukoError as error:
-            found[path] = error
-            continue
-        write_bytes(folder / record["picture"], data)
-        record |= {"path": str(image.path), "size": image.size, "header": image.header, "bits": image.bits}
-        record |= {"boxes": cells.boxes, "type_scores": cells.type_scores, "why": cells.why.tolist()}
-        record |= {"is_full": is_full, "looks": base64.b64encode(b"".join(looks)).decode()}
-        found[path] = ImagePrediction.of(journal.append(record), models.types)
-    for picture in {p.name for p in folder.iterdir()} - {r["picture"] for r in records.values() if "boxes" in r}:
-        (folder / picture).unlink()  # of an image that is no longer there
-    return [found[path] for path in paths]
+            return [error] if len(images) == 1 else [self._detections([image])[0] for image in images]
+
+    def _record(self, item: Item, image: LoadedImage, found: Detections | LeukoError) -> dict:
+        threshold, number = self.models.threshold.value, self.options.max_detections
+        try:
+            if isinstance(found, LeukoError):
+                raise found
+            with memory_errors_as(item.path):
+                is_full = places(self.models.members, found.above(threshold)) >= number
+                cells = counting.one_type(found, len(self.models.types))
+                if item.original:
+                    image, cells = on_original(item.original, image, cells, self.options.max_pixels)
+                cells = counting.classify(cells, image.size, threshold)
+                looks = np.array([doubles.look(image.pixels, box) for box in cells.boxes], np.uint8)
+                picture = plots.draw_classified(image.pixels, cells, threshold) if item.picture else None
+                image.pixels = None  # where it is large, one copy is enough
+                data = plots.encoded(picture, item.picture.suffix) if item.picture else b""
+        except LeukoError as error:
+            return _error(error)
+        if item.picture:
+            write_bytes(item.picture, data)
+        header = image.header or (*image.size, 1, 1, 8)
+        return ImagePrediction(image.path, image.size, cells, looks, header, image.bits, is_full).record()
 
 
-def without_doubles(predictions: list[ImagePrediction]) -> list[ImagePrediction]:
-    """The same with the cells unclassified that an earlier field of their slide, the folder, shows, too."""
-    slides: dict[Path, list[int]] = {}
-    for i, prediction in enumerate(predictions):
-        slides.setdefault(prediction.path.parent, []).append(i)
-    for slide in slides.values():
-        classified = [(i, k) for i in slide for k in np.flatnonzero(predictions[i].cells.why == "")]
-        if not classified:
-            continue
-        looks = np.stack([predictions[i].looks[k] for i, k in classified])
-        for (i, k), is_double in zip(classified, doubles.doubles(looks, [i for i, _ in classified]), strict=True):
-            if is_double:
-                predictions[i].cells.why[k] = counting.DOUBLE
-    return predictions
+@functools.lru_cache(maxsize=1)
+def _models(options: str) -> Models:
+    return Models.of(PredictOptions(**json.loads(options)))
 
 
-def stat_of(*paths: Path) -> list[list[int]]:
-    """Size and time of files: what shows that they have changed; [] for one that cannot be asked."""
-    stats = []
-    for path in paths:
-        with contextlib.suppress(OSError):
-            status = os.stat(path)
-            stats.append([status.st_size, status.st_mtime_ns])
-    return stats
+def _whole_path(source: str) -> str:
+    return str(find_weights(source).absolute())
 
 
-def named_pictures(paths: Sequence[Path]) -> list[tuple[Path, str]]:
-    """Each file with the name of its picture; files of one name in different folders get a number."""
-    named: dict[str, Path] = {}
-    for path in paths:
-        suffix = path.suffix.lower() if is_image(path) else ".jpg"
-        names = (f"{path.stem}{suffix}" if i == 1 else f"{path.stem}-{i}{suffix}" for i in itertools.count(1))
-        named[next(name for name in names if name not in named)] = path
-    return [(path, name) for name, path in named.items()]
+def _error(error: LeukoError) -> dict:
+    return {"error": str(error)}
+
+
+def _column(values: list) -> np.ndarray:
+    """Values as an array: of numbers or texts, or of arrays, which may differ in length."""
+    if not values or not isinstance(values[0], np.ndarray):
+        return np.array(values)
+    column = np.empty(len(values), object)
+    column[:] = values
+    return column
 
 
 def on_original(path: Path, image: LoadedImage, cells: Detections, max_pixels: float) -> tuple[LoadedImage, Detections]:

@@ -79,10 +79,10 @@ class Differential:
     @classmethod
     def of(cls, images: Iterable[Detections], types: Sequence[str]) -> Differential:
         """Of cells as :func:`classify` gives them for each image."""
-        images = list(images)
-        labels = [d.labels[d.why == ""] for d in images]
-        cells = sum((np.bincount(each, minlength=len(types)) for each in labels), np.zeros(len(types), int))
-        reasons = Counter(reason for d in images for reason in d.why if reason)
+        cells, reasons = np.zeros(len(types), int), Counter()
+        for found in images:
+            cells += np.bincount(found.labels[found.why == ""], minlength=len(types))
+            reasons.update(reason for reason in found.why if reason)
         unclassified = {reason: reasons[reason] for reason in (BELOW, BORDER, DOUBLE) if reasons[reason]}
         return cls(tuple(types), tuple(cells.tolist()), unclassified)
 

@@ -8,7 +8,7 @@ are read one by one, reduced, and only those that are shown.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +25,7 @@ from ..io import io_errors_as, make_folder, write_text
 from ..metrics.counting import Differential, doubt, second_types
 from . import pictures
 from .html import data_uri, environment
+from .predictions import Chosen
 from .style import css_colours
 
 MAX_FIELDS, MAX_CELLS = 300, 600  # that a page shows; the cells are divided among the types
@@ -41,7 +42,7 @@ class Slide:
     """The fields of one folder, or of all of them."""
 
     name: str
-    fields: list[Field]
+    fields: Sequence[Field]
     types: Sequence[str]
     page: str = ""  # link to the slide's own page, if it has one
 
@@ -53,29 +54,31 @@ class Slide:
 
 def prediction_page(
     folder: Path,
-    fields: Iterable[Field],
+    fields: Sequence[Field],
     types: Sequence[str],
     threshold: str,
     notes: Sequence[str] = (),
     errors: Sequence[str] = (),
     max_pixels: float = MAX_PIXELS,
+    has_review: bool = True,
 ) -> Path:
     """Write ``report.html`` into the folder of a prediction, and return its path.
 
     ``threshold`` is the score from which cells are classified, and where it comes from; ``notes`` are lines about what
     was not taken as it is, ``errors`` about files that were not read; ``max_pixels`` are the megapixels of the largest
-    image to read. Raises LeukoError where a page cannot be written.
+    image to read; ``has_review`` tells whether there are pictures and a page for review, too. Raises LeukoError where a
+    page cannot be written.
     """
-    whole = Slide(folder.resolve().name, list(fields), types)
-    by_folder: dict[str, list[Field]] = {}
-    for each in whole.fields:
-        by_folder.setdefault(str(each[0].parent), []).append(each)
-    slides = [Slide(name, of_slide, types) for name, of_slide in sorted(by_folder.items())]
+    whole = Slide(folder.resolve().name, fields, types)
+    by_folder: dict[str, list[int]] = {}
+    for i, (path, *_) in enumerate(fields):
+        by_folder.setdefault(str(path.parent), []).append(i)
+    slides = [Slide(name, Chosen(fields, of_slide), types) for name, of_slide in sorted(by_folder.items())]
     pages, is_divided = folder / "report", len(slides) > 1 and len(whole.fields) > MAX_FIELDS
     if pages.exists():
         with io_errors_as("removed", pages):
             shutil.rmtree(pages)  # of an earlier prediction that was not finished
-    about = {"rule": f"one type per cell, score from {threshold}", "MAX_LISTED": MAX_LISTED}
+    about = {"rule": f"one type per cell, score from {threshold}", "MAX_LISTED": MAX_LISTED, "has_review": has_review}
     if is_divided:
         make_folder(pages)
         for number, slide in enumerate(slides, 1):
@@ -103,25 +106,49 @@ def _page(slide: Slide, max_pixels: float, **about: object) -> str:
 def _pictures(slide: Slide, max_pixels: float) -> tuple[list[list[tuple]], list[tuple]]:
     """The crops of the most doubtful cells of each type, and last of those unclassified; and the fields, those with the
     most doubtful cells if not all are shown. Each is a picture, the name of its image, a title and a text."""
-    doubts = [doubt(cells) for *_, cells in slide.fields]
-    groups: list[list[tuple[float, int, int]]] = [[] for _ in (*slide.types, "")]
+    number = len(slide.types) + 1
+    most = max(MAX_CELLS // number, LEAST_CELLS)
+    groups = [_Most(most) for _ in range(number)]
+    doubtful = _Most(MAX_FIELDS)
     for i, (*_, cells) in enumerate(slide.fields):
+        doubts = doubt(cells)
+        doubtful.add(float(doubts.max(initial=-1)), i)
         for k, (label, why) in enumerate(zip(cells.labels.tolist(), cells.why, strict=True)):
-            groups[-1 if why else label].append((float(doubts[i][k]), i, k))
-    most = max(MAX_CELLS // len(groups), LEAST_CELLS)
-    groups = [sorted(group, key=lambda c: -c[0])[:most] for group in groups]
-    fields = sorted(range(len(slide.fields)), key=lambda i: -doubts[i].max(initial=-1))[:MAX_FIELDS]
-    wanted: dict[int, list[int]] = {i: [] for i in sorted(fields)}
-    for _, i, k in (each for group in groups for each in group):
+            groups[-1 if why else label].add(float(doubts[k]), (i, k))
+    fields = sorted(doubtful.items)
+    wanted: dict[int, list[int]] = {i: [] for i in fields}
+    for i, k in (each for group in groups for each in group.items):
         wanted.setdefault(i, []).append(k)
-    crops: dict[tuple[int, int], str] = {}
-    thumbnails = {}
+    crops, thumbnails = {}, {}
     for i, chosen in wanted.items():
-        crops_of_field, thumbnails[i] = _pictures_of(slide.fields[i], slide.types, chosen, max_pixels)
-        crops |= {(i, k): crop for k, crop in zip(chosen, crops_of_field, strict=True)}
-    paths, cells = [path.name for path, *_ in slide.fields], [cells for *_, cells in slide.fields]
-    galleries = [[(crops[i, k], paths[i], *_said(cells[i], k, slide.types)) for _, i, k in group] for group in groups]
-    return galleries, [(thumbnails[i], paths[i], paths[i], _number(cells[i])) for i in sorted(fields)]
+        path, _, cells = field = slide.fields[i]
+        crops_of_field, thumbnail = _pictures_of(field, slide.types, chosen, max_pixels)
+        thumbnails[i] = thumbnail, path.name, path.name, _number(cells)
+        for k, crop in zip(chosen, crops_of_field, strict=True):
+            crops[i, k] = crop, path.name, *_said(cells, k, slide.types)
+    return [[crops[each] for each in group.items] for group in groups], [thumbnails[i] for i in fields]
+
+
+class _Most:
+    """The ``number`` of those added whose value is largest, in descending order; of equals, those that came first."""
+
+    def __init__(self, number: int):
+        self._number, self._kept = number, []
+
+    def add(self, value: float, item: object) -> None:
+        """Add one."""
+        self._kept.append((value, item))
+        if len(self._kept) > 2 * self._number:
+            self._cut()
+
+    def _cut(self) -> None:
+        self._kept = sorted(self._kept, key=lambda each: -each[0])[: self._number]
+
+    @property
+    def items(self) -> list:
+        """Those."""
+        self._cut()
+        return [item for _, item in self._kept]
 
 
 def _pictures_of(field: Field, types: Sequence[str], chosen: Sequence[int], max_pixels: float) -> tuple[list[str], str]:

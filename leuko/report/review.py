@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from ..io import io_errors_as, make_folder, write_text
 from ..metrics import binomial
 from ..metrics.consensus import Suspect
 from .html import data_uri, environment
+from .predictions import Chosen
 
 MAX_CELLS, MAX_FIELDS = 5000, 400  # of a page
 MOST_SUSPECTS = 5000
@@ -93,7 +94,7 @@ def field_of(path: Path, size: tuple[int, int], cells: Detections) -> ReviewFiel
 def write_pages(
     folder: Path,
     types: Sequence[str],
-    fields: Iterable[ReviewField],
+    fields: Sequence[ReviewField],
     *,
     title: str,
     threshold: str = "",
@@ -103,12 +104,12 @@ def write_pages(
     """Write ``review.html``, and the pages in ``review/`` where there are several; returns all of them.
 
     ``threshold`` says in words which cells were counted; ``kind`` is ``PREDICTION``, or ``CONSENSUS`` where the cells
-    are labels that models doubt; ``max_pixels`` are the megapixels of the largest image to read. Pixels are read a
-    field at a time. Raises LeukoError where a page cannot be written.
+    are labels that models doubt; ``max_pixels`` are the megapixels of the largest image to read. Fields are
+    asked for several times, and their pixels read one after the other, so that memory holds one page. Raises LeukoError
+    where a page cannot be written.
     """
-    pages = list(_divide(list(fields)))
-    contents = [_content(types, threshold, of_page) for _, of_page in pages]
-    digests = [page_digest(content) for content in contents]
+    pages = list(_divide(fields))
+    digests = [page_digest(_content(types, threshold, of_page)) for _, of_page in pages]
     several = len(pages) > 1
     with io_errors_as("removed"):
         for old in (folder / "review").glob("*.html"):  # of an earlier prediction that was not finished
@@ -120,7 +121,7 @@ def write_pages(
         file = f"review-{i + 1:03}.json" if several else "review.json"
         neighbours = [(files[n].name, names[n]) for n in (i - 1, i + 1) if 0 <= n < len(pages)]
         make_folder(files[i].parent)
-        data = {**contents[i], **about, "file": file}
+        data = _content(types, threshold, of_page) | about | {"file": file}
         write_text(files[i], _page(types, of_page, data, neighbours, max_pixels))
     if several:
         numbers = map(_numbers, pages)
@@ -155,24 +156,26 @@ def _numbers(page: tuple[str, Sequence[ReviewField]]) -> tuple[int, int, int]:
 
 def _divide(fields: Sequence[ReviewField]) -> Iterator[tuple[str, Sequence[ReviewField]]]:
     """The pages as (slide, fields): all on one, or one per slide, or several for a slide that is larger."""
-    if len(fields) <= MAX_FIELDS and sum(len(each.cells) for each in fields) <= MAX_CELLS:
+    sizes, slides = [], {}
+    for i, each in enumerate(fields):
+        sizes.append(len(each.cells))
+        folder = each.path.resolve().parent
+        of_slide = slides.setdefault(each.group or str(folder), (each.group or "/".join(folder.parts[-2:]), []))
+        of_slide[1].append(i)
+    if len(fields) <= MAX_FIELDS and sum(sizes) <= MAX_CELLS:
         yield "", fields
         return
-    slides: dict[str, list[ReviewField]] = {}
-    for each in fields:
-        slides.setdefault(each.group or str(each.path.resolve().parent), []).append(each)
-    for of_slide in slides.values():
-        slide = of_slide[0].group or "/".join(of_slide[0].path.resolve().parent.parts[-2:])
-        parts: list[list[ReviewField]] = [[]]
+    for slide, numbers in slides.values():
+        parts: list[list[int]] = [[]]
         cells = 0
-        for each in of_slide:
-            cells += len(each.cells)
+        for i in numbers:
+            cells += sizes[i]
             if parts[-1] and (cells > MAX_CELLS or len(parts[-1]) == MAX_FIELDS):
                 parts.append([])
-                cells = len(each.cells)
-            parts[-1].append(each)
+                cells = sizes[i]
+            parts[-1].append(i)
         for number, part in enumerate(parts, 1):
-            yield slide + (f", part {number} of {len(parts)}" if len(parts) > 1 else ""), part
+            yield slide + (f", part {number} of {len(parts)}" if len(parts) > 1 else ""), Chosen(fields, part)
 
 
 # ---------------------------------------------------------------- one page

@@ -34,12 +34,17 @@ def place_images(
                 stem = f"{image.stem}-{attempt}"
             else:
                 old = by_stem[stem.casefold()] = folder / (stem + image.suffix)
-                try:
-                    os.link(image.resolve(), old)  # resolved, since otherwise a symbolic link itself would be linked
-                except OSError:
-                    shutil.copyfile(image, old)
+                link_or_copy(image, old)
         placed[old] = None
     return list(placed)
+
+
+def link_or_copy(file: Path, to: Path) -> None:
+    """Link a file, or copy it where the file system cannot link; OSError where neither is possible."""
+    try:
+        os.link(file.resolve(), to)  # resolved, since otherwise a symbolic link itself would be linked
+    except OSError:
+        shutil.copyfile(file, to)
 
 
 def check_names(file: Path, old: Sequence[str], new: Sequence[str]) -> None:
