@@ -1,6 +1,6 @@
 """leuko's loader against Ultralytics' and torchvision's reference pipeline: images a second for training at 600 px.
 
-    python benchmarks/loader.py --repeats 5
+    python benchmarks/loading.py --repeats 5
 
 Each reads the same JPEGs, scales them to 600 pixels and applies flips, a random scale and crop, and colour jitter, with
 the same number of worker processes and no cache, by turns in one process. Two sets: originals of 3264 x 3264 and minis
@@ -25,7 +25,7 @@ from PIL import Image
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from leuko.data import loader, source
+from leuko.data import source, training
 from leuko.data.dataset import Dataset, Sample
 from leuko.data.formats import yolo
 from leuko.data.transforms.compose import read_steps
@@ -54,8 +54,9 @@ def make(folder: Path, side: int, images: int) -> Path:
 
 def leukos(data: Path, workers: int) -> Loader:
     """leuko's own, with its standard augmentation."""
-    items = loader.TrainingImages(source.load(data, "train"), SIDE, read_steps("standard"), 0)
-    return lambda seed: sum(len(batch) for batch in loader.training_batches(items, seed, BATCH, workers=workers))
+    items = training.TrainingImages(source.load(data, "train"), SIDE, read_steps("standard"), 0)
+    loader = training.TrainingLoader(items, BATCH, workers)
+    return lambda seed: sum(len(batch) for batch in loader.epoch(seed))
 
 
 class Reference(torch.utils.data.Dataset):

@@ -23,7 +23,7 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from leuko.config import PRESETS, TrainOptions
-from leuko.data import loader, source
+from leuko.data import source, training
 from leuko.data.dataset import Dataset
 from leuko.data.transforms.compose import read_steps
 from leuko.engine.evaluate import Predictions, predict
@@ -64,13 +64,14 @@ def build(num_classes: int) -> FCOS:
         image_std=list(body.image_std),
     )
     model.preprocess = SimpleNamespace(image_size=RECIPE.imgsz)  # at which images are loaded
+    model.register_forward_pre_hook(lambda _, given: ([i.float() / 255 for i in given[0]], *given[1:]))
     return model.to(memory_format=torch.channels_last)
 
 
 def train_one_epoch(
     model: FCOS,
     optimiser: torch.optim.Optimizer,
-    items: loader.TrainingImages,
+    items: training.TrainingImages,
     options: argparse.Namespace,
     epoch: int,
 ) -> float:
@@ -80,12 +81,10 @@ def train_one_epoch(
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
     total = 0.0
     schedule = step_schedule(options.lr, batches, options.epochs, RECIPE.warmup)
-    for i, batch in enumerate(loader.training_batches(items, epoch, options.batch)):
+    for i, batch in enumerate(training.TrainingLoader(items, options.batch).epoch(epoch)):
         for group in optimiser.param_groups:
             group["lr"] = schedule(epoch * batches + i)
-        images = [image.float() / 255 for image, _, _ in batch]
-        targets = [target for _, target, _ in batch]
-        loss = sum(model(images, targets).values())
+        loss = sum(model(list(batch.images), batch.targets).values())
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, RECIPE.clip)
@@ -118,7 +117,7 @@ def main() -> None:
     test_set = source.load(options.data, "test", types=train_set.types)
     torch.manual_seed(options.seed)
     model = build(len(train_set.types))
-    items = loader.TrainingImages(train_set, RECIPE.imgsz, read_steps("standard"), options.seed, cache="ram")
+    items = training.TrainingImages(train_set, RECIPE.imgsz, read_steps("standard"), options.seed, cache="ram")
     optimiser = torch.optim.SGD(
         [p for p in model.parameters() if p.requires_grad],
         lr=options.lr,

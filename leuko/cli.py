@@ -159,6 +159,8 @@ def leave(command: Callable[[], int | None]) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a file name may not be valid Unicode
+    if "TORCHELASTIC_RUN_ID" in os.environ and os.environ["RANK"] != "0":  # one of torchrun's processes is enough
+        sys.stdout, os.environ["TQDM_DISABLE"] = open(os.devnull, "w"), "1"  # noqa: SIM115
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # it has many lines about a broken image
     try:
         status = command()

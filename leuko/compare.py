@@ -21,6 +21,7 @@ from shlex import quote
 from .baselines.ultralytics import is_yolo, plain_name
 from .config import TrainOptions, ValOptions, model_names
 from .data import source
+from .engine import distributed
 from .engine.ensemble import epochs_of, is_finished
 from .errors import LeukoError, nearest
 from .io import write_yaml
@@ -34,6 +35,8 @@ def compare(options: TrainOptions, given: Collection[str] = ()) -> Path:
     """Train each model that is not trained yet, going on with what was interrupted, and write the table; returns the
     comparison's folder. ``--show-augment`` draws for the first model alone, without any of that. Raises LeukoError for
     what the user can fix, and KeyboardInterrupt at Ctrl-C."""
+    if distributed.by_torchrun():
+        raise LeukoError("a comparison is trained by one process; start each model's training by torchrun instead")
     resumed = options.resume
     options = resumed_options(options, given) if resumed else TrainOptions(**asdict(options))
     names = checked_names(options.model)

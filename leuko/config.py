@@ -151,9 +151,11 @@ class TrainOptions:
     max_detections: int = MAX_DETECTIONS
     """Most detections per image when an epoch is validated; more candidates are looked at, and that takes longer."""
     amp: Literal["none", "bf16", "fp16"] = "none"
-    """Autocast to half precision; fp16 needs a GPU."""
+    """Train and validate in half precision; fp16 needs a GPU."""
     channels_last: bool = False
     """Keep maps channels-last in memory; faster on a GPU, and for EfficientNet's backbone on a CPU."""
+    deterministic: bool = False
+    """Give the same weights bit for bit on a GPU, too, for the price of some speed; a CPU does so anyway."""
     device: str = "auto"
     """cpu, cuda, cuda:1 or 1 ...; auto takes a GPU if there is one."""
     workers: int = -1
@@ -268,6 +270,8 @@ class DetectOptions:
     labels: list[str] | None = None
     """Also write what was found (by val, with a score of at least .5) as labels to correct, in these formats: coco,
     yolo, voc, labelstudio. Each gets a folder in the result's labels, with the images linked or copied."""
+    amp: Literal["none", "bf16", "fp16"] = "none"
+    """Run the network in half precision; fp16 needs a GPU."""
     device: str = "auto"
     """cpu, cuda, cuda:1 or 1 ...; auto takes a GPU if there is one."""
     workers: int = -1

@@ -21,12 +21,12 @@ from .baselines import ultralytics
 from .baselines.ultralytics_loop import IGNORED_OPTIONS, train_ultralytics
 from .cli import flag, stored
 from .config import TrainOptions, is_comparison
-from .data import loader, source
+from .data import source, training
 from .data.dataset import Dataset
 from .data.transforms import compose
-from .engine import checkpoint
+from .engine import checkpoint, distributed
 from .engine import train as loop
-from .engine.evaluate import choose_device
+from .engine.evaluate import choose_device, prepare
 from .engine.run import Run
 from .engine.state import Progress, State, load_state, locked
 from .errors import LeukoError
@@ -41,17 +41,19 @@ def train(options: TrainOptions, given: Collection[str] = ()) -> Path:
 
     Raises LeukoError for what the user can fix, and KeyboardInterrupt at Ctrl-C after the state is saved.
     """
-    with ExitStack() as lock:
-        return _train(options, given, lock)
+    with ExitStack() as held:
+        return _train(options, given, held)
 
 
-def _train(options: TrainOptions, given: Collection[str], lock: ExitStack) -> Path:
+def _train(options: TrainOptions, given: Collection[str], held: ExitStack) -> Path:
     folder = Path(options.resume) if options.resume else None
     if folder:
         options = resumed_options(options, given)
-        lock.enter_context(locked(folder))
     options.check()
     device = checked_device(options)
+    held.enter_context(distributed.together(device))
+    if folder and distributed.leads():
+        held.enter_context(locked(folder))
     compose.read_steps(compose.chosen(options.augment, 0))  # a mistake in it is reported before the data is read
     state = begun_state(folder) if folder else None
     if state and state.progress.is_finished(options.epochs):
@@ -60,10 +62,10 @@ def _train(options: TrainOptions, given: Collection[str], lock: ExitStack) -> Pa
     train_set, val_set = load_data(options)
     steps = augmentation(options, train_set)
     if options.show_augment:
-        return show_augmentation(replace(options, augment=steps), train_set)
+        return distributed.led(show_augmentation, replace(options, augment=steps), train_set)
     if state:
         state.check_data({"train": train_set, "val": val_set})
-    class_weights = loader.loss_weights(train_set) if options.type_weights == "balanced" else ()
+    class_weights = training.loss_weights(train_set) if options.type_weights == "balanced" else ()
     model = build(options, train_set.types, state, class_weights)
     options = replace(
         options, lr=options.lr or model.default_lr, clip=options.clip or model.default_clip, augment=steps
@@ -77,25 +79,21 @@ def _train(options: TrainOptions, given: Collection[str], lock: ExitStack) -> Pa
         parts = loop.set_up(options, model, train_set, device, fresh=state is None and not options.weights)
     if state:
         parts.load_state_dict(state.parts, state.path)
-        if state.progress.batch >= len(loader.batch_bounds(len(parts.images), options.batch)):
+        if state.progress.batch > len(parts.loader):
             raise LeukoError(f"{state.path}: batch {state.progress.batch} of an epoch that has fewer; restore the file")
         state.progress.extend()
-    if not folder:
-        folder = run.new_run(options.project, options.name or ultralytics.plain_name(options.model), "weights")
-        lock.enter_context(locked(folder))
-    write_yaml(folder / "args.yaml", asdict(options))
-    write_json(folder / "environment.json", run.environment(device))
-    remove_unfinished(folder)
-    training = Run(folder, options, train_set, val_set, device, state.progress if state else Progress())
+    folder = distributed.led(begin, folder, options, device, held)
+    begun = Run(folder, options, train_set, val_set, device, state.progress if state else Progress())
+    distributed.led(describe, begun)
     try:
-        describe(training)
-        train_yolo(training, model) if is_yolo else loop.fit(training, parts)
+        train_yolo(begun, model) if is_yolo else loop.fit(begun, parts)
     except KeyboardInterrupt:
         remedy = "start it again" if is_yolo else f"go on with: leuko train --resume {quote(str(folder))}"
-        print(f"\nstopped; {remedy}", file=sys.stderr)
+        if distributed.leads():
+            print(f"\nstopped; {remedy}", file=sys.stderr)
         raise
-    if training.best_evaluation:
-        print(f"\nbest epoch, on {len(val_set)} images:\n{tables.per_class(training.best_evaluation)}")
+    if begun.best_evaluation:
+        print(f"\nbest epoch, on {len(val_set)} images:\n{tables.per_class(begun.best_evaluation)}")
     print(f"\nresults: {folder}")
     weights, data = quote(str(folder)), quote(options.data)
     print(f"next: leuko val --weights {weights} --data {data}")
@@ -108,11 +106,12 @@ def _train(options: TrainOptions, given: Collection[str], lock: ExitStack) -> Pa
 
 def checked_device(options: TrainOptions) -> torch.device:
     """The device, if it can do what the options ask of it."""
-    device = choose_device(options.device)
-    if options.amp == "fp16" and device.type != "cuda":
-        raise LeukoError("--amp fp16: needs a GPU; give bf16 or none")
-    if options.amp == "fp16" and ultralytics.is_yolo(options.model):
-        raise LeukoError("--amp fp16: is for leuko's own models; give bf16 or none")
+    device = choose_device(options.device, options.amp)
+    if ultralytics.is_yolo(options.model):
+        if options.amp == "fp16":
+            raise LeukoError("--amp fp16: is for leuko's own models; give bf16 or none")
+        if distributed.by_torchrun():
+            raise LeukoError(f"--model {options.model}: is trained by one process; start it without torchrun")
     if options.tensorboard and not find_spec("tensorboard"):
         raise LeukoError("--tensorboard: needs its package; pip install 'leuko[loggers]'")
     return device
@@ -141,6 +140,18 @@ def resumed_options(options: TrainOptions, given: Collection[str]) -> TrainOptio
             )
         before.epochs = options.epochs
     return before
+
+
+def begin(folder: Path | None, options: TrainOptions, device: torch.device, held: ExitStack) -> Path:
+    """The run's folder, a new and locked one if there is none yet, with its options and environment."""
+    if not folder:
+        name = options.name or ultralytics.plain_name(options.model)
+        folder = run.new_run(options.project, name, "weights")
+        held.enter_context(locked(folder))
+    write_yaml(folder / "args.yaml", asdict(options))
+    write_json(folder / "environment.json", run.environment(device))
+    remove_unfinished(folder)
+    return folder
 
 
 def begun_state(folder: Path) -> State | None:
@@ -191,7 +202,7 @@ def augmentation(options: TrainOptions, train_set: Dataset) -> list[dict]:
 
 def show_augmentation(options: TrainOptions, train_set: Dataset) -> Path:
     """Draw what augmentation makes of a training image, and return the folder."""
-    images = loader.TrainingImages(train_set, options.imgsz, compose.read_steps(options.augment), options.seed)
+    images = training.TrainingImages(train_set, options.imgsz, compose.read_steps(options.augment), options.seed)
     folder = run.new_run(options.project, options.name or "augment")
     plots.write_image(folder / "augment.jpg", pictures.augmentation(images, train_set.types))
     print(f"augmentation: {folder / 'augment.jpg'}")
@@ -283,40 +294,40 @@ def print_known(weights: checkpoint.Weights, known: Sequence[str], types: Sequen
         print(f"its typing stage is not trained and stays there; use it on this run, too, by --typer {weights.path}")
 
 
-def train_yolo(training: Run, model: ultralytics.YOLO) -> None:
+def train_yolo(begun: Run, model: ultralytics.YOLO) -> None:
     """Train one of Ultralytics' models by its own loop; each epoch ends as all others do."""
-    options = training.options
+    options = begun.options
 
     def end_epoch(averaged: DetectionModel, losses: dict, learning_rate: float, seconds: float) -> bool:
-        training.progress.seconds = seconds
+        begun.progress.seconds = seconds
         state = {"model": averaged.state_dict()}
-        prepared = loop.prepare(averaged, training.device)
-        training.end_epoch(prepared, model.recipe, averaged.state_dict(), losses, learning_rate, state)
-        return bool(training.progress.stopped)
+        prepared = prepare(averaged, begun.device)
+        begun.end_epoch(prepared, model.recipe, averaged.state_dict(), losses, learning_rate, state)
+        return bool(begun.progress.stopped)
 
-    arguments = (model, options, training.folder, training.train_set, training.val_set, training.device)
-    train_ultralytics(*arguments, end_epoch, training.stop_diverged)
+    arguments = (model, options, begun.folder, begun.train_set, begun.val_set, begun.device)
+    train_ultralytics(*arguments, end_epoch, begun.stop_diverged)
 
 
 # ---------------------------------------------------------------- what a run is about to learn from
 
 
-def describe(training: Run) -> None:
+def describe(begun: Run) -> None:
     """Write and print what a run is about to learn from: the data's warnings, the labels' statistics, its balance."""
-    folder, options, train_set, val_set = training.folder, training.options, training.train_set, training.val_set
+    folder, options, train_set, val_set = begun.folder, begun.options, begun.train_set, begun.val_set
     run.write_warnings(folder, train_set, val_set)
     plots.label_statistics(train_set, folder / "labels.png")
     cells = ", ".join(f"{t} {n}" for t, n in zip(train_set.types, train_set.counts(), strict=True))
     print(f"training on {len(train_set)} images ({cells}), validating on {len(val_set)}; results go to {folder}")
     changed: dict[str, dict] = {}
     if options.repeat_factor:
-        factors = loader.repeat_factors(train_set, options.repeat_factor)
-        shown = [round(n) for n in loader.cells_per_epoch(train_set, factors)]
+        factors = training.repeat_factors(train_set, options.repeat_factor)
+        shown = [round(n) for n in training.cells_per_epoch(train_set, factors)]
         changed["cells_per_epoch"] = dict(zip(train_set.types, shown, strict=True))
         listed = ", ".join(f"{t} {n}" for t, n in changed["cells_per_epoch"].items())
         print(f"repeat factor: {factors.sum():.0f} images per epoch instead of {len(factors)} ({listed})")
     if options.type_weights != "none":
-        changed["type_weights"] = dict(zip(train_set.types, loader.loss_weights(train_set), strict=True))
+        changed["type_weights"] = dict(zip(train_set.types, training.loss_weights(train_set), strict=True))
         print("type weights: " + ", ".join(f"{t} {w:.2f}" for t, w in changed["type_weights"].items()))
-    place = {"epoch": training.progress.epoch, "batch": training.progress.batch}
+    place = {"epoch": begun.progress.epoch, "batch": begun.progress.batch}
     run.log(folder, "start", **place, images=len(train_set), **changed)

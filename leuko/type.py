@@ -174,7 +174,7 @@ def gather(
         if others := [child.name for child in typed.crop_classes(folder) if child.name not in types]:
             print(f"{folder}: {fate}: {', '.join(others)}")
         if left_out := typed.add_crops(cells, centre, folder, options.side, options.view):
-            print(f"{folder}: {left_out} crops without a nucleus in the middle are left out")
+            print(f"{folder}: {left_out} crops of types without a nucleus in the middle are left out")
     return cells
 
 

@@ -25,7 +25,7 @@ from .data.loader import LoadedImage
 from .data.tools.draw import with_factor
 from .data.tools.found import write_labels
 from .detections import Detections
-from .engine import cost, thresholds
+from .engine import cost, distributed, thresholds
 from .engine.checkpoint import check_keeps, save_about
 from .engine.ensemble import (
     EnsembleMember,
@@ -48,13 +48,16 @@ from .report.tables import Row
 
 
 def val(options: ValOptions) -> Path:
-    """Validate by these options, print the table, and return the folder of results.
-
-    Raises LeukoError for what the user can fix, before anything runs as far as possible.
-    """
+    """Validate by these options, print the table, and return the folder of results. Raises LeukoError for what the user
+    can fix, before anything runs as far as possible."""
     options.check()
+    device = choose_device(options.device, options.amp)
+    with distributed.together(device):
+        return distributed.led(_val, options, device)
+
+
+def _val(options: ValOptions, device: torch.device) -> Path:
     factors = factor_names(options.factors) if options.factors else []
-    device = choose_device(options.device)
     split = split_of(options)
     dataset = source.load(options.data, split)
     if not options.allow_leaks and split != "train" and dataset.groups():
@@ -126,7 +129,7 @@ def chosen_members(options: ValOptions, dataset: Dataset, device: torch.device) 
         sources = options.ensemble or finished_runs(options.project, dataset.types)
         if len(sources) < 2:
             raise LeukoError("--ensemble: name at least two models, or one with --weights")
-    members = load_members(sources, device, options.imgsz or (), options.max_detections, options.typer)
+    members = load_members(sources, device, options.imgsz or (), options.max_detections, options.typer, options.amp)
     members = without_weak(members, named=options.ensemble != [])
     new_name = source.find(options.data).new_name
     for member in members:

@@ -11,7 +11,7 @@ import yaml
 from conftest import TYPES, table
 
 from leuko.cells import FACTORS
-from leuko.data import loader, source
+from leuko.data import source, training
 from leuko.data.dataset import AugmentedSample
 from leuko.data.transforms import compose
 from leuko.data.transforms.compose import PRESETS, TRANSFORMS, listed, read_steps
@@ -113,7 +113,7 @@ def test_restaining_changes_each_dye_alone():
 def test_copy_paste_draws_rare_types(data):
     dataset = source.load(data, "train")
     rare = int(np.flatnonzero(dataset.counts() == dataset.counts()[dataset.counts() > 0].min())[0])
-    images = loader.TrainingImages(dataset, 160, [], seed=0)
+    images = training.TrainingImages(dataset, 160, [], seed=0)
     drawn = [images.another(np.random.default_rng(i), rare=True).labels for i in range(200)]
     evenly = [images.another(np.random.default_rng(i), rare=False).labels for i in range(200)]
     assert sum(rare in labels for labels in drawn) > 1.3 * sum(rare in labels for labels in evenly)
@@ -155,7 +155,7 @@ def test_a_list_is_read_back(preset, tmp_path):
 
 
 def test_every_transform_has_a_default_and_runs(data):
-    images = loader.TrainingImages(source.load(data, "train"), 96, read_steps([{n: 1} for n in TRANSFORMS]), seed=1)
+    images = training.TrainingImages(source.load(data, "train"), 96, read_steps([{n: 1} for n in TRANSFORMS]), seed=1)
     for index in range(len(images.samples)):
         image, target, _ = images[0, index, 0]
         height, width = image.shape[1:]

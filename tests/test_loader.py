@@ -15,11 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from leuko import Detector
-from leuko.data import cache, loader, source
+from leuko.data import cache, loader, source, training
 from leuko.data.dataset import Dataset, Sample
 from leuko.data.transforms.compose import read_steps
 from leuko.engine import checkpoint
-from leuko.engine.evaluate import to_unit
 from leuko.models import create, criterion
 
 TYPES = ["NG", "BG", "EG", "L", "M"]
@@ -36,30 +35,30 @@ def dataset(labels: list[list[int]]) -> Dataset:
 def test_repeat_factors_by_their_definition():
     """Type a is on 8 of 10 images, b on 2, c on none; one image has neither."""
     data = dataset([[0]] * 6 + [[0, 1], [0, 0, 1], [1]][:2] + [[]] + [[]])
-    factors = loader.repeat_factors(data, 0.5)
+    factors = training.repeat_factors(data, 0.5)
     np.testing.assert_allclose(factors, [1] * 6 + [np.sqrt(0.5 / 0.2)] * 2 + [1, 1])
-    assert (loader.repeat_factors(data, 0.0) == 1).all()
-    np.testing.assert_allclose(loader.cells_per_epoch(data, factors), [6 + 3 * 1.5811, 2 * 1.5811, 0], rtol=1e-4)
+    assert (training.repeat_factors(data, 0.0) == 1).all()
+    np.testing.assert_allclose(training.cells_per_epoch(data, factors), [6 + 3 * 1.5811, 2 * 1.5811, 0], rtol=1e-4)
 
 
 def test_an_epoch_shows_each_image_by_its_factor():
     factors = np.array([1.0, 2.5, 1.2, 1.0, 3.3])
     times = []
     for epoch in range(3000):
-        order = loader.epoch_order(factors, np.random.default_rng(epoch))
+        order = training.epoch_order(factors, np.random.default_rng(epoch))
         assert len(order) == 9 and len(set(order)) == 9
         counts = np.bincount([sample for sample, _ in order], minlength=5)
         assert (counts >= np.floor(factors)).all() and (counts <= np.ceil(factors)).all()
         assert {(s, t) for s in range(5) for t in range(counts[s])} == set(order)
         times.append(counts)
     np.testing.assert_allclose(np.mean(times, axis=0), factors, atol=0.03)
-    once = loader.epoch_order(np.ones(7), np.random.default_rng(0))
+    once = training.epoch_order(np.ones(7), np.random.default_rng(0))
     assert sorted(once) == [(i, 0) for i in range(7)]
 
 
 def test_repeated_images_are_augmented_differently(data):
-    items = loader.TrainingImages(source.load(data, "train"), 64, read_steps("standard"), 0, repeat_factor=1.0)
-    batches = [item for batch in loader.training_batches(items, 0, 4) for item in batch]
+    items = training.TrainingImages(source.load(data, "train"), 64, read_steps("standard"), 0, repeat_factor=1.0)
+    batches = [item for batch in training.TrainingLoader(items, 4).epoch(0) for item in batch]
     assert len(batches) == len(items) > len(items.samples)
     by_index: dict[int, list] = {}
     for item in batches:
@@ -77,8 +76,8 @@ def test_a_detector_sees_the_same_pixels_in_training_and_in_use(suffix, side, tm
     path = tmp_path / f"field{suffix}"
     cv2.imwrite(str(path), cv2.resize(noise, (side, side * 4 // 5), interpolation=cv2.INTER_CUBIC))
     fields = Dataset(TYPES, [Sample(path, side, side * 4 // 5, [[5, 5, 60, 60]], [0], 1)])
-    in_training, target, _ = loader.TrainingImages(fields, 320, [], seed=0)[0, 0, 0]
-    ((validated,),) = loader.sample_batches(fields, [320])
+    in_training, target, _ = training.TrainingImages(fields, 320, [], seed=0)[0, 0, 0]
+    ((validated,),) = loader.sample_batches(fields, [320], [[0]])
     (predicted,) = loader.file_images([path], [320])
     assert in_training.shape[2] == 320 and torch.equal(in_training, validated.views[320])
     assert torch.equal(in_training, predicted.views[320]) and predicted.size == validated.size == (side, side * 4 // 5)
@@ -88,7 +87,7 @@ def test_a_detector_sees_the_same_pixels_in_training_and_in_use(suffix, side, tm
     seen: list[torch.Tensor] = []
     model.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     with torch.inference_mode():
-        model([to_unit(in_training, torch.device("cpu"))])
+        model([in_training])
     checkpoint.save_weights(tmp_path / "a.safetensors", model.recipe, model.state_dict(), TYPES)
     detector = Detector(tmp_path / "a.safetensors", device="cpu")
     detector._member.model.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
@@ -118,7 +117,7 @@ def test_large_images_are_left_to_the_main_process(data, tmp_path, monkeypatch):
 @given(st.integers(1, 400), st.integers(1, 20))
 def test_batches_are_few_and_alike(images: int, batch: int):
     """A last batch of one image would move the weights as far as a whole one."""
-    bounds = loader.batch_bounds(images, batch)
+    bounds = training.batch_bounds(images, batch)
     sizes = [end - first for first, end in pairwise(bounds)]
     assert bounds[0] == 0 and bounds[-1] == images and len(sizes) == -(-images // batch)
     assert max(sizes) <= batch and max(sizes) - min(sizes) <= 1
@@ -126,7 +125,7 @@ def test_batches_are_few_and_alike(images: int, batch: int):
 
 def test_loss_weights_have_mean_one_over_the_cells():
     data = dataset([[0]] * 16 + [[1]] * 4 + [[2]])
-    weights = np.array(loader.loss_weights(data))
+    weights = np.array(training.loss_weights(data))
     assert weights @ data.counts() / data.counts().sum() == pytest.approx(1, abs=1e-3)
     np.testing.assert_allclose(weights / weights[0], [1, 2, 4], rtol=1e-3)
 
@@ -149,7 +148,7 @@ def test_weights_of_1_change_nothing_and_others_do(name):
 
 def test_a_focal_loss_is_weighed_where_the_class_is():
     targets, logits = torch.tensor([[1.0, 0], [0, 1], [0, 0]]), torch.randn(3, 2)
-    ratio = criterion.weighted_focal(logits, targets, (2.0, 5.0)) / criterion.focal(logits, targets)
+    ratio = criterion.weighted_focal(logits, targets, torch.tensor([2.0, 5.0])) / criterion.focal(logits, targets)
     assert torch.allclose(ratio, torch.tensor([[2.0, 1], [1, 5], [1, 1]]))
 
 

@@ -14,7 +14,9 @@ from leuko.errors import LeukoError
 from leuko.models import DETECTORS, Backbone, ModelOptions, create, param_groups
 from leuko.models.conv_bn import FusedNorm, fuse_conv_bn
 from leuko.models.dense import OneStage
+from leuko.models.preprocess import scales
 from leuko.ops import boxes
+from leuko.ops.roi_align import RoIs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -274,28 +276,26 @@ def test_double_head_skips_only_what_cannot_be_predicted():
     model = build("double_head_rcnn", score_threshold=None).eval()
     randomise_norm(model)
     nn.init.normal_(model.head.cls_logits.weight, std=1.0)
-    pyramid = model.fpn(model.backbone(model.preprocess(images := batch()[0])[0]))
-    sizes = model.preprocess(images)[1]
-    proposals = model.rpn.propose(*model.rpn(pyramid), model.rpn.anchors(pyramid), sizes)
-    logits = model.head(pyramid, proposals)
+    given, sizes = model.preprocess(images := batch()[0])
+    pyramid, sizes_ = model.fpn(model.backbone(given)), torch.tensor(sizes).float()
+    proposals = model.rpn.propose(*model.rpn(pyramid), model.rpn.anchors(pyramid), sizes_)
+    rois = RoIs.of(proposals)
+    logits = model.head(pyramid, rois)
     model.head.cls_logits.bias[-1] += 4 - (logits[:, -1] - logits[:, :-1].amax(1)).median()  # half are background
     seen: list[int] = []
-    model.box_head.register_forward_pre_hook(lambda _, inputs: seen.append(sum(map(len, inputs[1]))))
+    model.box_head.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[1].boxes)))
     found = model(images)
-    assert 0 < seen[0] < sum(map(len, proposals))
-    counts = [len(p) for p in proposals]
-    every = zip(
-        model.head(pyramid, proposals).softmax(1).split(counts),
-        proposals,
-        model.box_head(pyramid, proposals).split(counts),
-        sizes,
-        strict=True,
-    )
-    for (p, b, d, size), image, f in zip(every, images, found, strict=True):
-        whole = model.select(p, model.criterion.coder.decode(b, d), size)
-        scale = model.preprocess.scale(image.shape[-2:], size, f["boxes"])
-        assert torch.equal(whole["labels"], f["labels"]) and torch.allclose(whole["scores"], f["scores"])
-        assert torch.allclose(boxes.clip(whole["boxes"] / scale, image.shape[-2:]), f["boxes"], atol=1e-3)
+    assert 0 < seen[0] < boxes.has_area(rois.boxes).sum()
+    deltas = model.box_head(pyramid, rois).unflatten(0, proposals.shape[:2])
+    moved = model.criterion.coder.decode(proposals[:, :, None], deltas)
+    whole = model.select_rois(model.head(pyramid, rois), moved, sizes_)
+    originals = [tuple(image.shape[-2:]) for image in images]
+    moved = boxes.clip(whole.boxes / scales(originals, sizes), torch.tensor(originals))
+    for i, f in enumerate(found):
+        there = whole.scores[i] >= 0
+        assert torch.equal(whole.labels[i][there], f["labels"])
+        assert torch.allclose(whole.scores[i][there], f["scores"])
+        assert torch.allclose(moved[i][there], f["boxes"], atol=1e-3)
 
 
 @pytest.mark.parametrize("name", DETECTORS)

@@ -25,14 +25,14 @@ from conftest import DEVICES, FASTER, FCOS, TINY, in_child, packed
 from safetensors.torch import load_file
 
 from leuko.config import TrainOptions
-from leuko.data import loader, source
+from leuko.data import loader, source, training
 from leuko.data.dataset import Dataset, Sample
 from leuko.data.transforms.compose import listed, read_steps
 from leuko.engine import checkpoint, schedule
 from leuko.engine.ema import ModelEMA
 from leuko.engine.ensemble import is_finished
 from leuko.engine.state import load_state, locked
-from leuko.engine.train import Stop
+from leuko.engine.stop import Stop
 from leuko.errors import LeukoError
 from leuko.models import DETECTORS, create
 from leuko.train import resumed_options
@@ -124,7 +124,7 @@ def test_signals_wait_for_what_must_not_be_cut_in_two():
     done = []
     with pytest.raises(KeyboardInterrupt), Stop() as stop, stop.held():
         os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.requested
+        assert stop.requested()
         with stop.held(at_all_costs=True):
             os.kill(os.getpid(), signal.SIGINT)  # the second, while a file is written
             done.append("written")
@@ -427,9 +427,11 @@ def test_run_folder_holds_what_was_promised(project, data):
 
 
 def test_batches_are_the_same_on_any_number_of_processes(data):
-    items = loader.TrainingImages(source.load(data, "train"), 64, read_steps("smear"), seed=5)
-    alone, together = (list(loader.training_batches(items, 2, 4, workers=workers)) for workers in (0, 2))
-    resumed = list(loader.training_batches(items, 2, 4, start=1))
+    items = training.TrainingImages(source.load(data, "train"), 64, read_steps("smear"), seed=5)
+    loaders = [training.TrainingLoader(items, 4, workers) for workers in (0, 2)]
+    list(loaders[1].epoch(0))  # its processes stay for the next
+    alone, together = (list(each.epoch(2)) for each in loaders)
+    resumed = list(loaders[1].epoch(2, start=1))
     assert [len(batch) for batch in alone] == [3, 3, 3]
     for ours, theirs in zip([*alone, *alone[1:]], [*together, *resumed], strict=True):
         for one, other in zip(ours, theirs, strict=True):
@@ -459,16 +461,16 @@ def test_ema_forgets_the_first_weights_and_keeps_the_last():
     ema = ModelEMA(model, 0.999)
     torch.nn.init.constant_(model.weight, 0.0)
     model.num_batches_tracked += 7
-    ema.update_parameters(model)
+    ema.update()
     torch.nn.init.constant_(model.weight, 1.0)
     for _ in range(770):
-        ema.update_parameters(model)
+        ema.update()
     assert 1 - ema.module.weight.item() < 0.01 and ema.module.num_batches_tracked == 7
     settled = ModelEMA(model, 0.9)
     for _ in range(200):
-        settled.update_parameters(model)
+        settled.update()
     torch.nn.init.constant_(model.weight, 2.0)
-    settled.update_parameters(model)
+    settled.update()
     assert settled.module.weight.item() == pytest.approx(1.1)
 
 
@@ -550,7 +552,7 @@ def test_truncated_image_stops_the_run_in_one_line(workers, data, tmp_path, leuk
     leuko("train", "--data", broken, "--project", tmp_path, *words).refused(str(image), "the JPEG is truncated")
     image.unlink()  # as it might be in the middle of a run
     with pytest.raises(LeukoError, match=f"{image}: no such image"):
-        list(loader.sample_batches(Dataset(["NG"], [Sample(image, 80, 80, [], [], 1)]), [64], 1, int(workers)))
+        list(loader.sample_batches(Dataset(["NG"], [Sample(image, 80, 80, [], [], 1)]), [64], [[0]], int(workers)))
 
 
 def test_full_disk_leaves_the_old_files_whole(faster, leuko, no_plots):

@@ -140,14 +140,16 @@ def test_type_is_deterministic_and_tells(centres, detector, tmp_path, leuko):
 
     crops = shutil.copytree(centres["crops"], tmp_path / "crops")
     (crops / ".trash").mkdir()
-    Image.new("RGB", (40, 40), (240, 240, 240)).save(crops / "L/empty.png")
+    for name in ("L", "platelet"):  # of a type it is left out, of none it is learned
+        Image.new("RGB", (40, 40), (240, 240, 240)).save(crops / name / "empty.png")
     validated = replace(load_weights(detector), path=tmp_path / "validated.safetensors")
     validated.about["val"] = {"mAP": 0.5}
     save(validated)
     half = leuko(*words, "--crops", f"c={crops}", "--weights", validated.path, "--half", "--name", "half")
     assert half.code == 0 and f"{crops}: learned as none: platelet\n" in half.out
-    assert f"{crops}: 1 crops without a nucleus" in half.out and "predict --weights" in half.out
+    assert f"{crops}: 1 crops of types without a nucleus" in half.out and "predict --weights" in half.out
     weights = load_weights(tmp_path / "half")
+    assert weights.typer.about["learned"]["c"]["none"] == len(list((crops / "platelet").iterdir()))
     assert "val" not in weights.about and weights.about["epoch"] == 1  # its mAP was that of other types
     kinds = {value.dtype for part in (weights.state, weights.typer.state) for value in part.values()}
     assert (

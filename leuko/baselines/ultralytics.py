@@ -19,15 +19,13 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 import cv2
-import torch
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
 from ..errors import LeukoError, one_line
 from ..io import read_yaml
-from ..models.base import Detection, DetectionModel, ModelOptions, Target
-from ..models.preprocess import Preprocess, Size
-from ..ops.nms import batched_nms
+from ..models.base import DetectionModel, Found, ModelOptions, Targets
+from ..models.preprocess import Preprocess
 from .description import KINDS, problem_in
 from .pickled import read_network
 
@@ -176,21 +174,16 @@ class YOLO(DetectionModel):
         for branch in branches:
             branch.per_class = {str(len(branch) - 1): 1}
 
-    def losses(self, pyramid: Tensor, sizes: list[Size], targets: list[Target]) -> dict[str, Tensor]:
+    def losses(self, pyramid: Tensor, sizes: Tensor, targets: Targets) -> dict[str, Tensor]:
         """Raises LeukoError: only Ultralytics' own loop trains these models."""
         raise LeukoError(f"{self.recipe['name']} is trained by Ultralytics' own loop: leuko train, or Detector.train")
 
-    def detect(self, pyramid: Tensor, sizes: list[Size]) -> list[Detection]:
-        """Detections per image. ``pyramid`` is the batch [N, 3, H, W] itself: the network has its own backbone."""
+    def detect(self, pyramid: Tensor, sizes: Tensor) -> Found:
+        """Detections. ``pyramid`` is the batch [N, 3, H, W] itself: the network has its own backbone."""
         predictions = self.network(pyramid + GREY)  # images in 0..1, padded with grey
-        detections = []
-        for prediction in predictions[0] if isinstance(predictions, tuple) else predictions:  # [4 + K, R]
-            boxes, scores = box_convert(prediction[:4].T, "cxcywh", "xyxy"), prediction[4:].T
-            point, labels = torch.nonzero(scores > self.score_threshold, as_tuple=True)
-            candidates = boxes[point], scores[point, labels], labels
-            kept = batched_nms(*candidates, self.nms_threshold, self.max_detections)
-            detections.append(dict(zip(("boxes", "scores", "labels"), kept, strict=True)))
-        return detections
+        predictions = predictions[0] if isinstance(predictions, tuple) else predictions  # [N, 4 + K, R]
+        boxes = box_convert(predictions[:, :4].mT, "cxcywh", "xyxy")  # [N, R, 4]
+        return self.select(predictions[:, 4:].mT, boxes[:, :, None])
 
     def fuse(self) -> None:
         """Make BatchNorm a part of the convolutions, for inference; the model can no longer be trained."""

@@ -141,12 +141,17 @@ def load_image(path: str | Path, image_size: int) -> np.ndarray:
 
 def fit(image: np.ndarray, image_size: int) -> np.ndarray:
     """Scale the longer side of [H, W, 3] to ``image_size`` pixels: by area downwards, bilinearly upwards."""
-    height, width = image.shape[:2]
-    scale = image_size / max(height, width)
-    if scale == 1:
+    size = image.shape[1::-1]
+    if max(size) == image_size:
         return image
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    return cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    interpolation = cv2.INTER_AREA if max(size) > image_size else cv2.INTER_LINEAR
+    return cv2.resize(image, fitted_size(size, image_size), interpolation=interpolation)
+
+
+def fitted_size(size: tuple[int, int], image_size: int) -> tuple[int, int]:
+    """(width, height) with the longer side scaled to ``image_size`` pixels."""
+    scale = image_size / max(size)
+    return tuple(max(1, round(side * scale)) for side in size)
 
 
 def _check_jpeg(data: bytes, path: str | Path) -> None:

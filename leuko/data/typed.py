@@ -19,6 +19,7 @@ from .images import is_hidden, list_images, read_image
 from .tools.builder import in_threads
 
 BESIDE = 0.05  # IoU with every cell, below which a box is of none
+MIDDLE = np.float32([0.4, 0.4, 0.6, 0.6])  # of a crop: where a small thing that has no nucleus is
 
 
 @dataclass
@@ -114,7 +115,8 @@ def crop_classes(folder: Path) -> list[Path]:
 
 def add_crops(cells: TypedCells, centre: str, folder: Path, side: int, view: float, progress: bool = True) -> int:
     """Add crops of single cells from a folder with one folder per class; a class that is none of the types is learned
-    as none. Returns the number of crops that are left out, since no nucleus is seen in them."""
+    as none, also where no nucleus is seen: of such a crop (a platelet's), the middle is taken. Returns the number of
+    crops of types that are left out, since no nucleus is seen in them."""
     paths = [(child.name, path) for child in crop_classes(folder) for path in list_images(child)]
     if not paths:
         raise LeukoError(f"{folder}: its folders hold no image; put the crops of each class into its folder")
@@ -123,7 +125,12 @@ def add_crops(cells: TypedCells, centre: str, folder: Path, side: int, view: flo
     def job(item: tuple[str, Path]) -> np.ndarray | None:
         pixels = read_image(item[1])
         box = cell_box(pixels)
-        return None if box is None else crops_of(pixels, box[None], cut_side, cut_view)[0]
+        if box is not None:
+            return crops_of(pixels, box[None], cut_side, cut_view)[0]
+        if item[0] in cells.types:
+            return None
+        box = np.float32([*pixels.shape[1::-1], *pixels.shape[1::-1]]) * MIDDLE
+        return crops_of(pixels, box[None], cut_side, cut_view, stain_of(pixels, np.zeros((0, 4))))[0]
 
     found = in_threads(job, paths, f"cells of {centre}", progress)
     there = [(crop, name) for crop, (name, _) in zip(found, paths, strict=True) if crop is not None]

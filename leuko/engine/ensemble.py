@@ -38,8 +38,8 @@ WEAK, LEARNED = 0.5, 0.1  # of the best validation mAP; the best of runs that ha
 class EnsembleMember:
     """A trained model ready to detect (alone or in an ensemble), with its name in tables, its number of parameters and
     the image sizes that it looks at. ``typing`` is its typing stage, if it has one; ``typer`` tells whose stage
-    that is, where it is not that of its own weights (see ``typing_stage.load``); ``new_name`` gives the name that
-    the data has for one of its types."""
+    that is, where it is not that of its own weights (see ``typing_stage.load``); ``amp`` is its precision;
+    ``new_name`` gives the name that the data has for one of its types."""
 
     name: str
     weights: Weights
@@ -48,6 +48,7 @@ class EnsembleMember:
     sizes: tuple[int, ...]
     typing: TypingStage | None = None
     typer: str = ""
+    amp: str = "none"
     new_name: Callable[[str], str] = str
 
     @classmethod
@@ -58,6 +59,7 @@ class EnsembleMember:
         sizes: Sequence[int] = (),
         max_detections: int = MAX_DETECTIONS,
         typer: str = "",
+        amp: str = "none",
     ) -> EnsembleMember:
         """From a run folder or a weights file; ``sizes`` as in ``--imgsz``, the model's own if none is given, ``typer``
         as in ``--typer``. How many it detects is an option of its use: what its recipe says does not count."""
@@ -70,7 +72,7 @@ class EnsembleMember:
         sizes = tuple(sizes) or (model.preprocess.image_size,)
         typing, whose = typing_stage.load(weights, typer, device)
         number = cost.parameters(model) + (cost.parameters(typing.net) if typing else 0)
-        return cls(name, weights, prepare(model, device), number, sizes, typing, whose)
+        return cls(name, weights, prepare(model, device), number, sizes, typing, whose, amp)
 
     @property
     def types(self) -> Sequence[str]:
@@ -81,7 +83,7 @@ class EnsembleMember:
         """Detections of each image, whose views include those of the member's sizes, and which has its pixels where
         there is a typing stage."""
         mine = [replace(image, views={size: image.views[size] for size in self.sizes}) for image in images]
-        return [replace(d, types=tuple(self.types)) for d in detect(self.model, mine, device, self.typing)]
+        return [replace(d, types=tuple(self.types)) for d in detect(self.model, mine, device, self.typing, self.amp)]
 
     def predict(self, dataset: Dataset, device: torch.device, batch: int = 1, workers: int = -1) -> Predictions:
         """Detections on a data set, with labels in its order of types."""
@@ -92,6 +94,7 @@ class EnsembleMember:
             "title": self.name,
             "warmup": True,
             "typing": self.typing,
+            "amp": self.amp,
         }
         self.labels_in(dataset.types)
         result = predict(self.model, dataset, device, **about)
@@ -192,9 +195,10 @@ def load_members(
     sizes: Sequence[int] = (),
     max_detections: int = MAX_DETECTIONS,
     typer: str = "",
+    amp: str = "none",
 ) -> list[EnsembleMember]:
     """The models of run folders or weights files; two of one name get a number behind it."""
-    members = [EnsembleMember.load(source, device, sizes, max_detections, typer) for source in sources]
+    members = [EnsembleMember.load(source, device, sizes, max_detections, typer, amp) for source in sources]
     for member in members:
         if member.name.startswith("ensemble"):  # which is what the fusion is called
             member.name += " (model)"

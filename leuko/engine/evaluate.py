@@ -5,35 +5,49 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from ..data.dataset import Dataset
-from ..data.loader import LoadedImage, sample_batches, worker_count
+from ..data.loader import LoadedImage, equal_batches, sample_batches, worker_count
 from ..detections import Detections
 from ..errors import LeukoError
 from ..metrics import coco
 from ..models import DetectionModel
-from . import fusion
+from . import distributed, fusion
 from .typing_stage import TypingStage
 
+PRECISIONS = {"none": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-def choose_device(name: str) -> torch.device:
-    """The device of a ``--device`` option (``0`` means ``cuda:0``); LeukoError if this machine does not have it."""
+
+def choose_device(name: str, amp: str = "none") -> torch.device:
+    """The device of a ``--device`` option (``0`` means ``cuda:0``), of which torchrun gives each process its own;
+    LeukoError if this machine does not have it, or if it cannot do ``--amp``.
+
+    This is the one place where TF32 is switched: a GPU that has it rounds the factors of float32 products to it.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        device = torch.device(f"cuda:{name}" if name.isdecimal() else name)
+        device = distributed.own_device(f"cuda:{name}" if name.isdecimal() else name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as e:
         raise LeukoError(
             f"--device {name}: not on this machine ({str(e).splitlines()[0]}); leave it out or give cpu"
         ) from e
+    if amp == "fp16" and device.type != "cuda":
+        raise LeukoError("--amp fp16: needs a GPU; give bf16 or none")
     return device
+
+
+def autocast(device: torch.device, amp: str) -> torch.autocast:
+    """The precision of an ``--amp`` option, for a block."""
+    return torch.autocast(device.type, dtype=PRECISIONS[amp], enabled=amp != "none")
 
 
 def prepare(model: DetectionModel, device: torch.device) -> DetectionModel:
@@ -55,22 +69,22 @@ def at_size(model: DetectionModel, size: int) -> DetectionModel:
     return other
 
 
-def to_unit(image: Tensor, device: torch.device) -> Tensor:
-    """uint8 [3, H, W] -> float in 0..1 on the device."""
-    return image.to(device, non_blocking=True).float() / 255
-
-
 @torch.inference_mode()
 def detect(
-    model: DetectionModel, images: Sequence[LoadedImage], device: torch.device, typing: TypingStage | None = None
+    model: DetectionModel,
+    images: Sequence[LoadedImage],
+    device: torch.device,
+    typing: TypingStage | None = None,
+    amp: str = "none",
 ) -> list[Detections]:
     """Detections of each image, in pixels of the stored image. Of several views of an image (test-time augmentation)
     the detections are fused, one vote per view. A ``typing`` stage, which looks at the stored pixels, then gives them
-    their types."""
+    their types. ``amp`` is the network's precision, as in ``--amp``."""
     per_view = []
     for size in images[0].views:
         views = [image.views[size] for image in images]
-        outputs = at_size(model, size)([to_unit(view, device) for view in views])
+        with autocast(device, amp):
+            outputs = at_size(model, size)(views)
         scales = [(i.size[0] / v.shape[2], i.size[1] / v.shape[1]) for i, v in zip(images, views, strict=True)]
         per_view.append([Detections.from_tensors(o, s) for o, s in zip(outputs, scales, strict=True)])
     found = per_view[0]
@@ -103,30 +117,67 @@ def predict(
     title: str = "detecting",
     warmup: bool = False,
     typing: TypingStage | None = None,
+    amp: str = "none",
 ) -> Predictions:
     """Run a prepared model over a data set, with a progress bar; ``image_sizes`` are the model's own if none is given,
-    and the types those of a ``typing`` stage, if it has one.
+    and the types those of a ``typing`` stage, if it has one. At most ``batch`` images of one size go through it at
+    once. Where several processes validate, each takes its share of the same batches, so that the same is found.
 
     With ``warmup`` the first batch runs once more before, untimed, since the first call allocates memory and chooses
     kernels.
     """
-    predictions: list[Detections] = []
-    seconds: list[float] = []
     sizes = image_sizes or (model.preprocess.image_size,)
-    with tqdm(total=len(dataset), desc=title, unit="image", leave=False) as bar:
-        for images in sample_batches(dataset, sizes, batch, worker_count(workers), with_pixels=typing is not None):
+    batches = equal_batches(dataset, sizes[0], batch)
+    how = (sizes, worker_count(workers), title, warmup)
+    shares = distributed.shared(_predict_share, model, typing, device, amp, dataset, batches, *how)
+    found = {i: detections for share, _ in shares for i, detections in share.items()}
+    return Predictions([found[i] for i in range(len(dataset))], np.concatenate([seconds for _, seconds in shares]))
+
+
+def _predict_share(
+    rank: int,
+    ranks: int,
+    model: DetectionModel,
+    typing: TypingStage | None,
+    device: torch.device,
+    amp: str,
+    dataset: Dataset,
+    batches: list[list[int]],
+    sizes: Sequence[int],
+    workers: int,
+    title: str,
+    warmup: bool,
+) -> tuple[dict[int, Detections], list[float]]:
+    """Of every ``ranks``-th batch: the detections by the number of their sample, and the seconds of each batch."""
+    if rank:
+        device = next(model.parameters()).device  # this process's own
+        typing = replace(typing, device=device) if typing else None
+    found: dict[int, Detections] = {}
+    seconds: list[float] = []
+    mine = batches[rank::ranks]
+    loaded = sample_batches(dataset, sizes, mine, workers, with_pixels=typing is not None)
+    with tqdm(total=sum(map(len, mine)), desc=title, unit="image", leave=False) as bar:
+        for numbers, images in zip(mine, loaded, strict=True):
             if warmup and not seconds:
-                detect(model, images, device, typing)
+                detect(model, images, device, typing, amp)
             start = time.perf_counter()
-            predictions += detect(model, images, device, typing)  # on the CPU then, so that a GPU's work is done
+            detections = detect(model, images, device, typing, amp)  # on the CPU then, so that a GPU's work is done
             seconds.append(time.perf_counter() - start)
+            found |= dict(zip(numbers, detections, strict=True))
             bar.update(len(images))
-    return Predictions(predictions, np.array(seconds))
+    return found, seconds
 
 
 def evaluate(
-    model: nn.Module, dataset: Dataset, device: torch.device, *, workers: int = -1, title: str = "validating"
+    model: nn.Module,
+    dataset: Dataset,
+    device: torch.device,
+    *,
+    batch: int = 1,
+    workers: int = -1,
+    title: str = "validating",
+    amp: str = "none",
 ) -> tuple[coco.Evaluation, list[Detections]]:
     """COCO's measures of a prepared model on a data set, and what it found on each image."""
-    predictions = predict(model, dataset, device, workers=workers, title=title).predictions
+    predictions = predict(model, dataset, device, batch=batch, workers=workers, title=title, amp=amp).predictions
     return coco.evaluate(dataset, predictions, model.max_detections), predictions

@@ -63,7 +63,8 @@ class LabelledFields:
         """Run the detector on a data set's fields. A labelled cell is cut out as it was found, or, where it was missed,
         as it is labelled."""
         parts: list[tuple] = []
-        batches = sample_batches(dataset, member.sizes, 1, workers, with_pixels=True)
+        alone = [[i] for i in range(len(dataset))]
+        batches = sample_batches(dataset, member.sizes, alone, workers, with_pixels=True)
         pairs = zip(dataset.samples, batches, strict=True)
         for sample, images in tqdm(pairs, "fields with labels", len(dataset), unit="image", leave=False):
             (cells,), (cut,) = member.typing.cut(images, detect(member.model, images, device))

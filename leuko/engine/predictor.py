@@ -51,9 +51,10 @@ class Models:
     @classmethod
     def of(cls, options: PredictOptions) -> Models:
         """The models that the options name; LeukoError where they do not fit each other or the options."""
-        device = choose_device(options.device)
+        device = choose_device(options.device, options.amp)
         named = [options.weights] if options.ensemble is None else options.ensemble or finished_runs(options.project)
-        members = load_members(named, device, options.imgsz or (), options.max_detections, options.typer)
+        about = options.max_detections, options.typer, options.amp
+        members = load_members(named, device, options.imgsz or (), *about)
         members = without_weak(members, named=options.ensemble != [])
         for member in members:
             member.labels_in(members[0].types)

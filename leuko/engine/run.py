@@ -22,7 +22,7 @@ from ..metrics import coco
 from ..metrics.counting import one_type
 from ..models import DetectionModel
 from ..report import pictures, plots, run
-from . import checkpoint, thresholds
+from . import checkpoint, distributed, thresholds
 from .evaluate import evaluate
 from .state import Labels, Progress, labels_of, save_state
 
@@ -62,9 +62,9 @@ class Run:
         losses: dict[str, float],
         learning_rate: float,
         state: dict,
-    ) -> None:
+    ) -> Progress:
         """Validate, then save: weights and results first, and last the state, with which the epoch counts: a run that
-        is killed before it goes through all of this again.
+        is killed before it goes through all of this again. Returns the progress.
 
         Args:
             prepared: the model for inference, with the weights that are saved.
@@ -75,7 +75,9 @@ class Run:
             state: what the loop needs to go on (see :meth:`save_state`).
         """
         progress, options = self.progress, self.options
-        evaluation, predictions = evaluate(prepared, self.val_set, self.device, workers=options.workers)
+        batch = options.batch if self.device.type == "cuda" else 1  # more at once are no faster on a CPU
+        how = {"batch": batch, "workers": options.workers, "amp": options.amp}
+        evaluation, predictions = evaluate(prepared, self.val_set, self.device, **how)
         measures = {name: getattr(evaluation, name) for name in MEASURES}
         progress.epoch, progress.batch, progress.sums = progress.epoch + 1, 0, {}
         row = {"epoch": progress.epoch, "lr": learning_rate, "seconds": round(progress.seconds, 1)}
@@ -108,6 +110,7 @@ class Run:
         print(f"epoch {progress.epoch}: loss {sum(losses.values()):.3f}  {listed}")
         if progress.stopped:
             print(f"stopped early: {options.best_by} has not improved for {options.patience} epochs")
+        return progress
 
     def write_results(self) -> None:
         """results.csv and its picture, from the rows that the state will hold."""
@@ -126,7 +129,8 @@ class Run:
 
     def stop_diverged(self, step: int, images: Sequence[str], losses: dict[str, float]) -> None:
         """Raise LeukoError with the step, the images and the loss terms."""
-        run.log(self.folder, "diverged", step=step, images=images, losses={k: str(v) for k, v in losses.items()})
+        if distributed.leads():
+            run.log(self.folder, "diverged", step=step, images=images, losses={k: str(v) for k, v in losses.items()})
         listed = ", ".join(f"{k} {v:.4g}" for k, v in losses.items())
         raise LeukoError(
             f"{self.folder}: the loss is not finite at step {step} (epoch {self.progress.epoch + 1}): {listed}; images "

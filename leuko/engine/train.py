@@ -7,15 +7,14 @@ is killed goes on from ``resume.pt``, repeats what came after it, and ends in th
 from __future__ import annotations
 
 import math
-import signal
-import threading
+import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 from torch.optim import SGD, Optimizer
@@ -23,26 +22,31 @@ from tqdm import tqdm
 
 from ..config import TrainOptions
 from ..data.dataset import Dataset
-from ..data.loader import TrainingImages, TrainingItem, batch_bounds, training_batches, worker_count
+from ..data.loader import worker_count
+from ..data.training import TrainingBatch, TrainingImages, TrainingLoader
 from ..data.transforms.compose import read_steps
 from ..errors import LeukoError
 from ..models import DetectionModel
 from ..models.base import param_groups
+from ..ops import ranks
 from ..report import pictures, plots
+from . import distributed
 from .ema import ModelEMA
-from .evaluate import prepare, to_unit
+from .evaluate import autocast, prepare
 from .run import Run
 from .schedule import Schedule, step_schedule
-
-PRECISIONS = {"none": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+from .state import Progress
+from .stop import Stop
 
 
 @dataclass
 class Loop:
-    """What a training consists of beside its data on disk and its progress."""
+    """What a training consists of beside its data on disk and its progress. ``network`` is the model in the forward
+    pass, which several processes may share."""
 
     model: DetectionModel
-    images: TrainingImages
+    network: nn.Module
+    loader: TrainingLoader
     optimizer: Optimizer
     schedule: Schedule
     scaler: torch.amp.GradScaler
@@ -103,21 +107,30 @@ def set_up(options: TrainOptions, model: DetectionModel, train_set: Dataset, dev
 
     ``fresh``: the model starts a new training, not from trained weights, so that the scale of its features is measured.
     """
-    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    be_deterministic(options.deterministic and device.type == "cuda")
     model.to(device)
     if options.channels_last:
         (model.backbone if device.type == "cpu" else model).to(memory_format=torch.channels_last)
     steps = read_steps(options.augment)
     images = TrainingImages(train_set, options.imgsz, steps, options.seed, options.cache, options.repeat_factor)
     if fresh and model.wants_normalized_features:
-        batch = next(training_batches(images, 0, options.batch))
-        model.backbone.init_scale(model.preprocess([to_unit(image, device) for image, _, _ in batch])[0])
+        batch = next(TrainingLoader(images, options.batch).epoch(0))
+        model.backbone.init_scale(model.preprocess(batch.images)[0])
     optimizer = SGD(param_groups(model), lr=options.lr, momentum=options.momentum, weight_decay=options.weight_decay)
     scaler = torch.amp.GradScaler(device.type, enabled=options.amp == "fp16")
     ema = ModelEMA(model, options.ema) if options.ema else None
-    steps_per_epoch = len(batch_bounds(len(images), options.batch)) - 1
-    schedule = step_schedule(options.lr, steps_per_epoch, options.epochs, options.warmup)
-    return Loop(model, images, optimizer, schedule, scaler, ema)
+    is_gpu, workers = device.type == "cuda", worker_count(options.workers)
+    loader = TrainingLoader(images, options.batch, workers, pinned=is_gpu, share=ranks.place())
+    schedule = step_schedule(options.lr, len(loader), options.epochs, options.warmup)
+    return Loop(model, distributed.parallel(model), loader, optimizer, schedule, scaler, ema)
+
+
+def be_deterministic(wholly: bool) -> None:
+    """Choose cuDNN's reproducible convolutions; ``wholly``, all of a GPU's operators."""
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    if wholly:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which cuBLAS reads when it starts
+        torch.use_deterministic_algorithms(True)
 
 
 def fit(run: Run, loop: Loop) -> None:
@@ -126,149 +139,107 @@ def fit(run: Run, loop: Loop) -> None:
     model, ema = loop.model, loop.ema
 
     def save() -> None:
-        with stop.held(at_all_costs=True):
-            run.save_state(loop.state_dict())
+        if distributed.leads():
+            with stop.held(at_all_costs=True):
+                run.save_state(loop.state_dict())
+
+    def end_epoch(losses: dict[str, float]) -> Progress:
+        averaged = ema.module if ema else model
+        learning_rate = loop.optimizer.param_groups[0]["lr"]
+        weights, prepared = averaged.state_dict(), prepare(averaged, run.device)
+        return run.end_epoch(prepared, model.recipe, weights, losses, learning_rate, loop.state_dict())
 
     with Stop() as stop:
         save()  # so that a run killed in its first minutes can be resumed, too
-        if not run.progress.epoch and not run.progress.batch:
-            _draw_batches(run, loop.images)
+        if distributed.leads() and not run.progress.epoch and not run.progress.batch:
+            _draw_batches(run, loop.loader.images)
         while not run.finished:
             with stop.held():
-                losses = train_one_epoch(
-                    model, loop.images, loop.optimizer, loop.schedule, loop.scaler, ema, run, stop, save
-                )
+                losses = train_one_epoch(loop, run, stop, save)
                 save()
-            averaged = ema.module if ema else model
-            learning_rate = loop.optimizer.param_groups[0]["lr"]
-            prepared = prepare(averaged, run.device)
-            run.end_epoch(prepared, model.recipe, averaged.state_dict(), losses, learning_rate, loop.state_dict())
+            run.progress = distributed.led(end_epoch, losses)
 
 
-def train_one_epoch(
-    model: DetectionModel,
-    images: TrainingImages,
-    optimizer: Optimizer,
-    schedule: Schedule,
-    scaler: torch.amp.GradScaler,
-    ema: ModelEMA | None,
-    run: Run,
-    stop: Stop,
-    save: Callable[[], None],
-) -> dict[str, float]:
+def train_one_epoch(loop: Loop, run: Run, stop: Stop, save: Callable[[], None]) -> dict[str, float]:
     """Go through the rest of the epoch's batches; returns the mean of each loss term over the epoch.
 
     Returns early, between two steps of the optimiser, once ``stop`` is requested; calls ``save`` every
     ``options.save_minutes``.
     """
     options, progress = run.options, run.progress
-    model.train()
-    bounds = batch_bounds(len(images), options.batch)
-    batches = training_batches(
-        images, progress.epoch, options.batch, start=progress.batch, workers=worker_count(options.workers)
-    )
+    loader, optimizer, scaler = loop.loader, loop.optimizer, loop.scaler
+    loop.network.train()
     saved = started = time.perf_counter()
     title = f"epoch {progress.epoch + 1}/{options.epochs}"
-    with tqdm(total=len(images), initial=bounds[progress.batch], desc=title, unit="image") as bar:
-        for items in batches:
-            step = progress.epoch * (len(bounds) - 1) + progress.batch
-            torch.manual_seed((options.seed << 32) + step)
+    with tqdm(total=len(loader.images), initial=loader.bounds[progress.batch], desc=title, unit="image") as bar:
+        for batch in loader.epoch(progress.epoch, start=progress.batch):
+            step = progress.epoch * len(loader) + progress.batch
+            seed_step(options.seed, step)
             for group in optimizer.param_groups:
-                group["lr"] = schedule(step) * group["lr_multiplier"]
-            losses = compute_losses(model, items, options.amp, run.device)
-            terms = {name: value.item() for name, value in losses.items()}
-            if not math.isfinite(sum(terms.values())):
-                run.stop_diverged(step, [str(images.samples[index].image) for _, _, index in items], terms)
+                group["lr"] = loop.schedule(step) * group["lr_multiplier"]
+            losses = compute_losses(loop.network, batch, options.amp, run.device)
+            on_their_way = ToHost(ranks.mean(torch.stack([*losses.values()]).detach()))
             scaler.scale(sum(losses.values()) / options.accumulate).backward()
+            # Read only now: a GPU that has finished the forward pass is busy with the backward pass meanwhile.
+            terms = dict(zip(losses, on_their_way.read(), strict=True))
+            if not math.isfinite(sum(terms.values())):
+                run.stop_diverged(step, loader.paths(progress.epoch, progress.batch), terms)
 
             progress.batch += 1
             whole_step = progress.batch % options.accumulate == 0
-            if whole_step or progress.batch == len(bounds) - 1:
+            if whole_step or progress.batch == len(loader):
                 if math.isfinite(options.clip):
                     scaler.unscale_(optimizer)
                     nn.utils.clip_grad_norm_(_parameters(optimizer), options.clip)
                 scaler.step(optimizer)
                 scaler.update()
                 optimizer.zero_grad(set_to_none=True)
-                if ema is not None:
-                    ema.update_parameters(model)
+                if loop.ema is not None:
+                    loop.ema.update()
 
             progress.sums = {name: progress.sums.get(name, 0.0) + value for name, value in terms.items()}
-            bar.update(len(items))
+            bar.update(loader.bounds[progress.batch] - loader.bounds[progress.batch - 1])
             bar.set_postfix(loss=f"{sum(terms.values()):.3f}", lr=f"{optimizer.param_groups[0]['lr']:.2g}")
             now = time.perf_counter()
             progress.seconds, started = progress.seconds + now - started, now
             if not whole_step:
                 continue  # gradients are waiting for more batches, and a state holds none
-            if stop.requested:
+            if stop.requested():
                 break
             if now - saved > options.save_minutes * 60:
                 save()
                 saved = now
-    return {name: total / (len(bounds) - 1) for name, total in progress.sums.items()}
+    return {name: total / len(loader) for name, total in progress.sums.items()}
 
 
-def compute_losses(
-    model: DetectionModel, items: list[TrainingItem], amp: str, device: torch.device
-) -> dict[str, torch.Tensor]:
+def seed_step(seed: int, step: int) -> None:
+    """Let the random numbers of a step depend on the run's seed and on nothing else that came before."""
+    torch.manual_seed(int(np.random.SeedSequence((seed, step)).generate_state(1)[0]))
+
+
+def compute_losses(network: nn.Module, batch: TrainingBatch, amp: str, device: torch.device) -> dict[str, torch.Tensor]:
     """The scalar losses of one batch by name."""
-    images = [to_unit(image, device) for image, _, _ in items]
-    targets = [{key: value.to(device) for key, value in target.items()} for _, target, _ in items]
-    with torch.autocast(device.type, dtype=PRECISIONS[amp], enabled=amp != "none"):
-        return model(images, targets)
+    with autocast(device, amp):
+        return network(batch.images, batch.targets)
+
+
+class ToHost:
+    """Numbers [N] on their way from the device to the host, which is not waited for before they are read."""
+
+    def __init__(self, values: torch.Tensor):
+        self.values = values.to("cpu", non_blocking=True)
+        self.arrived = torch.cuda.Event() if values.is_cuda else None
+        if self.arrived:
+            self.arrived.record()
+
+    def read(self) -> list[float]:
+        """The numbers, as soon as what the device was given before them is done."""
+        if self.arrived:
+            self.arrived.synchronize()
+        return self.values.tolist()
 
 
 def _draw_batches(run: Run, images: TrainingImages) -> None:
     """Two batches as the model sees them, ``train_batch0.jpg`` and ``train_batch1.jpg``."""
-    for i, items in enumerate(islice(training_batches(images, 0, min(run.options.batch, 16)), 2)):
-        plots.write_image(run.folder / f"train_batch{i}.jpg", pictures.batch(items, run.train_set.types))
-
-
-# ---------------------------------------------------------------- being stopped
-
-
-class Stop:
-    """Ctrl-C and SIGTERM (from Slurm or Docker) during a training.
-
-    They raise KeyboardInterrupt at once, but not where that would cut something in two: while ``held``, the first only
-    sets ``requested``, and the second raises; ``at_all_costs`` (a file is being written) even that waits.
-    """
-
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.patience = 0  # signals that are only counted
-
-    @property
-    def requested(self) -> bool:
-        """Whether a signal has come."""
-        return self.count > 0
-
-    def __enter__(self) -> Stop:
-        self.before = {}
-        if threading.current_thread() is threading.main_thread():  # signals reach the main thread alone
-            self.before = {number: signal.signal(number, self._note) for number in self.SIGNALS}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-    @contextmanager
-    def held(self, at_all_costs: bool = False) -> Iterator[None]:
-        """Let the first signal wait for the end of the block; ``at_all_costs``, all of them."""
-        before, self.patience = self.patience, math.inf if at_all_costs else 1
-        try:
-            yield
-        finally:
-            self.patience = before
-        self._raise_if_due()
-
-    def _note(self, *_: object) -> None:
-        self.count += 1
-        self._raise_if_due()
-
-    def _raise_if_due(self) -> None:
-        if self.count > self.patience:
-            raise KeyboardInterrupt
+    for i, batch in enumerate(islice(TrainingLoader(images, min(run.options.batch, 16)).epoch(0), 2)):
+        plots.write_image(run.folder / f"train_batch{i}.jpg", pictures.batch(batch, run.train_set.types))

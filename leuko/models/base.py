@@ -1,15 +1,18 @@
 """What every detector is: preprocess -> backbone -> FPN -> its own heads -> boxes in the pixels of the image given.
 
-Letters used in the models: N images, C channels, R points, anchors or RoIs, M ground-truth boxes of an image,
-K classes. Boxes are float32 xyxy; inside a detector they are in pixels of the resized image. Labels are 0-based.
+Letters used in the models: N images, C channels, R points, anchors or RoIs, M ground-truth boxes and D detections of an
+image, K classes. Boxes are float32 xyxy; inside a detector they are in pixels of the resized image, whose ``sizes``
+[N, 2] are (height, width). Labels are 0-based. What differs in number between images is padded, so that one operator
+does the work of all images: with boxes of zeros, labels or scores of -1 (see :mod:`leuko.ops.padded`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +20,11 @@ from torch import Tensor, nn
 from ..detections import MAX_DETECTIONS
 from ..errors import LeukoError
 from ..ops import boxes as box_ops
+from ..ops import ranks
+from ..ops.nms import batched_nms, box_voting
+from ..ops.padded import best_first
 from .conv_bn import IMAGE, fuse_conv_bn
-from .preprocess import Preprocess, Size
+from .preprocess import Preprocess, scales, upload
 
 LIMITS: dict[str, tuple[float, float]] = {
     "image_size": (1, 2**13),
@@ -34,6 +40,21 @@ LIMITS: dict[str, tuple[float, float]] = {
 
 Target = dict[str, Tensor]
 Detection = dict[str, Tensor]
+
+
+class Targets(NamedTuple):
+    """The ground truth of a batch, padded."""
+
+    boxes: Tensor  # [N, M, 4]
+    labels: Tensor  # [N, M]
+
+
+class Found(NamedTuple):
+    """The detections of a batch, padded, in descending order of score."""
+
+    boxes: Tensor  # [N, D, 4]
+    scores: Tensor  # [N, D]
+    labels: Tensor  # [N, D]
 
 
 @dataclass(frozen=True)
@@ -83,6 +104,8 @@ class DetectionModel(nn.Module):
     """
 
     default_score_threshold = 0.05
+    nms_threshold = 0.5
+    box_voting = False  # whether options.vote applies
     default_lr = 0.01  # SGD's learning rate for batches of 8, as in Li et al. 2022
     default_clip = 35.0  # largest norm of the gradients, as in MMDetection
     wants_normalized_features = True  # whether maps with standard deviations far from 1 are normalised
@@ -119,27 +142,43 @@ class DetectionModel(nn.Module):
         for network, shape in self.fusible():
             fuse_conv_bn(network, shape, for_inference=True)
 
-    def losses(self, pyramid: list[Tensor], sizes: list[Size], targets: list[Target]) -> dict[str, Tensor]:
+    def losses(self, pyramid: list[Tensor], sizes: Tensor, targets: Targets) -> dict[str, Tensor]:
         """Scalar losses by name; targets in pixels of the resized images."""
         raise NotImplementedError
 
-    def detect(self, pyramid: list[Tensor], sizes: list[Size]) -> list[Detection]:
-        """Detections of each image, in pixels of the resized images, in descending order of score."""
+    def detect(self, pyramid: list[Tensor], sizes: Tensor) -> Found:
+        """Detections of a batch, in pixels of the resized images."""
         raise NotImplementedError
 
-    def forward(self, images: list[Tensor], targets: list[Target] | None = None) -> dict[str, Tensor] | list[Detection]:
+    def select(self, scores: Tensor, boxes: Tensor) -> Found:
+        """Threshold, NMS per class and voting: scores [N, R, K], boxes [N, R, 1 or K, 4]."""
+        rows, classes = scores.shape[1:]
+        scores = torch.where(scores > self.score_threshold, scores, -1.0).flatten(1)
+        labels = torch.arange(classes, device=scores.device).repeat(rows).expand_as(scores)
+        boxes = boxes.expand(-1, -1, classes, -1).flatten(1, 2)
+        found = Found(*batched_nms(boxes, scores, labels, self.nms_threshold, self.max_detections))
+        if self.box_voting and self.options.vote:
+            candidates = best_first(boxes, scores, labels)
+            return found._replace(boxes=box_voting(found, candidates, self.options.vote))
+        return found
+
+    def forward(
+        self, images: Sequence[Tensor], targets: list[Target] | None = None
+    ) -> dict[str, Tensor] | list[Detection]:
         batch, sizes = self.preprocess(images)
         originals = [tuple(image.shape[-2:]) for image in images]
+        device_sizes = upload(torch.tensor(sizes, dtype=torch.float32), batch.device)
         if self.training:
             if targets is None:
                 raise LeukoError("a detector in training mode needs targets; call model.eval() to detect")
-            targets = self._scale_targets(targets, originals, sizes)
-            return self.losses(self.fpn(self._features(batch)), sizes, targets)
-        detections = self.detect(self.fpn(self._features(batch)), sizes)
-        for detection, original, size in zip(detections, originals, sizes, strict=True):
-            boxes = detection["boxes"].float()
-            detection["boxes"] = box_ops.clip(boxes / self.preprocess.scale(original, size, boxes), original)
-        return detections
+            padded = self._pad_targets(targets, scales(originals, sizes), batch.device)
+            return self.losses(self.fpn(self._features(batch)), device_sizes, padded)
+        found = self.detect(self.fpn(self._features(batch)), device_sizes)
+        scale, limits = (upload(t, batch.device) for t in (scales(originals, sizes), torch.tensor(originals)))
+        boxes = box_ops.clip(found.boxes.float() / scale, limits)
+        counts = (found.scores >= 0).sum(1).tolist()
+        per_image = zip(boxes, found.labels, found.scores, counts, strict=True)
+        return [{"boxes": b[:n], "labels": label[:n], "scores": s[:n]} for b, label, s, n in per_image]
 
     def _features(self, batch: Tensor) -> list[Tensor]:
         """The backbone's maps. On a CPU, training leaves channels-last memory here if the backbone uses it: the
@@ -147,25 +186,42 @@ class DetectionModel(nn.Module):
         maps = self.backbone(batch)
         return [m.contiguous() for m in maps] if self.training and batch.device.type == "cpu" else maps
 
-    def _scale_targets(self, targets: list[Target], originals: list[Size], sizes: list[Size]) -> list[Target]:
-        """Check the targets and scale their boxes to the resized images."""
-        scaled = []
-        for i, (target, original, size) in enumerate(zip(targets, originals, sizes, strict=True)):
-            boxes, labels = target["boxes"].float().reshape(-1, 4), target["labels"].long()
-            if len(labels) != len(boxes):
+    def _pad_targets(self, targets: list[Target], scale: Tensor, device: torch.device) -> Targets:
+        """Check the targets, scale their boxes to the resized images by ``scale`` [N, 1, 4], and pad them. Targets on
+        the CPU are copied to the device at once, without waiting for it."""
+        counts = [len(target["boxes"]) for target in targets]
+        for i, (target, count) in enumerate(zip(targets, counts, strict=True)):
+            if len(target["labels"]) != count:
                 raise LeukoError(
-                    f"image {i} of the batch has {len(boxes)} boxes, {len(labels)} labels; give one per box"
+                    f"image {i} of the batch has {count} boxes, {len(target['labels'])} labels; give one per box"
                 )
-            good_box = torch.isfinite(boxes).all(1) & (boxes[:, 2:] > boxes[:, :2]).all(1)
+        (most,) = ranks.largest(max(1, *counts))  # the place of a box or proposal decides on what it draws
+        rows = targets[0]["boxes"].new_zeros(len(targets), most, 5, dtype=torch.float32)
+        rows[..., 4] = -1
+        for row, target, count in zip(rows, targets, counts, strict=True):
+            if count:
+                row[:count, :4], row[:count, 4] = target["boxes"], target["labels"]
+        good = torch.isfinite(rows).all(2) & box_ops.has_area(rows[..., :4]) & (rows[..., 4] >= 0)
+        if int((good & (rows[..., 4] < self.num_classes)).sum()) != sum(counts):
+            self._refuse(targets)
+        rows[..., :4] *= upload(scale, rows.device)
+        rows = upload(rows, device)
+        return Targets(rows[..., :4], rows[..., 4].long())
+
+    def _refuse(self, targets: list[Target]) -> NoReturn:
+        """LeukoError for the first box or label that is wrong."""
+        for i, target in enumerate(targets):
+            boxes, labels = target["boxes"].float().reshape(-1, 4), target["labels"]
+            good_box = torch.isfinite(boxes).all(1) & box_ops.has_area(boxes)
             good_label = (labels >= 0) & (labels < self.num_classes)
-            if not (good_box & good_label).all():
-                if not good_box.all():
-                    problem = f"a box {boxes[~good_box][0].tolist()} that is not x0 < x1, y0 < y1"
-                else:
-                    problem = f"the label {labels[~good_label][0].item()}, which is not in 0..{self.num_classes - 1}"
-                raise LeukoError(f"image {i} of the batch has {problem}; fix its annotation")
-            scaled.append({"boxes": boxes * self.preprocess.scale(original, size, boxes), "labels": labels})
-        return scaled
+            if not good_box.all():
+                problem = f"a box {boxes[~good_box][0].tolist()} that is not x0 < x1, y0 < y1"
+            elif not good_label.all():
+                problem = f"the label {labels[~good_label][0].item()}, which is not in 0..{self.num_classes - 1}"
+            else:
+                continue
+            raise LeukoError(f"image {i} of the batch has {problem}; fix its annotation")
+        raise AssertionError("every target is right")
 
 
 def param_groups(model: DetectionModel) -> list[dict]:

@@ -6,13 +6,12 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ..ops.boxes import clip
-from .base import Detection, ModelOptions, Target
-from .criterion import SampledRoIs
-from .preprocess import Size
+from ..ops.roi_align import RoIs
+from .base import Found, ModelOptions, Targets
 from .roi_heads import BBOX_STD, TwoFCHead, TwoStage
 
 IOUS = (0.5, 0.6, 0.7)
-STDS = (BBOX_STD, (0.05, 0.05, 0.1, 0.1), (0.033, 0.033, 0.067, 0.067))
+STDS = (BBOX_STD, (0.05, 0.1), (0.033, 0.067))
 WEIGHTS = (1.0, 0.5, 0.25)
 
 
@@ -28,38 +27,32 @@ class CascadeRCNN(TwoStage):
         self.heads = nn.ModuleList(
             TwoFCHead(options.channels, options.fc_channels, num_classes, class_agnostic=True) for _ in IOUS
         )
-        self.criteria = [self.roi_criterion(iou, std, beta=1.0) for iou, std in zip(IOUS, STDS, strict=True)]
+        self.criteria = nn.ModuleList(self.roi_criterion(*stage, beta=1.0) for stage in zip(IOUS, STDS, strict=True))
 
     def roi_losses(
-        self, pyramid: list[Tensor], proposals: list[Tensor], sizes: list[Size], targets: list[Target]
+        self, pyramid: list[Tensor], proposals: Tensor, sizes: Tensor, targets: Targets
     ) -> dict[str, Tensor]:
         losses = {}
         for stage, weight in enumerate(WEIGHTS):
-            samples = self._match_and_sample(stage, proposals, targets)
-            cls_logits, deltas, moved = self._run_stage(stage, pyramid, [s.boxes for s in samples], sizes)
+            samples = self.criteria[stage].sample(proposals, targets)  # matched at the stage's own IoU
+            cls_logits, deltas, moved = self._run_stage(stage, pyramid, samples.boxes, sizes)
             stage_losses = self.criteria[stage](cls_logits, deltas, samples)
             losses |= {f"stage{stage + 1}_{name}": weight * loss for name, loss in stage_losses.items()}
             # The next stage adds the ground truth itself.
-            proposals = [boxes[~s.is_gt] for boxes, s in zip(moved, samples, strict=True)]
+            proposals = moved * (~samples.is_gt & (samples.labels >= 0))[..., None]
         return losses
 
-    def roi_detect(self, pyramid: list[Tensor], proposals: list[Tensor], sizes: list[Size]) -> list[Detection]:
+    def roi_detect(self, pyramid: list[Tensor], proposals: Tensor, sizes: Tensor) -> Found:
         boxes, total = proposals, 0.0
         for stage in range(len(self.heads)):
             cls_logits, _, boxes = self._run_stage(stage, pyramid, boxes, sizes)
             total = total + cls_logits
-        probabilities = (total / len(self.heads)).softmax(1).split([len(p) for p in proposals])
-        return [self.select(p, b[:, None], size) for p, b, size in zip(probabilities, boxes, sizes, strict=True)]
-
-    def _match_and_sample(self, stage: int, proposals: list[Tensor], targets: list[Target]) -> list[SampledRoIs]:
-        """The RoIs that a stage learns from, matched at its own IoU."""
-        return self.criteria[stage].sample(proposals, targets)
+        return self.select_rois(total / len(self.heads), boxes[:, :, None], sizes)
 
     def _run_stage(
-        self, stage: int, pyramid: list[Tensor], boxes: list[Tensor], sizes: list[Size]
-    ) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Class logits [R, K + 1] and deltas [R, 1, 4] of the boxes, and the moved boxes of each image, detached."""
-        cls_logits, deltas = self.heads[stage](pyramid, boxes)
-        decode = self.criteria[stage].coder.decode
-        per_image = zip(boxes, deltas.detach()[:, 0].split([len(b) for b in boxes]), sizes, strict=True)
-        return cls_logits, deltas, [clip(decode(b, d), size) for b, d, size in per_image]
+        self, stage: int, pyramid: list[Tensor], boxes: Tensor, sizes: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Class logits [N * S, K + 1] and deltas [N * S, 1, 4] of boxes [N, S, 4], and the moved boxes, detached."""
+        cls_logits, deltas = self.heads[stage](pyramid, RoIs.of(boxes))
+        moved = self.criteria[stage].coder.decode(boxes, deltas.detach().view_as(boxes))
+        return cls_logits, deltas, clip(moved, sizes)

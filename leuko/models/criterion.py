@@ -1,7 +1,7 @@
 """Criteria: what a detector learns from its predictions. Each gets its matcher, assigns targets, and gives its losses.
 
-Letters: N images, R points or anchors of all levels of an image, G ground-truth boxes of the whole batch, K classes;
-P positives and S samples (positives and negatives) of the whole batch.
+Letters: N images; R points or anchors of all levels, M ground-truth boxes and S samples (positives and negatives) of
+each image; K classes; P positives of the whole batch.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..ops import boxes as box_ops
-from .base import Target
-from .matcher import CoreMatcher, IoUMatcher, PointMatcher, Sampler
-from .preprocess import Size
+from ..ops import ranks
+from ..ops.padded import take
+from ..ops.roi_align import RoIs
+from .base import Targets
+from .matcher import IGNORED, CoreMatcher, IoUMatcher, PointMatcher, Sampler
 
 # ---------------------------------------------------------------------- losses of single predictions, not reduced
 
@@ -29,10 +31,10 @@ def focal(logits: Tensor, targets: Tensor, alpha: float = 0.25, gamma: float = 2
     return weight * F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
 
 
-def weighted_focal(logits: Tensor, targets: Tensor, class_weights: Sequence[float]) -> Tensor:
+def weighted_focal(logits: Tensor, targets: Tensor, class_weights: Tensor | None) -> Tensor:
     """Focal loss [..., K], multiplied by ``class_weights`` [K], if there are any, where the target is 1."""
     loss = focal(logits.float(), targets)
-    return loss * (1 + targets * (targets.new_tensor(class_weights) - 1)) if class_weights else loss
+    return loss if class_weights is None else loss * (1 + targets * (class_weights - 1))
 
 
 def log_iou(predicted: Tensor, target: Tensor) -> Tensor:
@@ -53,23 +55,31 @@ def smooth_l1(predicted: Tensor, target: Tensor, beta: float) -> Tensor:
 # ---------------------------------------------------------------------- one stage
 
 
+class Criterion(nn.Module):
+    """Keeps ``class_weights`` [K], None if there are none, on the model's device, but not in its state."""
+
+    def __init__(self, class_weights: Sequence[float]):
+        super().__init__()
+        weights = torch.tensor(class_weights, dtype=torch.float32) if len(class_weights) else None
+        self.register_buffer("class_weights", weights, persistent=False)
+
+
 @dataclass
 class Positives:
     """The points that learn a box."""
 
     image: Tensor  # [P] index into N
     point: Tensor  # [P] index into R
-    gt: Tensor  # [P] index into G
+    gt: Tensor  # [P] index into N * M
     labels: Tensor  # [P]
     gt_boxes: Tensor  # [P, 4]
 
     @classmethod
-    def of(cls, match: Tensor, targets: list[Target]) -> Positives:
+    def of(cls, match: Tensor, targets: Targets) -> Positives:
         """From the match [N, R] of each point to the boxes of its image."""
         image, point = torch.nonzero(match >= 0, as_tuple=True)
-        counts = torch.tensor([len(t["boxes"]) for t in targets], device=match.device)
-        gt = match[image, point] + (counts.cumsum(0) - counts)[image]
-        return cls(image, point, gt, *(torch.cat([t[key] for t in targets])[gt] for key in ("labels", "boxes")))
+        gt = match[image, point] + image * targets.labels.shape[1]
+        return cls(image, point, gt, targets.labels.flatten()[gt], targets.boxes.flatten(0, 1)[gt])
 
     def one_hot(self, like: Tensor) -> Tensor:
         """Class targets, float32 like [N, R, K]: 1 for the label of each positive."""
@@ -78,20 +88,26 @@ class Positives:
         return targets
 
 
-@dataclass(frozen=True, kw_only=True)
-class FCOSCriterion:
+class FCOSCriterion(Criterion):
     """Focal loss of the classes, and for positives a box loss, weighted by centerness, and one of the centerness.
 
     ``ranges``: of the greatest distance, in pixels, that the points of each level learn. ``improved``: distances are in
     strides, and the box loss is GIoU instead of -ln IoU.
     """
 
-    matcher: PointMatcher
-    ranges: Sequence[tuple[float, float]]
-    class_weights: Sequence[float] = ()
-    improved: bool = False
+    def __init__(
+        self,
+        *,
+        matcher: PointMatcher,
+        ranges: Sequence[tuple[float, float]],
+        class_weights: Sequence[float] = (),
+        improved: bool = False,
+    ):
+        super().__init__(class_weights)
+        self.matcher, self.improved = matcher, improved
+        self.register_buffer("ranges", torch.tensor(ranges), persistent=False)
 
-    def __call__(
+    def forward(
         self,
         cls_logits: Tensor,
         distances: Tensor,
@@ -99,12 +115,11 @@ class FCOSCriterion:
         points: Tensor,
         strides: Tensor,
         level: Tensor,
-        targets: list[Target],
+        targets: Targets,
     ) -> dict[str, Tensor]:
         """cls_logits [N, R, K], distances [N, R, 4], centerness logits [N, R, 1]; points [R, 2], their strides [R] and
         levels [R]."""
-        ranges = points.new_tensor(self.ranges)[level]  # [R, 2]
-        match = torch.stack([self.matcher(points, strides, ranges, t["boxes"]) for t in targets])  # [N, R]
+        match = self.matcher(points, strides, self.ranges[level], targets.boxes)  # [N, R]
         positives = Positives.of(match, targets)
         unit = strides[positives.point, None] if self.improved else 1.0  # [P, 1]
         at, gt_boxes = points[positives.point] / unit, positives.gt_boxes / unit  # [P, 2], [P, 4]
@@ -119,71 +134,70 @@ class FCOSCriterion:
     def class_loss(self, cls_logits: Tensor, positives: Positives) -> Tensor:
         """Sum over all points and classes [N, R, K], divided by the number of positives."""
         loss = weighted_focal(cls_logits, positives.one_hot(cls_logits), self.class_weights)
-        return loss.sum() / max(len(positives.point), 1)
+        return loss.sum() / ranks.normaliser(len(positives.point), loss.device)
 
     def box_loss(self, predicted: Tensor, gt_boxes: Tensor, quality: Tensor) -> Tensor:
         """Mean over the positives [P, 4], weighted by their centerness [P]."""
         loss = giou(predicted, gt_boxes) if self.improved else log_iou(predicted, gt_boxes)  # [P]
-        return (loss * quality).sum() / quality.sum().clamp(min=box_ops.EPS)
+        return (loss * quality).sum() / ranks.normaliser(quality.sum(), loss.device, least=box_ops.EPS)
 
     def centerness_loss(self, logits: Tensor, quality: Tensor) -> Tensor:
         """Mean cross entropy over the positives [P]."""
         loss = F.binary_cross_entropy_with_logits(logits.float(), quality, reduction="sum")
-        return loss / max(len(quality), 1)
+        return loss / ranks.normaliser(len(quality), loss.device)
 
 
 def centerness_of(distances: Tensor) -> Tensor:
     """Centerness (FCOS, eq. 3) of points at ``distances`` [P, 4] (left, top, right, bottom) from their box: [P] in
     0..1."""
-    x, y = distances[:, 0::2], distances[:, 1::2]
-    return (x.min(1).values / x.max(1).values * (y.min(1).values / y.max(1).values)).sqrt()
+    least, greatest = torch.aminmax(distances.unflatten(1, (2, 2)), dim=1)  # [P, 2] along x and y
+    return (least / greatest).prod(1).sqrt()
 
 
-@dataclass(frozen=True, kw_only=True)
-class FSAFCriterion:
+class FSAFCriterion(Criterion):
     """Focal and IoU loss of each ground-truth box on the pyramid level where both together are least (section 3.2)."""
 
-    matcher: CoreMatcher
-    levels: int
-    class_weights: Sequence[float] = ()
+    def __init__(self, *, matcher: CoreMatcher, levels: int, class_weights: Sequence[float] = ()):
+        super().__init__(class_weights)
+        self.matcher, self.levels = matcher, levels
 
-    def __call__(
+    def forward(
         self,
         cls_logits: Tensor,
         distances: Tensor,
         points: Tensor,
         strides: Tensor,
         level: Tensor,
-        targets: list[Target],
+        targets: Targets,
     ) -> dict[str, Tensor]:
         """cls_logits [N, R, K], distances [N, R, 4] in pixels; points [R, 2], their strides [R]
         and levels [R]."""
-        match, others = zip(*(self.matcher(points, strides, t["boxes"]) for t in targets), strict=True)
-        positives = Positives.of(torch.stack(match), targets)
+        match, others = self.matcher(points, strides, targets.boxes)
+        positives = Positives.of(match, targets)
         class_loss = self.class_loss(cls_logits, positives, others, targets)  # [N, R, K]
         predicted = box_ops.distances_to_box(points[positives.point], distances[positives.image, positives.point])
         box_loss = log_iou(predicted, positives.gt_boxes)  # [P]
-        both = (class_loss[positives.image, positives.point].sum(1) + box_loss).detach()  # [P]
-        boxes = sum(len(t["boxes"]) for t in targets)
-        best = best_levels(both, level[positives.point], positives.gt, boxes, self.levels)  # [G]
-        chosen = level[positives.point] == best[positives.gt]  # [P]
+        at_positives = class_loss[positives.image, positives.point]  # [P, K]
+        both = (at_positives.sum(1) + box_loss).detach()  # [P]
+        level = level[positives.point]  # [P]
+        best = best_levels(both, level, positives.gt, targets.labels.numel(), self.levels)  # [N * M]
+        chosen = level == best[positives.gt]  # [P]
         # On the other levels the box's own class is neither right nor wrong; all other classes are wrong there too.
-        ignored = class_loss[positives.image, positives.point, positives.labels][~chosen]
-        normaliser = chosen.sum() if len(chosen) else cls_logits[..., 0].numel()
+        ignored = at_positives.gather(1, positives.labels[:, None])[:, 0] * ~chosen
+        levels = ranks.normaliser(chosen.sum(), level.device, least=0)
+        points = ranks.normaliser(cls_logits[..., 0].numel(), level.device)
+        normaliser = torch.where(levels > 0, levels, points)  # without any box, as many as there are points
         return {
             "class": (class_loss.sum() - ignored.sum()) / normaliser,
-            "box": box_loss[chosen].sum() / normaliser,
+            "box": (box_loss * chosen).sum() / normaliser,
         }
 
-    def class_loss(
-        self, cls_logits: Tensor, positives: Positives, others: Sequence[Tensor], targets: list[Target]
-    ) -> Tensor:
-        """Focal loss [N, R, K], 0 for the class of any other box that a cell touches (``others`` [R, M] per image)."""
+    def class_loss(self, cls_logits: Tensor, positives: Positives, others: Tensor, targets: Targets) -> Tensor:
+        """Focal loss [N, R, K], 0 for the class of any other box that a cell touches (``others`` [N, R, M])."""
         class_targets = positives.one_hot(cls_logits)
         counted = torch.ones_like(class_targets)
-        for i, (other, target) in enumerate(zip(others, targets, strict=True)):
-            point, gt = torch.nonzero(other, as_tuple=True)
-            counted[i, point, target["labels"][gt]] = 0.0
+        image, point, gt = torch.nonzero(others, as_tuple=True)
+        counted[image, point, targets.labels[image, gt]] = 0.0
         return weighted_focal(cls_logits, class_targets, self.class_weights) * torch.maximum(counted, class_targets)
 
 
@@ -207,11 +221,11 @@ def best_levels(loss: Tensor, level: Tensor, gt: Tensor, boxes: int, levels: int
 class SampledAnchors:
     """The anchors that an RPN learns from."""
 
-    image: Tensor  # [S] index into N
-    anchor: Tensor  # [S] index into R
-    is_positive: Tensor  # [S] bool
-    deltas: Tensor  # [P, 4] targets of the positives
-    normaliser: int
+    anchor: Tensor  # [N, S] index into R
+    is_positive: Tensor  # [N, S] bool
+    is_sample: Tensor  # [N, S] bool: False for padding
+    deltas: Tensor  # [N, S, 4] targets of the positives, else 0
+    normaliser: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,97 +241,101 @@ class RPNCriterion:
     allowed_border: int
 
     @torch.no_grad()
-    def sample(self, anchors: Tensor, sizes: list[Size], targets: list[Target]) -> SampledAnchors:
+    def sample(self, anchors: Tensor, sizes: Tensor, targets: Targets) -> SampledAnchors:
         """Match the anchors [R, 4] with the ground truth of each image, and draw those to learn from."""
-        image, index, is_positive, deltas = [], [], [], []
-        normaliser = 0
-        for i, (size, target) in enumerate(zip(sizes, targets, strict=True)):
-            inside = self._inside(anchors, size)  # [I] indices
-            match = self.matcher(anchors[inside], target["boxes"])
-            positive, negative = self.sampler(match)
-            normaliser += max(len(positive), 1) + max(len(negative), 1)  # as in MMDetection
-            chosen = inside[torch.cat([positive, negative])]
-            image.append(torch.full_like(chosen, i))
-            index.append(chosen)
-            is_positive.append(torch.arange(len(chosen), device=chosen.device) < len(positive))
-            deltas.append(self.coder.encode(anchors[inside[positive]], target["boxes"][match[positive]]))
-        return SampledAnchors(*(torch.cat(parts) for parts in (image, index, is_positive, deltas)), normaliser)
-
-    def _inside(self, anchors: Tensor, size: Size) -> Tensor:
         if self.allowed_border < 0:
-            return torch.arange(len(anchors), device=anchors.device)
-        limit = anchors.new_tensor([size[1], size[0]]) + self.allowed_border
-        inside = (anchors[:, :2] >= -self.allowed_border).all(1) & (anchors[:, 2:] < limit).all(1)
-        return torch.nonzero(inside).flatten()
+            match = self.matcher(anchors, targets.boxes)  # [N, R]
+        else:
+            limit = sizes.flip(1)[:, None] + self.allowed_border  # [N, 1, 2]
+            inside = (anchors[:, :2] >= -self.allowed_border).all(1) & (anchors[:, 2:] < limit).all(2)  # [N, R]
+            match = self.matcher(anchors * inside[..., None], targets.boxes).masked_fill(~inside, IGNORED)
+        anchor, is_positive, is_sample = self.sampler(match)
+        gt_boxes = take(targets.boxes, match.gather(1, anchor).clamp(min=0))
+        deltas = self.coder.encode(anchors[anchor], gt_boxes)
+        positives = is_positive.sum(1)
+        number = (positives.clamp(min=1) + (is_sample.sum(1) - positives).clamp(min=1)).sum()  # as in MMDetection
+        deltas = torch.where(is_positive[..., None], deltas, 0.0)
+        return SampledAnchors(anchor, is_positive, is_sample, deltas, ranks.normaliser(number, anchors.device))
 
     def __call__(self, objectness: Tensor, deltas: Tensor, samples: SampledAnchors) -> dict[str, Tensor]:
-        """Objectness logits [S] and deltas [S, 4] of the samples."""
-        target = samples.is_positive.float()
-        objectness_loss = F.binary_cross_entropy_with_logits(objectness, target, reduction="sum")
-        box_loss = smooth_l1(deltas[samples.is_positive], samples.deltas, self.beta)
+        """Objectness logits [N, S] and deltas [N, S, 4] of the samples."""
+        objectness_loss = F.binary_cross_entropy_with_logits(
+            objectness, samples.is_positive.float(), samples.is_sample.float(), reduction="sum"
+        )
+        box_loss = smooth_l1(torch.where(samples.is_positive[..., None], deltas, 0.0), samples.deltas, self.beta)
         return {"rpn_objectness": objectness_loss / samples.normaliser, "rpn_box": box_loss / samples.normaliser}
 
 
 @dataclass
 class SampledRoIs:
-    """The RoIs of one image that a head learns from, positives first."""
+    """The RoIs that a head learns from; of each image the positives first."""
 
-    boxes: Tensor  # [S, 4]
-    labels: Tensor  # [S], K for background
+    boxes: Tensor  # [N, S, 4]
+    labels: Tensor  # [N, S], K for background, -100 for padding
+    is_gt: Tensor  # [N, S] the RoI is a ground-truth box that was added to the proposals
+    positives: Tensor  # [P] index into N * S
     gt_boxes: Tensor  # [P, 4] of the positives
-    is_gt: Tensor  # [S] the RoI is a ground-truth box that was added to the proposals
+    normaliser: Tensor
 
     @property
-    def positives(self) -> Tensor:
-        """Boxes [P, 4] of the positives."""
-        return self.boxes[: len(self.gt_boxes)]
+    def positive_rois(self) -> RoIs:
+        """The positives [P]."""
+        return RoIs.of(self.boxes).at(self.positives)
 
 
-@dataclass(frozen=True, kw_only=True)
-class RoICriterion:
+class RoICriterion(Criterion):
     """Softmax loss of all sampled RoIs and box loss of the positives, both divided by the number of samples.
 
     ``beta``: of the smooth L1 box loss (0: L1).
     """
 
-    num_classes: int
-    matcher: IoUMatcher
-    sampler: Sampler
-    coder: box_ops.DeltaCoder
-    beta: float = 0.0
-    class_weights: Sequence[float] = ()
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        matcher: IoUMatcher,
+        sampler: Sampler,
+        coder: box_ops.DeltaCoder,
+        beta: float = 0.0,
+        class_weights: Sequence[float] = (),
+    ):
+        super().__init__([*class_weights, 1.0] if class_weights else ())  # the background has weight 1
+        self.num_classes, self.matcher, self.sampler, self.coder, self.beta = num_classes, matcher, sampler, coder, beta
 
     @torch.no_grad()
-    def sample(self, proposals: list[Tensor], targets: list[Target]) -> list[SampledRoIs]:
-        """Add the ground truth of each image to its proposals [R, 4], match, and draw the RoIs to learn from."""
-        samples = []
-        for boxes, target in zip(proposals, targets, strict=True):
-            itself = torch.arange(len(target["boxes"]), device=boxes.device)
-            match = torch.cat([itself, self.matcher(boxes, target["boxes"])])  # [M + R]
-            candidates = torch.cat([target["boxes"], boxes])
-            positive, negative = self.sampler(match)
-            chosen = torch.cat([positive, negative])  # [S]
-            labels = torch.full_like(chosen, self.num_classes)
-            labels[: len(positive)] = target["labels"][match[positive]]
-            gt_boxes = target["boxes"][match[positive]]
-            samples.append(SampledRoIs(candidates[chosen], labels, gt_boxes, chosen < len(itself)))
-        return samples
+    def sample(self, proposals: Tensor, targets: Targets) -> SampledRoIs:
+        """Add the ground truth of each image to its proposals [N, R, 4], match, and draw the RoIs to learn from."""
+        cells = targets.labels.shape[1]
+        itself = torch.where(targets.labels >= 0, torch.arange(cells, device=proposals.device), IGNORED)  # [N, M]
+        match = self.matcher(proposals, targets.boxes).masked_fill(~box_ops.has_area(proposals), IGNORED)
+        match = torch.cat([itself, match], dim=1)  # [N, M + R]
+        roi, is_positive, is_sample = self.sampler(match)
+        boxes = take(torch.cat([targets.boxes, proposals], dim=1), roi)
+        gt = match.gather(1, roi).clamp(min=0)  # [N, S]
+        labels = targets.labels.gather(1, gt).masked_fill(~is_positive, self.num_classes)
+        positives = torch.nonzero(is_positive.flatten())[:, 0]
+        return SampledRoIs(
+            boxes,
+            labels.masked_fill(~is_sample, -100),
+            roi < cells,
+            positives,
+            take(targets.boxes, gt).flatten(0, 1)[positives],
+            ranks.normaliser(is_sample.sum(), boxes.device),
+        )
 
-    def __call__(self, cls_logits: Tensor, deltas: Tensor, samples: list[SampledRoIs]) -> dict[str, Tensor]:
-        """cls_logits [S, K + 1], background last, and deltas [S, 1 or K, 4] of the samples of all images in a row."""
-        positive = torch.cat([s.labels for s in samples]) < self.num_classes  # [S]
-        return {"class": self.class_loss(cls_logits, samples), "box": self.box_loss(deltas[positive], samples)}
+    def forward(self, cls_logits: Tensor, deltas: Tensor, samples: SampledRoIs) -> dict[str, Tensor]:
+        """cls_logits [N * S, K + 1], background last, and deltas [N * S, 1 or K, 4] of the samples."""
+        deltas = deltas[samples.positives]
+        return {"class": self.class_loss(cls_logits, samples), "box": self.box_loss(deltas, samples)}
 
-    def class_loss(self, cls_logits: Tensor, samples: list[SampledRoIs]) -> Tensor:
-        """Softmax loss of cls_logits [S, K + 1]; the background has weight 1."""
-        labels = torch.cat([s.labels for s in samples])
-        weights = cls_logits.new_tensor([*self.class_weights, 1.0]) if self.class_weights else None
-        return F.cross_entropy(cls_logits, labels, weights, reduction="sum") / max(len(labels), 1)
+    def class_loss(self, cls_logits: Tensor, samples: SampledRoIs) -> Tensor:
+        """Softmax loss of cls_logits [N * S, K + 1]."""
+        loss = F.cross_entropy(cls_logits, samples.labels.flatten(), self.class_weights, reduction="sum")
+        return loss / samples.normaliser
 
-    def box_loss(self, deltas: Tensor, samples: list[SampledRoIs]) -> Tensor:
+    def box_loss(self, deltas: Tensor, samples: SampledRoIs) -> Tensor:
         """Box loss of the deltas [P, 1 or K, 4] of the positives."""
-        labels = torch.cat([s.labels[: len(s.gt_boxes)] for s in samples])  # [P]
-        targets = self.coder.encode(torch.cat([s.positives for s in samples]), torch.cat([s.gt_boxes for s in samples]))
-        column = labels if deltas.shape[1] > 1 else torch.zeros_like(labels)
-        predicted = deltas[torch.arange(len(labels), device=labels.device), column]  # [P, 4]
-        return smooth_l1(predicted, targets, self.beta) / max(sum(len(s.boxes) for s in samples), 1)
+        targets = self.coder.encode(samples.positive_rois.boxes, samples.gt_boxes)
+        if deltas.shape[1] > 1:
+            deltas = take(deltas, samples.labels.flatten()[samples.positives, None])
+        return smooth_l1(deltas[:, 0], targets, self.beta) / samples.normaliser

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from ..ops import boxes as box_ops
 from ..ops.nms import batched_nms
+from ..ops.padded import most, take
 from . import anchors
-from .base import Detection, DetectionModel, ModelOptions, Target
+from .base import DetectionModel, Found, ModelOptions, Targets
 from .criterion import FCOSCriterion, FSAFCriterion
 from .fpn import FPN
-from .preprocess import Size
 
 STRIDES = (8, 16, 32, 64, 128)
 DEPTH = 4  # convolutions of a tower
@@ -107,40 +107,39 @@ class OneStage(DetectionModel):
     ):
         fpn = FPN(backbone.channels, options.channels, start=1, extra=extra, relu=relu)
         super().__init__(backbone=backbone, fpn=fpn, options=options, **parts)
+        self.register_buffer("strides", torch.tensor(STRIDES, dtype=torch.float32), persistent=False)
 
     def points(self, pyramid: list[Tensor]) -> list[Tensor]:
         """Points (x, y) [R, 2] of each level."""
         return [anchors.points(f, s, self.offset) for f, s in zip(pyramid, STRIDES, strict=True)]
 
-    def losses(self, pyramid: list[Tensor], sizes: list[Size], targets: list[Target]) -> dict[str, Tensor]:
+    def losses(self, pyramid: list[Tensor], sizes: Tensor, targets: Targets) -> dict[str, Tensor]:
         # Over all levels: [N, R, K], [N, R, 4] and, with centerness, [N, R, 1].
         outputs = [torch.cat([flatten_hw(o) for o in kind], dim=1) for kind in zip(*self.head(pyramid), strict=True)]
         points = self.points(pyramid)
-        level = torch.cat([torch.full((len(p),), i, device=p.device) for i, p in enumerate(points)])  # [R]
-        points = torch.cat(points)  # [R, 2]
-        return self.criterion(*outputs, points, points.new_tensor(STRIDES)[level], level, targets)
+        levels = torch.arange(len(points), device=self.strides.device)
+        level = torch.cat([i.expand(len(p)) for i, p in zip(levels, points, strict=True)])  # [R]
+        return self.criterion(*outputs, torch.cat(points), self.strides[level], level, targets)
 
-    def detect(self, pyramid: list[Tensor], sizes: list[Size]) -> list[Detection]:
-        threshold = self.score_threshold
-        none = pyramid[0].new_zeros(0, 4), pyramid[0].new_zeros(0), pyramid[0].new_zeros(0, dtype=torch.int64)
-        candidates: list[list[tuple[Tensor, Tensor, Tensor]]] = [[none] for _ in sizes]
-        for level, (feature, points) in enumerate(zip(pyramid, self.points(pyramid), strict=True)):
-            logits, classes = self.head.classify(feature)
-            scores = flatten_hw(logits).float().sigmoid()  # [N, R, K]
-            if not (scores > threshold).any():
+    def detect(self, pyramid: list[Tensor], sizes: Tensor) -> Found:
+        threshold, limit = self.score_threshold, round(self.crowding * self.candidates)
+        classified = [self.head.classify(feature) for feature in pyramid]
+        scores = [flatten_hw(logits).float().sigmoid().flatten(1) for logits, _ in classified]  # [N, R * K] each
+        counts = most(torch.stack([(score > threshold).sum(1) for score in scores]))
+        last = len(pyramid) - 1
+        candidates = []
+        for level, (points, count) in enumerate(zip(self.points(pyramid), counts, strict=True)):
+            if not count and level < last:
                 continue  # no candidate on this level: its box tower need not run
-            distances, *centerness = (flatten_hw(o) for o in self.head.regress(feature, classes, level))
-            for i, size in enumerate(sizes):
-                point, label = torch.nonzero(scores[i] > threshold, as_tuple=True)
-                score, best = scores[i][point, label].topk(min(round(self.crowding * self.candidates), len(point)))
-                point, label = point[best], label[best]
-                boxes = box_ops.clip(box_ops.distances_to_box(points[point], distances[i][point]), size)
-                for quality in centerness:
-                    score = score * quality[i][point, 0].float().sigmoid()
-                candidates[i].append((boxes, score, label))
-        return [self._select(levels) for levels in candidates]
-
-    def _select(self, levels: list[tuple[Tensor, Tensor, Tensor]]) -> Detection:
-        boxes, scores, labels = (torch.cat(parts) for parts in zip(*levels, strict=True))
-        boxes, scores, labels = batched_nms(boxes, scores, labels, self.nms_threshold, self.max_detections)
-        return {"boxes": boxes, "labels": labels, "scores": scores}
+            score, index = scores[level].topk(min(limit, max(count, 1)))  # [N, V]
+            point, label = index // self.num_classes, index % self.num_classes
+            outputs = self.head.regress(pyramid[level], classified[level][1], level)
+            distances, *centerness = (take(flatten_hw(output), point) for output in outputs)  # [N, V, 4], [N, V, 1]
+            total = score
+            for quality in centerness:
+                total = total * quality[..., 0].float().sigmoid()
+            total = torch.where(score > threshold, total, -1.0)
+            candidates.append((box_ops.distances_to_box(points[point], distances), total, label))
+        boxes, total, labels = (torch.cat(parts, dim=1) for parts in zip(*candidates, strict=True))
+        boxes = box_ops.clip(boxes, sizes)
+        return Found(*batched_nms(boxes, total, labels, self.nms_threshold, self.max_detections))

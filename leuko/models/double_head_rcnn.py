@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck
 
-from .base import Detection, ModelOptions, Target
-from .preprocess import Size
+from ..ops.boxes import has_area
+from ..ops.roi_align import RoIs
+from .base import Found, ModelOptions, Targets
+from .batch_norm import BatchNorm
 from .roi_heads import SIZE, ClassHead, TwoStage, output_layer, pool
 
 BOX_SCALE = 1.3  # of the RoI that the convolutions see, about its centre
@@ -20,11 +23,11 @@ class ResidualBlock(nn.Module):
     def __init__(self, channels: int, width: int):
         super().__init__()
         self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(channels)
+        self.bn1 = BatchNorm(channels)
         self.conv2 = nn.Conv2d(channels, width, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
+        self.bn2 = BatchNorm(width)
         self.shortcut = nn.Conv2d(channels, width, 1, bias=False)
-        self.shortcut_bn = nn.BatchNorm2d(width)
+        self.shortcut_bn = BatchNorm(width)
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.bn1(self.conv1(x)))
@@ -35,7 +38,8 @@ class BoxConvs(nn.Sequential):
     """RoIs [R, C, 7, 7] -> features [R, D]: a residual block, bottlenecks, and the mean over the cells."""
 
     def __init__(self, channels: int, width: int):
-        blocks = [Bottleneck(width, width // Bottleneck.expansion) for _ in range(BOTTLENECKS)]
+        inner = width // Bottleneck.expansion
+        blocks = [Bottleneck(width, inner, norm_layer=BatchNorm) for _ in range(BOTTLENECKS)]
         super().__init__(ResidualBlock(channels, width), *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten())
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -55,10 +59,8 @@ class BoxHead(nn.Module):
         self.convs = BoxConvs(channels, width)
         self.bbox_pred = output_layer(width, 4 * num_classes, std=0.001)
 
-    def forward(self, pyramid: list[Tensor], boxes: list[Tensor]) -> Tensor:
-        if not sum(len(b) for b in boxes):  # BatchNorm cannot learn from nothing
-            return pyramid[0].new_zeros(0, self.bbox_pred.out_features // 4, 4)
-        return self.bbox_pred(self.convs(pool(pyramid, boxes, SIZE, BOX_SCALE))).float().unflatten(1, (-1, 4))
+    def forward(self, pyramid: list[Tensor], rois: RoIs) -> Tensor:
+        return self.bbox_pred(self.convs(pool(pyramid, rois, SIZE, BOX_SCALE))).float().unflatten(1, (-1, 4))
 
 
 class DoubleHeadRCNN(TwoStage):
@@ -82,21 +84,22 @@ class DoubleHeadRCNN(TwoStage):
         return [*super().fusible(), (self.box_head.convs, (self.options.channels, SIZE, SIZE))]
 
     def roi_losses(
-        self, pyramid: list[Tensor], proposals: list[Tensor], sizes: list[Size], targets: list[Target]
+        self, pyramid: list[Tensor], proposals: Tensor, sizes: Tensor, targets: Targets
     ) -> dict[str, Tensor]:
         samples = self.criterion.sample(proposals, targets)
-        cls_logits = self.head(pyramid, [s.boxes for s in samples])
-        deltas = self.box_head(pyramid, [s.positives for s in samples])
+        cls_logits = self.head(pyramid, RoIs.of(samples.boxes))
+        deltas = self.box_head(pyramid, samples.positive_rois)
         return {
             "class": 2 * self.criterion.class_loss(cls_logits, samples),
             "box": 2 * self.criterion.box_loss(deltas, samples),
         }
 
-    def roi_detect(self, pyramid: list[Tensor], proposals: list[Tensor], sizes: list[Size]) -> list[Detection]:
-        probabilities = self.head(pyramid, proposals).softmax(1).split([len(p) for p in proposals])
-        above_threshold = [(p[:, :-1] > self.score_threshold).any(1) for p in probabilities]
-        probabilities = [p[a] for p, a in zip(probabilities, above_threshold, strict=True)]
-        boxes = [b[a] for b, a in zip(proposals, above_threshold, strict=True)]
-        deltas = self.box_head(pyramid, boxes).split([len(b) for b in boxes])
-        per_image = zip(probabilities, boxes, deltas, sizes, strict=True)
-        return [self.select(p, self.criterion.coder.decode(b, d), size) for p, b, d, size in per_image]
+    def roi_detect(self, pyramid: list[Tensor], proposals: Tensor, sizes: Tensor) -> Found:
+        rois = RoIs.of(proposals)
+        cls_logits = self.head(pyramid, rois)
+        possible = (cls_logits.softmax(1)[:, :-1] > self.score_threshold).any(1) & has_area(rois.boxes)
+        chosen = torch.nonzero(possible)[:, 0]
+        rois = rois.at(chosen)
+        moved = self.criterion.coder.decode(rois.boxes[:, None], self.box_head(pyramid, rois))  # [R, K, 4]
+        boxes = moved.new_zeros(len(cls_logits), *moved.shape[1:]).index_copy(0, chosen, moved)
+        return self.select_rois(cls_logits, boxes.unflatten(0, proposals.shape[:2]), sizes)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from .base import Detection, ModelOptions, Target
-from .preprocess import Size
+from ..ops.roi_align import RoIs
+from .base import Found, ModelOptions, Targets
 from .roi_heads import TwoFCHead, TwoStage
 
 
@@ -18,14 +18,13 @@ class FasterRCNN(TwoStage):
         self.criterion = self.roi_criterion()
 
     def roi_losses(
-        self, pyramid: list[Tensor], proposals: list[Tensor], sizes: list[Size], targets: list[Target]
+        self, pyramid: list[Tensor], proposals: Tensor, sizes: Tensor, targets: Targets
     ) -> dict[str, Tensor]:
         samples = self.criterion.sample(proposals, targets)
-        cls_logits, deltas = self.head(pyramid, [s.boxes for s in samples])
+        cls_logits, deltas = self.head(pyramid, RoIs.of(samples.boxes))
         return self.criterion(cls_logits, deltas, samples)
 
-    def roi_detect(self, pyramid: list[Tensor], proposals: list[Tensor], sizes: list[Size]) -> list[Detection]:
-        cls_logits, deltas = self.head(pyramid, proposals)
-        counts = [len(p) for p in proposals]
-        per_image = zip(cls_logits.softmax(1).split(counts), proposals, deltas.split(counts), sizes, strict=True)
-        return [self.select(p, self.criterion.coder.decode(boxes, d), size) for p, boxes, d, size in per_image]
+    def roi_detect(self, pyramid: list[Tensor], proposals: Tensor, sizes: Tensor) -> Found:
+        cls_logits, deltas = self.head(pyramid, RoIs.of(proposals))
+        deltas = deltas.unflatten(0, proposals.shape[:2])  # [N, P, K, 4]
+        return self.select_rois(cls_logits, self.criterion.coder.decode(proposals[:, :, None], deltas), sizes)

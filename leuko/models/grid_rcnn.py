@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops import boxes as box_ops
-from .base import Detection, ModelOptions, Target
-from .preprocess import Size
+from ..ops import ranks
+from ..ops.roi_align import RoIs
+from .base import Found, ModelOptions, Targets
 from .roi_heads import ClassHead, TwoStage, pool
 
 GRID = 3  # points along a side
@@ -94,9 +95,15 @@ class GridHead(nn.Module):
         return self.deconv2(F.relu(self.norm(self.deconv1(x)))).float()
 
 
-def part_corners(like: Tensor) -> Tensor:
+def points_of_grid(device: torch.device) -> Tensor:
+    """:data:`POINTS` as a tensor [G, 2]."""
+    line = torch.arange(GRID, device=device, dtype=torch.float32)
+    return torch.cartesian_prod(line, line)
+
+
+def part_corners(device: torch.device) -> Tensor:
     """First cell (x, y) of each point's part of the whole map: [G, 2]; 0, a quarter or a half of its side."""
-    return like.new_tensor(POINTS) * (WHOLE // 4)
+    return points_of_grid(device) * (WHOLE // 4)
 
 
 def heat_targets(rois: Tensor, gt_boxes: Tensor) -> Tensor:
@@ -107,9 +114,9 @@ def heat_targets(rois: Tensor, gt_boxes: Tensor) -> Tensor:
     """
     region = box_ops.scaled(rois, 2.0)
     corner, side = region[:, None, :2], (region[:, 2:] - region[:, :2])[:, None]  # [R, 1, 2]
-    share = gt_boxes.new_tensor(POINTS) / (GRID - 1)  # [G, 2]
+    share = points_of_grid(rois.device) / (GRID - 1)  # [G, 2]
     points = gt_boxes[:, None, :2] + share * (gt_boxes[:, 2:] - gt_boxes[:, :2])[:, None]  # [R, G, 2]
-    at = ((points - corner) / side.clamp(min=box_ops.EPS) * WHOLE).trunc() - part_corners(rois)
+    at = ((points - corner) / side.clamp(min=box_ops.EPS) * WHOLE).trunc() - part_corners(rois.device)
     squared = (torch.arange(PART, device=rois.device) - at[..., None]).square()  # [R, G, 2, S]
     marked = squared[:, :, 1, :, None] + squared[:, :, 0, None, :] <= RADIUS**2  # [R, G, S (y), S (x)]
     return (marked & (side > GRID).all(2)[..., None, None]).float()
@@ -119,7 +126,7 @@ def boxes_from_heat(rois: Tensor, logits: Tensor) -> Tensor:
     """Boxes [R, 4] from heat-map logits [R, G, S, S]: each side is the mean position of its three points, weighted by
     their scores (eq. 3)."""
     score, cell = logits.sigmoid().flatten(2).max(dim=2)  # [R, G]
-    at = torch.stack([cell % PART, cell // PART], dim=2) + part_corners(rois) + 0.5  # [R, G, 2]
+    at = torch.stack([cell % PART, cell // PART], dim=2) + part_corners(rois.device) + 0.5  # [R, G, 2]
     region = box_ops.scaled(rois, 2.0)[:, None]
     points = region[..., :2] + at / WHOLE * (region[..., 2:] - region[..., :2])
     points, score = points.unflatten(1, (GRID, GRID)), score.unflatten(1, (GRID, GRID))  # [R, columns, rows(, 2)]
@@ -151,38 +158,40 @@ class GridRCNN(TwoStage):
         self.jitter = JITTER
 
     def roi_losses(
-        self, pyramid: list[Tensor], proposals: list[Tensor], sizes: list[Size], targets: list[Target]
+        self, pyramid: list[Tensor], proposals: Tensor, sizes: Tensor, targets: Targets
     ) -> dict[str, Tensor]:
         samples = self.criterion.sample(proposals, targets)
-        cls_logits = self.head(pyramid, [s.boxes for s in samples])
-        rois = [self._jittered(s.positives, size) for s, size in zip(samples, sizes, strict=True)]
-        heat = heat_targets(torch.cat(rois), torch.cat([s.gt_boxes for s in samples]))
-        return {"class": self.criterion.class_loss(cls_logits, samples), "grid": self.grid_loss(pyramid, rois, heat)}
+        cls_logits = self.head(pyramid, RoIs.of(samples.boxes))
+        # Per RoI of the batch what it gets at random: four numbers to move it, and one to choose it.
+        draw = ranks.random(len(sizes), 5 * samples.labels.shape[1], sizes.device).unflatten(1, (-1, 5))
+        draw = draw.flatten(0, 1)[samples.positives]  # [P, 5]
+        rois = self._jittered(samples.positive_rois, sizes, draw[:, :4])
+        grid_loss = self.grid_loss(pyramid, rois, heat_targets(rois.boxes, samples.gt_boxes), draw[:, 4])
+        return {"class": self.criterion.class_loss(cls_logits, samples), "grid": grid_loss}
 
-    def grid_loss(self, pyramid: list[Tensor], rois: list[Tensor], targets: Tensor) -> Tensor:
-        """Mean cross entropy of fused and unfused heat maps, of at most :data:`MAX_ROIS` RoIs."""
-        if not len(targets):
-            return pyramid[0].new_zeros(())
-        chosen = torch.randperm(len(targets), device=targets.device)[:MAX_ROIS]
-        pooled = pool(pyramid, rois, SIZE)[chosen]
-        return WEIGHT * sum(F.binary_cross_entropy_with_logits(m, targets[chosen]) for m in self.grid_head(pooled))
+    def grid_loss(self, pyramid: list[Tensor], rois: RoIs, targets: Tensor, keys: Tensor) -> Tensor:
+        """Mean cross entropy of fused and unfused heat maps, of the at most :data:`MAX_ROIS` RoIs with the smallest
+        ``keys`` [R]."""
+        chosen = ranks.smallest(keys, MAX_ROIS)
+        targets = targets[chosen]
+        maps = self.grid_head(pool(pyramid, rois.at(chosen), SIZE))
+        loss = sum(F.binary_cross_entropy_with_logits(m, targets, reduction="sum") for m in maps)
+        return WEIGHT * loss / ranks.normaliser(targets.numel(), loss.device)
 
     @torch.no_grad()
-    def _jittered(self, boxes: Tensor, size: Size) -> Tensor:
-        """Boxes [P, 4] moved and stretched at random, so that the grid learns from more than the few positives."""
-        offset = (2 * torch.rand_like(boxes) - 1) * self.jitter
+    def _jittered(self, rois: RoIs, sizes: Tensor, draw: Tensor) -> RoIs:
+        """RoIs moved and stretched at random, so that the grid learns from more than the few positives."""
+        offset = (2 * draw - 1) * self.jitter
+        boxes = rois.boxes
         side = boxes[:, 2:] - boxes[:, :2]
         centre = (boxes[:, :2] + boxes[:, 2:]) * 0.5 + side * offset[:, :2]
         half = side * (1 + offset[:, 2:]) * 0.5
-        return box_ops.clip(torch.cat([centre - half, centre + half], dim=1), size)
+        return RoIs(rois.image, box_ops.clip(torch.cat([centre - half, centre + half], dim=1), sizes[rois.image]))
 
-    def roi_detect(self, pyramid: list[Tensor], proposals: list[Tensor], sizes: list[Size]) -> list[Detection]:
-        probabilities = self.head(pyramid, proposals).softmax(1).split([len(p) for p in proposals])
-        detections = [self.select(p, b[:, None], s) for p, b, s in zip(probabilities, proposals, sizes, strict=True)]
-        rois = [d["boxes"] for d in detections]
-        if sum(len(r) for r in rois):
-            logits, _ = self.grid_head(pool(pyramid, rois, SIZE))
-            parts = logits.split([len(r) for r in rois])
-            for detection, roi, part, size in zip(detections, rois, parts, sizes, strict=True):
-                detection["boxes"] = box_ops.clip(boxes_from_heat(roi, part), size)
-        return detections
+    def roi_detect(self, pyramid: list[Tensor], proposals: Tensor, sizes: Tensor) -> Found:
+        cls_logits = self.head(pyramid, RoIs.of(proposals))
+        found = self.select_rois(cls_logits, proposals[:, :, None], sizes)
+        rois = RoIs.of(found.boxes)
+        logits, _ = self.grid_head(pool(pyramid, rois, SIZE))
+        boxes = boxes_from_heat(rois.boxes, logits).view_as(found.boxes)
+        return found._replace(boxes=box_ops.clip(boxes, sizes))

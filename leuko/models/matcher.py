@@ -1,7 +1,7 @@
 """Matchers assign each anchor, RoI or point the ground-truth box that it learns; a sampler chooses which of them count.
 
-Letters: R anchors, RoIs or points; M ground-truth boxes of one image. A match is an index into the M boxes,
-``NEGATIVE`` for background, or ``IGNORED`` for neither.
+Letters: N images; R anchors, RoIs or points of each; M ground-truth boxes of each, padded with boxes without area,
+which match nothing. A match is an index into the M boxes, ``NEGATIVE`` for background, or ``IGNORED`` for neither.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from ..ops import boxes as box_ops
+from ..ops import ranks
 
 NEGATIVE = -1
 IGNORED = -2
+AT_ONCE = 2**22  # IoUs that are held in memory: of 8 images with 5 cells each and 90,000 anchors
 
 
 @dataclass(frozen=True)
@@ -32,19 +34,22 @@ class IoUMatcher:
     low_quality: bool = False
 
     def __call__(self, candidates: Tensor, gt_boxes: Tensor) -> Tensor:
-        """Candidates [R, 4], gt_boxes [M, 4] -> match [R] int64."""
-        match = torch.full((len(candidates),), IGNORED, dtype=torch.int64, device=candidates.device)
-        if len(gt_boxes) == 0 or len(candidates) == 0:
-            return match.fill_(NEGATIVE)
-        iou = box_ops.iou(candidates, gt_boxes)  # [R, M]
-        best, best_gt = iou.max(dim=1)
-        match[best < self.negative] = NEGATIVE
-        match = torch.where(best >= self.positive, best_gt, match)
-        if self.low_quality:
-            highest = iou.max(dim=0).values  # [M]
-            tied = (iou == highest) & (highest >= self.min_pos_iou)  # [R, M]
+        """Candidates [R, 4] or [N, R, 4], gt_boxes [N, M, 4] -> match [N, R] int64."""
+        candidates = candidates.expand(len(gt_boxes), -1, -1)
+        step = max(1, AT_ONCE // max(1, candidates.shape[1] * gt_boxes.shape[1]))
+        return torch.cat(
+            [self._match(*some) for some in zip(candidates.split(step), gt_boxes.split(step), strict=True)]
+        )
+
+    def _match(self, candidates: Tensor, gt_boxes: Tensor) -> Tensor:
+        iou = box_ops.iou(candidates, gt_boxes)  # [N, R, M]
+        best, match = iou.max(dim=2)
+        match = match.masked_fill(best < self.positive, IGNORED).masked_fill(best < self.negative, NEGATIVE)
+        if self.low_quality and candidates.shape[1]:
+            highest = iou.amax(dim=1, keepdim=True)  # [N, 1, M]
+            tied = (iou == highest) & (highest >= self.min_pos_iou)  # [N, R, M]
             # Where one candidate is the best of several ground truths, the last one gets it, as in MMDetection.
-            last = (tied * torch.arange(1, len(gt_boxes) + 1, device=tied.device)).max(dim=1).values
+            last = (tied * torch.arange(1, gt_boxes.shape[1] + 1, device=tied.device)).amax(dim=2)
             match = torch.where(last > 0, last - 1, match)
         return match
 
@@ -61,15 +66,14 @@ class PointMatcher:
     radius: float | None = None
 
     def __call__(self, points: Tensor, strides: Tensor, ranges: Tensor, gt_boxes: Tensor) -> Tensor:
-        """points [R, 2], strides [R], ranges [R, 2] in pixels, gt_boxes [M, 4] -> match [R] int64."""
-        if len(gt_boxes) == 0:
-            return torch.full((len(points),), NEGATIVE, dtype=torch.int64, device=points.device)
-        distances = box_ops.box_to_distances(points[:, None], gt_boxes)  # [R, M, 4]
-        allowed = distances.min(dim=-1).values > 0  # [R, M]
+        """points [R, 2], strides [R], ranges [R, 2] in pixels, gt_boxes [N, M, 4] -> match [N, R] int64."""
+        boxes = gt_boxes[:, None]  # [N, 1, M, 4]
+        distances = box_ops.box_to_distances(points[:, None], boxes)  # [N, R, M, 4]
+        allowed = distances.amin(dim=-1) > 0  # [N, R, M]
         if self.radius is not None:
-            centre = (gt_boxes[:, :2] + gt_boxes[:, 2:]) * 0.5  # [M, 2]
+            centre = (boxes[..., :2] + boxes[..., 2:]) * 0.5  # [N, 1, M, 2]
             allowed &= ((points[:, None] - centre).abs() < self.radius * strides[:, None, None]).all(dim=-1)
-        greatest = distances.max(dim=-1).values
+        greatest = distances.amax(dim=-1)
         allowed &= (greatest >= ranges[:, :1]) & (greatest <= ranges[:, 1:])
         return _smallest(allowed, gt_boxes)
 
@@ -87,25 +91,22 @@ class CoreMatcher:
     min_overlap: float = 0.01
 
     def __call__(self, points: Tensor, strides: Tensor, gt_boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """points [R, 2], strides [R], gt_boxes [M, 4] -> match [R] int64, and whether a cell touches each other box,
-        [R, M] bool: the classes of those are ignored there."""
-        if len(gt_boxes) == 0:
-            match = torch.full((len(points),), NEGATIVE, dtype=torch.int64, device=points.device)
-            return match, torch.zeros(len(points), 0, dtype=torch.bool, device=points.device)
+        """points [R, 2], strides [R], gt_boxes [N, M, 4] -> match [N, R] int64, and whether a cell touches each other
+        box, [N, R, M] bool: the classes of those are ignored there."""
         half = strides[:, None] * 0.5
-        cells = torch.cat([points - half, points + half], dim=1)  # [R, 4]
-        cores = box_ops.scaled(gt_boxes, self.core)  # [M, 4]
-        overlap = box_ops.intersection(cells[:, None], cores) / box_ops.area(cells)[:, None]  # [R, M]
+        cells = torch.cat([points - half, points + half], dim=1)[:, None]  # [R, 1, 4]
+        cores = box_ops.scaled(gt_boxes, self.core)[:, None]  # [N, 1, M, 4]
+        overlap = box_ops.intersection(cells, cores) / box_ops.area(cells)  # [N, R, M]
         touches = overlap > self.min_overlap
-        inside = box_ops.box_to_distances(points[:, None], gt_boxes).min(dim=2).values > 0  # [R, M]
+        inside = box_ops.box_to_distances(points[:, None], gt_boxes[:, None]).amin(dim=-1) > 0  # [N, R, M]
         match = _smallest(touches & inside, gt_boxes)
-        return match, touches & (match[:, None] != torch.arange(len(gt_boxes), device=points.device))
+        return match, touches & (match[..., None] != torch.arange(gt_boxes.shape[1], device=points.device))
 
 
 def _smallest(allowed: Tensor, gt_boxes: Tensor) -> Tensor:
-    """The smallest of the allowed boxes: allowed [R, M] bool, gt_boxes [M, 4] -> match [R]."""
-    size, match = torch.where(allowed, box_ops.area(gt_boxes), torch.inf).min(dim=1)
-    return torch.where(size.isinf(), NEGATIVE, match)
+    """The smallest of the allowed boxes: allowed [N, R, M] bool, gt_boxes [N, M, 4] -> match [N, R]."""
+    size, match = torch.where(allowed, box_ops.area(gt_boxes)[:, None], torch.inf).min(dim=2)
+    return match.masked_fill(size.isinf(), NEGATIVE)
 
 
 @dataclass(frozen=True)
@@ -115,13 +116,14 @@ class Sampler:
     number: int
     positive_fraction: float
 
-    def __call__(self, match: Tensor) -> tuple[Tensor, Tensor]:
-        """match [R] -> indices of the positives and of the negatives, drawn at random where there are too many."""
-        positive = _draw(torch.nonzero(match >= 0).flatten(), int(self.number * self.positive_fraction))
-        return positive, _draw(torch.nonzero(match == NEGATIVE).flatten(), self.number - len(positive))
-
-
-def _draw(indices: Tensor, number: int) -> Tensor:
-    if len(indices) <= number:
-        return indices
-    return indices[torch.randperm(len(indices), device=indices.device)[:number]]
+    def __call__(self, match: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """match [N, R] -> S indices per image, [N, S], drawn at random where there are too many: the positives first,
+        then the negatives, then what is neither where there are too few; and whether each is positive, and whether it
+        is drawn at all, [N, S] bool."""
+        draw = ranks.random(*match.shape, match.device)
+        key = torch.where(match >= 0, draw, -1.0)
+        most = int(self.number * self.positive_fraction)
+        beyond = key.topk(most + 1).values[:, most:] if most < match.shape[1] else -1.0  # the first one too many
+        key = torch.where(key > beyond, draw + 2, torch.where(match == NEGATIVE, draw, -1.0))
+        key, index = key.topk(min(self.number, match.shape[1]))
+        return index, key >= 2, key >= 0

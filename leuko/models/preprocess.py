@@ -5,11 +5,14 @@ All detectors share this module, in training as in use, so that they see the sam
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import LeukoError
+from ..ops import ranks
 
 Size = tuple[int, int]  # height, width
 
@@ -33,25 +36,60 @@ class Preprocess(nn.Module):
         scale = self.image_size / max(size)
         return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
-    def forward(self, images: list[Tensor]) -> tuple[Tensor, list[Size]]:
-        """Images [3, H, W], RGB in 0..1 -> batch [N, 3, H', W'] and the (height, width) of each before padding."""
+    def forward(self, images: Sequence[Tensor]) -> tuple[Tensor, list[Size]]:
+        """Images [3, H, W] RGB, uint8 or float in 0..1 -> batch [N, 3, H', W'] on the device of this module, and the
+        (height, width) of each image before padding.
+
+        uint8 images of the right size are stacked where they are, copied to the device at once, and normalised there;
+        [N, 3, H, W] is a stack already.
+        """
+        shapes = [tuple(image.shape[-2:]) for image in images]
+        sizes = [self.resized(shape) for shape in shapes]
         for i, image in enumerate(images):
-            if image.dim() != 3 or image.shape[0] != 3 or not image.is_floating_point():
+            if image.dim() != 3 or image.shape[0] != 3 or not (image.is_floating_point() or image.dtype == torch.uint8):
                 raise LeukoError(
-                    f"image {i} is {image.dtype} of shape {list(image.shape)}; give float RGB [3, H, W] in 0..1"
+                    f"image {i} is {image.dtype} of shape {list(image.shape)}; give RGB [3, H, W], uint8 or in 0..1"
                 )
-        sizes = [self.resized(tuple(image.shape[-2:])) for image in images]
+        if sizes != shapes or len({image.dtype for image in images}) > 1:
+            images = [resize(to_unit(image), size) for image, size in zip(images, sizes, strict=True)]
         height, width = (-(-max(side) // self.divisor) * self.divisor for side in zip(*sizes, strict=True))
-        batch = images[0].new_zeros(len(images), 3, height, width)
-        for slot, image, size in zip(batch, images, sizes, strict=True):
-            slot[:, : size[0], : size[1]] = (resize(image, size) - self.mean) / self.std
+        if self.training:
+            height, width = ranks.largest(height, width)  # losses and group norms depend on the padding
+        whole = all(size == (height, width) for size in sizes)
+        batch = images if whole and isinstance(images, Tensor) else self._stack(images, height, width)
+        batch = (to_unit(upload(batch, self.mean.device)) - self.mean).div_(self.std)
+        if not whole:
+            rows, columns = (
+                upload(torch.arange(side) >= torch.tensor(ends)[:, None], batch.device)
+                for side, ends in zip((height, width), zip(*sizes, strict=True), strict=True)
+            )
+            batch.masked_fill_((rows[:, :, None] | columns[:, None])[:, None], 0)
         return batch, sizes
 
     @staticmethod
-    def scale(original: Size, resized: Size, like: Tensor) -> Tensor:
-        """Factors [4] by which xyxy boxes on the original are multiplied to lie on the resized image."""
-        x, y = resized[1] / original[1], resized[0] / original[0]
-        return like.new_tensor([x, y, x, y])
+    def _stack(images: Sequence[Tensor], height: int, width: int) -> Tensor:
+        batch = images[0].new_zeros(len(images), 3, height, width)
+        for slot, image in zip(batch, images, strict=True):
+            slot[:, : image.shape[1], : image.shape[2]] = image
+        return batch
+
+
+def to_unit(images: Tensor) -> Tensor:
+    """uint8 as float32 in 0..1; floats as they are."""
+    return images if images.is_floating_point() else images.float().div_(255)
+
+
+def upload(tensor: Tensor, device: torch.device) -> Tensor:
+    """To the device; to a GPU from pinned memory, so that the CPU goes on meanwhile."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+def scales(originals: Sequence[Size], sizes: Sequence[Size]) -> Tensor:
+    """Factors [N, 1, 4] by which xyxy boxes on the originals are multiplied to lie on the resized images."""
+    pairs = zip(originals, sizes, strict=True)
+    return torch.tensor([[(w / width, h / height) * 2] for (height, width), (h, w) in pairs])
 
 
 def resize(image: Tensor, size: Size) -> Tensor:

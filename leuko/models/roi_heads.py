@@ -11,33 +11,30 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops import boxes as box_ops
-from ..ops.nms import batched_nms, box_voting
-from ..ops.roi_align import roi_align
-from .base import Detection, DetectionModel, ModelOptions, Target
+from ..ops.roi_align import RoIs, roi_align
+from .base import DetectionModel, Found, ModelOptions, Targets
 from .criterion import RoICriterion, RPNCriterion
 from .fpn import FPN
 from .matcher import IoUMatcher, Sampler
-from .preprocess import Size
 from .rpn import RPN
 
 ROI_STRIDES = (4, 8, 16, 32)
 SIZE = 7  # cells along a side of a pooled RoI
-BBOX_STD = (0.1, 0.1, 0.2, 0.2)
+BBOX_STD = (0.1, 0.2)
 
 
-def pool(pyramid: list[Tensor], boxes: list[Tensor], size: int, scale: float = 1.0) -> Tensor:
-    """RoIAlign of boxes [R_i, 4] of each image, each box from the level that suits its area (FPN, eq. 1):
-    [R, C, size, size]. ``scale`` enlarges the box about its centre; the level stays that of the box itself."""
-    image = torch.cat([torch.full((len(b),), i, device=b.device) for i, b in enumerate(boxes)])
-    rois = torch.cat(boxes)
-    level_of = (box_ops.area(rois).sqrt() / 56 + 1e-6).log2().floor().clamp(0, len(ROI_STRIDES) - 1)
-    rois = rois if scale == 1 else box_ops.scaled(rois, scale)
-    pooled = torch.zeros(len(rois), pyramid[0].shape[1], size, size, device=rois.device)
-    for level, stride in enumerate(ROI_STRIDES):
-        here = torch.nonzero(level_of == level).flatten()
-        if len(here):
-            pooled[here] = roi_align(pyramid[level], image[here], rois[here], stride, size)
-    return pooled
+def pool(pyramid: list[Tensor], rois: RoIs, size: int, scale: float = 1.0) -> Tensor:
+    """RoIAlign of each RoI from the level that suits its area (FPN, eq. 1): [R, C, size, size]. ``scale`` enlarges the
+    box about its centre; the level stays that of the box itself."""
+    levels = len(ROI_STRIDES)
+    level = (box_ops.area(rois.boxes).sqrt() / 56 + 1e-6).log2().floor().clamp(0, levels - 1)  # [R]
+    counts = (level == torch.arange(levels, device=level.device)[:, None]).sum(1).tolist()
+    order = level.argsort()
+    image, boxes = rois.at(order)
+    boxes = boxes if scale == 1 else box_ops.scaled(boxes, scale)
+    per_level = zip(pyramid, image.split(counts), boxes.split(counts), ROI_STRIDES, strict=False)
+    pooled = torch.cat([roi_align(f, i, b, stride, size) for f, i, b, stride in per_level])
+    return torch.empty_like(pooled, memory_format=torch.contiguous_format).index_copy_(0, order, pooled)
 
 
 class ClassHead(nn.Module):
@@ -53,12 +50,12 @@ class ClassHead(nn.Module):
             nn.init.xavier_uniform_(fc.weight)
             nn.init.zeros_(fc.bias)
 
-    def features(self, pyramid: list[Tensor], boxes: list[Tensor]) -> Tensor:
+    def features(self, pyramid: list[Tensor], rois: RoIs) -> Tensor:
         """The output of the two layers for each box: [R, hidden]."""
-        return F.relu(self.fc2(F.relu(self.fc1(pool(pyramid, boxes, SIZE).flatten(1)))))
+        return F.relu(self.fc2(F.relu(self.fc1(pool(pyramid, rois, SIZE).flatten(1)))))
 
-    def forward(self, pyramid: list[Tensor], boxes: list[Tensor]) -> Tensor:
-        return self.cls_logits(self.features(pyramid, boxes)).float()
+    def forward(self, pyramid: list[Tensor], rois: RoIs) -> Tensor:
+        return self.cls_logits(self.features(pyramid, rois)).float()
 
 
 class TwoFCHead(ClassHead):
@@ -70,8 +67,8 @@ class TwoFCHead(ClassHead):
             self.per_class["bbox_pred"] = 4
         self.bbox_pred = output_layer(hidden, 4 if class_agnostic else 4 * num_classes, std=0.001)
 
-    def forward(self, pyramid: list[Tensor], boxes: list[Tensor]) -> tuple[Tensor, Tensor]:
-        hidden = self.features(pyramid, boxes)
+    def forward(self, pyramid: list[Tensor], rois: RoIs) -> tuple[Tensor, Tensor]:
+        hidden = self.features(pyramid, rois)
         return self.cls_logits(hidden).float(), self.bbox_pred(hidden).float().unflatten(1, (-1, 4))
 
 
@@ -94,7 +91,7 @@ class TwoStage(DetectionModel):
     rpn_beta = 0.0
     proposals = 1000
     nms_threshold = 0.5
-    box_voting = True  # whether options.vote applies
+    box_voting = True
 
     def __init__(self, *, backbone: nn.Module, options: ModelOptions, **parts: object):
         fpn = FPN(backbone.channels, options.channels)
@@ -115,7 +112,7 @@ class TwoStage(DetectionModel):
     def roi_criterion(
         self,
         iou: float = 0.5,
-        std: tuple[float, float, float, float] = BBOX_STD,
+        std: tuple[float, float] = BBOX_STD,
         beta: float = 0.0,
         low_quality: bool = False,
     ) -> RoICriterion:
@@ -130,29 +127,24 @@ class TwoStage(DetectionModel):
         )
 
     def roi_losses(
-        self, pyramid: list[Tensor], proposals: list[Tensor], sizes: list[Size], targets: list[Target]
+        self, pyramid: list[Tensor], proposals: Tensor, sizes: Tensor, targets: Targets
     ) -> dict[str, Tensor]:
-        """Scalar losses of the second stage by name."""
+        """Scalar losses of the second stage by name; proposals [N, P, 4]."""
         raise NotImplementedError
 
-    def roi_detect(self, pyramid: list[Tensor], proposals: list[Tensor], sizes: list[Size]) -> list[Detection]:
-        """Detections of each image from its proposals [P, 4]."""
+    def roi_detect(self, pyramid: list[Tensor], proposals: Tensor, sizes: Tensor) -> Found:
+        """Detections from the proposals [N, P, 4]."""
         raise NotImplementedError
 
-    def losses(self, pyramid: list[Tensor], sizes: list[Size], targets: list[Target]) -> dict[str, Tensor]:
+    def losses(self, pyramid: list[Tensor], sizes: Tensor, targets: Targets) -> dict[str, Tensor]:
         rpn_losses, proposals = self.rpn.losses(pyramid, sizes, targets)
         return rpn_losses | self.roi_losses(pyramid, proposals, sizes, targets)
 
-    def detect(self, pyramid: list[Tensor], sizes: list[Size]) -> list[Detection]:
+    def detect(self, pyramid: list[Tensor], sizes: Tensor) -> Found:
         proposals = self.rpn.propose(*self.rpn(pyramid), self.rpn.anchors(pyramid), sizes, self.crowding)
         return self.roi_detect(pyramid, proposals, sizes)
 
-    def select(self, probabilities: Tensor, boxes: Tensor, size: Size) -> Detection:
-        """Threshold, NMS per class and voting for one image: probabilities [R, K + 1], boxes [R, 1 or K, 4]."""
-        roi, label = torch.nonzero(probabilities[:, :-1] > self.score_threshold, as_tuple=True)
-        column = label if boxes.shape[1] > 1 else torch.zeros_like(label)
-        candidates = box_ops.clip(boxes[roi, column], size), probabilities[roi, label], label
-        boxes, scores, labels = batched_nms(*candidates, self.nms_threshold, self.max_detections)
-        if self.box_voting and self.options.vote:
-            boxes = box_voting(boxes, labels, *candidates, self.options.vote)
-        return {"boxes": boxes, "labels": labels, "scores": scores}
+    def select_rois(self, cls_logits: Tensor, boxes: Tensor, sizes: Tensor) -> Found:
+        """The detections among RoIs: class logits [N * P, K + 1], their boxes [N, P, 1 or K, 4]."""
+        scores = cls_logits.softmax(1)[:, :-1].unflatten(0, boxes.shape[:2])
+        return self.select(scores, box_ops.clip(boxes, sizes))

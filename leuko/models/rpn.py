@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from ..ops import boxes as box_ops
 from ..ops.cpu.conv3x3_at import conv3x3_at
 from ..ops.nms import batched_nms
+from ..ops.padded import take
 from . import anchors
-from .base import Target
+from .base import Targets
 from .criterion import RPNCriterion
-from .preprocess import Size
 
 STRIDES = (4, 8, 16, 32, 64)
 RATIOS = (0.5, 1.0, 2.0)
@@ -37,6 +37,7 @@ class RPN(nn.Module):
             nn.init.zeros_(conv.bias)
         self.criterion, self.proposals, self.candidates = criterion, proposals, candidates
         self.nms_threshold = 0.7
+        self.register_buffer("half_sides", anchors.half_sides(SCALE, RATIOS), persistent=False)
 
     def forward(self, pyramid: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Objectness logits [N, R] and deltas [N, R, 4] of each level."""
@@ -44,45 +45,40 @@ class RPN(nn.Module):
         for feature in pyramid:
             hidden = F.relu(self.conv(feature))
             logits.append(self.objectness(hidden).float().permute(0, 2, 3, 1).flatten(1))
-            deltas.append(self.bbox_pred(hidden).float().permute(0, 2, 3, 1).reshape(len(feature), -1, 4))
+            deltas.append(self.bbox_pred(hidden).float().permute(0, 2, 3, 1).reshape(feature.shape[0], -1, 4))
         return logits, deltas
 
     def anchors(self, pyramid: list[Tensor]) -> list[Tensor]:
         """Anchors [R, 4] of each level."""
-        return [anchors.anchors(f, s, SCALE, RATIOS) for f, s in zip(pyramid, STRIDES, strict=True)]
+        return [anchors.anchors(f, s, self.half_sides) for f, s in zip(pyramid, STRIDES, strict=True)]
 
     @torch.no_grad()
     def propose(
-        self, logits: list[Tensor], deltas: list[Tensor], levels: list[Tensor], sizes: list[Size], factor: float = 1.0
-    ) -> list[Tensor]:
-        """The best boxes of each image, [P, 4] each, in descending order of objectness, after NMS within each level.
-        ``factor`` is one on the numbers of candidates and of proposals."""
+        self, logits: list[Tensor], deltas: list[Tensor], levels: list[Tensor], sizes: Tensor, factor: float = 1.0
+    ) -> Tensor:
+        """The best boxes of each image, [N, P, 4], padded, in descending order of objectness, after NMS within each
+        level. ``factor`` is one on the numbers of candidates and of proposals."""
         candidates, number = (round(factor * n[not self.training]) for n in (self.candidates, self.proposals))
-        proposals = []
-        for i, size in enumerate(sizes):
-            boxes, scores, level_of = [], [], []
-            for level, anchor in enumerate(levels):
-                score, best = logits[level][i].sigmoid().topk(min(candidates, len(anchor)))
-                boxes.append(box_ops.clip(self.criterion.coder.decode(anchor[best], deltas[level][i, best]), size))
-                scores.append(score)
-                level_of.append(torch.full_like(best, level))
-            parts = (torch.cat(part) for part in (boxes, scores, level_of))
-            proposals.append(batched_nms(*parts, self.nms_threshold, number)[0])
-        return proposals
+        parts = []
+        for level, (logit, delta, anchor) in enumerate(zip(logits, deltas, levels, strict=True)):
+            logit, best = logit.topk(min(candidates, len(anchor)))  # [N, V]
+            parts.append((logit, anchor[best], take(delta, best), torch.full_like(best, level)))
+        logit, anchor, delta, level = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
+        boxes = box_ops.clip(self.criterion.coder.decode(anchor, delta), sizes)
+        return batched_nms(boxes, logit.sigmoid(), level, self.nms_threshold, number)[0]
 
-    def losses(
-        self, pyramid: list[Tensor], sizes: list[Size], targets: list[Target]
-    ) -> tuple[dict[str, Tensor], list[Tensor]]:
-        """The RPN's losses, and the proposals [P, 4] of each image."""
+    def losses(self, pyramid: list[Tensor], sizes: Tensor, targets: Targets) -> tuple[dict[str, Tensor], Tensor]:
+        """The RPN's losses, and the proposals [N, P, 4]."""
         levels = self.anchors(pyramid)
         samples = self.criterion.sample(torch.cat(levels), sizes, targets)
         if pyramid[0].device.type == "cpu":
             with torch.no_grad():
                 logits, deltas = self(pyramid)
-            sampled = self.at(pyramid, samples.image, samples.anchor)
+            image = torch.arange(len(sizes))[:, None].expand_as(samples.anchor)
+            sampled = [o.unflatten(0, image.shape) for o in self.at(pyramid, image.flatten(), samples.anchor.flatten())]
         else:
             logits, deltas = self(pyramid)
-            sampled = [torch.cat(output, dim=1)[samples.image, samples.anchor] for output in (logits, deltas)]
+            sampled = [take(torch.cat(output, dim=1), samples.anchor) for output in (logits, deltas)]
         return self.criterion(*sampled, samples), self.propose(logits, deltas, levels, sizes)
 
     def at(self, pyramid: list[Tensor], image: Tensor, anchor: Tensor) -> tuple[Tensor, Tensor]:

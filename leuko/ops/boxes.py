@@ -19,6 +19,11 @@ def area(boxes: Tensor) -> Tensor:
     return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
 
 
+def has_area(boxes: Tensor) -> Tensor:
+    """Whether x0 < x1 and y0 < y1: [..., 4] -> [...] bool."""
+    return (boxes[..., 2:] > boxes[..., :2]).all(-1)
+
+
 def intersection(a: Tensor, b: Tensor) -> Tensor:
     """Intersection of boxes [..., 4] and [..., 4], which broadcast against each other: [...] square pixels."""
     top_left = torch.maximum(a[..., :2], b[..., :2])
@@ -27,8 +32,8 @@ def intersection(a: Tensor, b: Tensor) -> Tensor:
 
 
 def iou(a: Tensor, b: Tensor) -> Tensor:
-    """IoU of every box of ``a`` [N, 4] with every box of ``b`` [M, 4]: [N, M] in 0..1."""
-    return paired_iou(a[:, None], b[None])
+    """IoU of every box of ``a`` [..., R, 4] with every box of ``b`` [..., M, 4]: [..., R, M] in 0..1."""
+    return paired_iou(a[..., :, None, :], b[..., None, :, :])
 
 
 def paired_iou(a: Tensor, b: Tensor) -> Tensor:
@@ -63,10 +68,10 @@ def box_iou(a: np.ndarray, b: np.ndarray, crowd: np.ndarray | None = None) -> np
     return np.divide(common, whole, out=np.zeros_like(common), where=common > 0)
 
 
-def clip(boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Clip boxes [..., 4] to an image of (height, width)."""
-    height, width = size
-    return boxes.clamp(min=0).minimum(boxes.new_tensor([width, height, width, height]))
+def clip(boxes: Tensor, sizes: Tensor) -> Tensor:
+    """Clip boxes [N, ..., 4] to images of ``sizes`` [N, 2] (height, width)."""
+    corner = sizes.flip(1).reshape(len(boxes), *[1] * (boxes.dim() - 1), 2)
+    return boxes.clamp(min=0).unflatten(-1, (2, 2)).minimum(corner).flatten(-2)
 
 
 def scaled(boxes: Tensor, factor: float) -> Tensor:
@@ -86,28 +91,27 @@ def box_to_distances(points: Tensor, boxes: Tensor) -> Tensor:
 
 
 class DeltaCoder:
-    """R-CNN's box encoding: the shift of the centre and the log ratio of the sides, divided by ``std`` (x, y, w, h).
+    """R-CNN's box encoding: the shift of the centre and the log ratio of the sides, divided by ``std`` (that of the
+    shift, that of the ratio).
 
     When decoding, the log ratio is clamped to ``ln(1000 / 16)`` in both directions, so that no exponential overflows.
     """
 
-    def __init__(self, std: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)):
+    def __init__(self, std: tuple[float, float] = (1.0, 1.0)):
         self.std = std
         self.max_log_ratio = math.log(1000.0 / 16.0)
 
     def encode(self, anchors: Tensor, boxes: Tensor) -> Tensor:
-        """Deltas [R, 4] that transform ``anchors`` [R, 4] into ``boxes`` [R, 4]."""
-        anchor_size = anchors[:, 2:] - anchors[:, :2]
-        box_size = boxes[:, 2:] - boxes[:, :2]
-        shift = (boxes[:, :2] + boxes[:, 2:] - anchors[:, :2] - anchors[:, 2:]) * 0.5 / anchor_size
-        return torch.cat([shift, (box_size / anchor_size).log()], dim=1) / boxes.new_tensor(self.std)
+        """Deltas [..., 4] that transform ``anchors`` [..., 4] into ``boxes`` [..., 4]."""
+        anchor_size = anchors[..., 2:] - anchors[..., :2]
+        box_size = boxes[..., 2:] - boxes[..., :2]
+        shift = (boxes[..., :2] + boxes[..., 2:] - anchors[..., :2] - anchors[..., 2:]) * 0.5 / anchor_size
+        return torch.cat([shift / self.std[0], (box_size / anchor_size).log() / self.std[1]], dim=-1)
 
     def decode(self, anchors: Tensor, deltas: Tensor) -> Tensor:
-        """Apply ``deltas`` [R, 4] or [R, K, 4] to ``anchors`` [R, 4]: boxes of the same shape as ``deltas``."""
-        if deltas.dim() == 3:
-            anchors = anchors[:, None]
-        deltas = deltas * deltas.new_tensor(self.std)
+        """Apply ``deltas`` [..., 4] to ``anchors`` [..., 4], which broadcast: boxes [..., 4]."""
         anchor_size = anchors[..., 2:] - anchors[..., :2]
-        centre = (anchors[..., :2] + anchors[..., 2:]) * 0.5 + deltas[..., :2] * anchor_size
-        half = anchor_size * deltas[..., 2:].clamp(-self.max_log_ratio, self.max_log_ratio).exp() * 0.5
+        centre = (anchors[..., :2] + anchors[..., 2:]) * 0.5 + deltas[..., :2] * self.std[0] * anchor_size
+        log_ratio = (deltas[..., 2:] * self.std[1]).clamp(-self.max_log_ratio, self.max_log_ratio)
+        half = anchor_size * log_ratio.exp() * 0.5
         return torch.cat([centre - half, centre + half], dim=-1)

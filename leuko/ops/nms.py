@@ -1,4 +1,7 @@
-"""Non-maximum suppression (NMS), and box voting by the boxes that it drops."""
+"""Non-maximum suppression (NMS), and box voting by the boxes that it drops.
+
+Letters: N images, R boxes of each, padded as :mod:`leuko.ops.padded` says.
+"""
 
 from __future__ import annotations
 
@@ -6,32 +9,58 @@ import torch
 from torch import Tensor
 from torchvision import ops
 
-from .boxes import iou
+from .boxes import has_area, iou
+from .padded import best_first
+
+AT_ONCE = 20_000  # boxes that one call compares on a GPU, all with all: 50 MB of bits
 
 
-def batched_nms(
-    boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float, max_detections: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """NMS within each group (a class or a pyramid level); at most ``max_detections`` boxes remain.
+Padded = tuple[Tensor, Tensor, Tensor]  # boxes [N, R, 4], scores [N, R], groups [N, R]
 
-    Boxes [R, 4], scores [R], groups [R] -> the same three of the boxes that remain, in descending order of score.
-    Boxes without area are dropped first.
+
+def batched_nms(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float, limit: int) -> Padded:
+    """NMS within each group (a class or a pyramid level) of each image; at most ``limit`` boxes per image remain.
+
+    Boxes [N, R, 4], scores [N, R], groups [N, R] -> the same three of the D boxes that remain, in descending order of
+    score; padding has boxes of zeros and scores of -1.
     """
-    has_area = (boxes[:, 2:] > boxes[:, :2]).all(1)
-    boxes, scores, groups = boxes[has_area], scores[has_area], groups[has_area]
-    keep = ops.batched_nms(boxes.float(), scores.float(), groups, threshold)[:max_detections]
-    return boxes[keep], scores[keep], groups[keep]
+    scores = torch.where(has_area(boxes), scores.float(), -1.0)
+    boxes, scores, groups = best_first(boxes.float(), scores, groups)
+    kept = (_kept_on_cpu if boxes.device.type == "cpu" else _kept)(boxes, scores, groups, threshold)
+    scores = torch.where(kept & (scores >= 0), scores, -1.0)
+    boxes, scores, groups = best_first(boxes, scores, groups, limit)
+    return torch.where((scores >= 0)[..., None], boxes, 0.0), scores, groups
 
 
-def box_voting(
-    kept: Tensor, groups: Tensor, boxes: Tensor, scores: Tensor, box_groups: Tensor, threshold: float
-) -> Tensor:
+def _kept(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float) -> Tensor:
+    """Which boxes remain, [N, R] bool: one NMS for several images, which are moved side by side, and the groups one
+    below the other, so that none meets another."""
+    images = torch.arange(len(boxes), device=boxes.device)[:, None].expand_as(groups)
+    apart = boxes + (torch.stack([images, groups], dim=2) * (boxes.amax() + 1)).repeat(1, 1, 2)
+    kept = torch.zeros_like(scores, dtype=torch.bool)
+    step = max(1, AT_ONCE // boxes.shape[1])
+    for some, score, keep in zip(apart.split(step), scores.split(step), kept.split(step), strict=True):
+        keep.view(-1)[ops.nms(some.flatten(0, 1), score.flatten(), threshold)] = True
+    return kept
+
+
+def _kept_on_cpu(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float) -> Tensor:
+    """The same, where comparing few boxes counts for more than few calls."""
+    kept = torch.zeros_like(scores, dtype=torch.bool)
+    for keep, box, score, group, number in zip(kept, boxes, scores, groups, (scores >= 0).sum(1).tolist(), strict=True):
+        keep[ops.batched_nms(box[:number], score[:number], group[:number], threshold)] = True
+    return kept
+
+
+def box_voting(found: Padded, candidates: Padded, threshold: float) -> Tensor:
     """Box voting (Gidaris and Komodakis 2015, section 4): each box that NMS has kept becomes the mean, weighted by
     score, of all boxes of its group whose IoU with it is ``threshold`` or more, itself included.
 
-    kept [R, 4] of groups [R]; the input of NMS: boxes [V, 4], scores [V] above 0, box_groups [V] -> boxes [R, 4].
+    What NMS found among the candidates, (boxes, scores, groups) each -> boxes [N, D, 4].
     """
-    weights = (iou(kept, boxes) >= threshold) * (groups[:, None] == box_groups) * scores  # [R, V]
-    total = weights.sum(1)[:, None]  # [R, 1]
-    mean = (weights[:, :, None] * boxes).sum(1) / total  # no matrix product: autocast would round it to half precision
+    (kept, _, kept_groups), (boxes, scores, groups) = found, candidates
+    weights = (iou(kept, boxes) >= threshold) & (kept_groups[:, :, None] == groups[:, None])  # [N, D, R]
+    weights = weights * scores.clamp(min=0)[:, None]
+    total = weights.sum(2)[..., None]  # [N, D, 1]
+    mean = (weights[..., None] * boxes[:, None]).sum(2) / total  # no matrix product: autocast would round it
     return torch.where(total > 0, mean, kept)  # the IoU of a box of almost no area is 0, even with itself

@@ -8,6 +8,8 @@ wide and one tall sliver make a training step 10 times slower at 150 x 150 cells
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torchvision import ops
@@ -15,6 +17,23 @@ from torchvision import ops
 from .cpu import roi_align as cpu
 
 MAX_BIN = 6.0  # cells; measured: 4 sends too many ordinary RoIs to torchvision's, above 6 nothing is gained
+
+
+class RoIs(NamedTuple):
+    """Boxes to be pooled, and the image of each."""
+
+    image: Tensor  # [R] index into N
+    boxes: Tensor  # [R, 4]
+
+    @classmethod
+    def of(cls, boxes: Tensor) -> RoIs:
+        """All boxes [N, S, 4] of a batch, those of one image in a row."""
+        images, number = boxes.shape[:2]
+        return cls(torch.arange(images, device=boxes.device).repeat_interleave(number), boxes.flatten(0, 1))
+
+    def at(self, index: Tensor) -> RoIs:
+        """Some of them."""
+        return RoIs(self.image[index], self.boxes[index])
 
 
 def roi_align(feature: Tensor, image_index: Tensor, boxes: Tensor, stride: int, size: int) -> Tensor:

@@ -16,8 +16,8 @@ from ..cells import colour
 from ..config import MAX_PIXELS
 from ..data.dataset import Dataset, Sample
 from ..data.images import ImageFile, fit, read_image
-from ..data.loader import TrainingImages, TrainingItem
 from ..data.tools.findings import TypedBox
+from ..data.training import TrainingImages, TrainingItem
 from ..data.transforms import compose
 from ..detections import Detections
 from ..metrics.confusion import Pairing

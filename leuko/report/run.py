@@ -154,8 +154,8 @@ def write_warnings(folder: str | Path, *datasets: Dataset) -> None:
 
 
 def environment(device: torch.device | None = None) -> dict[str, Any]:
-    """Describe what a run runs on: versions, the processor and its threads, and the GPU that ``device`` is (None for
-    any other device)."""
+    """Describe what a run runs on: versions, the processor and its threads, the GPU that ``device`` is (None for any
+    other device) and whether products of float32 are rounded to TF32 there."""
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -166,6 +166,7 @@ def environment(device: torch.device | None = None) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "cuda": torch.version.cuda,
+        "tf32": torch.backends.cuda.matmul.allow_tf32,
         "gpu": torch.cuda.get_device_name(device) if device is not None and device.type == "cuda" else None,
     }
 
