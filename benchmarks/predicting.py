@@ -6,8 +6,8 @@
 The peer is the simplest way from files to the same table, frozen here: one process that decodes an image, detects on it
 (torch's own number of threads, or --threads), and writes a line per cell; no pictures, no journal. With --other, `leuko
 predict` of another checkout runs by turns with both. Fields are rendered, 600 px, 0 to 3 cells each; the weights are
-leuko-small. No pictures are made, as is so of more than 1,000 images (--pictures). Times are of the whole command, less that of a run on 16 images; processor seconds, which another program
-on the machine disturbs less, stand beside them.
+leuko-small. leuko makes no pictures, as of more than 1,000 images (--pictures). Times are of the whole command, less
+that of a run on 16 images; processor seconds, which other programs on the machine disturb less, stand beside them.
 
 --checks runs two commands on --checked images: one that is watched (memory of all its processes), and one that is
 killed (SIGKILL) --kills times and started again; both must leave the same files.
