@@ -4,7 +4,7 @@
 
 Times of all runtimes are taken by turns in one process, so that a change of the machine's pace meets all; a field is
 detected on and its cells are typed, from pixels to cells. Start (from the start of Python to the first field's cells)
-and peak memory (Linux) are each of a fresh process. The exports' ratios to torch are printed; below 1 is faster, or less.
+and peak memory (Linux) are each of a fresh process. The ratios to torch are printed; below 1 is faster, or less.
 """
 
 from __future__ import annotations

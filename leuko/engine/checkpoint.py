@@ -141,8 +141,10 @@ class Weights:
         a backbone alone can stand for 10 GB."""
         if not self.recipe:
             return
+        yolo = "architecture" in self.recipe
+        if yolo:
+            ultralytics.tasks()  # imported here, since the package makes tensors when it is imported
         with _fitting(self.path), torch.device("meta"):
-            yolo = "architecture" in self.recipe
             check_numbers(ultralytics.layers_of(self.recipe) if yolo else create(**self.recipe), self.state)
 
 
