@@ -45,6 +45,7 @@ from leuko.config import SIX, TrainOptions
 from leuko.data.tools.draw import synth
 from leuko.engine import cost
 from leuko.engine.evaluate import prepare
+from leuko.engine.train import be_deterministic
 from leuko.io import write_json
 from leuko.models import DetectionModel, create, param_groups
 from leuko.ops.cpu.roi_align import roi_align as own_roi_align
@@ -74,7 +75,7 @@ class Sizes:
     images: int = 320
 
 
-QUICK = Sizes("resnet18", 96, 2, 1, 64, "test_resnet", 32, 256, 8)
+QUICK = Sizes("resnet18", 96, 2, 1, 96, "test_resnet", 32, 256, 8)
 
 
 # ---------------------------------------------------------------------- one step
@@ -157,12 +158,11 @@ def exact() -> Iterator[None]:
 @contextlib.contextmanager
 def deterministic(wholly: bool) -> Iterator[None]:
     """As a training runs without and with --deterministic."""
-    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
-    torch.use_deterministic_algorithms(wholly)
+    be_deterministic(wholly)
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(False)
+        be_deterministic(False)
 
 
 def detections_apart(name: str, sizes: Sizes, device: torch.device) -> tuple[float, int, int]:

@@ -6,8 +6,8 @@
 The peer is the simplest way from files to the same table, frozen here: one process that decodes an image, detects on it
 (torch's own number of threads, or --threads), and writes a line per cell; no pictures, no journal. With --other, `leuko
 predict` of another checkout runs by turns with both. Fields are rendered, 600 px, 0 to 3 cells each; the weights are
-leuko-small. Times are of the whole command, less that of a run on 16 images; processor seconds, which another program
-on the machine disturbs less, stand beside them.
+leuko-small. leuko makes no pictures, as of more than 1,000 images (--pictures). Times are of the whole command, less
+that of a run on 16 images; processor seconds, which other programs on the machine disturb less, stand beside them.
 
 --checks runs two commands on --checked images: one that is watched (memory of all its processes), and one that is
 killed (SIGKILL) --kills times and started again; both must leave the same files.
@@ -85,7 +85,8 @@ def compare_speed(o: argparse.Namespace, home: Path) -> None:
     def words(side: str, fields: Path, out: Path) -> list:
         if side == "peer":
             return ["-c", PEER, fields, o.threads, o.imgsz, home / "peer.csv"]
-        return ["-m", "leuko.predict", "--source", fields, "--save", out, "--device", "cpu", *sizes]
+        pictures = ["--pictures", o.pictures] if side == "leuko" else []
+        return ["-m", "leuko.predict", "--source", fields, "--save", out, "--device", "cpu", *sizes, *pictures]
 
     sides = {"peer": ROOT, "leuko": ROOT} | ({"other": Path(o.other).resolve()} if o.other else {})
     few, many = (make_fields(home / f"fields{n}", n) for n in (FEW, o.images))
@@ -175,7 +176,7 @@ def main() -> None:
     parser.add_argument("--checks", action="store_true", help="memory and kills instead of times")
     parser.add_argument("--checked", type=int, default=5000, help="images of the checks")
     parser.add_argument("--kills", type=int, default=10)
-    parser.add_argument("--pictures", type=int, default=1000, help="as of leuko predict, in the checks")
+    parser.add_argument("--pictures", type=int, default=0, help="as of leuko predict; 0: as of very many images")
     o = parser.parse_args()
     home = Path(tempfile.mkdtemp(prefix="predicting-"))
     try:

@@ -64,6 +64,7 @@ def build(num_classes: int) -> FCOS:
         image_std=list(body.image_std),
     )
     model.preprocess = SimpleNamespace(image_size=RECIPE.imgsz)  # at which images are loaded
+    model.register_forward_pre_hook(lambda _, given: ([i.float() / 255 for i in given[0]], *given[1:]))
     return model.to(memory_format=torch.channels_last)
 
 
@@ -83,9 +84,7 @@ def train_one_epoch(
     for i, batch in enumerate(training.TrainingLoader(items, options.batch).epoch(epoch)):
         for group in optimiser.param_groups:
             group["lr"] = schedule(epoch * batches + i)
-        images = [image.float() / 255 for image, _, _ in batch]
-        targets = [target for _, target, _ in batch]
-        loss = sum(model(images, targets).values())
+        loss = sum(model(list(batch.images), batch.targets).values())
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, RECIPE.clip)

@@ -27,15 +27,7 @@ from .data.tools.found import write_labels
 from .detections import Detections
 from .engine import cost, distributed, thresholds
 from .engine.checkpoint import check_keeps, save_about
-from .engine.ensemble import (
-    EnsembleMember,
-    Fusion,
-    best_members,
-    load_members,
-    places,
-    tune,
-    without_weak,
-)
+from .engine.ensemble import EnsembleMember, Fusion, best_members, load_members, places, tune, without_weak
 from .engine.evaluate import choose_device
 from .engine.finished import finished_runs
 from .engine.thresholds import Threshold

@@ -304,7 +304,8 @@ class Oracle:
     def __call__(self, images: list[torch.Tensor], targets: None = None) -> list[dict]:
         found = []
         for image in images:
-            told = self.known.get(self.key((image * 255).round().byte()), Detections([], [], []))
+            pixels = image if image.dtype == torch.uint8 else (image * 255).round().byte()
+            told = self.known.get(self.key(pixels), Detections([], [], []))
             found.append({n: torch.from_numpy(getattr(told, n)) for n in ("boxes", "scores", "labels")})
         return found
 

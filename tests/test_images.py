@@ -300,16 +300,16 @@ def test_an_image_for_which_memory_is_lacking_is_not_read(tmp_path, words, leuko
 
 
 def test_a_killed_prediction_goes_on(tmp_path, words, start, leuko):
-    """The same command takes up what a killed one found, predicts anew what has changed since, and ends as if it had
-    never been stopped. While another process works on the folder, it takes another."""
+    """The same command takes up the batches that a killed one has done, predicts anew what has changed since, and ends
+    as if it had never been stopped. While another process works on the folder, it takes another."""
     home, out = tmp_path / "slides", tmp_path / "out"
     home.mkdir()
     for i in range(30):
         Image.fromarray(np.roll(blood(), i, 1)).save(home / f"{i:02}.png")
-    words += ["--source", home, "--name", "p"]
-    process = start("leuko.predict", *words)
+    words += ["--source", home, "--name", "p", "--batch", "3"]
+    process = start("leuko.predict", *words, "--workers", "2")
     journal = out / "p" / "unfinished.jsonl"
-    while not journal.exists() or journal.read_bytes().count(b"\n") < 6:
+    while not journal.exists() or journal.read_bytes().count(b"\n") < 4:
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.002)
     os.kill(process.pid, signal.SIGSTOP)
@@ -321,7 +321,7 @@ def test_a_killed_prediction_goes_on(tmp_path, words, start, leuko):
         file.write(b'{"image": "cut o')
     (out / "p/images/.00.png.1234.tmp").write_bytes(b"half a picture")
     shutil.copy(home / "09.png", home / "00.png")
-    (home / "01.png").unlink()
+    (home / "29.png").unlink()
     result = leuko("predict", *words)
     assert result.code == 0 and "goes on in" in result.out and "of 29 images are done" in result.out
     shutil.rmtree(out / "p-2")

@@ -19,7 +19,6 @@ from leuko.data import cache, loader, source, training
 from leuko.data.dataset import Dataset, Sample
 from leuko.data.transforms.compose import read_steps
 from leuko.engine import checkpoint
-from leuko.engine.evaluate import to_unit
 from leuko.models import create, criterion
 
 TYPES = ["NG", "BG", "EG", "L", "M"]
@@ -88,7 +87,7 @@ def test_a_detector_sees_the_same_pixels_in_training_and_in_use(suffix, side, tm
     seen: list[torch.Tensor] = []
     model.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     with torch.inference_mode():
-        model(to_unit(in_training[None], [in_training.shape[1:]]))
+        model([in_training])
     checkpoint.save_weights(tmp_path / "a.safetensors", model.recipe, model.state_dict(), TYPES)
     detector = Detector(tmp_path / "a.safetensors", device="cpu")
     detector._member.model.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
@@ -149,7 +148,7 @@ def test_weights_of_1_change_nothing_and_others_do(name):
 
 def test_a_focal_loss_is_weighed_where_the_class_is():
     targets, logits = torch.tensor([[1.0, 0], [0, 1], [0, 0]]), torch.randn(3, 2)
-    ratio = criterion.weighted_focal(logits, targets, (2.0, 5.0)) / criterion.focal(logits, targets)
+    ratio = criterion.weighted_focal(logits, targets, torch.tensor([2.0, 5.0])) / criterion.focal(logits, targets)
     assert torch.allclose(ratio, torch.tensor([[2.0, 1], [1, 5], [1, 1]]))
 
 

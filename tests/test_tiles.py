@@ -59,7 +59,7 @@ class Eye(nn.Module):
 
     def look(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
         assert max(image.shape[-2:]) == self.preprocess.image_size
-        grey = (image[0] * 255).round().to(torch.uint8).numpy()
+        grey = image[0].numpy()
         number, _, stats, _ = cv2.connectedComponentsWithStats((grey < 200).astype(np.uint8))
         rows = []
         for k in range(1, number):

@@ -12,6 +12,7 @@ from ..synth.stain import REFERENCE, Stain, from_density, to_density
 from .fit import fitted
 
 STAIN_SIDE = 512  # pixels of a field's longer side, which are enough to see how it is stained
+AT_ONCE = 64  # crops that are brought to the reference together: a slide has thousands
 LEAST_SIDE = 16  # pixels of a cell there, below which its nucleus is not seen
 MOST_CELLS, SURROUNDINGS = 16, 3.0  # that are looked at instead, and the width that each shows, in those of the cell
 MARGIN = 1.5  # times a crop: what is kept of a cell's surroundings, so that it can be turned, moved and scaled
@@ -46,8 +47,11 @@ def crops_of(pixels: np.ndarray, boxes: np.ndarray, side: int, view: float, stai
     if not len(boxes):
         return np.zeros((0, side, side, 3), dtype=np.uint8)
     stain = stain or stain_of(pixels, boxes)
-    squares = np.concatenate([_square(pixels, box, side, view) for box in boxes])
-    return _restain(squares, stain.white, stain.to_reference()).reshape(len(boxes), side, side, 3)
+    density_map, crops = stain.to_reference(), np.empty((len(boxes), side, side, 3), np.uint8)
+    for start in range(0, len(boxes), AT_ONCE):
+        squares = np.concatenate([_square(pixels, box, side, view) for box in boxes[start : start + AT_ONCE]])
+        crops[start : start + AT_ONCE] = _restain(squares, stain.white, density_map).reshape(-1, side, side, 3)
+    return crops
 
 
 def _square(pixels: np.ndarray, box: np.ndarray, side: int, view: float) -> np.ndarray:

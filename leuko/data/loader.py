@@ -35,18 +35,6 @@ def to_tensor(image: np.ndarray) -> Tensor:
     return torch.from_numpy(planes)
 
 
-def stacked(images: Sequence[Tensor]) -> tuple[Tensor, list[tuple[int, int]]]:
-    """Images [3, h, w] of any sizes as one batch [N, 3, H, W], each in the top left corner, and their (h, w)."""
-    sizes = [tuple(image.shape[1:]) for image in images]
-    if len(set(sizes)) == 1:
-        return torch.stack(list(images)), sizes
-    height, width = map(max, zip(*sizes, strict=True))
-    batch = images[0].new_zeros(len(images), 3, height, width)
-    for slot, image, (h, w) in zip(batch, images, sizes, strict=True):
-        slot[:, :h, :w] = image
-    return batch, sizes
-
-
 LARGE = 16  # megapixels above which an image is decoded on its own
 
 

@@ -8,7 +8,7 @@ on where a run was resumed.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -20,7 +20,7 @@ from torch.utils.data import Dataset as TorchDataset
 from ..errors import LeukoError
 from .cache import CACHES
 from .dataset import AugmentedSample, Dataset
-from .loader import stacked, started, to_tensor, worker_loader
+from .loader import started, to_tensor, worker_loader
 from .transforms.compose import Step, augment
 
 TrainingItem = tuple[Tensor, dict[str, Tensor], int]
@@ -74,46 +74,29 @@ class TrainingImages(TorchDataset):
 
 @dataclass
 class TrainingBatch:
-    """The images of one step in few tensors, each of which takes one copy to a GPU: ``pixels`` and ``sizes`` as
-    :func:`stacked` gives them, ``boxes`` [G, 4] and ``labels`` [G] of all images, ``cells`` of each image, and the
-    ``indices`` of the samples. It iterates over :data:`TrainingItem`."""
+    """The images of one step, uint8, as one tensor [N, 3, H, W] where they have one size; the ``targets`` of each, and
+    the ``indices`` of the samples. It iterates over :data:`TrainingItem`."""
 
-    pixels: Tensor
-    sizes: list[tuple[int, int]]
-    boxes: Tensor
-    labels: Tensor
-    cells: list[int]
+    images: Tensor | list[Tensor]
+    targets: list[dict[str, Tensor]]
     indices: list[int]
 
     @classmethod
     def of(cls, items: Sequence[TrainingItem]) -> TrainingBatch:
         """From single images."""
         images, targets, indices = zip(*items, strict=True)
-        boxes, labels = (torch.cat([target[key] for target in targets]) for key in ("boxes", "labels"))
-        return cls(*stacked(images), boxes, labels, [len(target["boxes"]) for target in targets], list(indices))
+        alike = len({image.shape for image in images}) == 1
+        return cls(torch.stack(images) if alike else list(images), list(targets), list(indices))
 
     def pin_memory(self) -> TrainingBatch:
-        """In memory from which a GPU copies while the CPU goes on."""
-        return self._each(Tensor.pin_memory)
-
-    def to(self, device: torch.device) -> TrainingBatch:
-        """On a device."""
-        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
-
-    def _each(self, change: Callable[[Tensor], Tensor]) -> TrainingBatch:
-        return replace(self, **{name: change(getattr(self, name)) for name in ("pixels", "boxes", "labels")})
-
-    def targets(self) -> list[dict[str, Tensor]]:
-        """The boxes and labels of each image."""
-        parts = zip(self.boxes.split(self.cells), self.labels.split(self.cells), strict=True)
-        return [{"boxes": boxes, "labels": labels} for boxes, labels in parts]
+        """The same in memory from which a GPU copies while the CPU goes on."""
+        return replace(self, images=self.images.pin_memory()) if isinstance(self.images, Tensor) else self
 
     def __len__(self) -> int:
-        return len(self.sizes)
+        return len(self.images)
 
     def __iter__(self) -> Iterator[TrainingItem]:
-        images = (image[:, :h, :w] for image, (h, w) in zip(self.pixels, self.sizes, strict=True))
-        return zip(images, self.targets(), self.indices, strict=True)
+        return zip(self.images, self.targets, self.indices, strict=True)
 
 
 class TrainingLoader:

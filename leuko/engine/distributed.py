@@ -38,16 +38,16 @@ def leads() -> bool:
 def own_device(name: str) -> torch.device:
     """The device of this process, where ``--device`` is ``name``: each has a GPU of its own. LeukoError where GPUs are
     too few."""
-    if not name.startswith("cuda") or not by_torchrun():
+    if name != "cuda" or not by_torchrun():
         return torch.device(name)
     local, processes = (int(os.environ[name]) for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"))
     gpus = torch.cuda.device_count()
-    if processes > (1 if ":" in name else gpus):
+    if processes > gpus:
         raise LeukoError(
-            f"--device {name}: {processes} processes, and {gpus} GPUs on this machine; start a process per GPU with "
-            "--device cuda, or give --device cpu"
+            f"--device cuda: {processes} processes, and {gpus} GPUs on this machine; start one per GPU, or give "
+            "--device cpu"
         )
-    return torch.device(name if ":" in name else f"cuda:{local}")
+    return torch.device(f"cuda:{local}")
 
 
 @contextmanager
@@ -57,6 +57,8 @@ def together(device: torch.device) -> Iterator[None]:
         yield
         return
     if device.type == "cuda":
+        if device.index != int(os.environ["LOCAL_RANK"]):
+            raise LeukoError(f"--device {device}: each process needs a GPU of its own; give --device cuda")
         torch.cuda.set_device(device)
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:

@@ -1,4 +1,4 @@
-"""Trained models and their fusion: which runs take part, with which weights, and what is tuned."""
+"""Trained models and their fusion: how they look at images, with which weights they vote, and what is tuned."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..data.dataset import Dataset
-from ..data.loader import LoadedImage, equal_batches, sample_batches, stacked, worker_count
+from ..data.loader import LoadedImage, equal_batches, sample_batches, worker_count
 from ..detections import Detections
 from ..errors import LeukoError
 from ..metrics import coco
@@ -74,12 +74,6 @@ def at_size(model: DetectionModel, size: int) -> DetectionModel:
     return other
 
 
-def to_unit(pixels: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
-    """The images of a batch uint8 [N, 3, H, W], each in its top left corner with (height, width) of ``sizes``, as float
-    [3, h, w] in 0..1."""
-    return [image[:, :h, :w] for image, (h, w) in zip(pixels.float() / 255, sizes, strict=True)]
-
-
 def detect(
     model: DetectionModel | ExportedDetector,
     images: Sequence[LoadedImage],
@@ -120,11 +114,8 @@ def on_views(
     """Detections on images [3, h, w] uint8 whose longer side is ``size``, in their pixels."""
     if isinstance(model, ExportedDetector):
         return model.detect([view.permute(1, 2, 0).numpy() for view in views])
-    pixels, sizes = stacked(views)
-    if device.type == "cuda":
-        pixels = pixels.pin_memory()  # from where it is copied while the CPU goes on
     with autocast(device, amp):
-        outputs = at_size(model, size)(to_unit(pixels.to(device, non_blocking=True), sizes))
+        outputs = at_size(model, size)(views)
     return [Detections.from_tensors(output) for output in outputs]
 
 

@@ -32,7 +32,7 @@ from ..ops import ranks
 from ..report import pictures, plots
 from . import distributed
 from .ema import ModelEMA
-from .evaluate import autocast, prepare, to_unit
+from .evaluate import autocast, prepare
 from .run import Run
 from .schedule import Schedule, step_schedule
 from .state import Progress
@@ -115,7 +115,7 @@ def set_up(options: TrainOptions, model: DetectionModel, train_set: Dataset, dev
     images = TrainingImages(train_set, options.imgsz, steps, options.seed, options.cache, options.repeat_factor)
     if fresh and model.wants_normalized_features:
         batch = next(TrainingLoader(images, options.batch).epoch(0))
-        model.backbone.init_scale(model.preprocess(to_unit(batch.pixels.to(device), batch.sizes))[0])
+        model.backbone.init_scale(model.preprocess(batch.images)[0])
     optimizer = SGD(param_groups(model), lr=options.lr, momentum=options.momentum, weight_decay=options.weight_decay)
     scaler = torch.amp.GradScaler(device.type, enabled=options.amp == "fp16")
     ema = ModelEMA(model, options.ema) if options.ema else None
@@ -219,9 +219,8 @@ def seed_step(seed: int, step: int) -> None:
 
 def compute_losses(network: nn.Module, batch: TrainingBatch, amp: str, device: torch.device) -> dict[str, torch.Tensor]:
     """The scalar losses of one batch by name."""
-    batch = batch.to(device)
     with autocast(device, amp):
-        return network(to_unit(batch.pixels, batch.sizes), batch.targets())
+        return network(batch.images, batch.targets)
 
 
 class ToHost:

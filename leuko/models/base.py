@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ..detections import MAX_DETECTIONS
 from ..errors import LeukoError
 from ..ops import boxes as box_ops
+from ..ops import ranks
 from ..ops.nms import batched_nms, box_voting
 from ..ops.padded import best_first
 from .conv_bn import IMAGE, fuse_conv_bn
@@ -197,7 +198,8 @@ class DetectionModel(nn.Module):
                 raise LeukoError(
                     f"image {i} of the batch has {count} boxes, {len(target['labels'])} labels; give one per box"
                 )
-        rows = targets[0]["boxes"].new_zeros(len(targets), max(1, *counts), 5, dtype=torch.float32)
+        (most,) = ranks.largest(max(1, *counts))  # the place of a box or proposal decides on what it draws
+        rows = targets[0]["boxes"].new_zeros(len(targets), most, 5, dtype=torch.float32)
         rows[..., 4] = -1
         for row, target, count in zip(rows, targets, counts, strict=True):
             if count:

@@ -31,12 +31,12 @@ def pool(pyramid: list[Tensor], rois: RoIs, size: int, scale: float = 1.0) -> Te
     if torch.jit.is_tracing():
         return _pool_for_export(pyramid, rois, level, size, scale)
     counts = (level == torch.arange(levels, device=level.device)[:, None]).sum(1).tolist()
-    order = level.argsort()
-    image, boxes = rois.at(order)
-    boxes = boxes if scale == 1 else box_ops.scaled(boxes, scale)
-    per_level = zip(pyramid, image.split(counts), boxes.split(counts), ROI_STRIDES, strict=False)
-    pooled = torch.cat([roi_align(f, i, b, stride, size) for f, i, b, stride in per_level])
-    return torch.empty_like(pooled, memory_format=torch.contiguous_format).index_copy_(0, order, pooled)
+    image, boxes = rois if scale == 1 else (rois.image, box_ops.scaled(rois.boxes, scale))
+    pooled = torch.zeros(len(boxes), pyramid[0].shape[1], size, size, device=boxes.device)
+    for feature, stride, here in zip(pyramid, ROI_STRIDES, level.argsort().split(counts), strict=False):
+        if len(here):
+            pooled[here] = roi_align(feature, image[here], boxes[here], stride, size)
+    return pooled
 
 
 def _pool_for_export(pyramid: list[Tensor], rois: RoIs, level: Tensor, size: int, scale: float) -> Tensor:

@@ -76,6 +76,9 @@ def random(rows: int, columns: int, device: torch.device) -> Tensor:
     in the batch, not on the number of ranks, nor on how many columns are padding; the seed comes from torch's own
     generator, which each step seeds alike on all ranks."""
     rank, ranks = place()
-    generator = torch.Generator(device).manual_seed(int(torch.randint(2**62, ())))
+    start, generator = int(torch.randint(2**62, ())), torch.Generator(device)
     whole = -(-columns // BLOCK) * BLOCK
-    return torch.rand(rows * ranks, whole, generator=generator, device=device)[rank::ranks, :columns]
+    drawn = []
+    for i in range(rank, rows * ranks, ranks):  # one by one: a GPU draws other numbers where they are more
+        drawn.append(torch.rand(whole, generator=generator.manual_seed(start + i), device=device)[:columns])
+    return torch.stack(drawn)
