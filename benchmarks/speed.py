@@ -93,9 +93,9 @@ def calibrate(backbone: Backbone) -> Backbone:
     return backbone.train()
 
 
-def leuko_model(case: Case, size: int) -> DetectionModel:
+def leuko_model(case: Case, size: int, backbone: str = "resnet50") -> DetectionModel:
     """leuko's detector; its stem and first stage don't learn."""
-    model = create(case.detector, TYPES, "resnet50", image_size=size)
+    model = create(case.detector, TYPES, backbone, image_size=size)
     calibrate(model.backbone)
     if case.dense and not case.training:
         place_candidates(model.head.cls_logits, case.few, size)
@@ -104,7 +104,7 @@ def leuko_model(case: Case, size: int) -> DetectionModel:
     return model
 
 
-def torchvision_model(case: Case, size: int) -> nn.Module:
+def torchvision_model(case: Case, size: int, backbone: str = "resnet50") -> nn.Module:
     """torchvision's, as fcos_resnet50_fpn and fasterrcnn_resnet50_fpn make it for pretrained weights.
 
     FrozenBatchNorm, and the stem and first stage don't learn. (Given no weights, those functions freeze nothing,
@@ -112,7 +112,7 @@ def torchvision_model(case: Case, size: int) -> nn.Module:
     """
     if case.dense:
         body = resnet_fpn_backbone(
-            backbone_name="resnet50",
+            backbone_name=backbone,
             weights=None,
             trainable_layers=3,
             returned_layers=[2, 3, 4],
@@ -120,9 +120,9 @@ def torchvision_model(case: Case, size: int) -> nn.Module:
         )
         model = FCOS(body, TYPES, min_size=size, max_size=size)
     else:
-        body = resnet_fpn_backbone(backbone_name="resnet50", weights=None, trainable_layers=3)
+        body = resnet_fpn_backbone(backbone_name=backbone, weights=None, trainable_layers=3)
         model = FasterRCNN(body, TYPES + 1, min_size=size, max_size=size)
-    body.body.load_state_dict(calibrate(Backbone("resnet50")).body.state_dict())
+    body.body.load_state_dict(calibrate(Backbone(backbone)).body.state_dict())
     if case.dense and not case.training:
         place_candidates(model.head.classification_head.cls_logits, case.few, size)
     return model

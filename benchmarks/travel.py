@@ -27,8 +27,8 @@ from leuko.engine.checkpoint import load_weights
 from leuko.engine.ensemble import EnsembleMember
 from leuko.engine.laboratory import LabelledFields, in_types
 from leuko.engine.typer_training import TypingResult, features_of
-from leuko.engine.typing_stage import typed as typed_cells
 from leuko.metrics import coco, counting
+from leuko.runtime.typing_stage import typed as typed_cells
 
 CPU = torch.device("cpu")
 THRESHOLD = 0.3

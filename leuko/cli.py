@@ -64,6 +64,7 @@ COMMANDS: dict[str, Command] = {
     "merge": Command(config.MergeOptions, "leuko.merge:merge"),
     "type": Command(config.TypeOptions, "leuko.type:train_typing"),
     "adapt": Command(config.AdaptOptions, "leuko.adapt:adapt"),
+    "export": Command(config.ExportOptions, "leuko.export:export"),
     "download": Command(config.DownloadOptions, "leuko.download:run"),
     "report": Command(config.ReportOptions, "leuko.report.pages:run"),
 }

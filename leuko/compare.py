@@ -22,7 +22,7 @@ from .baselines.ultralytics import is_yolo, plain_name
 from .config import TrainOptions, ValOptions, model_names
 from .data import source
 from .engine import distributed
-from .engine.ensemble import epochs_of, is_finished
+from .engine.finished import epochs_of, is_finished
 from .errors import LeukoError, nearest
 from .io import write_yaml
 from .models import DETECTORS

@@ -18,6 +18,7 @@ from .registry import DEFAULT
 POSITIONAL = {"positional": True}  # metadata of an option that is given by its place on the command line
 EXAMPLES = Path(__file__).parent / "examples"  # fields to try a detector on
 MAX_PIXELS = 80  # megapixels of an image that is read: its decoding then takes at most 1 GB
+LEAST_SIDE, MOST_SIDE = 64, 8192  # pixels to which the longer side of an image is scaled
 MOST_DETECTIONS = 10_000  # that --max-detections may ask for
 MAX_PICTURES = 1000  # images of which pictures and a page for review are made, if no other number is given
 LABELS = ("coco", "yolo", "voc", "labelstudio")  # the formats in which what was found is written
@@ -267,6 +268,12 @@ class DetectOptions:
     max_detections: int = MAX_DETECTIONS
     """Most detections per image, of each model and of their fusion, and in mAP and mAR; more candidates are looked at,
     and that takes longer."""
+    tiles: bool = False
+    """Cut images of many thousand pixels into overlapping tiles in which cells are as large as in training, and count a
+    cell at a seam once; --imgsz and --max-detections are then those of a tile."""
+    cell_size: float = 0.0
+    """Width of a leukocyte in pixels of the images, for --tiles; 0: by the resolution that a slide's file states, else
+    as in training."""
     labels: list[str] | None = None
     """Also write what was found (by val, with a score of at least .5) as labels to correct, in these formats: coco,
     yolo, voc, labelstudio. Each gets a folder in the result's labels, with the images linked or copied."""
@@ -281,6 +288,16 @@ class DetectOptions:
         if not self.weights and self.ensemble is None:
             self.weights = DEFAULT
 
+    @property
+    def looking(self) -> tuple[Sequence[int], int, str, str, bool, float]:
+        """How the models look at images, as ``engine.ensemble`` takes it."""
+        return self.imgsz or (), self.max_detections, self.typer, self.amp, self.tiles, self.cell_size
+
+    @property
+    def most_per_image(self) -> int:
+        """Most detections of an image, of which each tile has at most ``max_detections``."""
+        return MOST_DETECTIONS if self.tiles else self.max_detections
+
     def check_models(self) -> None:
         """Raise LeukoError naming the flag whose value cannot be used."""
         if self.weights and self.ensemble is not None:
@@ -294,6 +311,7 @@ class DetectOptions:
         check_sizes(self.imgsz)
         check_workers(self.workers)
         check_max_detections(self.max_detections)
+        check_cell_size(self.cell_size)
         if self.labels is not None and (wrong := sorted(set(self.labels or [""]) - set(LABELS))):
             hint = nearest(wrong[0], LABELS)
             raise LeukoError(f'--labels "{wrong[0]}": is no format{hint}; give some of {", ".join(LABELS)}')
@@ -398,6 +416,9 @@ class PredictOptions(DetectOptions):
     leuko predict --weights runs/train/fcos --source "slides/*/field*.jpg" --threshold 0.7
     # cells of another size in pixels than in training: look at each image in several sizes
     leuko predict --weights runs/train/fcos --source slides/patient7 --imgsz 480 600 750 900
+    # a stitched field of 20,000 pixels, or a whole slide (pip install 'leuko[slides]')
+    leuko predict --source slides/wide.png --tiles --cell-size 120 --max-pixels 400
+    leuko predict --source slides/7.svs --tiles
     # boxes to correct in Label Studio
     leuko predict --weights runs/train/fcos --source slides/patient7 --labels labelstudio
     # several models, fused
@@ -491,8 +512,14 @@ def check_sizes(sizes: Sequence[int] | None) -> None:
     if len(set(sizes or ())) < len(sizes or ()):
         raise LeukoError(f"--imgsz {' '.join(map(str, sizes))}: names a size twice")
     for size in sizes or ():
-        if not 64 <= size <= 8192:
-            raise LeukoError(f"--imgsz {size}: give at least 64 pixels, and at most 8192")
+        if not LEAST_SIDE <= size <= MOST_SIDE:
+            raise LeukoError(f"--imgsz {size}: give at least {LEAST_SIDE} pixels, and at most {MOST_SIDE}")
+
+
+def check_cell_size(number: float) -> None:
+    """LeukoError unless the width of a cell in pixels is usable."""
+    if number and not 4 <= number <= 4096:
+        raise LeukoError(f"--cell-size {number:g}: give pixels from 4 to 4096, or 0")
 
 
 def check_pixels(number: int) -> None:
@@ -633,6 +660,62 @@ class AdaptOptions:
             raise LeukoError(f"--seed {self.seed}: give a number from 0 to below 2**31")
         check_workers(self.workers)
         check_pixels(self.max_pixels)
+
+
+@dataclass
+class ExportOptions:
+    """Write a detector as a file that runs without PyTorch, and prove that it says the same. A typing stage goes with
+    it; leuko predict, leuko val and Detector take the file as they take weights."""
+
+    EXAMPLES: ClassVar[str] = """
+    # the detector that comes with leuko, for ONNX Runtime
+    leuko export
+    # your own, for OpenVINO
+    leuko export --weights runs/train/fcos --format openvino
+    # several, to be fused
+    leuko export --ensemble runs/train/fcos runs/train/cascade_rcnn --name both
+    # then
+    leuko predict --weights runs/export/fcos/fcos.onnx --source slides/patient7
+    leuko predict --ensemble runs/export/both --source slides/patient7
+    """
+
+    weights: str = ""
+    """Run folder (its best weights), weights file, or a name that leuko download knows; leuko-small, which comes with
+    leuko, if neither this nor --ensemble is given."""
+    ensemble: list[str] | None = None
+    """Export each of these, and a manifest that names them; with none named, every finished run of --project."""
+    project: str = "runs/train"
+    """Folder in which --ensemble looks for runs."""
+    format: Literal["onnx", "openvino"] = "onnx"
+    """onnx: one file, for ONNX Runtime; openvino: NAME.xml and NAME.bin."""
+    imgsz: int = 0
+    """Longer side in pixels to which images are scaled; 0: the one that the model was trained at. The file takes images
+    of any size."""
+    half: bool = False
+    """Store the weights in 16 instead of 32 bits: the file is half as large, and computes in 32 bits all the same."""
+    max_detections: int = MAX_DETECTIONS
+    """Most detections per image."""
+    data: str = ""
+    """Data set on whose images parity is shown; without it, on rendered fields."""
+    split: str = "test"
+    """Split of --data."""
+    fields: int = 8
+    """Number of fields on which parity is shown."""
+    save: str = "runs/export"
+    """Folder of exports."""
+    name: str = ""
+    """The export's folder in --save, the model's name if empty; NAME-2, NAME-3 ... where it exists."""
+
+    def check(self) -> None:
+        """Raise LeukoError naming the flag whose value cannot be used."""
+        if self.weights and self.ensemble is not None:
+            raise LeukoError("name one model with --weights, or several with --ensemble")
+        if not self.weights and self.ensemble is None:
+            self.weights = DEFAULT
+        check_sizes([self.imgsz] if self.imgsz else ())
+        check_max_detections(self.max_detections)
+        if not 2 <= self.fields <= 1000:
+            raise LeukoError(f"--fields {self.fields}: give 2 to 1,000")
 
 
 @dataclass

@@ -50,10 +50,9 @@ class Detections:
         object.__setattr__(self, "labels", np.asarray(self.labels, dtype=np.int64).reshape(-1))
 
     @classmethod
-    def from_tensors(cls, detection: Mapping, scale: Sequence[float] = (1, 1), types: Sequence[str] = ()) -> Detections:
-        """From a model's ``{"boxes", "scores", "labels"}``; boxes are multiplied by ``scale`` (x, y)."""
-        boxes, scores, labels = (detection[key].detach().float().cpu().numpy() for key in ("boxes", "scores", "labels"))
-        return cls(boxes * np.tile(np.float32(scale), 2), scores, labels, tuple(types))
+    def from_tensors(cls, detection: Mapping) -> Detections:
+        """From a model's ``{"boxes", "scores", "labels"}``."""
+        return cls(*(detection[key].detach().float().cpu().numpy() for key in ("boxes", "scores", "labels")))
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -70,6 +69,12 @@ class Detections:
         """The types of a cell and their scores, the best first; only where one type was chosen."""
         pairs = zip(self.types, self.type_scores[index].tolist(), strict=True)
         return sorted(pairs, key=lambda pair: -pair[1])
+
+    def scaled(self, size: tuple[int, int], of: tuple[int, int]) -> Detections:
+        """The detections of an image ``of`` (width, height) on the same image of another ``size``."""
+        return replace(
+            self, boxes=self.boxes * np.tile(np.float32([new / old for new, old in zip(size, of, strict=True)]), 2)
+        )
 
     def above(self, threshold: float) -> Detections:
         """Those with at least this score."""

@@ -37,7 +37,8 @@ class Detector:
     """A trained detector: ``Detector()`` is the one that comes with leuko, ``Detector("runs/train/fcos")`` that of a
     run, a weights file or a name. ``device`` as in ``--device``, ``imgsz`` as in ``--imgsz``: one in pixels, or several
     whose detections are fused, instead of the size it was trained at; ``max_detections`` per image as in
-    ``--max-detections``; ``typer`` as in ``--typer``: weights whose typing stage gives the types, or "off"."""
+    ``--max-detections``; ``typer`` as in ``--typer``: weights whose typing stage gives the types, or "off"; ``tiles``
+    and ``cell_size`` as in ``--tiles`` and ``--cell-size``, for images of many thousand pixels, and slides."""
 
     def __init__(
         self,
@@ -46,12 +47,15 @@ class Detector:
         imgsz: int | Sequence[int] = (),
         max_detections: int = MAX_DETECTIONS,
         typer: str = "",
+        tiles: bool = False,
+        cell_size: float = 0.0,
     ):
         sizes = (imgsz,) if isinstance(imgsz, int) else tuple(imgsz)
         config.check_sizes(sizes)
         config.check_max_detections(max_detections)
+        config.check_cell_size(cell_size)
         self.device = choose_device(device)
-        self._member = EnsembleMember.load(weights, self.device, sizes, max_detections, typer)
+        self._member = EnsembleMember.load(weights, self.device, sizes, max_detections, typer, "none", tiles, cell_size)
         self.types = tuple(self._member.types)
         self.path = self._member.weights.path
         self.threshold = (thresholds.kept([self._member], Fusion(), calibrated=False) or thresholds.Threshold()).value
@@ -94,9 +98,8 @@ class Detector:
         [3, H, W] or [H, W], both uint8, or Pillow's image. Raises LeukoError.
         """
         if isinstance(image, (str, Path)):
-            with_pixels = self._member.typing is not None
-            loaded = LoadedImage.of_file(Path(image), self._member.sizes, with_pixels, max_pixels)
+            loaded = LoadedImage.of_file(Path(image), self._member.views, self._member.needs_pixels, max_pixels)
         else:
-            loaded = LoadedImage.of_pixels(in_memory(image, max_pixels), self._member.sizes)
+            loaded = LoadedImage.of_pixels(in_memory(image, max_pixels), self._member.views)
         cells = counting.one_type(self._member.detect([loaded], self.device)[0], len(self.types))
         return cells.above(self.threshold if threshold is None else threshold)

@@ -21,11 +21,11 @@ import torch
 from . import __version__
 from .config import PredictOptions
 from .data.formats.sidecar import original_of
-from .data.images import image_size, is_hidden, list_images
+from .data.images import IMAGE_SUFFIXES, image_size, is_hidden, list_images
+from .data.slides import SLIDE_SUFFIXES
 from .engine import prediction
 from .engine.on_ray import predict_on_ray
 from .engine.predictor import Models, Predictor
-from .engine.typing_stage import OFF
 from .errors import LeukoError, one_line
 from .io import digest, make_folder, read_list, write_yaml
 from .registry import find_weights
@@ -33,6 +33,7 @@ from .report import predicted
 from .report.journal import Journal, write_jsonl
 from .report.predicted import About
 from .report.predictions import Predictions
+from .runtime.typing_stage import OFF
 
 SHARD = "shard.jsonl"  # what one of several jobs has found, for leuko merge
 LIST = ".txt"  # how a list of images ends
@@ -133,7 +134,7 @@ def find_images(source: str) -> Source:
     hidden: list[Path] = []
     skipped: list[Path] = []
     if path.is_dir():
-        found = list_images(path, recursive=True, hidden=hidden)
+        found = list_images(path, recursive=True, hidden=hidden, suffixes=IMAGE_SUFFIXES + SLIDE_SUFFIXES)
         others = {p for p in path.rglob("*") if p.is_file()} - {*found, *hidden}
         skipped = sorted(p for p in others if not any(map(is_hidden, p.relative_to(path).parts)))
         remedy = "put images into it"

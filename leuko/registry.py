@@ -18,7 +18,8 @@ DOWNLOADS = Path("weights")
 @dataclass(frozen=True)
 class Entry:
     """A file of weights in the registry; ``sha256`` is the hash in hexadecimal or its beginning, ``size`` in MB. Of
-    weights that come with leuko these are not stated, and neither is a ``url``."""
+    weights that come with leuko these are not stated, and neither is a ``url``; but ``cell`` is, the width of a cell in
+    their training in pixels of the network and of the images."""
 
     name: str
     model: str
@@ -27,6 +28,7 @@ class Entry:
     url: str = ""
     sha256: str = ""
     size: str = "?"
+    cell: str = ""
 
     @property
     def comes_with_leuko(self) -> bool:
@@ -103,6 +105,12 @@ def comes_with_leuko(path: Path) -> bool:
     """Whether a file is one of those that come with leuko, which are never written."""
     path = path.resolve()
     return any(entry.comes_with_leuko and entry.path().resolve() == path for entry in registry().values())
+
+
+def licence_of(path: Path) -> str:
+    """The licence of weights that are in the registry; "" for others, which is for their owner to say."""
+    path = path.resolve()
+    return next((entry.licence for entry in registry().values() if entry.path().resolve() == path), "")
 
 
 def backbone_file(backbone: str) -> Path | None:

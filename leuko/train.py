@@ -318,6 +318,8 @@ def describe(begun: Run) -> None:
     run.write_warnings(folder, train_set, val_set)
     plots.label_statistics(train_set, folder / "labels.png")
     cells = ", ".join(f"{t} {n}" for t, n in zip(train_set.types, train_set.counts(), strict=True))
+    if begun.device.type == "cuda":
+        print(f"on {run.environment(begun.device)['gpu']}: float32 products in TF32, --amp {options.amp}")
     print(f"training on {len(train_set)} images ({cells}), validating on {len(val_set)}; results go to {folder}")
     changed: dict[str, dict] = {}
     if options.repeat_factor:

@@ -27,18 +27,11 @@ from .data.tools.found import write_labels
 from .detections import Detections
 from .engine import cost, distributed, thresholds
 from .engine.checkpoint import check_keeps, save_about
-from .engine.ensemble import (
-    EnsembleMember,
-    Fusion,
-    best_members,
-    finished_runs,
-    load_members,
-    places,
-    tune,
-    without_weak,
-)
-from .engine.evaluate import at_size, choose_device
+from .engine.ensemble import EnsembleMember, Fusion, best_members, load_members, places, tune, without_weak
+from .engine.evaluate import choose_device
+from .engine.finished import finished_runs
 from .engine.thresholds import Threshold
+from .engine.tiling import cells_at_network
 from .errors import LeukoError
 from .io import write_csv, write_json, write_text, write_yaml
 from .metrics import calibration, coco, matching
@@ -62,7 +55,7 @@ def _val(options: ValOptions, device: torch.device) -> Path:
     dataset = source.load(options.data, split)
     if not options.allow_leaks and split != "train" and dataset.groups():
         source.check_groups({"train": source.groups(options.data, "train"), split: dataset.groups()}, options.data)
-    if lines := tables.warnings(split, dataset, options.max_detections):
+    if lines := tables.warnings(split, dataset, options.most_per_image):
         print(lines)
     members = chosen_members(options, dataset, device)
     tuning = Tuning.of(options, dataset, device)
@@ -104,9 +97,9 @@ def _val(options: ValOptions, device: torch.device) -> Path:
     print(f"{options.data}, {split}: {len(dataset)} images\n\n{answer}\n\nCOCO's measures; types over their cells\n")
     print(tables.aligned(tables.table2(rows_of(models), dataset.types), head=2))
     print(f"\n{tables.per_class(models[-1].evaluation)}" if len(models) == 1 else "")
-    print("\n".join(lines))
-    if line := tables.at_cap(images_at_cap(dataset, members, models), options.max_detections):
-        print(line)
+    tiny = tables.tiny_cells(cells_at_network(dataset, max(member.largest for member in members)))
+    at_cap = tables.at_cap(images_at_cap(dataset, members, models), options.most_per_image)
+    print("\n".join([*lines, *filter(None, (tiny, at_cap))]))
     print(f"\nresults: {folder} (report.html shows them all)")
     return folder
 
@@ -127,9 +120,9 @@ def chosen_members(options: ValOptions, dataset: Dataset, device: torch.device) 
         sources: Sequence[str | Path] = [options.weights]
     else:
         sources = options.ensemble or finished_runs(options.project, dataset.types)
-        if len(sources) < 2:
-            raise LeukoError("--ensemble: name at least two models, or one with --weights")
-    members = load_members(sources, device, options.imgsz or (), options.max_detections, options.typer, options.amp)
+    members = load_members(sources, device, *options.looking)
+    if options.ensemble and len(members) < 2:
+        raise LeukoError("--ensemble: name at least two models, or one with --weights")
     members = without_weak(members, named=options.ensemble != [])
     new_name = source.find(options.data).new_name
     for member in members:
@@ -168,7 +161,7 @@ class Tuning:
             if is_needed:
                 raise
             why_not = str(error)
-        if is_needed and (lines := tables.warnings(options.tune_split, other, options.max_detections)):
+        if is_needed and (lines := tables.warnings(options.tune_split, other, options.most_per_image)):
             print(lines)
         return cls(options, device, dataset.split, other, is_needed, why_not)
 
@@ -227,8 +220,7 @@ def measured(
     result = member.predict(dataset, device, options.batch, options.workers)
     memory = cost.peak_memory(device)
     predictions = member.calibrated(result.predictions) if options.calibrated else result.predictions
-    trained = member.weights.build().to(device)  # not fused, for counting
-    operations = sum(cost.gflops(at_size(trained, size), size, device) for size in member.sizes)
+    operations = member.gflops(device)
     environment = run.environment(device)
     costs = {
         "parameters": member.parameters,
@@ -298,7 +290,7 @@ def sweep(
             image, changed = read_image(sample.image), sample
             if name:
                 image, changed = with_factor(sample, image, name, severity, np.random.default_rng(i))
-            detections = member.detect([LoadedImage.of_pixels(image, member.sizes)], device)
+            detections = member.detect([LoadedImage.of_pixels(image, member.views)], device)
             predictions += member.relabel(detections, dataset.types)
             samples.append(replace(changed, width=image.shape[1], height=image.shape[0]))
         mAP = coco.evaluate(replace(dataset, samples=samples), predictions, member.max_detections).mAP

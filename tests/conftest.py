@@ -41,7 +41,8 @@ ROOT = Path(__file__).parent.parent
 TINY = ["--backbone", "tf_efficientnet_lite0", "--no-pretrained", "--imgsz", "64", "--batch", "2", "--workers", "0"]
 TINY += ["--channels", "32", "--fc-channels", "32", "--proposals", "20", "--rois", "16"]
 FASTER = ["--model", "faster_rcnn", "--epochs", "3", "--ema", "0.9", "--accumulate", "2", "--save-minutes", "0.0001"]
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA here"))]
+NO_CARD = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA here")
+DEVICES = ["cpu", pytest.param("cuda", marks=(pytest.mark.cuda, NO_CARD))]
 FCOS = ["--model", "fcos", "--epochs", "1", "--backbone", "mobilenetv3_small_050", "--imgsz", "96", "--channels", "64"]
 
 # Pictures of data sets that are written by tests.

@@ -23,10 +23,10 @@ from leuko.engine import adaptation, thresholds
 from leuko.engine.adaptation import LabelledCells, adapt_typer, fit_last, probabilities, with_statistics
 from leuko.engine.checkpoint import Weights, load_weights, save
 from leuko.engine.ensemble import EnsembleMember
-from leuko.engine.typing_stage import resized
 from leuko.io import digest
 from leuko.metrics import counting
 from leuko.metrics.prior import type_shares
+from leuko.runtime.typing_stage import resized
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")

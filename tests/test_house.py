@@ -19,8 +19,9 @@ FLOORS = (  # lowest first; a room may import what lies below it, and its own fl
     ("models", "data", "metrics"),
     ("report",),
     ("baselines",),
+    ("runtime",),
     ("engine",),
-    ("download", "train", "val", "predict", "type", "detector", "data.__main__"),
+    ("download", "train", "val", "predict", "export", "type", "detector", "data.__main__"),
     ("compare", "adapt", "merge"),
 )
 

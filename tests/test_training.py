@@ -30,7 +30,7 @@ from leuko.data.dataset import Dataset, Sample
 from leuko.data.transforms.compose import listed, read_steps
 from leuko.engine import checkpoint, schedule
 from leuko.engine.ema import ModelEMA
-from leuko.engine.ensemble import is_finished
+from leuko.engine.finished import is_finished
 from leuko.engine.state import load_state, locked
 from leuko.engine.stop import Stop
 from leuko.errors import LeukoError

@@ -182,8 +182,13 @@ class YOLO(DetectionModel):
         """Detections. ``pyramid`` is the batch [N, 3, H, W] itself: the network has its own backbone."""
         predictions = self.network(pyramid + GREY)  # images in 0..1, padded with grey
         predictions = predictions[0] if isinstance(predictions, tuple) else predictions  # [N, 4 + K, R]
-        boxes = box_convert(predictions[:, :4].mT, "cxcywh", "xyxy")  # [N, R, 4]
-        return self.select(predictions[:, 4:].mT, boxes[:, :, None])
+        boxes = box_convert(predictions[:, :4].transpose(1, 2), "cxcywh", "xyxy")  # [N, R, 4]
+        return self.select(predictions[:, 4:].transpose(1, 2), boxes[:, :, None])
+
+    def for_export(self) -> None:
+        """Put the network's head into the form in which Ultralytics' own exporter traces it, for images of any size."""
+        head = self.network.model[-1]
+        head.export, head.dynamic, head.format = True, True, "onnx"
 
     def fuse(self) -> None:
         """Make BatchNorm a part of the convolutions, for inference; the model can no longer be trained."""

@@ -9,16 +9,33 @@ import numpy as np
 from numpy.random import Generator
 
 from ..synth.stain import REFERENCE, Stain, from_density, to_density
-from .images import fit
+from .fit import fitted
 
 STAIN_SIDE = 512  # pixels of a field's longer side, which are enough to see how it is stained
+AT_ONCE = 64  # crops that are brought to the reference together: a slide has thousands
+LEAST_SIDE = 16  # pixels of a cell there, below which its nucleus is not seen
+MOST_CELLS, SURROUNDINGS = 16, 3.0  # that are looked at instead, and the width that each shows, in those of the cell
 MARGIN = 1.5  # times a crop: what is kept of a cell's surroundings, so that it can be turned, moved and scaled
 
 
 def stain_of(pixels: np.ndarray, boxes: np.ndarray) -> Stain:
-    """The stain of a field [H, W, 3] uint8 RGB with leukocytes in ``boxes`` [N, 4]."""
+    """The stain of a field [H, W, 3] uint8 RGB, or a slide, with leukocytes in ``boxes`` [N, 4], the surest first."""
     scale = min(1.0, STAIN_SIDE / max(pixels.shape[:2]))
-    return Stain.of(fit(pixels, STAIN_SIDE) if scale < 1 else pixels, np.asarray(boxes) * scale)
+    if len(boxes) and np.median((boxes[:, 2:] - boxes[:, :2]).max(1)) * scale < LEAST_SIDE:
+        pixels, boxes = _strip(pixels, boxes)
+        scale = 1.0
+    return Stain.of(fitted(pixels, STAIN_SIDE) if scale < 1 else pixels, np.asarray(boxes) * scale)
+
+
+def _strip(pixels: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The first cells of a field that is too wide to show how they are stained, each in its surroundings, side by side:
+    an image [S, N * S, 3] uint8, and their boxes in it."""
+    side, boxes = STAIN_SIDE // 4, np.asarray(boxes[:MOST_CELLS], dtype=np.float64)
+    strip = np.concatenate([_square(pixels, box, side, SURROUNDINGS) for box in boxes], axis=1)
+    half = (boxes[:, 2:] - boxes[:, :2]) / np.maximum(boxes[:, 2:] - boxes[:, :2], 1).max(1)[:, None]
+    half *= side / SURROUNDINGS / 2
+    middle = np.stack([side * (np.arange(len(boxes)) + 0.5), np.full(len(boxes), side / 2)], axis=1)
+    return strip, np.concatenate([middle - half, middle + half], axis=1)
 
 
 def crops_of(pixels: np.ndarray, boxes: np.ndarray, side: int, view: float, stain: Stain | None = None) -> np.ndarray:
@@ -30,8 +47,11 @@ def crops_of(pixels: np.ndarray, boxes: np.ndarray, side: int, view: float, stai
     if not len(boxes):
         return np.zeros((0, side, side, 3), dtype=np.uint8)
     stain = stain or stain_of(pixels, boxes)
-    squares = np.concatenate([_square(pixels, box, side, view) for box in boxes])
-    return _restain(squares, stain.white, stain.to_reference()).reshape(len(boxes), side, side, 3)
+    density_map, crops = stain.to_reference(), np.empty((len(boxes), side, side, 3), np.uint8)
+    for start in range(0, len(boxes), AT_ONCE):
+        squares = np.concatenate([_square(pixels, box, side, view) for box in boxes[start : start + AT_ONCE]])
+        crops[start : start + AT_ONCE] = _restain(squares, stain.white, density_map).reshape(-1, side, side, 3)
+    return crops
 
 
 def _square(pixels: np.ndarray, box: np.ndarray, side: int, view: float) -> np.ndarray:

@@ -5,6 +5,7 @@ An EXIF orientation is ignored everywhere, because the boxes of a data set refer
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import numpy as np
 
 from ..config import MAX_PIXELS
 from ..errors import LeukoError, is_out_of_memory
+from .fit import fit
 from .header import JPEG, TIFF, image_header, open_regular, read_header, unreadable
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
@@ -55,6 +57,11 @@ class ImageFile:
             _check_jpeg(self.data, path)
         self.header = read_header(io.BytesIO(self.data), path, max_pixels)
         self.bits = self.header.depth
+
+    @property
+    def sha256(self) -> str:
+        """Of the file."""
+        return hashlib.sha256(self.data).hexdigest()
 
     def decode(self, side: int = 0) -> np.ndarray:
         """The stored pixels, [H, W, 3] uint8 RGB; with ``side``, perhaps reduced (see :func:`read_image`)."""
@@ -139,21 +146,6 @@ def load_image(path: str | Path, image_size: int) -> np.ndarray:
     return ImageFile(path).view(image_size)
 
 
-def fit(image: np.ndarray, image_size: int) -> np.ndarray:
-    """Scale the longer side of [H, W, 3] to ``image_size`` pixels: by area downwards, bilinearly upwards."""
-    size = image.shape[1::-1]
-    if max(size) == image_size:
-        return image
-    interpolation = cv2.INTER_AREA if max(size) > image_size else cv2.INTER_LINEAR
-    return cv2.resize(image, fitted_size(size, image_size), interpolation=interpolation)
-
-
-def fitted_size(size: tuple[int, int], image_size: int) -> tuple[int, int]:
-    """(width, height) with the longer side scaled to ``image_size`` pixels."""
-    scale = image_size / max(size)
-    return tuple(max(1, round(side * scale)) for side in size)
-
-
 def _check_jpeg(data: bytes, path: str | Path) -> None:
     """LeukoError where the end marker does not follow the pixel data (a thumbnail's own end doesn't count), or where
     there are so many scans that a small file would be decoded for minutes."""
@@ -193,7 +185,12 @@ def is_image(path: str | Path) -> bool:
     return name.lower().endswith(IMAGE_SUFFIXES) and not is_hidden(name)
 
 
-def list_images(folder: str | Path, recursive: bool = False, hidden: list[Path] | None = None) -> list[Path]:
+def list_images(
+    folder: str | Path,
+    recursive: bool = False,
+    hidden: list[Path] | None = None,
+    suffixes: tuple[str, ...] = IMAGE_SUFFIXES,
+) -> list[Path]:
     """Return the images in a folder, sorted by path, optionally with those of its sub-folders; raises LeukoError.
 
     Hidden files and folders are passed over at every level (see :func:`is_hidden`); the images among them are appended
@@ -205,7 +202,7 @@ def list_images(folder: str | Path, recursive: bool = False, hidden: list[Path] 
     found, passed_over, hidden_folders = [], [], []
     entered = {os.path.realpath(folder)}
     for root, folders, files in os.walk(folder, onerror=_raise_unreadable, followlinks=True):
-        named = [name for name in files if name.lower().endswith(IMAGE_SUFFIXES)]
+        named = [name for name in files if name.lower().endswith(suffixes)]
         found += [Path(root, name) for name in named if not is_hidden(name)]
         passed_over += [Path(root, name) for name in named if is_hidden(name)]
         names, folders[:] = sorted(folders) if recursive else [], []
@@ -219,7 +216,7 @@ def list_images(folder: str | Path, recursive: bool = False, hidden: list[Path] 
     if hidden is not None:
         for top in (place for place in hidden_folders if not os.path.islink(place)):
             for root, _, files in os.walk(top):  # those that may not be read are passed over, too
-                passed_over += [Path(root, name) for name in files if name.lower().endswith(IMAGE_SUFFIXES)]
+                passed_over += [Path(root, name) for name in files if name.lower().endswith(suffixes)]
         hidden += sorted(passed_over)
     return sorted(found)
 

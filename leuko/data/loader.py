@@ -24,8 +24,9 @@ from torch.utils.data import Dataset as TorchDataset
 from ..config import MAX_PIXELS
 from ..errors import LeukoError
 from .dataset import Dataset
+from .fit import fit, fitted_size
 from .header import ImageHeader, image_header
-from .images import ImageFile, fit, fitted_size
+from .slides import Slide, is_slide, open_image
 
 K, R = TypeVar("K"), TypeVar("R")
 
@@ -49,7 +50,7 @@ class LoadedImage:
     path: Path
     size: tuple[int, int]
     views: dict[int, Tensor] = field(default_factory=dict)
-    pixels: np.ndarray | None = None
+    pixels: np.ndarray | Slide | None = None
     header: ImageHeader | None = None
     bits: int = 8
 
@@ -68,8 +69,9 @@ class LoadedImage:
         max_pixels: float = MAX_PIXELS,
         data: bytes = b"",
     ) -> LoadedImage:
-        """From a file, read once, or from its bytes; raises LeukoError as :class:`ImageFile` does."""
-        file = ImageFile(path, max_pixels, data)
+        """From a file, read once, or from its bytes; or a slide, whose ``pixels`` are read as they are asked for.
+        Raises LeukoError as :func:`~leuko.data.slides.open_image` does."""
+        file = open_image(path, max_pixels, data)
         pixels = file.decode() if with_pixels else None
         views = {size: to_tensor(file.view(size, pixels)) for size in image_sizes}
         return cls(path, file.header[:2], views, pixels, file.header, file.bits)
@@ -78,7 +80,7 @@ class LoadedImage:
 def is_left_to_main(path: Path) -> bool:
     """Whether a worker process leaves an image to the main process, since several large ones at once are more than a
     machine holds. Raises LeukoError."""
-    if not get_worker_info():
+    if not get_worker_info() or is_slide(path):
         return False
     header = image_header(path, math.inf)
     return header.width * header.height > LARGE * 1e6

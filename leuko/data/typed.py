@@ -10,7 +10,7 @@ import numpy as np
 
 from ..cells import NONE
 from ..errors import LeukoError
-from ..ops.boxes import box_iou
+from ..ops.box_iou import box_iou
 from ..synth.cutout import cell_box
 from . import source
 from .crops import MARGIN, crops_of, stain_of

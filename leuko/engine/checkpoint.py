@@ -19,11 +19,12 @@ from ..baselines import ultralytics
 from ..errors import LeukoError
 from ..io import parse_json, plain, write_bytes
 from ..kinds import misfit
-from ..models import DetectionModel, create
+from ..models import DetectionModel, ModelOptions, create
 from ..models.checkpoints import from_foreign
 from ..models.tensors import read_safetensors, read_state
 from ..models.typer import Typer
 from ..registry import comes_with_leuko, find_weights
+from ..runtime.graph import SUFFIXES as EXPORTED
 from .metadata import DOCUMENT, TYPER, document_misfit
 
 FOREIGN = ".pt"  # suffix of Ultralytics' weights, which are read and never written
@@ -92,6 +93,11 @@ class Weights:
     typer: StoredTyper | None = None
 
     @property
+    def image_size(self) -> int:
+        """Longer side in pixels at which it was trained."""
+        return self.recipe.get("image_size", ModelOptions.image_size)
+
+    @property
     def classes(self) -> list[str]:
         """The detector's own types, which its typing stage replaces, if it has one."""
         return self.typer.classes if self.typer else self.types
@@ -135,8 +141,10 @@ class Weights:
         a backbone alone can stand for 10 GB."""
         if not self.recipe:
             return
+        yolo = "architecture" in self.recipe
+        if yolo:
+            ultralytics.tasks()  # imported here, since the package makes tensors when it is imported
         with _fitting(self.path), torch.device("meta"):
-            yolo = "architecture" in self.recipe
             check_numbers(ultralytics.layers_of(self.recipe) if yolo else create(**self.recipe), self.state)
 
 
@@ -195,6 +203,8 @@ def check_keeps(weights: Weights) -> None:
             f"{path}: is Ultralytics' file, in which --calibrate cannot keep the fit; train from it (leuko train "
             f"--model {path}), and calibrate that run"
         )
+    if path.suffix in EXPORTED:
+        raise LeukoError(f"{path}: is an export, in which nothing is kept; name the weights that it was made of")
     if comes_with_leuko(path):
         raise LeukoError(
             f"{path}: comes with leuko and stays as it is; name a copy of it with --weights to keep it there"
@@ -205,6 +215,8 @@ def load_weights(source: str | Path) -> Weights:
     """Read a weights file of leuko's (see :func:`find_weights`) or Ultralytics' ``.pt``; LeukoError if it is neither,
     cut off, or not safe."""
     path = find_weights(source)
+    if path.suffix in EXPORTED:
+        raise LeukoError(f"{path}: is an export, which is only for use; name the weights that it was made of")
     if path.suffix == FOREIGN:
         recipe, types, state = ultralytics.read_checkpoint(path)
         weights = Weights(path, recipe, types, {}, state)

@@ -1,7 +1,8 @@
-"""Trained models and their fusion: which runs take part, with which weights, and what is tuned."""
+"""Trained models and their fusion: how they look at images, with which weights they vote, and what is tuned."""
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -14,22 +15,23 @@ import torch
 from torchvision import ops
 from tqdm import tqdm
 
-from ..config import TrainOptions
+from ..config import MOST_DETECTIONS
 from ..data.dataset import Dataset
 from ..data.loader import LoadedImage
 from ..detections import MAX_DETECTIONS, Detections
 from ..errors import LeukoError, nearest
-from ..io import read_yaml
 from ..metrics import coco
 from ..metrics.calibration import Scaling
 from ..models import DetectionModel
-from . import cost, fusion, typing_stage
-from .checkpoint import Weights, load_weights
-from .evaluate import Predictions, detect, predict, prepare
-from .state import load_state
-from .typing_stage import TypingStage
+from ..runtime import ExportedDetector
+from ..runtime.ensemble import members_of
+from ..runtime.typing_stage import TypingStage
+from . import cost, fusion, typing_network
+from .checkpoint import Weights
+from .evaluate import Predictions, at_size, detect, predict, prepare
+from .tiling import Tiling, known_sides
+from .typing_network import load_detector
 
-LAST = Path("weights/last.safetensors")
 SAME_CELL = 0.5  # IoU
 WEAK, LEARNED = 0.5, 0.1  # of the best validation mAP; the best of runs that have learned enough to be compared
 
@@ -38,17 +40,21 @@ WEAK, LEARNED = 0.5, 0.1  # of the best validation mAP; the best of runs that ha
 class EnsembleMember:
     """A trained model ready to detect (alone or in an ensemble), with its name in tables, its number of parameters and
     the image sizes that it looks at. ``typing`` is its typing stage, if it has one; ``typer`` tells whose stage
-    that is, where it is not that of its own weights (see ``typing_stage.load``); ``amp`` is its precision;
+    that is, where it is not that of its own weights (see ``typing_network.load``); ``amp`` is its precision; ``tiling``
+    how it cuts images into tiles, if it does; ``cell`` how wide a cell is taken to be in pixels of an image, 0 if that
+    is not known;
     ``new_name`` gives the name that the data has for one of its types."""
 
     name: str
-    weights: Weights
-    model: DetectionModel
+    weights: Weights | ExportedDetector
+    model: DetectionModel | ExportedDetector
     parameters: int
     sizes: tuple[int, ...]
     typing: TypingStage | None = None
     typer: str = ""
     amp: str = "none"
+    tiling: Tiling | None = None
+    cell: float = 0.0
     new_name: Callable[[str], str] = str
 
     @classmethod
@@ -60,30 +66,60 @@ class EnsembleMember:
         max_detections: int = MAX_DETECTIONS,
         typer: str = "",
         amp: str = "none",
+        tiles: bool = False,
+        cell_size: float = 0.0,
     ) -> EnsembleMember:
-        """From a run folder or a weights file; ``sizes`` as in ``--imgsz``, the model's own if none is given, ``typer``
-        as in ``--typer``. How many it detects is an option of its use: what its recipe says does not count."""
-        weights = load_weights(source)
+        """From a run folder, weights or an export; ``sizes`` as in ``--imgsz``, the model's own if none is given;
+        ``typer``, ``tiles``, ``cell_size`` as their flags. How many it detects is an option of its use: what its recipe
+        says does not count."""
+        weights = load_detector(source, max_detections)
         path = Path(os.path.abspath(weights.path))  # `.` has no name; a link keeps its own
         is_run = path.parent.name == "weights" and path.stem in ("best", "last")
         name = path.parent.parent.name if is_run else path.stem
+        sizes = tuple(sizes) or (weights.image_size,)
+        tiling = Tiling.of(weights, sizes, weights.image_size, cell_size) if tiles else None
+        cell = cell_size or known_sides(weights).get("stored", 0.0)
+        typing, whose = typing_network.load(weights, typer, device)
+        if isinstance(weights, ExportedDetector):
+            number = weights.metadata["parameters"]
+            return cls(name, weights, weights, number, sizes, typing, whose, "none", tiling, cell)
         model = weights.build()
         model.max_detections = max_detections
-        sizes = tuple(sizes) or (model.preprocess.image_size,)
-        typing, whose = typing_stage.load(weights, typer, device)
-        number = cost.parameters(model) + (cost.parameters(typing.net) if typing else 0)
-        return cls(name, weights, prepare(model, device), number, sizes, typing, whose, amp)
+        number = cost.parameters(model) + (cost.parameters(typing.net.module) if typing else 0)
+        return cls(name, weights, prepare(model, device), number, sizes, typing, whose, amp, tiling, cell)
 
     @property
     def types(self) -> Sequence[str]:
         """The types that it gives, in the order of its labels."""
         return self.typing.types if self.typing else self.weights.classes
 
+    @property
+    def views(self) -> tuple[int, ...]:
+        """The sizes in which it looks at whole images: none where it cuts them into tiles."""
+        return () if self.tiling else self.sizes
+
+    @property
+    def largest(self) -> float:
+        """The largest of these; inf where it cuts them."""
+        return max(self.views, default=math.inf)
+
+    @property
+    def needs_pixels(self) -> bool:
+        """Whether it looks at an image's stored pixels, too."""
+        return bool(self.typing or self.tiling)
+
+    def cell_of(self, image: LoadedImage) -> tuple[float, float]:
+        """The width that a cell of an image is taken to have, in its pixels and in those of the network; 0 where that
+        is not known."""
+        if self.tiling:
+            return self.tiling.cell(image), self.tiling.network
+        return self.cell, self.cell * max(self.sizes) / max(image.size)
+
     def detect(self, images: Sequence[LoadedImage], device: torch.device) -> list[Detections]:
-        """Detections of each image, whose views include those of the member's sizes, and which has its pixels where
-        there is a typing stage."""
-        mine = [replace(image, views={size: image.views[size] for size in self.sizes}) for image in images]
-        return [replace(d, types=tuple(self.types)) for d in detect(self.model, mine, device, self.typing, self.amp)]
+        """Detections of each image, which has the ``views`` of the member, and its pixels where these are needed."""
+        mine = [replace(image, views={size: image.views[size] for size in self.views}) for image in images]
+        found = detect(self.model, mine, device, self.typing, self.amp, self.tiling)
+        return [replace(d, types=tuple(self.types)) for d in found]
 
     def predict(self, dataset: Dataset, device: torch.device, batch: int = 1, workers: int = -1) -> Predictions:
         """Detections on a data set, with labels in its order of types."""
@@ -95,6 +131,7 @@ class EnsembleMember:
             "warmup": True,
             "typing": self.typing,
             "amp": self.amp,
+            "tiling": self.tiling,
         }
         self.labels_in(dataset.types)
         result = predict(self.model, dataset, device, **about)
@@ -126,10 +163,17 @@ class EnsembleMember:
             return renamed
         return [p[_distinct(p)] for p in renamed]
 
+    def gflops(self, device: torch.device) -> float:
+        """The operations for one image at all sizes, in 10^9; nan for an export, whose operations are not counted."""
+        if isinstance(self.model, ExportedDetector):
+            return float("nan")
+        trained = self.weights.build().to(device)  # not fused, for counting
+        return sum(cost.gflops(at_size(trained, size), size, device) for size in self.sizes)
+
     @property
     def max_detections(self) -> int:
-        """Most detections per image."""
-        return self.model.max_detections
+        """Most detections per image: of a tile the model's, of all together any number."""
+        return MOST_DETECTIONS if self.tiling else self.model.max_detections
 
     @property
     def scaling(self) -> Scaling | None:
@@ -143,7 +187,7 @@ class EnsembleMember:
     def fitted_sizes(self) -> Sequence[int]:
         """The image sizes that the weights' calibration holds for: the model's own where it names none; () without."""
         kept = None if self.typer else self.weights.about.get("calibration")
-        return kept.get("sizes") or (self.weights.recipe["image_size"],) if kept else ()
+        return kept.get("sizes") or (self.weights.image_size,) if kept else ()
 
     def calibrated(self, predictions: Sequence[Detections]) -> list[Detections]:
         """The detections with calibrated scores; LeukoError where the weights hold no calibration for these sizes."""
@@ -160,11 +204,13 @@ class EnsembleMember:
         return (self.weights.about.get("val") or {}).get("mAP")
 
 
-def places(members: Sequence[EnsembleMember], detections: Detections) -> int:
+def places(members: Sequence[EnsembleMember], detections: Detections, image: LoadedImage | None = None) -> int:
     """The number of a model's detections that count against ``--max-detections``: a typing stage makes several of
-    one."""
-    is_typed = any(member.typing for member in members)
-    return len(np.unique(detections.boxes, axis=0)) if is_typed else len(detections)
+    one, and of an ``image`` that is cut into tiles it is the most of a tile."""
+    if any(member.typing for member in members):
+        detections = detections[np.unique(detections.boxes, axis=0, return_index=True)[1]]
+    tilings = [member.tiling for member in members if member.tiling and image]
+    return max((tiling.most(detections, image) for tiling in tilings), default=len(detections))
 
 
 def without_weak(members: list[EnsembleMember], named: bool) -> list[EnsembleMember]:
@@ -189,16 +235,10 @@ def _distinct(detections: Detections) -> np.ndarray:
     return ops.batched_nms(boxes, scores, torch.from_numpy(detections.labels), SAME_CELL).numpy()
 
 
-def load_members(
-    sources: Sequence[str | Path],
-    device: torch.device,
-    sizes: Sequence[int] = (),
-    max_detections: int = MAX_DETECTIONS,
-    typer: str = "",
-    amp: str = "none",
-) -> list[EnsembleMember]:
-    """The models of run folders or weights files; two of one name get a number behind it."""
-    members = [EnsembleMember.load(source, device, sizes, max_detections, typer, amp) for source in sources]
+def load_members(sources: Sequence[str | Path], device: torch.device, *how: object) -> list[EnsembleMember]:
+    """The models of run folders, weights files or exports, of which a folder may name several, loaded as
+    :meth:`EnsembleMember.load` says; two of one name get a number behind it."""
+    members = [EnsembleMember.load(source, device, *how) for source in members_of(sources)]
     for member in members:
         if member.name.startswith("ensemble"):  # which is what the fusion is called
             member.name += " (model)"
@@ -209,47 +249,7 @@ def load_members(
     return members
 
 
-# ---------------------------------------------------------------- which runs
-
-
-def is_finished(folder: Path, epochs: int) -> bool:
-    """Whether a run was trained for so many epochs or more, or stopped early when it was to have so many: by its state,
-    which an epoch writes after its weights, or, where somebody has removed that, by these."""
-    last, state = folder / LAST, folder / "resume.pt"
-    if not last.is_file():
-        return False
-    if not state.is_file():
-        return (load_weights(last).about.get("epoch") or 0) >= epochs
-    return load_state(state).progress.is_finished(epochs)
-
-
-def epochs_of(folder: Path) -> int:
-    """The epochs that a run is to have; its other options, which an older leuko may have written, are not looked at."""
-    path = folder / "args.yaml"
-    epochs = read_yaml(path).get("epochs", TrainOptions.epochs)
-    if type(epochs) is not int:
-        raise LeukoError(f"{path}: epochs: {epochs!r} is not a whole number; correct it")
-    return epochs
-
-
-def finished_runs(project: str | Path, types: Sequence[str] | None = None) -> list[Path]:
-    """The runs of a project folder that were trained to their last epoch, and on the given types if any are given.
-
-    Raises LeukoError if there are fewer than two, since there is nothing to fuse then.
-    """
-    runs = []
-    for args in sorted(Path(project).glob("*/args.yaml")):
-        folder = args.parent
-        if not (folder / LAST).is_file() or not is_finished(folder, epochs_of(folder)):
-            continue
-        if types is None or set(load_weights(folder / LAST).types) == set(types):
-            runs.append(folder)
-    if len(runs) < 2:
-        fits = "" if types is None else f" for the types {', '.join(types)}"
-        raise LeukoError(
-            f"{project}: {len(runs)} finished runs{fits}, but an ensemble needs two; train more, or name them"
-        )
-    return runs
+# ---------------------------------------------------------------- how they are fused
 
 
 def best_members(members: Sequence[EnsembleMember], number: int) -> list[int]:
@@ -267,9 +267,6 @@ def known_mAPs(members: Sequence[EnsembleMember]) -> list[float]:
                 "use; leave them out"
             )
     return [float(member.validation_mAP) for member in members]
-
-
-# ---------------------------------------------------------------- how they are fused
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,11 @@ import copy
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..data.dataset import Dataset
@@ -18,8 +19,12 @@ from ..detections import Detections
 from ..errors import LeukoError
 from ..metrics import coco
 from ..models import DetectionModel
+from ..runtime import ExportedDetector
+from ..runtime.typing_stage import TypingStage
 from . import distributed, fusion
-from .typing_stage import TypingStage
+
+if TYPE_CHECKING:
+    from .tiling import Tiling
 
 PRECISIONS = {"none": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -69,28 +74,49 @@ def at_size(model: DetectionModel, size: int) -> DetectionModel:
     return other
 
 
-@torch.inference_mode()
 def detect(
-    model: DetectionModel,
+    model: DetectionModel | ExportedDetector,
     images: Sequence[LoadedImage],
     device: torch.device,
     typing: TypingStage | None = None,
     amp: str = "none",
+    tiling: Tiling | None = None,
+) -> list[Detections]:
+    """Detections of each image, in pixels of the stored image: of its views or, with a ``tiling``, of its tiles. A
+    ``typing`` stage then gives them their types. Both look at the stored pixels."""
+    if tiling:
+        found = [tiling(model, image, device, amp) for image in images]
+    else:
+        found = detect_views(model, images, device, amp)
+    return typing(images, found) if typing else found
+
+
+@torch.inference_mode()
+def detect_views(
+    model: DetectionModel, images: Sequence[LoadedImage], device: torch.device, amp: str = "none"
 ) -> list[Detections]:
     """Detections of each image, in pixels of the stored image. Of several views of an image (test-time augmentation)
-    the detections are fused, one vote per view. A ``typing`` stage, which looks at the stored pixels, then gives them
-    their types. ``amp`` is the network's precision, as in ``--amp``."""
+    the detections are fused, one vote per view. ``amp`` is the network's precision, as in ``--amp``."""
     per_view = []
     for size in images[0].views:
         views = [image.views[size] for image in images]
-        with autocast(device, amp):
-            outputs = at_size(model, size)(views)
-        scales = [(i.size[0] / v.shape[2], i.size[1] / v.shape[1]) for i, v in zip(images, views, strict=True)]
-        per_view.append([Detections.from_tensors(o, s) for o, s in zip(outputs, scales, strict=True)])
+        found = on_views(model, views, size, device, amp)
+        per_view.append([d.scaled(i.size, v.shape[:0:-1]) for d, i, v in zip(found, images, views, strict=True)])
     found = per_view[0]
     if len(per_view) > 1:
         found = fusion.fuse(per_view, [image.size for image in images], max_detections=model.max_detections)
-    return typing(images, found) if typing else found
+    return found
+
+
+def on_views(
+    model: DetectionModel | ExportedDetector, views: Sequence[Tensor], size: int, device: torch.device, amp: str
+) -> list[Detections]:
+    """Detections on images [3, h, w] uint8 whose longer side is ``size``, in their pixels."""
+    if isinstance(model, ExportedDetector):
+        return model.detect([view.permute(1, 2, 0).numpy() for view in views])
+    with autocast(device, amp):
+        outputs = at_size(model, size)(views)
+    return [Detections.from_tensors(output) for output in outputs]
 
 
 @dataclass
@@ -107,7 +133,7 @@ class Predictions:
 
 
 def predict(
-    model: DetectionModel,
+    model: DetectionModel | ExportedDetector,
     dataset: Dataset,
     device: torch.device,
     *,
@@ -118,18 +144,19 @@ def predict(
     warmup: bool = False,
     typing: TypingStage | None = None,
     amp: str = "none",
+    tiling: Tiling | None = None,
 ) -> Predictions:
-    """Run a prepared model over a data set, with a progress bar; ``image_sizes`` are the model's own if none is given,
-    and the types those of a ``typing`` stage, if it has one. At most ``batch`` images of one size go through it at
-    once. Where several processes validate, each takes its share of the same batches, so that the same is found.
+    """Run a prepared model over a data set, with a progress bar; ``image_sizes`` are the model's own if none is given;
+    ``typing``, ``amp`` and ``tiling`` as in :func:`detect`. At most ``batch`` images of one size go through it at once.
+    Where several processes validate, each takes its share of the same batches, so that the same is found.
 
     With ``warmup`` the first batch runs once more before, untimed, since the first call allocates memory and chooses
     kernels.
     """
     sizes = image_sizes or (model.preprocess.image_size,)
     batches = equal_batches(dataset, sizes[0], batch)
-    how = (sizes, worker_count(workers), title, warmup)
-    shares = distributed.shared(_predict_share, model, typing, device, amp, dataset, batches, *how)
+    how = (() if tiling else sizes, worker_count(workers), title, warmup)
+    shares = distributed.shared(_predict_share, model, typing, device, (amp, tiling), dataset, batches, *how)
     found = {i: detections for share, _ in shares for i, detections in share.items()}
     return Predictions([found[i] for i in range(len(dataset))], np.concatenate([seconds for _, seconds in shares]))
 
@@ -140,7 +167,7 @@ def _predict_share(
     model: DetectionModel,
     typing: TypingStage | None,
     device: torch.device,
-    amp: str,
+    amp_and_tiling: tuple[str, Tiling | None],
     dataset: Dataset,
     batches: list[list[int]],
     sizes: Sequence[int],
@@ -155,13 +182,13 @@ def _predict_share(
     found: dict[int, Detections] = {}
     seconds: list[float] = []
     mine = batches[rank::ranks]
-    loaded = sample_batches(dataset, sizes, mine, workers, with_pixels=typing is not None)
+    loaded = sample_batches(dataset, sizes, mine, workers, with_pixels=bool(typing or amp_and_tiling[1]))
     with tqdm(total=sum(map(len, mine)), desc=title, unit="image", leave=False) as bar:
         for numbers, images in zip(mine, loaded, strict=True):
             if warmup and not seconds:
-                detect(model, images, device, typing, amp)
+                detect(model, images, device, typing, *amp_and_tiling)
             start = time.perf_counter()
-            detections = detect(model, images, device, typing, amp)  # on the CPU then, so that a GPU's work is done
+            detections = detect(model, images, device, typing, *amp_and_tiling)  # on the CPU, so a GPU's work is done
             seconds.append(time.perf_counter() - start)
             found |= dict(zip(numbers, detections, strict=True))
             bar.update(len(images))

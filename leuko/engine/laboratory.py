@@ -14,12 +14,12 @@ from ..data.loader import LoadedImage, sample_batches
 from ..detections import Detections
 from ..errors import LeukoError
 from ..metrics import calibration, counting, matching
-from ..ops.boxes import box_iou
+from ..ops.box_iou import box_iou
+from ..runtime.typing_stage import resized, typed
 from .adaptation import LabelledCells
 from .ensemble import EnsembleMember
 from .evaluate import detect
 from .metadata import LEAST_FACTOR, MOST_FACTOR
-from .typing_stage import resized, typed
 
 SAME_CELL = 0.5  # IoU of a labelled and a found box
 DOUBTFUL = 0.5  # of the score from which cells count: from there on, cells without labels are learned from
@@ -35,7 +35,7 @@ def unlabelled_crops(
     device: torch.device,
 ) -> tuple[np.ndarray, list[str]]:
     """Crops [N, S, S, 3] uint8 of the cells on images without labels, and the errors of images that are not read."""
-    side = member.typing.net.side
+    side = member.typing.side
     crops, errors = [np.zeros((0, side, side, 3), dtype=np.uint8)], []
     for image in tqdm(images, "fields without labels", number, unit="image", disable=not number, leave=False):
         if isinstance(image, LeukoError):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import fields
 
 from ..kinds import fits, misfit
 from ..models import ModelOptions
 
 SCORED = ("calibration", "counting")  # what weights keep of scores, which are others with another typing stage
+CELL = "cell"  # how large the cells were in training
 # Of the laboratory that a typing stage was adapted to: factors on the width and height of boxes, by what the types'
 # logits are shifted for their shares there, and what was done, step by step.
 BOX_FACTORS, SHIFT, ADAPTED = "box_factors", "shift", "adapted"
@@ -20,7 +22,9 @@ MODEL = {"name": str, "num_classes": int} | {f.name: object for f in fields(Mode
 OWN = MODEL | {"backbone": str, "norm": str, "freeze": bool, "normalize_features": bool}
 YOLO = MODEL | {"architecture": dict}
 ABOUT = {"epoch": int, "val": dict[str, float | None], "calibration": dict, "counting": dict[str, dict]}
+ABOUT |= {CELL: dict[str, float]}
 COUNTING = {"threshold": float, "data": str, "split": str}
+SIDES = {"network": float, "stored": float}
 CALIBRATION = {"temperature": float, "shift": float, "sizes": list[int]}
 
 
@@ -41,10 +45,16 @@ def document_misfit(recipe: dict, types: list[str], about: dict, typer: dict | N
     for found in about.get("counting", {}).values():
         if problem := misfit(found, COUNTING, more=True):
             return problem
+    if (sides := about.get(CELL)) is not None and (problem := misfit(sides, SIDES) or _not_positive(sides)):
+        return f"{CELL}: {problem}"
     if not (fit := about.get("calibration", {})):
         return ""
     too_small = "a temperature of 0 or less" if fits(t := fit.get("temperature"), float) and t <= 0 else ""
     return misfit(fit, CALIBRATION, optional=("sizes",), more=True) or too_small
+
+
+def _not_positive(sides: dict[str, float]) -> str:
+    return "" if all(0 < side < math.inf for side in sides.values()) else "a side of 0 or less"
 
 
 def _typer_misfit(typer: dict, types: list[str]) -> str:

@@ -29,11 +29,13 @@ from ..metrics import counting, doubles
 from ..registry import find_weights
 from ..report import plots
 from ..report.predictions import ImagePrediction
+from ..runtime.ensemble import members_of
+from ..runtime.typing_stage import OFF
 from . import thresholds
-from .ensemble import EnsembleMember, Fusion, finished_runs, load_members, places, without_weak
+from .ensemble import EnsembleMember, Fusion, load_members, places, without_weak
 from .evaluate import choose_device
+from .finished import finished_runs
 from .thresholds import Threshold
-from .typing_stage import OFF
 
 GPU_BATCH = 8  # images at once on a GPU; on a CPU several at once are not faster than one after the other
 
@@ -53,8 +55,7 @@ class Models:
         """The models that the options name; LeukoError where they do not fit each other or the options."""
         device = choose_device(options.device, options.amp)
         named = [options.weights] if options.ensemble is None else options.ensemble or finished_runs(options.project)
-        about = options.max_detections, options.typer, options.amp
-        members = load_members(named, device, options.imgsz or (), *about)
+        members = load_members(named, device, *options.looking)
         members = without_weak(members, named=options.ensemble != [])
         for member in members:
             member.labels_in(members[0].types)
@@ -79,9 +80,14 @@ class Models:
         return list(self.members[0].types)
 
     @property
-    def sizes(self) -> list[int]:
-        """The image sizes that they look at."""
-        return list(dict.fromkeys(size for member in self.members for size in member.sizes))
+    def views(self) -> list[int]:
+        """The sizes in which they look at whole images."""
+        return list(dict.fromkeys(size for member in self.members for size in member.views))
+
+    def cell(self, image: LoadedImage) -> tuple[float, float]:
+        """The width that a cell of an image is taken to have: in its pixels, and in those of the network that shows it
+        largest; 0 where that is not known."""
+        return max((member.cell_of(image) for member in self.members), key=lambda sides: sides[1])
 
     def __call__(self, images: Sequence[LoadedImage]) -> list[Detections]:
         """Detections of each image, fused if there are several members. Those of one shape are looked at together, so
@@ -141,7 +147,7 @@ class Predictor:
         self.options.check_models()
         o = self.options  # whose files another process may look for from another folder
         o.weights, o.typer = (source if source in ("", OFF) else _whole_path(source) for source in (o.weights, o.typer))
-        o.ensemble = o.ensemble and [_whole_path(source) for source in o.ensemble]
+        o.ensemble = o.ensemble and [_whole_path(source) for source in members_of(o.ensemble)]
 
     @property
     def models(self) -> Models:
@@ -210,7 +216,7 @@ class Predictor:
             except LeukoError as error:
                 return error
 
-        sizes = self.models.sizes
+        sizes = self.models.views
         images = [one(item) for item in items]
         return None if None in images else images
 
@@ -239,7 +245,8 @@ class Predictor:
             if isinstance(found, LeukoError):
                 raise found
             with memory_errors_as(item.path):
-                is_full = places(self.models.members, found.above(threshold)) >= number
+                is_full = places(self.models.members, found.above(threshold), image) >= number
+                sides = self.models.cell(image)
                 cells = counting.one_type(found, len(self.models.types))
                 if item.original:
                     image, cells = on_original(item.original, image, cells, self.options.max_pixels)
@@ -253,7 +260,7 @@ class Predictor:
         if item.picture:
             write_bytes(item.picture, data)
         header = image.header or (*image.size, 1, 1, 8)
-        return ImagePrediction(image.path, image.size, cells, looks, header, image.bits, is_full).record()
+        return ImagePrediction(image.path, image.size, cells, looks, header, image.bits, is_full, sides).record()
 
 
 @functools.lru_cache(maxsize=1)

@@ -24,7 +24,9 @@ from ..models import DetectionModel
 from ..report import pictures, plots, run
 from . import checkpoint, distributed, thresholds
 from .evaluate import evaluate
+from .metadata import CELL
 from .state import Labels, Progress, labels_of, save_state
+from .tiling import cell_sides
 
 MEASURES = ("mAP", "mAP50", "mAP75", "mAR")
 SHOWN_SCORE = 0.3  # of a cell in the picture of an epoch
@@ -86,6 +88,7 @@ class Run:
         progress.rows.append(row)
         progress.seconds = 0.0
         about = {"epoch": progress.epoch, "val": measures}
+        about[CELL] = cell_sides(self.train_set, options.imgsz)
         if threshold := thresholds.find(self.val_set, predictions):
             about["counting"] = thresholds.of_model(threshold, [options.imgsz], options.data, self.val_set.split)
         types = self.train_set.types

@@ -52,7 +52,7 @@ def train_typer(
             nn.utils.clip_grad_norm_(net.parameters(), CLIP)
             optimizer.step()
             schedule.step()
-            ema.update_parameters(net)
+            ema.update()
             total = loss.item() if not step else 0.98 * total + 0.02 * loss.item()
             bar.set_postfix(loss=f"{total:.3f}")
     return ema.module.eval()

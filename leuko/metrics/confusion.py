@@ -9,7 +9,7 @@ import numpy as np
 
 from ..data.dataset import Dataset, Sample
 from ..detections import Detections
-from ..ops.boxes import box_iou
+from ..ops.box_iou import box_iou
 from .counting import SAME_CELL, second_types
 
 EXTRA, MISSED, CONFUSED = KINDS = "extra", "missed", "confused"

@@ -15,7 +15,7 @@ import numpy as np
 from ..cells import UNCLASSIFIED
 from ..data.dataset import Dataset
 from ..detections import Detections
-from ..ops.boxes import box_iou
+from ..ops.pairs import overlapping_pairs
 from .binomial import percent_of
 
 SAME_CELL = 0.5  # IoU above which two detections are of one cell
@@ -34,12 +34,10 @@ def one_type(detections: Detections, types: int, iou: float = SAME_CELL) -> Dete
     """
     order = np.argsort(-detections.scores, kind="stable")
     detections = detections[order]
-    overlap = box_iou(detections.boxes, detections.boxes) > iou
-    cell = np.full(len(detections), -1)  # the detection whose cell each is of
-    for i in range(len(detections)):
-        if cell[i] < 0:
-            cell[i:][overlap[i, i:] & (cell[i:] < 0)] = i
-            cell[i] = i  # also a box without area, which overlaps nothing, not even itself
+    cell = np.arange(len(detections))  # the detection whose cell each is of
+    for better, worse in overlapping_pairs(detections.boxes, iou).tolist():
+        if cell[better] == better and cell[worse] == worse:
+            cell[worse] = better
     scores = np.zeros((len(detections), types), np.float32)
     np.maximum.at(scores, (cell, detections.labels), detections.scores)
     best = np.flatnonzero(cell == np.arange(len(detections)))

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..data.dataset import Dataset
 from ..detections import MAX_DETECTIONS, Detections
-from ..ops.boxes import box_iou
+from ..ops.box_iou import box_iou
 
 IOUS = np.linspace(0.5, 0.95, 10)
 RECALLS = np.linspace(0, 1, 101)

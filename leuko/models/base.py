@@ -142,6 +142,9 @@ class DetectionModel(nn.Module):
         for network, shape in self.fusible():
             fuse_conv_bn(network, shape, for_inference=True)
 
+    def for_export(self) -> None:
+        """Take the form in which the network is traced, where that is another."""
+
     def losses(self, pyramid: list[Tensor], sizes: Tensor, targets: Targets) -> dict[str, Tensor]:
         """Scalar losses by name; targets in pixels of the resized images."""
         raise NotImplementedError

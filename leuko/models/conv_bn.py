@@ -7,6 +7,8 @@ and shift all learn; for inference they are computed once. Parameters keep their
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from timm.layers import Conv2dSame, pad_same
@@ -23,15 +25,14 @@ class FusedConv(nn.Conv2d):
         self.__dict__.update(conv.__dict__)  # its settings and parameters
         self.pads_itself = isinstance(conv, Conv2dSame)  # TensorFlow's padding depends on the input's size
         self.norm = (norm,)  # in a tuple, so that the norm's parameters are registered in its own place only
+        self.affine: tuple[Tensor, ...] = ()  # scale and shift [K] of the pass to come, if they are computed already
 
     def fused(self) -> tuple[Tensor, Tensor]:
         """Weight [K, C, kh, kw] and bias [K] that include the norm."""
         if not self.norm:
             return self.weight, self.bias
-        (norm,) = self.norm
-        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-        centre = norm.running_mean if self.bias is None else norm.running_mean - self.bias
-        return self.weight * scale[:, None, None, None], norm.bias - centre * scale
+        (scale, shift), self.affine = self.affine or _affine([self])[0], ()
+        return self.weight * scale[:, None, None, None], shift
 
     def make_permanent(self) -> None:
         """Store the fused weight and bias; the convolution can no longer be trained."""
@@ -56,6 +57,37 @@ class FusedNorm(nn.BatchNorm2d):
         return self.act(x) if hasattr(self, "act") else x
 
 
+def _affine(convs: list[FusedConv]) -> list[tuple[Tensor, Tensor]]:
+    """Scale and shift [K] of each convolution's norm, for all together; all of them have a bias, or none has."""
+    norms = [conv.norm[0] for conv in convs]
+    weight, bias, mean, var = (
+        torch.cat([getattr(norm, name) for norm in norms]) for name in ("weight", "bias", "running_mean", "running_var")
+    )
+    if convs[0].bias is not None:
+        mean = mean - torch.cat([conv.bias for conv in convs])
+    scale = weight * (var + norms[0].eps).rsqrt()
+    shift, sizes = bias - mean * scale, [norm.num_features for norm in norms]
+    return list(zip(scale.split(sizes), shift.split(sizes), strict=True))
+
+
+@dataclass
+class _AffineAhead:
+    """Before a pass of a network computes the scales and shifts of its norms: a few operators for all convolutions
+    instead of a few for each."""
+
+    convs: list[FusedConv]
+
+    def __call__(self, network: nn.Module, inputs: tuple) -> None:
+        groups: dict[tuple, list[FusedConv]] = {}
+        for conv in self.convs:
+            if conv.norm:  # what is frozen stays apart, so that no gradient is computed for it
+                (norm,) = conv.norm
+                groups.setdefault((norm.eps, norm.weight.requires_grad, conv.bias is None), []).append(conv)
+        for convs in groups.values():
+            for conv, affine in zip(convs, _affine(convs), strict=True):
+                conv.affine = affine
+
+
 def fuse_conv_bn(network: nn.Module, shape: tuple[int, int, int] = IMAGE, for_inference: bool = False) -> None:
     """Fuse, in place, each BatchNorm that directly follows a convolution; the network takes maps [N, *shape].
 
@@ -67,10 +99,12 @@ def fuse_conv_bn(network: nn.Module, shape: tuple[int, int, int] = IMAGE, for_in
         for module, replacement in ((norm, fused), (conv, FusedConv(conv, fused))):
             parent, name = places[module]
             setattr(parent, name, replacement)
-    if for_inference:
-        for module in network.modules():
-            if isinstance(module, FusedConv):
-                module.make_permanent()
+    convs = [module for module in network.modules() if isinstance(module, FusedConv)]
+    if not for_inference:
+        network.register_forward_pre_hook(_AffineAhead(convs))
+        return
+    for conv in convs:
+        conv.make_permanent()
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..ops import boxes as box_ops
 from ..ops.nms import batched_nms
-from ..ops.padded import most, take
+from ..ops.padded import most, take, top
 from . import anchors
 from .base import DetectionModel, Found, ModelOptions, Targets
 from .criterion import FCOSCriterion, FSAFCriterion
@@ -131,7 +131,7 @@ class OneStage(DetectionModel):
         for level, (points, count) in enumerate(zip(self.points(pyramid), counts, strict=True)):
             if not count and level < last:
                 continue  # no candidate on this level: its box tower need not run
-            score, index = scores[level].topk(min(limit, max(count, 1)))  # [N, V]
+            score, index = top(scores[level], min(limit, max(count, 1)))  # [N, V]
             point, label = index // self.num_classes, index % self.num_classes
             outputs = self.head.regress(pyramid[level], classified[level][1], level)
             distances, *centerness = (take(flatten_hw(output), point) for output in outputs)  # [N, V, 4], [N, V, 1]

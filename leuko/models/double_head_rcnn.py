@@ -60,7 +60,8 @@ class BoxHead(nn.Module):
         self.bbox_pred = output_layer(width, 4 * num_classes, std=0.001)
 
     def forward(self, pyramid: list[Tensor], rois: RoIs) -> Tensor:
-        return self.bbox_pred(self.convs(pool(pyramid, rois, SIZE, BOX_SCALE))).float().unflatten(1, (-1, 4))
+        deltas = self.bbox_pred(self.convs(pool(pyramid, rois, SIZE, BOX_SCALE))).float()
+        return deltas.reshape(-1, self.bbox_pred.out_features // 4, 4)
 
 
 class DoubleHeadRCNN(TwoStage):
@@ -101,5 +102,5 @@ class DoubleHeadRCNN(TwoStage):
         chosen = torch.nonzero(possible)[:, 0]
         rois = rois.at(chosen)
         moved = self.criterion.coder.decode(rois.boxes[:, None], self.box_head(pyramid, rois))  # [R, K, 4]
-        boxes = moved.new_zeros(len(cls_logits), *moved.shape[1:]).index_copy(0, chosen, moved)
-        return self.select_rois(cls_logits, boxes.unflatten(0, proposals.shape[:2]), sizes)
+        boxes = moved.new_zeros(cls_logits.shape[0], *moved.shape[1:]).index_copy(0, chosen, moved)
+        return self.select_rois(cls_logits, boxes.reshape(*proposals.shape[:2], self.num_classes, 4), sizes)

@@ -26,5 +26,5 @@ class FasterRCNN(TwoStage):
 
     def roi_detect(self, pyramid: list[Tensor], proposals: Tensor, sizes: Tensor) -> Found:
         cls_logits, deltas = self.head(pyramid, RoIs.of(proposals))
-        deltas = deltas.unflatten(0, proposals.shape[:2])  # [N, P, K, 4]
+        deltas = deltas.reshape(*proposals.shape[:2], self.num_classes, 4)  # [N, P, K, 4]
         return self.select_rois(cls_logits, self.criterion.coder.decode(proposals[:, :, None], deltas), sizes)

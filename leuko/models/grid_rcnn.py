@@ -97,8 +97,8 @@ class GridHead(nn.Module):
 
 def points_of_grid(device: torch.device) -> Tensor:
     """:data:`POINTS` as a tensor [G, 2]."""
-    line = torch.arange(GRID, device=device, dtype=torch.float32)
-    return torch.cartesian_prod(line, line)
+    point = torch.arange(len(POINTS), device=device)
+    return torch.stack([point // GRID, point % GRID], dim=1).float()
 
 
 def part_corners(device: torch.device) -> Tensor:
@@ -129,7 +129,7 @@ def boxes_from_heat(rois: Tensor, logits: Tensor) -> Tensor:
     at = torch.stack([cell % PART, cell // PART], dim=2) + part_corners(rois.device) + 0.5  # [R, G, 2]
     region = box_ops.scaled(rois, 2.0)[:, None]
     points = region[..., :2] + at / WHOLE * (region[..., 2:] - region[..., :2])
-    points, score = points.unflatten(1, (GRID, GRID)), score.unflatten(1, (GRID, GRID))  # [R, columns, rows(, 2)]
+    points, score = points.reshape(-1, GRID, GRID, 2), score.reshape(-1, GRID, GRID)  # [R, columns, rows(, 2)]
 
     def mean(position: Tensor, weight: Tensor) -> Tensor:
         return (position * weight).sum(1) / weight.sum(1)

@@ -28,13 +28,26 @@ def pool(pyramid: list[Tensor], rois: RoIs, size: int, scale: float = 1.0) -> Te
     box about its centre; the level stays that of the box itself."""
     levels = len(ROI_STRIDES)
     level = (box_ops.area(rois.boxes).sqrt() / 56 + 1e-6).log2().floor().clamp(0, levels - 1)  # [R]
+    if torch.jit.is_tracing():
+        return _pool_for_export(pyramid, rois, level, size, scale)
     counts = (level == torch.arange(levels, device=level.device)[:, None]).sum(1).tolist()
-    order = level.argsort()
-    image, boxes = rois.at(order)
-    boxes = boxes if scale == 1 else box_ops.scaled(boxes, scale)
-    per_level = zip(pyramid, image.split(counts), boxes.split(counts), ROI_STRIDES, strict=False)
-    pooled = torch.cat([roi_align(f, i, b, stride, size) for f, i, b, stride in per_level])
-    return torch.empty_like(pooled, memory_format=torch.contiguous_format).index_copy_(0, order, pooled)
+    image, boxes = rois if scale == 1 else (rois.image, box_ops.scaled(rois.boxes, scale))
+    pooled = torch.zeros(len(boxes), pyramid[0].shape[1], size, size, device=boxes.device)
+    for feature, stride, here in zip(pyramid, ROI_STRIDES, level.argsort().split(counts), strict=False):
+        if len(here):
+            pooled[here] = roi_align(feature, image[here], boxes[here], stride, size)
+    return pooled
+
+
+def _pool_for_export(pyramid: list[Tensor], rois: RoIs, level: Tensor, size: int, scale: float) -> Tensor:
+    """The same in a graph that is exported, which cannot split RoIs by what it counts."""
+    pooled = pyramid[0].new_zeros(rois.boxes.shape[0], pyramid[0].shape[1], size, size)
+    for i, stride in enumerate(ROI_STRIDES):
+        here = torch.nonzero(level == i).flatten()
+        image, boxes = rois.at(here)
+        part = roi_align(pyramid[i], image, boxes if scale == 1 else box_ops.scaled(boxes, scale), stride, size)
+        pooled = pooled.index_put((here,), part)
+    return pooled
 
 
 class ClassHead(nn.Module):
@@ -69,7 +82,9 @@ class TwoFCHead(ClassHead):
 
     def forward(self, pyramid: list[Tensor], rois: RoIs) -> tuple[Tensor, Tensor]:
         hidden = self.features(pyramid, rois)
-        return self.cls_logits(hidden).float(), self.bbox_pred(hidden).float().unflatten(1, (-1, 4))
+        return self.cls_logits(hidden).float(), self.bbox_pred(hidden).float().reshape(
+            -1, self.bbox_pred.out_features // 4, 4
+        )
 
 
 def output_layer(hidden: int, outputs: int, std: float) -> nn.Linear:
@@ -146,5 +161,5 @@ class TwoStage(DetectionModel):
 
     def select_rois(self, cls_logits: Tensor, boxes: Tensor, sizes: Tensor) -> Found:
         """The detections among RoIs: class logits [N * P, K + 1], their boxes [N, P, 1 or K, 4]."""
-        scores = cls_logits.softmax(1)[:, :-1].unflatten(0, boxes.shape[:2])
+        scores = cls_logits.softmax(1)[:, :-1].reshape(*boxes.shape[:2], self.num_classes)
         return self.select(scores, box_ops.clip(boxes, sizes))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..ops import boxes as box_ops
 from ..ops.cpu.conv3x3_at import conv3x3_at
 from ..ops.nms import batched_nms
-from ..ops.padded import take
+from ..ops.padded import take, top
 from . import anchors
 from .base import Targets
 from .criterion import RPNCriterion
@@ -61,7 +61,7 @@ class RPN(nn.Module):
         candidates, number = (round(factor * n[not self.training]) for n in (self.candidates, self.proposals))
         parts = []
         for level, (logit, delta, anchor) in enumerate(zip(logits, deltas, levels, strict=True)):
-            logit, best = logit.topk(min(candidates, len(anchor)))  # [N, V]
+            logit, best = top(logit, candidates, least=-1e4)  # [N, V]
             parts.append((logit, anchor[best], take(delta, best), torch.full_like(best, level)))
         logit, anchor, delta, level = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
         boxes = box_ops.clip(self.criterion.coder.decode(anchor, delta), sizes)

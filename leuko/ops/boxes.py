@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -51,27 +50,10 @@ def paired_giou(a: Tensor, b: Tensor) -> Tensor:
     return common / union - (hull - union) / hull
 
 
-def box_iou(a: np.ndarray, b: np.ndarray, crowd: np.ndarray | None = None) -> np.ndarray:
-    """IoU of every box of ``a`` [N, 4] with every box of ``b`` [M, 4], numpy arrays: [N, M] float64 in 0..1.
-
-    For a ``crowd`` box ([M] bool) it is the share of the area of ``a`` that lies inside it, as in COCO. Boxes without
-    area have IoU 0 with everything.
-    """
-    a = np.asarray(a, dtype=np.float64).reshape(-1, 1, 4)
-    b = np.asarray(b, dtype=np.float64).reshape(1, -1, 4)
-    sides = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])  # [N, M, 2]
-    common = sides.clip(min=0).prod(-1)
-    area_a, area_b = ((boxes[..., 2:] - boxes[..., :2]).prod(-1) for boxes in (a, b))  # [N, 1], [1, M]
-    whole = area_a + area_b - common
-    if crowd is not None:
-        whole = np.where(crowd, area_a, whole)
-    return np.divide(common, whole, out=np.zeros_like(common), where=common > 0)
-
-
 def clip(boxes: Tensor, sizes: Tensor) -> Tensor:
     """Clip boxes [N, ..., 4] to images of ``sizes`` [N, 2] (height, width)."""
-    corner = sizes.flip(1).reshape(len(boxes), *[1] * (boxes.dim() - 1), 2)
-    return boxes.clamp(min=0).unflatten(-1, (2, 2)).minimum(corner).flatten(-2)
+    corner = sizes.flip(1).repeat(1, 2)  # [N, 4]
+    return boxes.clamp(min=0).minimum(corner.reshape(sizes.shape[0], *[1] * (boxes.dim() - 2), 4))
 
 
 def scaled(boxes: Tensor, factor: float) -> Tensor:

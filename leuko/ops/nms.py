@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision import ops
 
 from .boxes import has_area, iou
-from .padded import best_first
+from .padded import MANY, best_first
 
 AT_ONCE = 20_000  # boxes that one call compares on a GPU, all with all: 50 MB of bits
 
@@ -26,7 +26,8 @@ def batched_nms(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float,
     """
     scores = torch.where(has_area(boxes), scores.float(), -1.0)
     boxes, scores, groups = best_first(boxes.float(), scores, groups)
-    kept = (_kept_on_cpu if boxes.device.type == "cpu" else _kept)(boxes, scores, groups, threshold)
+    on_device = _kept_on_cpu if boxes.device.type == "cpu" else _kept
+    kept = (_kept_in_onnx if torch.jit.is_tracing() else on_device)(boxes, scores, groups, threshold)
     scores = torch.where(kept & (scores >= 0), scores, -1.0)
     boxes, scores, groups = best_first(boxes, scores, groups, limit)
     return torch.where((scores >= 0)[..., None], boxes, 0.0), scores, groups
@@ -50,6 +51,29 @@ def _kept_on_cpu(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float
     for keep, box, score, group, number in zip(kept, boxes, scores, groups, (scores >= 0).sum(1).tolist(), strict=True):
         keep[ops.batched_nms(box[:number], score[:number], group[:number], threshold)] = True
     return kept
+
+
+def _kept_in_onnx(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float) -> Tensor:
+    """The same in a graph that is exported, by ONNX's operator, for which the groups are moved apart."""
+    apart = boxes + (groups * (boxes.amax() + 1))[..., None]
+    image, _, row = _NonMaxSuppression.apply(apart, scores[:, None], threshold).unbind(1)
+    return torch.zeros_like(scores).index_put((image, row), torch.ones_like(row, dtype=scores.dtype)) > 0
+
+
+class _NonMaxSuppression(torch.autograd.Function):
+    """ONNX's operator: boxes [N, R, 4], scores [N, 1, R] -> rows (image, 0, box) [P, 3] of what remains."""
+
+    @staticmethod
+    def forward(_: object, boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
+        kept = _kept_on_cpu(boxes, scores[:, 0], torch.zeros_like(scores[:, 0]), threshold)
+        image, row = torch.nonzero(kept).unbind(1)
+        return torch.stack([image, torch.zeros_like(image), row], dim=1)
+
+    @staticmethod
+    def symbolic(graph, boxes, scores, threshold: float):
+        numbers = torch.tensor([MANY]), torch.tensor([threshold]), torch.tensor([-0.5])  # padding has a score of -1
+        constants = (graph.op("Constant", value_t=number) for number in numbers)
+        return graph.op("NonMaxSuppression", boxes, scores, *constants)
 
 
 def box_voting(found: Padded, candidates: Padded, threshold: float) -> Tensor:

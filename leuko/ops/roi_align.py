@@ -43,7 +43,7 @@ def roi_align(feature: Tensor, image_index: Tensor, boxes: Tensor, stride: int, 
     reaches the boxes.
     """
     boxes = boxes.detach()
-    if feature.device.type != "cpu":
+    if feature.device.type != "cpu" or torch.jit.is_tracing():  # of it there is an operator of ONNX
         return _torchvision(feature, image_index, boxes, stride, size)
     large = (boxes[:, 2:] - boxes[:, :2]).amax(1) > MAX_BIN * size * stride  # [R]
     if not large.any():

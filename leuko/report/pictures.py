@@ -15,7 +15,9 @@ import numpy as np
 from ..cells import colour
 from ..config import MAX_PIXELS
 from ..data.dataset import Dataset, Sample
-from ..data.images import ImageFile, fit, read_image
+from ..data.fit import fit
+from ..data.images import read_image
+from ..data.slides import open_image
 from ..data.tools.findings import TypedBox
 from ..data.training import TrainingImages, TrainingItem
 from ..data.transforms import compose
@@ -84,9 +86,9 @@ def gt_and_predictions(
 def read_for_crops(
     path: Path, boxes: Sequence[Sequence[float]], side: int, max_pixels: float = MAX_PIXELS
 ) -> tuple[np.ndarray, float]:
-    """An image, reduced as far as the :func:`crop` of each of these boxes keeps ``side`` pixels, and its scale.
-    Raises LeukoError."""
-    file = ImageFile(path, max_pixels)
+    """An image, reduced as far as the :func:`crop` of each of these boxes keeps ``side`` pixels, or a slide; and its
+    scale. Raises LeukoError."""
+    file = open_image(path, max_pixels)
     smallest = min(max(x1 - x0, y1 - y0, 1) for x0, y0, x1, y1 in boxes) * CONTEXT
     longer = max(file.header[:2])
     image = file.decode(round(longer * min(side / smallest, 1)))

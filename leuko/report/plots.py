@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..cells import UNCLASSIFIED, colour
 from ..data.dataset import Dataset
-from ..data.images import fit
+from ..data.fit import fit, fitted
+from ..data.slides import Slide
 from ..data.tools.stats import Colour
 from ..detections import Detections
 from ..io import write_bytes
@@ -27,6 +29,7 @@ from .style import ACCENT, INK, bars, panels, type_colours
 from .tables import MEASURES
 
 SHEET_CELL = 400  # pixels: the longer side of an image on a contact sheet
+MOST_SIDE = 8192  # pixels of a predicted field's picture
 HEAT_BINS = 48
 LEAST_SPAN = 40  # levels of colour that an axis shows at least, so that small differences look small
 MAX_NAMED = 12  # groups of images up to which each is named in a picture
@@ -67,8 +70,12 @@ def draw_cells(
     return picture
 
 
-def draw_classified(image: np.ndarray, cells: Detections, threshold: float) -> np.ndarray:
-    """Like :func:`draw_cells`, with unclassified cells in grey with a question mark, and the threshold in a corner."""
+def draw_classified(image: np.ndarray | Slide, cells: Detections, threshold: float) -> np.ndarray:
+    """Like :func:`draw_cells`, with unclassified cells in grey with a question mark, and the threshold in a corner. Of
+    a slide, or an image of more than ``MOST_SIDE`` pixels, the picture is smaller."""
+    if (longer := max(image.shape[:2])) > MOST_SIDE or isinstance(image, Slide):
+        image = fitted(image, min(longer, MOST_SIDE))
+        cells = replace(cells, boxes=cells.boxes * np.float32(max(image.shape[:2]) / longer))
     types = [*cells.types, UNCLASSIFIED]
     labels = np.where(cells.why == "", cells.labels, len(cells.types))
     names = [f"{cells.types[k]}{'?' * bool(why)}" for k, why in zip(cells.labels, cells.why, strict=True)]

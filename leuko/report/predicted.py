@@ -16,6 +16,7 @@ from ..errors import one_line
 from ..io import write_csv, write_json_rows
 from ..metrics import counting
 from ..metrics.counting import Differential
+from ..ops.pairs import box_sides
 from . import plots, review, tables
 from .prediction import prediction_page
 from .predictions import ImagePrediction, Lazy, Predictions
@@ -130,4 +131,14 @@ def notes(predictions: Predictions, about: About) -> list[str]:
         f"cells on two fields: not looked for in {len(unsearched)} folders, too large for a slide": unsearched,
     }
     full = tables.at_cap(those(lambda p: p.is_full), about.options.max_detections)
-    return [*filter(None, [full]), *(one_line(f"{text}, such as {paths[0]}") for text, paths in kinds.items() if paths)]
+    tiny = tables.tiny_cells((p.path, p.cell[1]) for p in predictions if p.cell[1])
+    odd = tables.odd_cells(relative_sides(predictions)) if about.options.tiles else ""
+    return [
+        *filter(None, [full, tiny, odd]),
+        *(one_line(f"{text}, such as {paths[0]}") for text, paths in kinds.items() if paths),
+    ]
+
+
+def relative_sides(predictions: Predictions) -> list[tuple[float, float]]:
+    """How wide each classified cell is in pixels of its image, and how wide it was taken to be."""
+    return [(side, p.cell[0]) for p in predictions for side in box_sides(p.cells.boxes[p.cells.why == ""]).tolist()]

@@ -21,7 +21,8 @@ MOST_CELLS = 20_000  # of a slide in which doubles are looked for: that many tak
 class ImagePrediction:
     """What was found on an image: its file (with ``--originals`` that of its original), ``size`` (width, height), the
     cells (of ``counting.classify``), their looks [N, 32, 32] (see ``doubles``), and what the file says of itself, with
-    the ``bits`` that its channels use; ``is_full`` where there may be more cells, beyond ``--max-detections``."""
+    the ``bits`` that its channels use; ``is_full`` where there may be more cells, beyond ``--max-detections``;
+    ``cell`` is the width that a cell was taken to have, in pixels of the image and of the network, 0 if not known."""
 
     path: Path
     size: tuple[int, int]
@@ -30,6 +31,7 @@ class ImagePrediction:
     header: ImageHeader
     bits: int
     is_full: bool
+    cell: tuple[float, float]
 
     @property
     def field(self) -> tuple[Path, tuple[int, int], Detections]:
@@ -45,14 +47,15 @@ class ImagePrediction:
         looks = np.frombuffer(base64.b64decode(record["looks"]), np.uint8).reshape(number, doubles.SIDE, doubles.SIDE)
         labels = scores.argmax(1) if number else []
         cells = Detections(record["boxes"], scores.max(1, initial=0), labels, tuple(types), scores, why)
-        header, about = ImageHeader(*record["header"]), (record["bits"], record["is_full"])
+        header, about = ImageHeader(*record["header"]), (record["bits"], record["is_full"], tuple(record["cell"]))
         return cls(Path(record["path"]), tuple(record["size"]), cells, looks, header, *about)
 
     def record(self) -> dict:
         """The same in numbers and texts, as files keep it."""
         record = {"path": str(self.path), "size": self.size, "header": self.header, "bits": self.bits}
         record |= {"boxes": self.cells.boxes, "type_scores": self.cells.type_scores, "why": self.cells.why.tolist()}
-        return record | {"is_full": self.is_full, "looks": base64.b64encode(self.looks.tobytes()).decode()}
+        record |= {"is_full": self.is_full, "cell": self.cell}
+        return record | {"looks": base64.b64encode(self.looks.tobytes()).decode()}
 
 
 class Lazy(Sequence):

@@ -21,7 +21,8 @@ from .. import __version__
 from ..cells import colour
 from ..config import MAX_PIXELS
 from ..data.dataset import Dataset
-from ..data.images import ImageFile, fit
+from ..data.fit import fitted
+from ..data.slides import open_image
 from ..data.tools.review import CONSENSUS, PREDICTION, page_digest
 from ..detections import Detections
 from ..errors import LeukoError
@@ -231,12 +232,12 @@ def _page(
     for i, (each, about) in enumerate(zip(fields, data["images"], strict=True)):
         about["sha256"] = ""
         try:
-            file = ImageFile(each.path, max_pixels)
+            file = open_image(each.path, max_pixels)
             pixels = file.decode()
         except LeukoError:  # it has gone since: the page says so, and its review cannot be applied
             whole.append("")
             continue
-        about["sha256"] = hashlib.sha256(file.data).hexdigest()
+        about["sha256"] = file.sha256
         whole.append(_field(pixels, limit))
         for number in of_image.get(i, ()):
             crops[number] = data_uri(_crop(pixels, data["cells"][number]["box"])[:, :, ::-1], quality=80)
@@ -263,7 +264,7 @@ def _field(pixels: np.ndarray, limit: float) -> str:
     """The field as the text of a link of at most ``limit`` characters, if that is possible at all."""
     longer = max(pixels.shape[:2])
     for side in (side for side in (min(longer, FIELD_SIDES[0]), *FIELD_SIDES[1:]) if side <= longer):
-        uri = data_uri(fit(pixels, side)[:, :, ::-1], quality=75)
+        uri = data_uri(fitted(pixels, side)[:, :, ::-1], quality=75)
         if len(uri) <= limit:
             break
     return uri

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass
 from math import isnan, nan
 from pathlib import Path
+
+import numpy as np
 
 from ..cells import beside
 from ..data.dataset import Dataset
@@ -15,6 +17,8 @@ from ..metrics.coco import Evaluation
 from ..metrics.counting import Differential
 from ..metrics.differential import Count
 
+TINY = 16  # pixels of the network
+ODD, LEAST_SIDES = 1.5, 5  # times the expected width; cells that tell
 MEASURES = ("mAP", "mAP50", "mAP75", "mAR")
 
 
@@ -159,6 +163,29 @@ def at_cap(images: Sequence[Path], max_detections: int) -> str:
         return ""
     problem = f"{len(images)} images have as many detections as the cap of {max_detections}, such as {images[0]}"
     return one_line(f"{problem}: cells may be missing there; --max-detections raises it")
+
+
+def tiny_cells(images: Iterable[tuple[Path, float]]) -> str:
+    """Return a line about the images on which a cell is hardly found, by how many pixels of the network it has on each;
+    "" if there are none."""
+    tiny = [(side, path) for path, side in images if side < TINY]
+    if not tiny:
+        return ""
+    side, path = min(tiny)
+    problem = f"{len(tiny)} images are shrunk so far that a cell has less than {TINY} pixels at the network"
+    return one_line(f"{problem}, such as {path} ({side:.0f}): cells are missed there; cut them by --tiles")
+
+
+def odd_cells(sides: Sequence[tuple[float, float]]) -> str:
+    """Return a line where the found cells are not as wide as tiles were made for, by both widths of each in pixels of
+    its image; "" where they are, or are too few to tell."""
+    if len(sides) < LEAST_SIDES:
+        return ""
+    found, expected = np.median(sides, axis=0)
+    if 1 / ODD <= found / expected <= ODD:
+        return ""
+    problem = f"the found cells are {found:.0f} pixels wide in the median, and tiles were made for {expected:.0f}"
+    return f"{problem}; if {found:.0f} is right, --cell-size {found:.0f} shows them as in training"
 
 
 def rate(value: float | None) -> str:

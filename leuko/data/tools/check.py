@@ -6,7 +6,6 @@ out by themselves; ``note`` is worth a look. ``findings`` groups and orders them
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ import numpy as np
 
 from ...detections import MAX_DETECTIONS
 from ...errors import LeukoError
-from ...ops.boxes import box_iou
+from ...ops.box_iou import box_iou
 from .. import source
 from ..dataset import Dataset, LabelWarning, Sample
 from ..formats.records import Problems
@@ -265,7 +264,7 @@ def _examine(image: Path) -> tuple[str, str, np.ndarray | None]:
     """The error in reading an image, its digest, and what it looks like."""
     try:
         file = ImageFile(image)
-        return "", hashlib.sha256(file.data).hexdigest(), duplicates.look(file.decode())
+        return "", file.sha256, duplicates.look(file.decode())
     except LeukoError as error:
         return str(error), "", None
 

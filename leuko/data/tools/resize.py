@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from ..dataset import Dataset, Sample
-from ..images import fit, read_image
+from ..fit import fit
+from ..images import read_image
 from . import builder
 
 

@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 
 from ...errors import LeukoError, nearest
-from ...io import check_readable, io_errors_as, read_json, write_csv
+from ...io import check_readable, digest, io_errors_as, read_json, write_csv
 from ...kinds import misfit
 from ..dataset import Dataset, LabelWarning, Sample
 from ..formats import FORMATS
@@ -226,7 +226,7 @@ def _located(review: Review, number: int, there: dict[str, list[Path]]) -> list[
     same_name = [path for path in there.get(image["name"], ()) if path.is_file()]
     for path in same_name:
         check_readable(path)
-    same = [path for path in same_name if _sha256(path) == image["sha256"]]
+    same = [path for path in same_name if digest(path) == image["sha256"]]
     if same:
         return same
     if same_name:
@@ -236,11 +236,6 @@ def _located(review: Review, number: int, there: dict[str, list[Path]]) -> list[
     raise LeukoError(
         f"{review.file}: its image {image['path']} is not there; say by --images or --data where it is now"
     )
-
-
-def _sha256(path: Path) -> str:
-    with io_errors_as("read", path):
-        return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _dataset(reviews: Sequence[Review], folder: str) -> Dataset:

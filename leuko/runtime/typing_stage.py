@@ -1,53 +1,46 @@
-"""The typing stage in use: what a detector has found gets its types from a typing network."""
+"""The typing stage in use: what a detector has found gets its types from a typing network, of torch or exported."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from typing import Protocol
 
 import numpy as np
-import torch
 
 from ..data.crops import crops_of, stain_of
-from ..data.loader import LoadedImage
 from ..detections import Detections
-from ..errors import LeukoError
 from ..metrics import counting
-from ..models.typer import Typer
-from .checkpoint import StoredTyper, Weights, load_weights
-from .metadata import BOX_FACTORS
 
 SURE = 0.5  # of the best score on a field: the cells that show how it is stained
 LEAST_SCORE, LEAST_SHARE = 0.05, 0.2  # of a box that is typed, or of the field's best score, where that is less
 BATCH = 16  # crops at once: more are slower on a CPU
 
 
+class Field(Protocol):
+    """An image with its ``pixels`` [H, W, 3] uint8 RGB as stored, and its ``size`` (width, height)."""
+
+    pixels: np.ndarray
+    size: tuple[int, int]
+
+
 @dataclass
 class TypingStage:
-    """A typing network ready for use (fused, on its device), the types in the order of its classes, how much of a
-    cell's surroundings it sees (see ``data.crops``), and the factors on the width and the height of boxes by which a
-    laboratory draws them larger or smaller (see ``leuko adapt``)."""
+    """A typing network ready for use, crops [N, S, S, 3] uint8 RGB of ``side`` S -> probabilities [N, K + 1] of the
+    types and, last, of none; the types in the order of its classes, how much of a cell's surroundings it sees (see
+    ``data.crops``), and the factors on the width and the height of boxes by which a laboratory draws them larger or
+    smaller (see ``leuko adapt``)."""
 
-    net: Typer
+    net: Callable[[np.ndarray], np.ndarray]
+    side: int
     types: tuple[str, ...]
     view: float
-    device: torch.device
     box_factors: tuple[float, float] = (1.0, 1.0)
 
-    @classmethod
-    def of(cls, stored: StoredTyper, path: Path, device: torch.device) -> TypingStage:
-        """From the weights file ``path``; LeukoError where they do not fit the network."""
-        net = stored.build(path)
-        net.fuse()
-        net = net.to(device=device, memory_format=torch.channels_last)
-        return cls(net, tuple(stored.types), stored.view, device, tuple(stored.about.get(BOX_FACTORS, (1.0, 1.0))))
-
-    def __call__(self, images: Sequence[LoadedImage], detections: Sequence[Detections]) -> list[Detections]:
+    def __call__(self, images: Sequence[Field], detections: Sequence[Detections]) -> list[Detections]:
         """The detections of each image with other types: each cell, found with whatever types, becomes a detection of
-        every type, whose score is the cell's score times the type's probability.
-
-        ``images`` must have their stored ``pixels``. The cells of all images are typed together.
+        every type, whose score is the cell's score times the type's probability. The cells of all images are typed
+        together.
         """
         cells, crops = self.cut(images, detections)
         chances = self.probabilities(np.concatenate(crops)) if crops else np.zeros((0, len(self.types)))
@@ -56,7 +49,7 @@ class TypingStage:
         return [typed(each, p, self.types, self.box_factors, image.size) for each, p, image in parts]
 
     def cut(
-        self, images: Sequence[LoadedImage], detections: Sequence[Detections]
+        self, images: Sequence[Field], detections: Sequence[Detections]
     ) -> tuple[list[Detections], list[np.ndarray]]:
         """The cells of each image, one detection for each, whatever its type, and their crops [N, S, S, 3] uint8."""
         cells = [_cells(found) for found in detections]
@@ -66,17 +59,13 @@ class TypingStage:
     def crops(self, pixels: np.ndarray, boxes: np.ndarray, cells: Detections) -> np.ndarray:
         """The crops [N, S, S, 3] uint8 of boxes [N, 4] on a field, whose stain its surest ``cells`` show."""
         sure = cells.boxes[cells.scores >= SURE * cells.scores.max(initial=0)]
-        return crops_of(pixels, boxes, self.net.side, self.view, stain_of(pixels, sure) if len(boxes) else None)
+        return crops_of(pixels, boxes, self.side, self.view, stain_of(pixels, sure) if len(boxes) else None)
 
-    @torch.inference_mode()
     def probabilities(self, crops: np.ndarray) -> np.ndarray:
         """Of crops [N, S, S, 3] uint8 RGB: the probability of each type, [N, K] float32; what lacks to 1 is that of
         none."""
-        parts = [np.zeros((0, len(self.types)), dtype=np.float32)]
-        for start in range(0, len(crops), BATCH):
-            batch = torch.from_numpy(crops[start : start + BATCH]).to(self.device).permute(0, 3, 1, 2).float() / 255
-            parts.append(self.net(batch).float().softmax(1)[:, :-1].cpu().numpy())
-        return np.concatenate(parts)
+        parts = [self.net(crops[start : start + BATCH])[:, :-1] for start in range(0, len(crops), BATCH)]
+        return np.concatenate(parts) if parts else np.zeros((0, len(self.types)), dtype=np.float32)
 
 
 def typed(
@@ -116,19 +105,3 @@ def _cells(detections: Detections) -> Detections:
 
 
 OFF = "off"  # what --typer says to leave a model its own types
-
-
-def load(weights: Weights, typer: str, device: torch.device) -> tuple[TypingStage | None, str]:
-    """The typing stage that ``--typer`` means for a model, and whose it is: "" its own, if it has one; "off" none; else
-    that of other weights, told by the beginning of their digest. Raises LeukoError."""
-    if typer == OFF:
-        return None, OFF if weights.typer else ""
-    keeper = load_weights(typer) if typer else weights
-    if keeper.typer is None:
-        if typer:
-            raise LeukoError(f"{keeper.path}: holds no typing stage; train one by leuko type")
-        return None, ""
-    stage = TypingStage.of(keeper.typer, keeper.path, device)
-    if keeper is weights or keeper.identity == weights.identity:
-        return stage, ""
-    return replace(stage, box_factors=(1.0, 1.0)), keeper.identity[:12]  # factors are of its own detector's boxes

@@ -1,0 +1,41 @@
+"""Which boxes of a field overlap, without a table of all with all: a wide field has more than fit into one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from .box_iou import box_iou
+
+BLOCK = 512  # boxes at once
+
+
+def overlapping_pairs(
+    boxes: np.ndarray, least: float, overlap: Callable[[np.ndarray, np.ndarray], np.ndarray] = box_iou
+) -> np.ndarray:
+    """The pairs of boxes [N, 4] xyxy whose ``overlap`` is more than ``least``: [P, 2] int64 indices, the smaller first,
+    in ascending order. ``overlap`` takes boxes [A, 4] and [B, 4], gives [A, B], and is 0 for boxes that do not meet."""
+    boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+    order = np.argsort(boxes[:, 0], kind="stable")
+    left = boxes[order, 0]
+    found = [np.zeros((0, 2), dtype=np.int64)]
+    for start in range(0, len(boxes), BLOCK):
+        rows = order[start : start + BLOCK]
+        others = order[start : np.searchsorted(left, boxes[rows, 2].max())]  # all that begin before these end
+        a, b = np.nonzero(overlap(boxes[rows], boxes[others]) > least)
+        once = a < b
+        found.append(np.stack([rows[a[once]], others[b[once]]], axis=1))
+    pairs = np.sort(np.concatenate(found), axis=1)
+    return pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
+
+
+def box_sides(boxes: np.ndarray) -> np.ndarray:
+    """How large boxes [N, 4] are: the side [N] of the square of the same area."""
+    return np.sqrt((boxes[:, 2:] - boxes[:, :2]).prod(1))
+
+
+def share_of_smaller(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The share of the smaller of two boxes that lies in the other: boxes [A, 4], [B, 4] -> [A, B] in 0..1."""
+    inside = box_iou(a, b, np.ones(len(b), bool)), box_iou(b, a, np.ones(len(a), bool)).T
+    return np.maximum(*inside)
