@@ -206,7 +206,7 @@ def test_a_result_is_named_before_anything_runs(project, data, faster, tmp_path,
         assert (tmp_path / "val" / name / "metrics.json").is_file()
     stored = (faster / "weights/best.safetensors").read_bytes()
     monkeypatch.setattr(EnsembleMember, "predict", lambda *_, **__: pytest.fail("ran"))
-    monkeypatch.setattr(predict, "predict_images", lambda *_, **__: pytest.fail("ran"))
+    monkeypatch.setattr(predict.prediction, "predict_batches", lambda *_, **__: pytest.fail("ran"))
     leuko(*words, "--weights", faster, "--calibrate", "--name", "a/b").refused('"a/b"', "not a plain folder name")
     assert (faster / "weights/best.safetensors").read_bytes() == stored
     words = ["predict", "--weights", ".", "--source", load(data, "test").samples[0].image.parent, "--save", tmp_path]
