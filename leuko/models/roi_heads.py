@@ -33,7 +33,8 @@ def pool(pyramid: list[Tensor], rois: RoIs, size: int, scale: float = 1.0) -> Te
     counts = (level == torch.arange(levels, device=level.device)[:, None]).sum(1).tolist()
     image, boxes = rois if scale == 1 else (rois.image, box_ops.scaled(rois.boxes, scale))
     pooled = torch.zeros(len(boxes), pyramid[0].shape[1], size, size, device=boxes.device)
-    for feature, stride, here in zip(pyramid, ROI_STRIDES, level.argsort().split(counts), strict=False):
+    order = level.argsort()[: sum(counts)]  # where weights have diverged, boxes of nan come last and are on no level
+    for feature, stride, here in zip(pyramid, ROI_STRIDES, order.split(counts), strict=False):
         if len(here):
             pooled[here] = roi_align(feature, image[here], boxes[here], stride, size)
     return pooled
