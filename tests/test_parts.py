@@ -25,7 +25,7 @@ from leuko.models.matcher import IGNORED, NEGATIVE, CoreMatcher, IoUMatcher, Poi
 from leuko.models.preprocess import Preprocess, resize, scales
 from leuko.models.rpn import RPN
 from leuko.ops import boxes, nms
-from leuko.ops.box_iou import box_iou
+from leuko.ops.box_iou import box_iou as numpy_iou
 from leuko.ops.cpu import conv3x3_at
 from leuko.ops.cpu import roi_align as cpu_roi_align
 from leuko.ops.roi_align import MAX_BIN, roi_align
@@ -380,7 +380,7 @@ def test_level_choice_does_not_round_to_half_precision():
 @given(some_boxes, some_boxes, st.booleans())
 def test_numpy_iou_is_what_a_loop_finds(a, b, crowd):
     flags = np.array([crowd and j % 2 == 0 for j in range(len(b))], dtype=bool)
-    found = box_iou(np.float32(a).reshape(-1, 4), np.float32(b).reshape(-1, 4), flags)
+    found = numpy_iou(np.float32(a).reshape(-1, 4), np.float32(b).reshape(-1, 4), flags)
     assert found.shape == (len(a), len(b)) and found.dtype == np.float64
     for i, one in enumerate(a):
         for j, other in enumerate(b):
@@ -389,4 +389,4 @@ def test_numpy_iou_is_what_a_loop_finds(a, b, crowd):
                 area = [(c[2] - c[0]) * (c[3] - c[1]) for c in (one, other)]
                 share = share / (1 + share) * sum(area) / area[0]
             assert found[i, j] == pytest.approx(share, rel=1e-5)
-    assert not box_iou(np.zeros((1, 4)), np.zeros((1, 4))).any()
+    assert not numpy_iou(np.zeros((1, 4)), np.zeros((1, 4))).any()
