@@ -25,6 +25,7 @@ from leuko.errors import LeukoError
 from leuko.models import DetectionModel, create
 from leuko.models.checkpoints import from_foreign
 from leuko.models.roi_heads import SIZE, pool
+from leuko.ops.roi_align import RoIs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CLASSES = 6
@@ -100,10 +101,10 @@ def test_torchvision_faster_rcnn_is_leukos():
     for o, t in zip(ours.rpn(our_maps)[1], deltas, strict=True):
         assert close(o, t.permute(0, 2, 3, 1).reshape(1, -1, 4))
     corners = torch.rand(20, 2, generator=torch.Generator().manual_seed(2)) * 80
-    boxes = [torch.cat([corners, corners + 40], dim=1)]
-    pooled = pool(our_maps, boxes, SIZE)  # theirs samples bins otherwise, which is no matter of weights
+    rois = RoIs.of(torch.cat([corners, corners + 40], dim=1)[None])
+    pooled = pool(our_maps, rois, SIZE)  # theirs samples bins otherwise, which is no matter of weights
     scores, moves = theirs.roi_heads.box_predictor(theirs.roi_heads.box_head(pooled))
-    our_scores, our_moves = ours.head(our_maps, boxes)
+    our_scores, our_moves = ours.head(our_maps, rois)
     assert close(our_scores, torch.cat([scores[:, 1:], scores[:, :1]], dim=1))
     assert close(our_moves.flatten(1), moves[:, 4:])
 
