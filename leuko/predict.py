@@ -53,7 +53,8 @@ def predict(options: PredictOptions) -> Path:
     models = predictor.models
     originals = {path: original(path, options.max_pixels) for path in source.images} if options.originals else {}
     threshold, others = models.threshold, [list(map(str, each)) for each in (source.skipped, source.hidden)]
-    about = About(options, models.name, models.types, threshold.value, threshold.origin, *others)
+    model = models.name, models.types, threshold.value, threshold.origin, models.least_cell
+    about = About(options, *model, *others)
     index, shards = options.shard_of
     name = (options.name or models.name) + (f"-{index + 1}-of-{shards}" if shards > 1 else "")
     journal = Journal.open(options.save, name, request(options, models))

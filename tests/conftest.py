@@ -21,6 +21,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
 from leuko import cli
@@ -34,7 +35,6 @@ from leuko.data.tools.draw import synth
 from leuko.detections import Detections
 from leuko.engine import checkpoint
 from leuko.models import DetectionModel, create
-from leuko.report import plots
 from leuko.synth.stain import restain
 
 ROOT = Path(__file__).parent.parent
@@ -204,15 +204,16 @@ def start() -> Iterator[Callable[..., subprocess.Popen]]:
         process.communicate()
 
 
-def leave_out_plots(patch: pytest.MonkeyPatch) -> None:
-    for name in ("label_statistics", "training_curves"):
-        patch.setattr(plots, name, lambda *_: None)
+def leave_charts_blank(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Figure, "draw", lambda *_: None)
 
 
-@pytest.fixture
-def no_plots(monkeypatch) -> None:
-    """Leave out the pictures that take a second each."""
-    leave_out_plots(monkeypatch)
+@pytest.fixture(autouse=True)
+def blank_charts(request, monkeypatch) -> None:
+    """Charts are written without being drawn, which spares half the time of a command; but not in tests with the mark
+    ``charts``, and not in processes of their own."""
+    if not request.node.get_closest_marker("charts"):
+        leave_charts_blank(monkeypatch)
 
 
 @pytest.fixture(scope="session")
@@ -222,7 +223,7 @@ def project(data, tmp_path_factory, one_thread) -> Path:
     common = ["train", "--data", str(data), "--project", str(folder), *TINY]
     main([*common, "--name", "faster", *FASTER])
     with pytest.MonkeyPatch.context() as patch:
-        leave_out_plots(patch)
+        leave_charts_blank(patch)
         main([*common, "--name", "fcos", *FCOS])
     return folder
 

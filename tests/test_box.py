@@ -55,7 +55,7 @@ def test_differential_of_the_examples_without_any_option(tmp_path):
     assert registry.find("leuko-small").model == weights.recipe["name"]
 
 
-def test_every_command_knows_the_name(box, data, project, tmp_path, leuko, no_plots, monkeypatch):
+def test_every_command_knows_the_name(box, data, project, tmp_path, leuko, monkeypatch):
     before = digest(box)
     assert Detector().path == Detector("leuko-small").path == box and Detector().types == tuple(TYPES)
     assert "leuko-small" in leuko("download").out.splitlines()[0] and " here " in leuko("download").out.splitlines()[0]

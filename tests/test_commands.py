@@ -471,7 +471,7 @@ def test_bad_option_leaves_no_run(words, said, data, tmp_path, leuko):
     assert not (tmp_path / "runs").exists()
 
 
-def test_odd_images_are_learned_from(tmp_path, leuko, no_plots):
+def test_odd_images_are_learned_from(tmp_path, leuko):
     """1x1 pixels, a strip, and one without leukocytes."""
     samples = []
     for i, (width, height) in enumerate([(1, 1), (200, 9), (64, 64), (64, 64)]):

@@ -162,7 +162,7 @@ def test_no_label_is_lost_silently(tmp_path, leuko):
     assert leuko("data", "factors", tmp_path / "empty", tmp_path / "h", "--factor", "overlap").code == 0
 
 
-def test_one_broken_original_stops_nothing(data, tmp_path, leuko, no_plots):
+def test_one_broken_original_stops_nothing(data, tmp_path, leuko):
     shutil.copytree(data, tmp_path / "data")
     leuko("data", "resize", tmp_path / "data", tmp_path / "mini", "--size", 64)
     victim = tmp_path / "data/images/000003.jpg"

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 TYPES = ["NG", "BG", "EG", "L", "M"]
 
 
-def test_detector_in_a_few_lines(data, project, tmp_path, no_plots):
+def test_detector_in_a_few_lines(data, project, tmp_path):
     options = {"backbone": "mobilenetv3_small_050", "pretrained": False, "channels": 32, "fc_channels": 32, "imgsz": 64}
     detector = Detector.train(data, model="faster_rcnn", epochs=1, project=str(tmp_path), workers=0, rois=16, **options)
     assert detector.types == tuple(TYPES) and detector.path.parent.parent == tmp_path / "faster_rcnn"
@@ -65,7 +65,7 @@ def test_detector_in_a_few_lines(data, project, tmp_path, no_plots):
             call()
 
 
-def test_the_example_of_fine_tuning_fits_the_detector_that_comes_with_leuko(data, tmp_path, leuko, no_plots):
+def test_the_example_of_fine_tuning_fits_the_detector_that_comes_with_leuko(data, tmp_path, leuko):
     (line,) = [line for line in TrainOptions.EXAMPLES.splitlines() if "--weights leuko-small" in line]
     words = line.replace("datasets/other", str(data)).split()[1:]
     done = leuko(*words, "--epochs", "1", "--imgsz", "64", "--workers", "0", "--project", tmp_path, "--name", "tuned")

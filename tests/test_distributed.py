@@ -148,7 +148,7 @@ def test_two_processes_train_and_validate_what_one_does(torchrun, data, tmp_path
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="the processes of torchrun are found in /proc")
-def test_killed_and_stopped_processes_go_on_in_another_number(torchrun, data, tmp_path, leuko, no_plots):
+def test_killed_and_stopped_processes_go_on_in_another_number(torchrun, data, tmp_path, leuko):
     """kill -9 of one of two, SIGTERM to both, and the rest by one; the reference had one."""
     run, whole = tmp_path / "run", tmp_path / "whole"
     # A detector that samples nothing, at a low rate: others from scratch are chaotic, and rounding alone (1e-7 of the

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TYPES, leave_out_plots, table
+from conftest import ROOT, TYPES, leave_charts_blank, table
 
 from leuko import Detector
 from leuko.cli import main
@@ -56,7 +56,7 @@ def trained(centres, tmp_path_factory, one_thread) -> Path:
         "none",
     ]
     with pytest.MonkeyPatch.context() as patch:
-        leave_out_plots(patch)
+        leave_charts_blank(patch)
         main(["train", "--data", str(centres["home"]), "--project", str(project), "--name", "run", *words])
     weights = load_weights(project / "run")
     torch.manual_seed(0)
@@ -108,7 +108,7 @@ def test_every_detector_says_the_same(name, tmp_path, leuko):
         assert np.abs(mine.boxes - theirs.boxes).max() < 0.05 and np.abs(mine.scores - theirs.scores).max() < 1e-4
 
 
-def test_commands_take_an_export_as_they_take_weights(trained, exported, centres, tmp_path, leuko, no_plots):
+def test_commands_take_an_export_as_they_take_weights(trained, exported, centres, tmp_path, leuko):
     field = sorted((centres["home"] / "images").rglob("*.jpg"))[0]
     common = ["--weights", exported, "--workers", "0", "--save", tmp_path]
     val = ["--data", centres["home"], "--split", "val", "--draws", "0", "--name", "val"]
@@ -139,7 +139,7 @@ def test_half_is_half_as_large(trained, exported, tmp_path, leuko):
         assert (tmp_path / "typed" / name).stat().st_size < 0.65 * exported.with_name(name).stat().st_size
 
 
-def test_ensemble(trained, exported, tmp_path, leuko, no_plots):
+def test_ensemble(trained, exported, tmp_path, leuko):
     """A folder of members with a manifest is fused as their weights are."""
     other = scaled(tmp_path / "faster.safetensors", "faster_rcnn")
     ensemble = ["--ensemble", trained, other]

@@ -345,7 +345,7 @@ def predictions_of(dataset: Dataset, rng: np.random.Generator, miss: float = 0.1
     return predictions
 
 
-def test_all_results_are_written_and_reported(data, tmp_path, leuko, no_plots, monkeypatch):
+def test_all_results_are_written_and_reported(data, tmp_path, leuko, monkeypatch):
     dataset = source.load(data, "train")
     for i, s in enumerate(dataset.samples):
         s.factors, s.group = (("dust",) if i % 2 else ()), f"smear {i % 3}"
@@ -427,7 +427,7 @@ def test_all_results_are_written_and_reported(data, tmp_path, leuko, no_plots, m
     assert leuko("report", tmp_path / "other").code == 0 and not (tmp_path / "no.html").exists()
 
 
-def test_types_are_never_taken_for_columns(data, tmp_path, leuko, no_plots):
+def test_types_are_never_taken_for_columns(data, tmp_path, leuko):
     """A type may be called as a column is called, hold commas and quotes, or a formula's first character."""
     types = ["mAP", "all", "label", "missed", 'a, "b"', "type mAP", "=1+1", "extra", "model", "$x_$"]
     first = source.load(data, "train")
@@ -455,7 +455,7 @@ def test_types_are_never_taken_for_columns(data, tmp_path, leuko, no_plots):
     assert len(counted) == 1 and counted[0]["cells"] == dataset.counts().sum()
 
 
-def test_results_of_nothing(data, tmp_path, no_plots):
+def test_results_of_nothing(data, tmp_path):
     """No detections at all, no label at all, a hundred thousand detections on one image: numbers or nan, no error."""
     dataset = source.load(data, "test")
     none = [Detections([], [], [])] * len(dataset)

@@ -235,7 +235,7 @@ def test_force_replaces_folds_but_nothing_else(smears, tmp_path, leuko):
     assert notes.exists() and all(path.read_bytes() == b"mine" for path in own)
 
 
-def test_leaking_groups_are_refused(smears, tmp_path, leuko, no_plots):
+def test_leaking_groups_are_refused(smears, tmp_path, leuko):
     assert source.groups(smears, "validation") == source.groups(smears, "val") == {f"smear{i}" for i in range(4)}
     words = ["train", "--data", smears, "--project", tmp_path / "runs", *TINY, *FCOS]
     leuko(*words).refused("groups have images in train and in val", "smear0", "leuko data split")
@@ -248,7 +248,7 @@ def test_leaking_groups_are_refused(smears, tmp_path, leuko, no_plots):
     assert leuko(*words, "--allow-leaks").code == 0
 
 
-def test_leak_between_train_and_test_is_reported_before_models_are_trained(smears, tmp_path, leuko, no_plots):
+def test_leak_between_train_and_test_is_reported_before_models_are_trained(smears, tmp_path, leuko):
     """And images of the training split need not be there to measure another one."""
     (smears / "val.json").unlink()
     words = ["train", "--data", smears, "--project", tmp_path / "runs", *TINY, "--epochs", "1", "--model", "fcos,fsaf"]

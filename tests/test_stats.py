@@ -41,6 +41,7 @@ def data(tmp_path) -> Path:
     return tmp_path / "data"
 
 
+@pytest.mark.charts
 def test_numbers_are_those_of_the_data(data, tmp_path, leuko):
     result = leuko("data", "stats", data, "--save", tmp_path / "out")
     assert result.code == 0, result.err

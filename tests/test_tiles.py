@@ -264,5 +264,5 @@ def test_leuko_small_counts_a_wide_field_and_a_slide(wide, leuko, tmp_path):
     assert all(name in (tmp_path / "tiles/review.html").read_text() for name in ("slide.svs", "data:image"))
     assert cv2.imread(str(tmp_path / "tiles/images/slide.jpg")).shape == (600, 750, 3)
     shrunk = leuko(*common, "--name", "shrunk", "--cell-size", "37")
-    assert shrunk.code == 0 and "2 images are shrunk so far that a cell has less than 16 pixels" in shrunk.err
+    assert shrunk.code == 0 and "2 images are shrunk so far that a cell has less than 25 pixels at the network, such as" in shrunk.err
     leuko("predict", "--source", wide, "--tiles", "--cell-size", "2").refused("--cell-size 2", "4 to 4096")

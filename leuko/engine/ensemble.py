@@ -42,8 +42,7 @@ class EnsembleMember:
     the image sizes that it looks at. ``typing`` is its typing stage, if it has one; ``typer`` tells whose stage
     that is, where it is not that of its own weights (see ``typing_network.load``); ``amp`` is its precision; ``tiling``
     how it cuts images into tiles, if it does; ``cell`` how wide a cell is taken to be in pixels of an image, 0 if that
-    is not known;
-    ``new_name`` gives the name that the data has for one of its types."""
+    is not known, and ``trained_cell`` how wide one was in training in those of the network, likewise; ``new_name`` gives the name that the data has for one of its types."""
 
     name: str
     weights: Weights | ExportedDetector
@@ -55,6 +54,7 @@ class EnsembleMember:
     amp: str = "none"
     tiling: Tiling | None = None
     cell: float = 0.0
+    trained_cell: float = 0.0
     new_name: Callable[[str], str] = str
 
     @classmethod
@@ -78,15 +78,16 @@ class EnsembleMember:
         name = path.parent.parent.name if is_run else path.stem
         sizes = tuple(sizes) or (weights.image_size,)
         tiling = Tiling.of(weights, sizes, weights.image_size, cell_size) if tiles else None
-        cell = cell_size or known_sides(weights).get("stored", 0.0)
+        known = known_sides(weights)
+        cells = cell_size or known.get("stored", 0.0), known.get("network", 0.0)
         typing, whose = typing_network.load(weights, typer, device)
         if isinstance(weights, ExportedDetector):
             number = weights.metadata["parameters"]
-            return cls(name, weights, weights, number, sizes, typing, whose, "none", tiling, cell)
+            return cls(name, weights, weights, number, sizes, typing, whose, "none", tiling, *cells)
         model = weights.build()
         model.max_detections = max_detections
         number = cost.parameters(model) + (cost.parameters(typing.net.module) if typing else 0)
-        return cls(name, weights, prepare(model, device), number, sizes, typing, whose, amp, tiling, cell)
+        return cls(name, weights, prepare(model, device), number, sizes, typing, whose, amp, tiling, *cells)
 
     @property
     def types(self) -> Sequence[str]:

@@ -29,6 +29,7 @@ from ..metrics import counting, doubles
 from ..registry import find_weights
 from ..report import plots
 from ..report.predictions import ImagePrediction
+from ..report.tables import TINY
 from ..runtime.ensemble import members_of
 from ..runtime.typing_stage import OFF
 from . import thresholds
@@ -38,6 +39,7 @@ from .finished import finished_runs
 from .thresholds import Threshold
 
 GPU_BATCH = 8  # images at once on a GPU; on a CPU several at once are not faster than one after the other
+SHRUNK = 0.25  # of the side of a cell in training, below which it is hardly found
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,11 @@ class Models:
         """The width that a cell of an image is taken to have: in its pixels, and in those of the network that shows it
         largest; 0 where that is not known."""
         return max((member.cell_of(image) for member in self.members), key=lambda sides: sides[1])
+
+    @property
+    def least_cell(self) -> float:
+        """The pixels of the network below which a cell is hardly found: a quarter of what it had in training, too."""
+        return max([TINY, *(SHRUNK * member.trained_cell for member in self.members)])
 
     def __call__(self, images: Sequence[LoadedImage]) -> list[Detections]:
         """Detections of each image, fused if there are several members. Those of one shape are looked at together, so

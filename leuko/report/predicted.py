@@ -28,13 +28,15 @@ COUNT_COLUMNS = ("of", "images", "type", "why", "cells", "percent", "low95", "hi
 @dataclass(frozen=True)
 class About:
     """What a prediction was made with: its options, the model's name and types, the score from which cells count and
-    where that comes from; the source's files that were ``skipped`` and the ``hidden`` images."""
+    where that comes from; ``least_cell``, the pixels of the network below which a cell is hardly found; the source's
+    files that were ``skipped`` and the ``hidden`` images."""
 
     options: PredictOptions
     model: str
     types: Sequence[str]
     threshold: float
     origin: str
+    least_cell: float
     skipped: Sequence[str]
     hidden: Sequence[str]
 
@@ -131,7 +133,7 @@ def notes(predictions: Predictions, about: About) -> list[str]:
         f"cells on two fields: not looked for in {len(unsearched)} folders, too large for a slide": unsearched,
     }
     full = tables.at_cap(those(lambda p: p.is_full), about.options.max_detections)
-    tiny = tables.tiny_cells((p.path, p.cell[1]) for p in predictions if p.cell[1])
+    tiny = tables.tiny_cells(((p.path, p.cell[1]) for p in predictions if p.cell[1]), about.least_cell)
     odd = tables.odd_cells(relative_sides(predictions)) if about.options.tiles else ""
     return [
         *filter(None, [full, tiny, odd]),

@@ -17,7 +17,7 @@ from ..metrics.coco import Evaluation
 from ..metrics.counting import Differential
 from ..metrics.differential import Count
 
-TINY = 16  # pixels of the network
+TINY = 16.0  # pixels of the network
 ODD, LEAST_SIDES = 1.5, 5  # times the expected width; cells that tell
 MEASURES = ("mAP", "mAP50", "mAP75", "mAR")
 
@@ -165,14 +165,14 @@ def at_cap(images: Sequence[Path], max_detections: int) -> str:
     return one_line(f"{problem}: cells may be missing there; --max-detections raises it")
 
 
-def tiny_cells(images: Iterable[tuple[Path, float]]) -> str:
-    """Return a line about the images on which a cell is hardly found, by how many pixels of the network it has on each;
-    "" if there are none."""
-    tiny = [(side, path) for path, side in images if side < TINY]
+def tiny_cells(images: Iterable[tuple[Path, float]], least: float = TINY) -> str:
+    """Return a line about the images on which a cell is hardly found, by how many pixels of the network it has on each,
+    fewer than ``least``; "" if there are none."""
+    tiny = [(side, path) for path, side in images if side < least]
     if not tiny:
         return ""
     side, path = min(tiny)
-    problem = f"{len(tiny)} images are shrunk so far that a cell has less than {TINY} pixels at the network"
+    problem = f"{len(tiny)} images are shrunk so far that a cell has less than {least:.0f} pixels at the network"
     return one_line(f"{problem}, such as {path} ({side:.0f}): cells are missed there; cut them by --tiles")
 
 
