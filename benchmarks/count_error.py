@@ -13,12 +13,12 @@ import argparse
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 
 from leuko.data import source
 from leuko.data.dataset import Dataset
 from leuko.detections import Detections
 from leuko.engine.ensemble import EnsembleMember, load_members
+from leuko.engine.evaluate import predict_by
 from leuko.errors import LeukoError
 from leuko.metrics.counting import SAME_CELL, best_threshold, one_type
 from leuko.ops.box_iou import box_iou
@@ -29,7 +29,7 @@ SCORE = 0.5
 
 def predictions(member: EnsembleMember, dataset: Dataset) -> list[Detections]:
     """The detections of each image, with suppression by class."""
-    return member.relabel(member.predict(dataset, torch.device("cpu"), workers=0).predictions, dataset.types)
+    return predict_by(member, dataset, workers=0).predictions
 
 
 def counts(cells: Sequence[Detections], types: int) -> np.ndarray:
@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--tune-split", default="val")
     parser.add_argument("--imgsz", type=int, nargs="+", default=())
     options = parser.parse_args()
-    (member,) = load_members([options.weights], torch.device("cpu"), options.imgsz)
+    (member,) = load_members([options.weights], "cpu", options.imgsz)
     dataset = source.load(options.data, options.split)
     tune = source.load(options.tune_data or options.data, options.tune_split)
     types = len(dataset.types)

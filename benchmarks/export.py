@@ -49,7 +49,7 @@ def main() -> None:
     from leuko.runtime import ExportedDetector
 
     torch.set_num_threads(options.threads)
-    member = EnsembleMember.load(options.weights, torch.device("cpu"))
+    member = EnsembleMember.load(options.weights)
     fields = parity.rendered(6, 600)
     with tempfile.TemporaryDirectory() as folder:
         np.save(f"{folder}/field.npy", fields[0])

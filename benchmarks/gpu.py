@@ -44,7 +44,7 @@ from leuko.cells import TYPES
 from leuko.config import SIX, TrainOptions
 from leuko.data.tools.draw import synth
 from leuko.engine import cost
-from leuko.engine.evaluate import prepare
+from leuko.engine.network import prepare
 from leuko.engine.train import be_deterministic
 from leuko.io import write_json
 from leuko.models import DetectionModel, create, param_groups

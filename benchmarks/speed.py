@@ -25,7 +25,7 @@ from torchvision.models.detection import FCOS, FasterRCNN
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from leuko.engine.evaluate import prepare
+from leuko.engine.network import prepare
 from leuko.models import Backbone, DetectionModel, create
 
 TYPES = 5

@@ -12,9 +12,10 @@ import argparse
 import math
 import time
 from collections import OrderedDict
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
+import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,9 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 from leuko.config import PRESETS, TrainOptions
 from leuko.data import source, training
 from leuko.data.dataset import Dataset
+from leuko.data.loader import to_tensor
 from leuko.data.transforms.compose import read_steps
+from leuko.detections import Detections
 from leuko.engine.evaluate import Predictions, predict
 from leuko.engine.schedule import step_schedule
 from leuko.metrics import coco
@@ -63,7 +66,6 @@ def build(num_classes: int) -> FCOS:
         image_mean=list(body.image_mean),
         image_std=list(body.image_std),
     )
-    model.preprocess = SimpleNamespace(image_size=RECIPE.imgsz)  # at which images are loaded
     model.register_forward_pre_hook(lambda _, given: ([i.float() / 255 for i in given[0]], *given[1:]))
     return model.to(memory_format=torch.channels_last)
 
@@ -93,11 +95,24 @@ def train_one_epoch(
     return total / batches
 
 
+@dataclass
+class AtWork:
+    """The model with the face that leuko's loop over a data set expects."""
+
+    model: FCOS
+    image_size: int = RECIPE.imgsz
+
+    @torch.inference_mode()
+    def detect(self, views: list[np.ndarray]) -> list[Detections]:
+        """Detections on images [h, w, 3] uint8 RGB, in their pixels."""
+        return [Detections.from_tensors(output) for output in self.model([to_tensor(view) for view in views])]
+
+
 def evaluate(model: FCOS, dataset: Dataset, threshold: float) -> tuple[coco.Evaluation, Predictions]:
     """COCO's measures, with detections scored at ``threshold`` or above."""
     model.eval()
     model.score_thresh = threshold
-    result = predict(model, dataset, CPU, workers=0)
+    result = predict(AtWork(model), dataset, workers=0)
     return coco.evaluate(dataset, result.predictions), result
 
 

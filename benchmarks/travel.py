@@ -86,11 +86,11 @@ def main() -> None:
     parser.add_argument("--out", default="")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    member = EnsembleMember.load(args.detector, CPU, typer=args.typer)
+    member = EnsembleMember.load(args.detector, typer=args.typer)
     stored = load_weights(args.typer).typer
     net = stored.build(Path(args.typer))
     dataset: Dataset = in_types(source.load(args.data, source.splits(args.data)[0]), stored.types, args.data)
-    fields = LabelledFields.of(member, dataset, CPU, 0)
+    fields = LabelledFields.of(member, dataset, 0)
     ends = np.cumsum([len(found) for found in fields.found])[:-1]
     crops = np.concatenate(fields.found_crops)
     sure = crops[np.concatenate([found.scores for found in fields.found]) >= 0.5 * THRESHOLD]

@@ -19,21 +19,19 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from unittest import mock
 
 import cv2
 import numpy as np
 import torch
-from torch import Tensor
 
 from leuko import cells
 from leuko import val as command
 from leuko.config import ValOptions
+from leuko.detections import Detections
 from leuko.engine.checkpoint import load_weights, save_weights
-from leuko.engine.cost import parameters
 from leuko.engine.ensemble import EnsembleMember
-from leuko.engine.evaluate import prepare
+from leuko.engine.network import prepare
 from leuko.models import create
 
 SIDE = 600  # pixels
@@ -44,20 +42,19 @@ TYPES = [t.code for t in cells.TYPES]
 class Stub:
     """A detector that knows its answers: the cells of each image in turn, moved by a few pixels, with random scores."""
 
-    preprocess = SimpleNamespace(image_size=SIDE)
-    max_detections = 100
+    image_size, max_detections, is_on_cpu = SIDE, 100, True
 
     def __init__(self, boxes: np.ndarray, labels: np.ndarray, rng: np.random.Generator):
         moved = np.clip(boxes + rng.normal(0, 4, boxes.shape), 0, SIDE).astype(np.float32)
         moved[..., 2:] = np.maximum(moved[..., 2:], moved[..., :2] + 1)
         scores = -np.sort(-rng.uniform(0.05, 1, labels.shape).astype(np.float32))
-        self.answers = list(zip(*(torch.from_numpy(a) for a in (moved, labels, scores)), strict=True))
-        self.calls = -1  # the first call is a warm-up
+        self.answers = [Detections(*answer) for answer in zip(moved, scores, labels, strict=True)]
+        self.parameters, self.calls = 0, -1  # the first call is a warm-up
 
-    def __call__(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
+    def detect(self, views: list[np.ndarray]) -> list[Detections]:
         answer = self.answers[max(self.calls, 0)]
         self.calls += 1
-        return [dict(zip(("boxes", "labels", "scores"), answer, strict=True)) for _ in images]
+        return [answer] * len(views)
 
 
 def write_data(folder: Path, images: int, cells_each: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -117,12 +114,12 @@ def validate(folder: Path, stub: Stub) -> dict[str, float]:
     """Run ``leuko val`` with the stub; seconds of each of its parts and of the whole."""
     model = create("fcos", len(TYPES), "resnet50", image_size=SIDE)
     save_weights(folder / "fcos.safetensors", model.recipe, model.state_dict(), TYPES)
-    member = EnsembleMember("stub", load_weights(folder / "fcos.safetensors"), stub, parameters(model), (SIDE,))
+    member = EnsembleMember("stub", load_weights(folder / "fcos.safetensors"), stub, (SIDE,))
     options = ValOptions(data=str(folder), weights="stub", save=str(folder / "runs"), device="cpu")
     seconds: dict[str, float] = {}
     parts = {
         "read the labels": (command.source, "load"),
-        "decode the images": (EnsembleMember, "predict"),
+        "decode the images": (command, "predict_by"),
         "evaluate": (command.coco, "evaluate"),
         "write the results": (command, "write"),
         "curves, intervals, pictures": (command, "write_results"),

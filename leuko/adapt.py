@@ -20,14 +20,16 @@ import torch
 from . import __version__
 from .config import AdaptOptions
 from .data import typed
-from .data.loader import file_images, worker_count
+from .data.loader import file_images
+from .data.workers import worker_count
 from .engine import thresholds
 from .engine.adaptation import LEAST_FIELDS, adapt_typer, probabilities
 from .engine.checkpoint import save
 from .engine.ensemble import EnsembleMember
-from .engine.evaluate import choose_device
+from .engine.environment import environment
 from .engine.laboratory import LabelledFields, in_types, unlabelled_crops
 from .engine.metadata import ADAPTED, BOX_FACTORS, LEAST_FACTOR, MOST_FACTOR, SHIFT
+from .engine.network import choose_device
 from .errors import LeukoError, one_line
 from .io import plain, write_json, write_yaml
 from .predict import find_images
@@ -39,7 +41,7 @@ def adapt(options: AdaptOptions) -> Path:
     LeukoError for what the user can fix."""
     options.check()
     device = choose_device(options.device)
-    member = EnsembleMember.load(options.weights, device)
+    member = EnsembleMember.load(options.weights, options.device)
     weights = member.weights
     if member.typing is None:
         raise LeukoError(f"{weights.path}: has no typing stage, which is what is adapted; train one by leuko type")
@@ -55,11 +57,11 @@ def adapt(options: AdaptOptions) -> Path:
 
     images = file_images(paths, member.sizes, min(workers, len(paths) // 8), options.max_pixels)
     threshold = thresholds.alone(member).value
-    crops, errors = unlabelled_crops(member, images, len(paths), threshold, device)
+    crops, errors = unlabelled_crops(member, images, len(paths), threshold)
     if paths and not len(crops):
         because = errors[0] if len(errors) == len(paths) else "no cell was found there"
         raise LeukoError(f"{options.source}: nothing to learn from on its {len(paths)} images ({because})")
-    fields = LabelledFields.of(member, dataset, device, workers) if dataset else None
+    fields = LabelledFields.of(member, dataset, workers) if dataset else None
     before = weights.typer.about
     net = weights.typer.build(weights.path).to(device)
     cells = fields.cells() if fields else None
@@ -94,7 +96,7 @@ def adapt(options: AdaptOptions) -> Path:
             new.halve()
         save(new)
         write_yaml(folder / "args.yaml", asdict(options))
-        write_json(folder / "environment.json", run.environment(device))
+        write_json(folder / "environment.json", environment(device))
         write_json(folder / "metrics.json", about | {BOX_FACTORS: factors, "file_names": names, "unreadable": errors})
     print("\n".join(summary(about, factors, thresholds.alone(replace(member, weights=new)).value, stage.types)))
     for line in errors:

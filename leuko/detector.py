@@ -21,12 +21,12 @@ from PIL import Image
 
 from . import config
 from .data import source
-from .data.loader import LoadedImage
+from .data.loaded_image import LoadedImage
 from .data.memory import in_memory
 from .detections import MAX_DETECTIONS, Detections
 from .engine import thresholds
 from .engine.ensemble import EnsembleMember, Fusion
-from .engine.evaluate import choose_device
+from .engine.evaluate import predict_by
 from .errors import LeukoError, nearest
 from .metrics import coco, counting
 from .registry import DEFAULT
@@ -54,8 +54,7 @@ class Detector:
         config.check_sizes(sizes)
         config.check_max_detections(max_detections)
         config.check_cell_size(cell_size)
-        self.device = choose_device(device)
-        self._member = EnsembleMember.load(weights, self.device, sizes, max_detections, typer, "none", tiles, cell_size)
+        self._member = EnsembleMember.load(weights, device, sizes, max_detections, typer, "none", tiles, cell_size)
         self.types = tuple(self._member.types)
         self.path = self._member.weights.path
         self.threshold = (thresholds.kept([self._member], Fusion(), calibrated=False) or thresholds.Threshold()).value
@@ -82,7 +81,7 @@ class Detector:
     def val(self, data: str | Path, split: str = "test", batch: int = 1, workers: int = -1) -> coco.Evaluation:
         """COCO's measures on a split of a data set, whose types are matched to the detector's by name."""
         dataset = source.load(data, split)
-        predictions = self._member.predict(dataset, self.device, batch, workers).predictions
+        predictions = predict_by(self._member, dataset, batch, workers).predictions
         return coco.evaluate(dataset, predictions, self._member.max_detections)
 
     def predict(
@@ -101,5 +100,5 @@ class Detector:
             loaded = LoadedImage.of_file(Path(image), self._member.views, self._member.needs_pixels, max_pixels)
         else:
             loaded = LoadedImage.of_pixels(in_memory(image, max_pixels), self._member.views)
-        cells = counting.one_type(self._member.detect([loaded], self.device)[0], len(self.types))
+        cells = counting.one_type(self._member.detect([loaded])[0], len(self.types))
         return cells.above(self.threshold if threshold is None else threshold)

@@ -10,8 +10,6 @@ if __name__ == "__main__":  # read before all else is imported, so that --help a
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
-
 from . import __version__
 from .config import ExportOptions
 from .data import source
@@ -32,7 +30,7 @@ def export(options: ExportOptions) -> Path:
     exporter.check_packages(options.format)
     named = [options.weights] if options.ensemble is None else options.ensemble or finished_runs(options.project)
     sizes = [options.imgsz] if options.imgsz else ()
-    members = load_members(named, torch.device("cpu"), sizes, options.max_detections)
+    members = load_members(named, "cpu", sizes, options.max_detections)
     name = options.name or (members[0].name if len(members) == 1 else "ensemble")
     bounds = parity.HALF if options.half else parity.Bounds()
     with whole_run(options.save, name) as folder:

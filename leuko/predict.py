@@ -16,8 +16,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-
 from . import __version__
 from .config import PredictOptions
 from .data.formats.sidecar import original_of
@@ -93,6 +91,8 @@ def of_torchrun(options: PredictOptions) -> PredictOptions:
     shards = int(os.environ.get("WORLD_SIZE", 1))
     if shards == 1 or options.shard:
         return options
+    import torch  # which torchrun is part of
+
     device = options.device
     if device == "auto" and torch.cuda.is_available():
         device = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"

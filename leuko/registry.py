@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).parent
 FOLDERS = (PACKAGE.parent / "weights", PACKAGE / "weights")  # of a clone, of an installed package
 DEFAULT = "leuko-small"  # the detector where none is named
 DOWNLOADS = Path("weights")
+FOREIGN = ".pt"  # suffix of Ultralytics' weights, which are read and never written
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,8 @@ from .data.dataset import Dataset
 from .data.transforms import compose
 from .engine import checkpoint, distributed
 from .engine import train as loop
-from .engine.evaluate import choose_device, prepare
+from .engine.environment import environment
+from .engine.network import Network, choose_device
 from .engine.run import Run
 from .engine.state import Progress, State, load_state, locked
 from .errors import LeukoError
@@ -149,7 +150,7 @@ def begin(folder: Path | None, options: TrainOptions, device: torch.device, held
         folder = run.new_run(options.project, name, "weights")
         held.enter_context(locked(folder))
     write_yaml(folder / "args.yaml", asdict(options))
-    write_json(folder / "environment.json", run.environment(device))
+    write_json(folder / "environment.json", environment(device))
     remove_unfinished(folder)
     return folder
 
@@ -301,7 +302,7 @@ def train_yolo(begun: Run, model: ultralytics.YOLO) -> None:
     def end_epoch(averaged: DetectionModel, losses: dict, learning_rate: float, seconds: float) -> bool:
         begun.progress.seconds = seconds
         state = {"model": averaged.state_dict()}
-        prepared = prepare(averaged, begun.device)
+        prepared = Network(averaged, begun.device, options.amp)
         begun.end_epoch(prepared, model.recipe, averaged.state_dict(), losses, learning_rate, state)
         return bool(begun.progress.stopped)
 
@@ -319,7 +320,7 @@ def describe(begun: Run) -> None:
     plots.label_statistics(train_set, folder / "labels.png")
     cells = ", ".join(f"{t} {n}" for t, n in zip(train_set.types, train_set.counts(), strict=True))
     if begun.device.type == "cuda":
-        print(f"on {run.environment(begun.device)['gpu']}: float32 products in TF32, --amp {options.amp}")
+        print(f"on {environment(begun.device)['gpu']}: float32 products in TF32, --amp {options.amp}")
     print(f"training on {len(train_set)} images ({cells}), validating on {len(val_set)}; results go to {folder}")
     changed: dict[str, dict] = {}
     if options.repeat_factor:

@@ -20,15 +20,16 @@ from .config import TypeOptions
 from .data import source, typed
 from .data.dataset import Dataset
 from .data.typed import TypedCells
-from .engine.checkpoint import FOREIGN, StoredTyper, Weights, load_weights, save
-from .engine.evaluate import choose_device
+from .engine.checkpoint import StoredTyper, Weights, load_weights, save
+from .engine.environment import environment
 from .engine.metadata import SCORED
+from .engine.network import choose_device
 from .engine.train import Stop
 from .engine.typer_training import TypingResult, measure, replay, train_typer
 from .errors import LeukoError
 from .io import plain, write_csv, write_json, write_yaml
 from .models.typer import Typer
-from .registry import backbone_file, find_weights
+from .registry import FOREIGN, backbone_file, find_weights
 from .report import run, tables
 
 TOO_FEW = "there are cells of fewer than two types to learn; name more data"
@@ -88,7 +89,7 @@ def train_typing(options: TypeOptions) -> Path:
             weights.halve()
         save(weights)
         write_yaml(folder / "args.yaml", asdict(options))
-        write_json(folder / "environment.json", run.environment(device))
+        write_json(folder / "environment.json", environment(device))
         write_json(folder / "metrics.json", about)
         write_csv(folder / "confusion.csv", confusion_rows(results, types))
     for line in summary(results, types):

@@ -21,15 +21,16 @@ from .config import ValOptions
 from .data import source
 from .data.dataset import Dataset
 from .data.images import read_image
-from .data.loader import LoadedImage
+from .data.loaded_image import LoadedImage
 from .data.tools.draw import with_factor
 from .data.tools.found import write_labels
 from .detections import Detections
 from .engine import cost, distributed, thresholds
-from .engine.checkpoint import check_keeps, save_about
 from .engine.ensemble import EnsembleMember, Fusion, best_members, load_members, places, tune, without_weak
-from .engine.evaluate import choose_device
+from .engine.environment import environment
+from .engine.evaluate import predict_by
 from .engine.finished import finished_runs
+from .engine.network import choose_device
 from .engine.thresholds import Threshold
 from .engine.tiling import cells_at_network
 from .errors import LeukoError
@@ -57,8 +58,8 @@ def _val(options: ValOptions, device: torch.device) -> Path:
         source.check_groups({"train": source.groups(options.data, "train"), split: dataset.groups()}, options.data)
     if lines := tables.warnings(split, dataset, options.most_per_image):
         print(lines)
-    members = chosen_members(options, dataset, device)
-    tuning = Tuning.of(options, dataset, device)
+    members = chosen_members(options, dataset)
+    tuning = Tuning.of(options, dataset)
     fused = best_members(members, options.best) if options.best else list(range(len(members)))
     fusion = Fusion(options.fusion_iou, options.fusion_score, options.fusion_weights)
     if len(members) > 1 and not options.tune:
@@ -83,7 +84,7 @@ def _val(options: ValOptions, device: torch.device) -> Path:
         run.write_warnings(folder, dataset, *([tuning.dataset] if tuning.is_told else []))
         answer, lines = write_results(folder, dataset, models, options.draws)
         if factors:
-            sweep(folder, members[0], dataset, factors, options.severities, device)
+            sweep(folder, members[0], dataset, factors, options.severities)
         if options.labels:
             reported = models[-1]
             lines += write_labels(folder / "labels", options.labels, dataset, reported.counted, split, reported.name)
@@ -114,13 +115,13 @@ def split_of(options: ValOptions) -> str:
     return there[0] if alone else source.split_name(options.data, options.split)
 
 
-def chosen_members(options: ValOptions, dataset: Dataset, device: torch.device) -> list[EnsembleMember]:
+def chosen_members(options: ValOptions, dataset: Dataset) -> list[EnsembleMember]:
     """The models to measure, whose types must be the data set's."""
     if options.ensemble is None:
         sources: Sequence[str | Path] = [options.weights]
     else:
         sources = options.ensemble or finished_runs(options.project, dataset.types)
-    members = load_members(sources, device, *options.looking)
+    members = load_members(sources, options.device, *options.looking)
     if options.ensemble and len(members) < 2:
         raise LeukoError("--ensemble: name at least two models, or one with --weights")
     members = without_weak(members, named=options.ensemble != [])
@@ -131,7 +132,7 @@ def chosen_members(options: ValOptions, dataset: Dataset, device: torch.device) 
         if options.calibrate and member.typer:
             raise LeukoError("--calibrate: a fit is kept for a model's own typing stage; leave out --typer")
         if options.calibrate:
-            check_keeps(member.weights)
+            member.weights.check_keeps()
         if options.calibrated:
             member.calibrated([])
     return members
@@ -143,7 +144,6 @@ class Tuning:
     ``dataset`` is None where there is none; it ``is_told`` where the user asked for it."""
 
     options: ValOptions
-    device: torch.device
     reported: str
     dataset: Dataset | None
     is_told: bool
@@ -151,7 +151,7 @@ class Tuning:
     found: dict[str, list[Detections]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, options: ValOptions, dataset: Dataset, device: torch.device) -> Tuning:
+    def of(cls, options: ValOptions, dataset: Dataset) -> Tuning:
         """The split that --tune-split names; LeukoError if it is needed, and has no cell or an image that is reported.
         Where it is not needed, a threshold says why it is not found there."""
         is_needed, why_not, other = options.tune or options.calibrate, "", None
@@ -163,13 +163,13 @@ class Tuning:
             why_not = str(error)
         if is_needed and (lines := tables.warnings(options.tune_split, other, options.most_per_image)):
             print(lines)
-        return cls(options, device, dataset.split, other, is_needed, why_not)
+        return cls(options, dataset.split, other, is_needed, why_not)
 
     def predictions(self, member: EnsembleMember) -> list[Detections]:
         """What a member finds on the split, once; scores are calibrated where that is asked for."""
         if member.name not in self.found:
             options = self.options
-            predictions = member.predict(self.dataset, self.device, options.batch, options.workers).predictions
+            predictions = predict_by(member, self.dataset, options.batch, options.workers).predictions
             self.found[member.name] = member.calibrated(predictions) if options.calibrated else predictions
         return self.found[member.name]
 
@@ -217,11 +217,11 @@ def measured(
 ) -> ModelResult:
     """A member's detections and measures on a data set, and what it costs on this machine."""
     cost.reset_peak_memory(device)
-    result = member.predict(dataset, device, options.batch, options.workers)
+    result = predict_by(member, dataset, options.batch, options.workers)
     memory = cost.peak_memory(device)
     predictions = member.calibrated(result.predictions) if options.calibrated else result.predictions
-    operations = member.gflops(device)
-    environment = run.environment(device)
+    operations = member.weights.gflops(member.sizes, device)
+    about = environment(device)
     costs = {
         "parameters": member.parameters,
         "GFLOPs": round(operations, 1),
@@ -230,8 +230,8 @@ def measured(
         "fps": result.fps,
         **(cost.percentiles(result.seconds) if options.batch == 1 else {}),
         "peak_memory_MiB": round(memory, 1),
-        "on": environment["gpu"] or environment["cpu"],
-        "threads": environment["threads"],
+        "on": about["gpu"] or about["cpu"],
+        "threads": about["threads"],
     }
     evaluation = coco.evaluate(dataset, predictions, member.max_detections)
     scaling = None if options.calibrated else member.scaling
@@ -269,7 +269,7 @@ def calibrate(members: Sequence[EnsembleMember], tuning: Tuning, options: ValOpt
             raise LeukoError(f"{member.weights.path}: {problem}; train it for longer, or calibrate on more images")
     for member, scaling in zip(members, fits, strict=True):
         about = {"data": options.data, "split": options.tune_split, "sizes": member.sizes}
-        save_about(member.weights, calibration=asdict(scaling) | about)
+        member.weights.keep(calibration=asdict(scaling) | about)
         print(f"{member.name}: temperature {scaling.temperature:.2f}, shift {scaling.shift:+.2f}, kept in its weights")
 
 
@@ -279,7 +279,6 @@ def sweep(
     dataset: Dataset,
     factors: Sequence[str],
     severities: Sequence[int],
-    device: torch.device,
 ) -> None:
     """mAP with each factor on the images, at each severity: ``severity.csv`` and its picture. Severity 0 is measured
     the same way, on images decoded in full: validation may decode large JPEGs to a half or less, a slight change."""
@@ -290,7 +289,7 @@ def sweep(
             image, changed = read_image(sample.image), sample
             if name:
                 image, changed = with_factor(sample, image, name, severity, np.random.default_rng(i))
-            detections = member.detect([LoadedImage.of_pixels(image, member.views)], device)
+            detections = member.detect([LoadedImage.of_pixels(image, member.views)])
             predictions += member.relabel(detections, dataset.types)
             samples.append(replace(changed, width=image.shape[1], height=image.shape[0]))
         mAP = coco.evaluate(replace(dataset, samples=samples), predictions, member.max_detections).mAP
@@ -321,7 +320,7 @@ def write(folder: Path, options: ValOptions, dataset: Dataset, models: Sequence[
     reported, rows = models[-1], rows_of(models)
     records = [tables.record(row) for row in rows]
     write_yaml(folder / "args.yaml", asdict(options))
-    write_json(folder / "environment.json", run.environment(choose_device(options.device)))
+    write_json(folder / "environment.json", environment(choose_device(options.device)))
     about = {
         "model": reported.name,
         "data": options.data,

@@ -385,6 +385,6 @@ def test_what_is_kept_belongs_to_a_typing_stage(stage, tmp_path):
     expected += (("off", 0.5, False, None), ("other", 0.5, False, (1, 1)))
     for name, threshold, is_calibrated, factors in expected:
         named = str(tmp_path / f"{name}.safetensors") if name in ("kept", "other") else name
-        member = EnsembleMember.load(tmp_path / "kept.safetensors", CPU, typer=named)
+        member = EnsembleMember.load(tmp_path / "kept.safetensors", typer=named)
         assert thresholds.alone(member).value == threshold and (member.scaling is not None) == is_calibrated, name
         assert (member.typing.box_factors if member.typing else None) == factors, name

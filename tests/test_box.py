@@ -118,7 +118,7 @@ def test_a_folder_that_cannot_be_written_is_no_hindrance(box, tmp_path):
     os.chmod(box, 0o444)
     os.chmod(box.parent, 0o555)
     try:
-        member = EnsembleMember.load("leuko-small", torch.device("cpu"))
+        member = EnsembleMember.load("leuko-small")
         with pytest.raises(LeukoError, match="comes with leuko and stays as it is"):
             thresholds.keep([member], Fusion(), False, 0.3, "slides", "val")
         assert len(list(box.parent.iterdir())) == 2

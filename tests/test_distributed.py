@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import FCOS, ROOT, TINY, TYPES, untrained
+from conftest import FCOS, ROOT, TINY
 from safetensors.torch import load_file
 from test_training import events, rows, wait_for_states
 
@@ -124,7 +124,7 @@ def workers(process: subprocess.Popen) -> list[int]:
 
 
 def test_two_processes_train_and_validate_what_one_does(torchrun, data, tmp_path):
-    about = {"weights": str(untrained(tmp_path / "any.safetensors", TYPES)), "data": str(data), "split": "train"}
+    about = {"weights": "leuko-small", "data": str(data), "split": "train"}  # with a typing stage
     (tmp_path / "val.json").write_text(json.dumps(about))
     images = TrainingImages(fields(tmp_path), 80, [], 0)
     shares = [
@@ -142,7 +142,7 @@ def test_two_processes_train_and_validate_what_one_does(torchrun, data, tmp_path
         assert ours["losses"] == pytest.approx(theirs["losses"], rel=1e-4), name
         assert_same(ours["changes"], theirs["changes"])
     assert [event["event"] for event in events(tmp_path)] == ["diverged"]  # one writes
-    assert len(json.loads((tmp_path / "alone/predictions.json").read_text())) > 100
+    assert len(json.loads((tmp_path / "alone/predictions.json").read_text())) > 50
     for file in ("predictions.json", "per_class.csv"):
         assert (tmp_path / "shared" / file).read_bytes() == (tmp_path / "alone" / file).read_bytes()
 

@@ -180,7 +180,7 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_what_does_not_say_the_same_is_refused(fault, trained, exported, monkeypatch):
-    member = EnsembleMember.load(trained, torch.device("cpu"))
+    member = EnsembleMember.load(trained)
     fields = parity.rendered(3, 96)
     change, words = FAULTS[fault]
     monkeypatch.setattr(ExportedDetector, "detect", change)
@@ -291,3 +291,34 @@ def test_runtime_needs_numpy_opencv_and_onnxruntime_alone(trained, exported, cen
     assert [cell[0] for cell in cells] == [cell.type for cell in wanted] and len(cells) > 0
     assert np.array([cell[2:] for cell in cells]) == pytest.approx(wanted.boxes, abs=0.05)
     assert seconds < 5
+
+
+WITHOUT_TORCH = """
+import sys
+for name in ("torch", "torchvision", "timm", "safetensors", "ensemble_boxes", "onnx"):
+    sys.modules[name] = None
+from leuko.cli import main
+main(sys.argv[1:])
+"""
+
+
+def test_predict_of_an_export_needs_no_torch(trained, exported, centres, tmp_path, leuko):
+    """The same files, pages included, as where torch is; and a line where it would be needed."""
+    words = ["predict", "--source", centres["home"] / "images", "--threshold", "0.05", "--workers", "0"]
+    words += ["--save", tmp_path, "--weights"]
+    assert leuko(*words, exported, "--name", "with").code == 0
+
+    def without(*more: object) -> subprocess.CompletedProcess:
+        run = [sys.executable, "-c", WITHOUT_TORCH, *words, *more]
+        return subprocess.run(list(map(str, run)), capture_output=True, text=True, cwd=ROOT, timeout=100)
+
+    done = without(exported, "--name", "without")
+    assert done.returncode == 0, done.stderr
+    names = {path.name for path in (tmp_path / "with").iterdir()}
+    assert {"cells.csv", "review.html"} < names == {path.name for path in (tmp_path / "without").iterdir()}
+    assert len(table(tmp_path / "with/cells.csv")) > 0
+    for name in ("cells.csv", "differential.csv"):
+        assert (tmp_path / "with" / name).read_bytes() == (tmp_path / "without" / name).read_bytes()
+    needed = without(trained)
+    assert needed.returncode == 2 and "weights need PyTorch, which is not installed" in needed.stderr
+    assert "--workers 2: processes need PyTorch" in without(exported, "--workers", "2").stderr

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from conftest import HEIGHT, TYPES, WIDTH, table, untrained
 from PIL import Image
 
@@ -530,7 +529,7 @@ def test_a_detector_of_five_types_is_measured_on_labels_of_one(tmp_path, data, l
     words = ["val", "--weights", weights, "--data", tmp_path / "data.yaml", "--split", "test", "--batch", "1"]
     assert leuko(*words, "--save", tmp_path / "val", "--name", "v").code == 0
     assert [row["type"] for row in table(tmp_path / "val" / "v" / "per_class.csv")] == ["WBC"]
-    member = load_members([weights], torch.device("cpu"))[0]
+    member = load_members([weights])[0]
     member.new_name = lambda name: "WBC"
     boxes = [[0, 0, 20, 20], [1, 1, 20, 20], [40, 40, 60, 60], [0, 0, 20, 20]]
     [one] = member.relabel([Detections(boxes, [0.5, 0.9, 0.3, 0.2], [0, 1, 2, 3], tuple(TYPES))], ["WBC"])

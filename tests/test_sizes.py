@@ -11,10 +11,11 @@ from conftest import table, untrained
 
 from leuko import Detector
 from leuko.data.images import read_image
-from leuko.data.loader import LoadedImage
+from leuko.data.loaded_image import LoadedImage
 from leuko.data.source import load
 from leuko.engine import checkpoint, fusion
-from leuko.engine.evaluate import detect, prepare
+from leuko.engine.detect import detect
+from leuko.engine.network import Network
 from leuko.errors import LeukoError
 from leuko.metrics.counting import one_type
 from leuko.models import create
@@ -23,11 +24,11 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
 
 
-def built(weights: checkpoint.Weights, size: int) -> torch.nn.Module:
+def built(weights: checkpoint.Weights, size: int) -> Network:
     """The detector made anew for another image size, with the same weights."""
     model = create(**{**weights.recipe, "image_size": size})
     model.load_state_dict(weights.state)
-    return prepare(model.eval(), CPU)
+    return Network(model, CPU)
 
 
 def test_a_size_is_the_model_built_for_it_and_several_are_fused(project, data):
@@ -36,7 +37,7 @@ def test_a_size_is_the_model_built_for_it_and_several_are_fused(project, data):
     image = read_image(sample.image)
     own = weights.recipe["image_size"]
     sizes = [own, own + 32, own + 45]
-    alone = [detect(built(weights, size), [LoadedImage.of_pixels(image, [size])], CPU) for size in sizes]
+    alone = [detect(built(weights, size), [LoadedImage.of_pixels(image, [size])]) for size in sizes]
     assert not np.array_equal(alone[0][0].boxes, alone[1][0].boxes)  # else this test compares nothing
     for size, (expected,) in zip(sizes, alone, strict=True):
         found = Detector(project / "faster", imgsz=size).predict(image, threshold=0)

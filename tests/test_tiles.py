@@ -10,26 +10,23 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import torch
 from conftest import table
-from torch import nn
 
 from leuko import Detector
 from leuko.config import EXAMPLES
 from leuko.data.crops import stain_of
 from leuko.data.fit import fit
 from leuko.data.images import ImageFile, read_image
-from leuko.data.loader import LoadedImage
+from leuko.data.loaded_image import LoadedImage
 from leuko.data.slides import Slide, open_image
 from leuko.data.source import load
 from leuko.data.tools.builder import save_image
 from leuko.detections import Detections
 from leuko.engine.checkpoint import load_weights, save
-from leuko.engine.evaluate import detect
-from leuko.engine.tiling import Tiling, known_sides
+from leuko.engine.detect import detect
+from leuko.engine.tiling import Tiling
 from leuko.errors import LeukoError
 from leuko.metrics.counting import one_type
-from leuko.models.preprocess import Preprocess
 from leuko.ops.box_iou import box_iou
 from leuko.ops.pairs import overlapping_pairs, share_of_smaller
 from leuko.report.tables import odd_cells
@@ -38,28 +35,22 @@ from leuko.synth.render import render
 tifffile = pytest.importorskip("tifffile")
 pytest.importorskip("openslide")
 pytestmark = pytest.mark.usefixtures("one_thread")
-CPU = torch.device("cpu")
 LIGHT = 250
 NETWORK = 12.0  # pixels of a cell in the stand-in's training
 TYPES = ("A", "B")
 
 
-class Eye(nn.Module):
+class Eye:
     """A stand-in for a detector that sees every cell, a spot in its type's grey, and what a seam leaves of one: as two
     types, with a score that is the higher the less of it is seen."""
 
-    max_detections = 100
+    max_detections, is_on_cpu = 100, True
 
-    def __init__(self, image_size: int = 64):
-        super().__init__()
-        self.preprocess = Preprocess(image_size, (0.0,) * 3, (1.0,) * 3)
+    def detect(self, views: list[np.ndarray]) -> list[Detections]:
+        return [self.look(view) for view in views]
 
-    def forward(self, images: list[torch.Tensor]) -> list[dict[str, torch.Tensor]]:
-        return [self.look(image) for image in images]
-
-    def look(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
-        assert max(image.shape[-2:]) == self.preprocess.image_size
-        grey = image[0].numpy()
+    def look(self, view: np.ndarray) -> Detections:
+        grey = view[..., 0]
         number, _, stats, _ = cv2.connectedComponentsWithStats((grey < 200).astype(np.uint8))
         rows = []
         for k in range(1, number):
@@ -67,8 +58,8 @@ class Eye(nn.Module):
             label = int(grey[y : y + h, x : x + w].min() > 90)
             score = 0.9 - area / 10_000
             rows += [(x, y, x + w, y + h, score, label), (x, y, x + w, y + h, score / 2, 1 - label)]
-        rows = torch.tensor(sorted(rows, key=lambda row: -row[4]), dtype=torch.float32).reshape(-1, 6)
-        return {"boxes": rows[:, :4], "scores": rows[:, 4], "labels": rows[:, 5].long()}
+        rows = np.array(sorted(rows, key=lambda row: -row[4]), dtype=np.float32).reshape(-1, 6)
+        return Detections(rows[:, :4], rows[:, 4], rows[:, 5].astype(int))
 
 
 def field(size: tuple[int, int], cells: list[tuple[float, float, float, float, int]]) -> np.ndarray:
@@ -82,7 +73,7 @@ def field(size: tuple[int, int], cells: list[tuple[float, float, float, float, i
 
 def seen(image: np.ndarray, tiling: Tiling | None, model: Eye) -> Detections:
     views = [] if tiling else [max(image.shape[:2])]
-    (found,) = detect(model, [LoadedImage.of_pixels(image, views)], CPU, tiling=tiling)
+    (found,) = detect(model, [LoadedImage.of_pixels(image, views)], tiling=tiling)
     return found
 
 
@@ -111,7 +102,7 @@ def test_cells_on_every_seam_and_corner_are_counted_once(cell, size):
         if far and 0 <= x < size[0] and 0 <= y < size[1]:
             cells.append((x, y, *half, int(rng.integers(2))))
     image = field(size, cells)
-    untiled, found = seen(image, None, Eye(max(size))), seen(image, tiling, Eye())
+    untiled, found = seen(image, None, Eye()), seen(image, tiling, Eye())
     assert len(columns) * len(rows) > 1 or max(size) <= 10 * cell
     assert len(best(untiled)) == len(cells) > 10 and len(found) == 2 * len(cells)
     apart = np.abs(best(found)[:, None] - best(untiled)).max(2)
@@ -139,9 +130,9 @@ def test_sizes_are_looked_at_in_proportion():
     shown = []
 
     class Noting(Eye):
-        def look(self, image):
-            shown.append(tuple(image.shape[-2:]))
-            return super().look(image)
+        def look(self, view):
+            shown.append(view.shape[:2])
+            return super().look(view)
 
     found = seen(field((500, 130), [(250, 60, 10, 10, 0)]), tiling_of(24, (32, 64, 96)), Noting())
     assert len(best(found)) == 1 and set(shown) == {(32, 60), (65, 120), (98, 180)}
@@ -177,7 +168,7 @@ def test_a_training_keeps_how_large_cells_were(project, data, faster):
     small = load_weights("leuko-small")
     small.path, small.typer = faster / "copy.safetensors", None
     small.types = ["leukocyte"]
-    assert known_sides(small) == {"network": 101.0, "stored": 143.0}  # the same detector in another file
+    assert small.cell_sides == {"network": 101.0, "stored": 143.0}  # the same detector in another file
 
 
 def test_found_cells_tell_that_their_size_is_another():
@@ -264,5 +255,5 @@ def test_leuko_small_counts_a_wide_field_and_a_slide(wide, leuko, tmp_path):
     assert all(name in (tmp_path / "tiles/review.html").read_text() for name in ("slide.svs", "data:image"))
     assert cv2.imread(str(tmp_path / "tiles/images/slide.jpg")).shape == (600, 750, 3)
     shrunk = leuko(*common, "--name", "shrunk", "--cell-size", "37")
-    assert shrunk.code == 0 and "2 images are shrunk so far that a cell has less than 25 pixels at the network, such as" in shrunk.err
+    assert shrunk.code == 0 and "2 images are shrunk so far that a cell has less than 25 pixels" in shrunk.err
     leuko("predict", "--source", wide, "--tiles", "--cell-size", "2").refused("--cell-size 2", "4 to 4096")

@@ -22,7 +22,7 @@ from leuko import Detector
 from leuko.cells import NONE
 from leuko.data.crops import crops_of, stain_of
 from leuko.data.images import read_image
-from leuko.data.loader import LoadedImage
+from leuko.data.loaded_image import LoadedImage
 from leuko.data.source import load
 from leuko.detections import Detections
 from leuko.engine.checkpoint import load_weights, save, transfer
@@ -185,7 +185,7 @@ def test_types_to_measure_are_learned_somewhere(centres, tmp_path, leuko):
 
 
 def test_scores_are_those_of_boxes_times_probabilities(typed, oracle, centres):
-    member = EnsembleMember.load(typed, CPU)
+    member = EnsembleMember.load(typed)
     net, stage = load_weights(typed).typer.build(typed), load_weights(typed).typer
     samples = load(centres["far"], "train").samples[:5]
     first = samples[0]
@@ -193,7 +193,7 @@ def test_scores_are_those_of_boxes_times_probabilities(typed, oracle, centres):
     oracle.tell(first.image, around, np.float32([*np.linspace(0.9, 0.7, len(first.boxes)), 0.6, 0.04]))
     images = [LoadedImage.of_file(sample.image, member.sizes, True) for sample in samples]
     blank = LoadedImage.of_pixels(np.full((128, 128, 3), 240, np.uint8), member.sizes)
-    together = member.detect([*images, blank], CPU)
+    together = member.detect([*images, blank])
     for sample, image, found in zip(samples, images, together, strict=False):
         number = len(sample.boxes)
         scores = np.linspace(0.9, 0.7 if sample is first else 0.6, number)
@@ -206,7 +206,7 @@ def test_scores_are_those_of_boxes_times_probabilities(typed, oracle, centres):
             mine = found[(found.boxes == box).all(1)]
             assert len(mine) == 5 and expected[k].sum() < scores[k]
             assert mine.scores[np.argsort(mine.labels)] == pytest.approx(expected[k], abs=1e-5)
-        (alone,) = member.detect([image], CPU)
+        (alone,) = member.detect([image])
         assert np.array_equal(alone.boxes, found.boxes) and alone.scores == pytest.approx(found.scores, abs=1e-6)
     assert len(together[-1]) == 0 and together[-1].types == tuple(TYPES)
     # Some detections of a score near that of others: only those far below the best do not show the stain.

@@ -9,11 +9,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 import yaml
 from conftest import table, untrained
 
@@ -134,7 +132,7 @@ def test_a_far_weaker_run_is_told_and_left_out_unless_named(project, data, tmp_p
         copy = shutil.copytree(project / "fcos", tmp_path / "runs" / name)
         for file in copy.glob("weights/*.safetensors"):
             weights = checkpoint.load_weights(file)
-            checkpoint.save_about(weights, val={"mAP": mAP})
+            weights.keep(val={"mAP": mAP})
     words = ["val", "--data", data, "--save", tmp_path / "val", "--draws", "0", "--workers", "0", "--ensemble"]
     result = leuko(*words, "--project", tmp_path / "runs")
     assert result.code == 0 and "weak: mAP 0.000 on its validation split, of others 0.800: left out" in result.out
@@ -190,8 +188,8 @@ def test_val_tunes_on_the_scores_that_it_fuses(project, data, faster, tmp_path, 
 
     monkeypatch.setattr(val, "tune", tune)
     assert leuko(*words, "--ensemble", faster, other, "--tune", "--calibrated").code == 0
-    member = EnsembleMember.load(faster, torch.device("cpu"))
-    plain = member.predict(load(data, "val"), torch.device("cpu"), workers=0).predictions
+    member = EnsembleMember.load(faster)
+    plain = evaluate.predict_by(member, load(data, "val"), workers=0).predictions
     assert len(seen) == 2 and sum(len(f.scores) for f in plain)
     for found in seen:
         for ours, image in zip(found, plain, strict=True):
@@ -298,10 +296,9 @@ def test_a_calibration_holds_for_the_image_sizes_of_its_fit(data, faster, tmp_pa
 
     weights = checkpoint.load_weights(faster)
     del weights.about["calibration"]["sizes"]  # as fits were stored once
-    checkpoint.save_about(weights, calibration=weights.about["calibration"])
-    cpu = torch.device("cpu")
-    assert EnsembleMember.load(faster, cpu).scaling and EnsembleMember.load(faster, cpu, (64,)).scaling
-    assert EnsembleMember.load(faster, cpu, (96,)).scaling is None
+    weights.keep(calibration=weights.about["calibration"])
+    assert EnsembleMember.load(faster).scaling and EnsembleMember.load(faster, "cpu", (64,)).scaling
+    assert EnsembleMember.load(faster, "cpu", (96,)).scaling is None
 
 
 def test_val_never_writes_into_a_foreign_file(data, faster, tmp_path, leuko, monkeypatch):
@@ -372,20 +369,20 @@ def test_speed_is_measured_after_a_warm_up(data):
     """The first call of a network allocates memory and chooses kernels."""
 
     class Network:
-        preprocess = SimpleNamespace(image_size=64)
+        image_size = 64
 
         def __init__(self) -> None:
             self.calls = 0
 
-        def __call__(self, images: list) -> list[dict]:
+        def detect(self, views: list) -> list[Detections]:
             self.calls += 1
             time.sleep(0.5 if self.calls == 1 else 0)
-            return [{"boxes": torch.zeros(0, 4), "scores": torch.zeros(0), "labels": torch.zeros(0)} for _ in images]
+            return [Detections([], [], []) for _ in views]
 
     dataset, seconds = load(data, "test"), []
     for warmup in (False, True):
         network = Network()
-        seconds.append(evaluate.predict(network, dataset, torch.device("cpu"), workers=0, warmup=warmup).seconds)
+        seconds.append(evaluate.predict(network, dataset, workers=0, warmup=warmup).seconds)
         assert network.calls == len(dataset) + warmup and len(seconds[-1]) == len(dataset)
     assert seconds[0].max() >= 0.5 > seconds[1].max()
 

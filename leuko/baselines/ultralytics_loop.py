@@ -23,7 +23,7 @@ from ..data.dataset import Dataset
 from ..data.formats import yolo as yolo_format
 from ..data.header import image_header
 from ..data.images import list_images, read_image
-from ..data.loader import worker_count
+from ..data.workers import worker_count
 from ..errors import LeukoError
 from ..models.base import DetectionModel
 from ..report import pictures, plots

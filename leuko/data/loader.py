@@ -2,15 +2,7 @@
 
 from __future__ import annotations
 
-import math
-import multiprocessing
-import os
-import signal
-import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,9 +16,9 @@ from torch.utils.data import Dataset as TorchDataset
 from ..config import MAX_PIXELS
 from ..errors import LeukoError
 from .dataset import Dataset
-from .fit import fit, fitted_size
-from .header import ImageHeader, image_header
-from .slides import Slide, is_slide, open_image
+from .fit import fitted_size
+from .loaded_image import LoadedImage, is_large
+from .workers import signals_waiting, start_worker
 
 K, R = TypeVar("K"), TypeVar("R")
 
@@ -38,54 +30,6 @@ def to_tensor(image: np.ndarray) -> Tensor:
     return torch.from_numpy(planes)
 
 
-LARGE = 16  # megapixels above which an image is decoded on its own
-
-
-@dataclass
-class LoadedImage:
-    """An image as detectors see it: ``views`` holds it at each image size asked for, uint8 [3, h, w]; ``size`` is the
-    (width, height) of the stored image, ``pixels`` [H, W, 3] uint8 the stored image itself, if asked for. Of a file,
-    ``header`` is its header, and ``bits`` are those that its channels use."""
-
-    path: Path
-    size: tuple[int, int]
-    views: dict[int, Tensor] = field(default_factory=dict)
-    pixels: np.ndarray | Slide | None = None
-    header: ImageHeader | None = None
-    bits: int = 8
-
-    @classmethod
-    def of_pixels(cls, pixels: np.ndarray, image_sizes: Sequence[int]) -> LoadedImage:
-        """From an image [H, W, 3] uint8 RGB that is no file."""
-        views = {size: to_tensor(fit(pixels, size)) for size in image_sizes}
-        return cls(Path(), (pixels.shape[1], pixels.shape[0]), views, pixels)
-
-    @classmethod
-    def of_file(
-        cls,
-        path: Path,
-        image_sizes: Sequence[int],
-        with_pixels: bool = False,
-        max_pixels: float = MAX_PIXELS,
-        data: bytes = b"",
-    ) -> LoadedImage:
-        """From a file, read once, or from its bytes; or a slide, whose ``pixels`` are read as they are asked for.
-        Raises LeukoError as :func:`~leuko.data.slides.open_image` does."""
-        file = open_image(path, max_pixels, data)
-        pixels = file.decode() if with_pixels else None
-        views = {size: to_tensor(file.view(size, pixels)) for size in image_sizes}
-        return cls(path, file.header[:2], views, pixels, file.header, file.bits)
-
-
-def is_left_to_main(path: Path) -> bool:
-    """Whether a worker process leaves an image to the main process, since several large ones at once are more than a
-    machine holds. Raises LeukoError."""
-    if not get_worker_info() or is_slide(path):
-        return False
-    header = image_header(path, math.inf)
-    return header.width * header.height > LARGE * 1e6
-
-
 class _Images(TorchDataset):
     """Images by their number; None for one that is left to the main process."""
 
@@ -94,7 +38,7 @@ class _Images(TorchDataset):
 
     def __getitem__(self, index: int) -> LoadedImage | None:
         path = self.paths[index]
-        return None if is_left_to_main(path) else LoadedImage.of_file(path, *self.how)
+        return None if get_worker_info() and is_large(path) else LoadedImage.of_file(path, *self.how)
 
 
 def equal_batches(dataset: Dataset, image_size: int, batch: int) -> list[list[int]]:
@@ -176,48 +120,11 @@ def worker_loader(
     """A loader of batches of items by their ``keys``, of which ``collate`` makes a batch. In place of an item that
     raises LeukoError comes the error. Its worker processes stay from one pass to the next."""
     if workers:
-        more |= {"num_workers": workers, "worker_init_fn": _start_worker, "persistent_workers": True}
+        more |= {"num_workers": workers, "worker_init_fn": start_worker, "persistent_workers": True}
     return DataLoader(_ErrorsAsItems(items), batch_sampler=keys, collate_fn=collate, **more)
 
 
 def started(loader: DataLoader) -> Iterator:
     """A pass over a loader; signals wait while its worker processes are started."""
-    with _signals_waiting():
+    with signals_waiting():
         return iter(loader)
-
-
-@contextmanager
-def _signals_waiting() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM wait for the end of the block: of an exception in what Python does at a fork it prints a
-    traceback, and nobody else hears of it."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def worker_count(workers: int) -> int:
-    """The ``--workers`` option as a number: -1 is one process per core but one, at most 8; where torchrun has started
-    several processes on this machine, they divide the cores."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    cores //= int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    return min(8, max(cores - 1, 0)) if workers < 0 else workers
-
-
-def _start_worker(_: int) -> None:
-    cv2.setNumThreads(0)
-    # Ctrl-C and a scheduler's SIGTERM reach all processes of a job; only the one that trains may stop, after its step.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, args=(multiprocessing.parent_process().pid,), daemon=True).start()
-
-
-def _end_with_parent(parent: int) -> None:
-    """End this process a second after its parent: results that nobody takes any more would hold it for ever."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)

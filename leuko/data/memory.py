@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+from typing import TYPE_CHECKING
+
 import numpy as np
-import torch
 from PIL import Image
 
 from ..errors import LeukoError
+
+if TYPE_CHECKING:
+    import torch
 
 _ACCEPTED = "a uint8 array [H, W, 3] RGB or [H, W] grey, a tensor [3, H, W] or [H, W], or Pillow's image"
 
@@ -15,9 +20,10 @@ def in_memory(image: np.ndarray | torch.Tensor | Image.Image, max_pixels: float)
     """An image in memory as [H, W, 3] uint8 RGB; LeukoError where it is none."""
     if isinstance(image, Image.Image):
         return _pillow_pixels(image, max_pixels)
-    if not isinstance(image, (np.ndarray, torch.Tensor)):
+    torch = sys.modules.get("torch")  # who gives a tensor has imported it
+    is_tensor = torch is not None and isinstance(image, torch.Tensor)
+    if not is_tensor and not isinstance(image, np.ndarray):
         raise LeukoError(f"image of type {type(image).__name__}: give a file, {_ACCEPTED}")
-    is_tensor = isinstance(image, torch.Tensor)
     is_colour = image.ndim == 3 and image.shape[0 if is_tensor else 2] == 3
     if (
         image.dtype != (torch.uint8 if is_tensor else np.uint8)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,11 +23,13 @@ from ..models import DetectionModel, ModelOptions, create
 from ..models.checkpoints import from_foreign
 from ..models.tensors import read_safetensors, read_state
 from ..models.typer import Typer
-from ..registry import comes_with_leuko, find_weights
+from ..registry import DEFAULT, FOREIGN, comes_with_leuko, find, find_weights
 from ..runtime.graph import SUFFIXES as EXPORTED
-from .metadata import DOCUMENT, TYPER, document_misfit
-
-FOREIGN = ".pt"  # suffix of Ultralytics' weights, which are read and never written
+from ..runtime.typing_stage import TypingStage
+from . import cost
+from .metadata import BOX_FACTORS, CELL, DOCUMENT, TYPER, document_misfit
+from .network import Network, at_size, choose_device
+from .typing_network import TypingNetwork
 
 
 @dataclass
@@ -114,6 +116,59 @@ class Weights:
         """All tensors by their names in the file, those of its typing stage, too."""
         return self.state | (self.typer.tensors() if self.typer else {})
 
+    @property
+    def cell_sides(self) -> dict[str, float]:
+        """How large cells were in training (see ``tiling.cell_sides``): as the metadata say, or as the registry says of
+        the detector that comes with leuko, also where it lies in another file; {} where neither does."""
+        if CELL in self.about:
+            return self.about[CELL]
+        own = load_weights(DEFAULT)
+        same = self.recipe == own.recipe and all(
+            name in self.state and torch.equal(value, self.state[name]) for name, value in own.state.items()
+        )
+        network, stored = map(float, find(DEFAULT).cell.split()) if same else (0, 0)
+        return {"network": network, "stored": stored} if same else {}
+
+    def at_work(self, device: str, amp: str, max_detections: int) -> Network:
+        """The detector on a ``--device``, at the precision of ``--amp``, to give so many detections."""
+        place, model = choose_device(device, amp), self.build()
+        model.max_detections = max_detections
+        return Network(model, place, amp)
+
+    def typing_stage(self, device: str) -> TypingStage | None:
+        """The typing stage on a ``--device``, if there is one; LeukoError where it does not fit its network."""
+        if not self.typer:
+            return None
+        stored = self.typer
+        net = TypingNetwork(stored.build(self.path), choose_device(device))
+        factors = tuple(stored.about.get(BOX_FACTORS, (1.0, 1.0)))
+        return TypingStage(net, stored.recipe["side"], tuple(stored.types), stored.view, factors, net.parameters)
+
+    def gflops(self, sizes: Sequence[int], device: torch.device) -> float:
+        """The operations for one image at all ``sizes``, in 10^9."""
+        model = self.build().to(device)  # not fused, for counting
+        return sum(cost.gflops(at_size(model, size), size, device) for size in sizes)
+
+    def check_keeps(self) -> None:
+        """LeukoError if it cannot keep what ``leuko val`` has found: only a file of leuko's that belongs to the user
+        can."""
+        if self.path.suffix == FOREIGN:
+            raise LeukoError(
+                f"{self.path}: is Ultralytics' file, in which --calibrate cannot keep the fit; train from it (leuko "
+                f"train --model {self.path}), and calibrate that run"
+            )
+        if comes_with_leuko(self.path):
+            raise LeukoError(
+                f"{self.path}: comes with leuko and stays as it is; name a copy of it with --weights to keep it there"
+            )
+
+    def keep(self, **about: dict) -> None:
+        """Write the file again with more in its metadata: the calibration of its scores (see ``metrics.calibration``),
+        or the scores from which counts are best (see ``engine.thresholds``). LeukoError as :meth:`check_keeps`."""
+        self.check_keeps()
+        self.about |= plain(about)
+        save(self)
+
     def halve(self) -> None:
         """Round all numbers to half precision, except where one is too large for it."""
         parts = [self.state, *((self.typer.state,) if self.typer else ())]
@@ -177,38 +232,12 @@ def save_weights(path: Path, recipe: dict, state: Mapping[str, Tensor], types: l
     save(Weights(path, recipe, types, {"leuko": __version__, **plain(about)}, dict(state)))
 
 
-def save_about(weights: Weights, **about: dict) -> None:
-    """Write a weights file again with more in its metadata: the calibration of its scores (see
-    ``metrics.calibration``), or the scores from which counts are best (see ``engine.thresholds``). LeukoError as
-    :func:`check_keeps` says."""
-    check_keeps(weights)
-    weights.about |= plain(about)
-    save(weights)
-
-
 def save(weights: Weights) -> None:
     """Write a weights file, with its typing stage, as :func:`save_weights` does."""
     document = {"recipe": weights.recipe, "types": weights.types, "about": weights.about}
     document |= {"typer": weights.typer.document()} if weights.typer else {}
     tensors = {key: value.detach().cpu().contiguous() for key, value in weights.tensors().items()}
     write_bytes(weights.path, safetensors.torch.save(tensors, {"leuko": json.dumps(plain(document))}))
-
-
-def check_keeps(weights: Weights) -> None:
-    """LeukoError if the weights cannot keep what ``leuko val`` has found: only a file of leuko's that belongs to the
-    user can."""
-    path = weights.path
-    if path.suffix == FOREIGN:
-        raise LeukoError(
-            f"{path}: is Ultralytics' file, in which --calibrate cannot keep the fit; train from it (leuko train "
-            f"--model {path}), and calibrate that run"
-        )
-    if path.suffix in EXPORTED:
-        raise LeukoError(f"{path}: is an export, in which nothing is kept; name the weights that it was made of")
-    if comes_with_leuko(path):
-        raise LeukoError(
-            f"{path}: comes with leuko and stays as it is; name a copy of it with --weights to keep it there"
-        )
 
 
 def load_weights(source: str | Path) -> Weights:

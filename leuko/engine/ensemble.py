@@ -8,29 +8,30 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import torch
-from torchvision import ops
 from tqdm import tqdm
 
 from ..config import MOST_DETECTIONS
 from ..data.dataset import Dataset
-from ..data.loader import LoadedImage
+from ..data.loaded_image import LoadedImage
 from ..detections import MAX_DETECTIONS, Detections
 from ..errors import LeukoError, nearest
 from ..metrics import coco
 from ..metrics.calibration import Scaling
-from ..models import DetectionModel
+from ..ops.pairs import nms
 from ..runtime import ExportedDetector
 from ..runtime.ensemble import members_of
 from ..runtime.typing_stage import TypingStage
-from . import cost, fusion, typing_network
-from .checkpoint import Weights
-from .evaluate import Predictions, at_size, detect, predict, prepare
-from .tiling import Tiling, known_sides
-from .typing_network import load_detector
+from . import fusion
+from .detect import detect
+from .loading import load_detector, typing_of
+from .tiling import Tiling
+
+if TYPE_CHECKING:
+    from .checkpoint import Weights
+    from .network import Network
 
 SAME_CELL = 0.5  # IoU
 WEAK, LEARNED = 0.5, 0.1  # of the best validation mAP; the best of runs that have learned enough to be compared
@@ -38,20 +39,18 @@ WEAK, LEARNED = 0.5, 0.1  # of the best validation mAP; the best of runs that ha
 
 @dataclass
 class EnsembleMember:
-    """A trained model ready to detect (alone or in an ensemble), with its name in tables, its number of parameters and
-    the image sizes that it looks at. ``typing`` is its typing stage, if it has one; ``typer`` tells whose stage
-    that is, where it is not that of its own weights (see ``typing_network.load``); ``amp`` is its precision; ``tiling``
-    how it cuts images into tiles, if it does; ``cell`` how wide a cell is taken to be in pixels of an image, 0 if that
-    is not known, and ``trained_cell`` how wide one was in training in those of the network, likewise; ``new_name`` gives the name that the data has for one of its types."""
+    """A trained model ready to detect (alone or in an ensemble), with its name in tables and the image sizes that it
+    looks at. ``typing`` is its typing stage, if it has one; ``typer`` tells whose stage that is, where it is not that
+    of its own weights (see ``loading.typing_of``); ``tiling`` how it cuts images into tiles, if it does; ``cell`` how
+    wide a cell is taken to be in pixels of an image, 0 if that is not known, and ``trained_cell`` how wide one was in
+    training in those of the network, likewise; ``new_name`` gives the name that the data has for one of its types."""
 
     name: str
     weights: Weights | ExportedDetector
-    model: DetectionModel | ExportedDetector
-    parameters: int
+    model: Network | ExportedDetector
     sizes: tuple[int, ...]
     typing: TypingStage | None = None
     typer: str = ""
-    amp: str = "none"
     tiling: Tiling | None = None
     cell: float = 0.0
     trained_cell: float = 0.0
@@ -61,7 +60,7 @@ class EnsembleMember:
     def load(
         cls,
         source: str | Path,
-        device: torch.device,
+        device: str = "cpu",
         sizes: Sequence[int] = (),
         max_detections: int = MAX_DETECTIONS,
         typer: str = "",
@@ -70,24 +69,23 @@ class EnsembleMember:
         cell_size: float = 0.0,
     ) -> EnsembleMember:
         """From a run folder, weights or an export; ``sizes`` as in ``--imgsz``, the model's own if none is given;
-        ``typer``, ``tiles``, ``cell_size`` as their flags. How many it detects is an option of its use: what its recipe
-        says does not count."""
+        ``device``, ``typer``, ``amp``, ``tiles``, ``cell_size`` as their flags. How many it detects is an option of its
+        use: what its recipe says does not count."""
         weights = load_detector(source, max_detections)
         path = Path(os.path.abspath(weights.path))  # `.` has no name; a link keeps its own
         is_run = path.parent.name == "weights" and path.stem in ("best", "last")
         name = path.parent.parent.name if is_run else path.stem
         sizes = tuple(sizes) or (weights.image_size,)
         tiling = Tiling.of(weights, sizes, weights.image_size, cell_size) if tiles else None
-        known = known_sides(weights)
+        known = weights.cell_sides
         cells = cell_size or known.get("stored", 0.0), known.get("network", 0.0)
-        typing, whose = typing_network.load(weights, typer, device)
-        if isinstance(weights, ExportedDetector):
-            number = weights.metadata["parameters"]
-            return cls(name, weights, weights, number, sizes, typing, whose, "none", tiling, *cells)
-        model = weights.build()
-        model.max_detections = max_detections
-        number = cost.parameters(model) + (cost.parameters(typing.net.module) if typing else 0)
-        return cls(name, weights, prepare(model, device), number, sizes, typing, whose, amp, tiling, *cells)
+        model, stage = weights.at_work(device, amp, max_detections), typing_of(weights, typer, device)
+        return cls(name, weights, model, sizes, *stage, tiling, *cells)
+
+    @property
+    def parameters(self) -> int:
+        """The parameters of its networks."""
+        return self.model.parameters + (self.typing.parameters if self.typing else 0)
 
     @property
     def types(self) -> Sequence[str]:
@@ -116,28 +114,11 @@ class EnsembleMember:
             return self.tiling.cell(image), self.tiling.network
         return self.cell, self.cell * max(self.sizes) / max(image.size)
 
-    def detect(self, images: Sequence[LoadedImage], device: torch.device) -> list[Detections]:
+    def detect(self, images: Sequence[LoadedImage]) -> list[Detections]:
         """Detections of each image, which has the ``views`` of the member, and its pixels where these are needed."""
         mine = [replace(image, views={size: image.views[size] for size in self.views}) for image in images]
-        found = detect(self.model, mine, device, self.typing, self.amp, self.tiling)
+        found = detect(self.model, mine, self.typing, self.tiling)
         return [replace(d, types=tuple(self.types)) for d in found]
-
-    def predict(self, dataset: Dataset, device: torch.device, batch: int = 1, workers: int = -1) -> Predictions:
-        """Detections on a data set, with labels in its order of types."""
-        about = {
-            "image_sizes": self.sizes,
-            "batch": batch,
-            "workers": workers,
-            "title": self.name,
-            "warmup": True,
-            "typing": self.typing,
-            "amp": self.amp,
-            "tiling": self.tiling,
-        }
-        self.labels_in(dataset.types)
-        result = predict(self.model, dataset, device, **about)
-        result.predictions = self.relabel(result.predictions, dataset.types)
-        return result
 
     def labels_in(self, types: Sequence[str]) -> np.ndarray:
         """For each of the model's labels, the label of the same name in ``types``; LeukoError on a name not in it."""
@@ -163,13 +144,6 @@ class EnsembleMember:
         if len(set(new_label)) == len(new_label):
             return renamed
         return [p[_distinct(p)] for p in renamed]
-
-    def gflops(self, device: torch.device) -> float:
-        """The operations for one image at all sizes, in 10^9; nan for an export, whose operations are not counted."""
-        if isinstance(self.model, ExportedDetector):
-            return float("nan")
-        trained = self.weights.build().to(device)  # not fused, for counting
-        return sum(cost.gflops(at_size(trained, size), size, device) for size in self.sizes)
 
     @property
     def max_detections(self) -> int:
@@ -232,11 +206,10 @@ def without_weak(members: list[EnsembleMember], named: bool) -> list[EnsembleMem
 
 def _distinct(detections: Detections) -> np.ndarray:
     """The indices of detections that overlap no better one of their type by more than half, best first."""
-    boxes, scores = torch.from_numpy(detections.boxes), torch.from_numpy(detections.scores)
-    return ops.batched_nms(boxes, scores, torch.from_numpy(detections.labels), SAME_CELL).numpy()
+    return nms(detections.boxes, detections.scores, detections.labels, SAME_CELL)
 
 
-def load_members(sources: Sequence[str | Path], device: torch.device, *how: object) -> list[EnsembleMember]:
+def load_members(sources: Sequence[str | Path], device: str = "cpu", *how: object) -> list[EnsembleMember]:
     """The models of run folders, weights files or exports, of which a folder may name several, loaded as
     :meth:`EnsembleMember.load` says; two of one name get a number behind it."""
     members = [EnsembleMember.load(source, device, *how) for source in members_of(sources)]

@@ -36,7 +36,6 @@ from . import thresholds
 from .checkpoint import Weights
 from .ensemble import EnsembleMember
 from .metadata import CELL
-from .tiling import known_sides
 
 OPSET = 17
 FORMATS = {"onnx": ".onnx", "openvino": ".xml"}
@@ -104,13 +103,13 @@ def write(member: EnsembleMember, path: Path, half: bool = False) -> list[Path]:
     images = torch.zeros(2, 96, 128, 3, dtype=torch.uint8)  # of no use but to be traced
     inputs = {"images": images, "sizes": torch.tensor([[96, 100], [90, 128]])}
     axes = {"images": {0: "N", 1: "H", 2: "W"}, "sizes": {0: "N"}} | {name: {0: "N"} for name in DETECTIONS}
-    _write(DetectorGraph(member.model), inputs, axes, about, path, half)
+    _write(DetectorGraph(member.model.model), inputs, axes, about, path, half)
     return written
 
 
 def metadata(member: EnsembleMember, half: bool) -> dict:
     """What the file says of a detector, as ``runtime.detector.ABOUT`` describes it."""
-    weights, model, stage = member.weights, member.model, member.typing
+    weights, model, stage = member.weights, member.model.model, member.typing
     typer = {}
     if stage:
         typer = {"side": stage.side, "view": stage.view, "types": stage.types, "box_factors": stage.box_factors}
@@ -132,7 +131,7 @@ def metadata(member: EnsembleMember, half: bool) -> dict:
         "max_detections": member.max_detections,
         "score_threshold": model.score_threshold,
         "threshold": thresholds.alone(member).value,
-        "about": weights.about | ({CELL: sides} if (sides := known_sides(weights)) else {}),
+        "about": weights.about | ({CELL: sides} if (sides := weights.cell_sides) else {}),
         "typer": typer,
     }
     return plain(about)

@@ -19,11 +19,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
-from torchvision.ops import batched_nms
 
 from ..detections import MAX_DETECTIONS, Detections
 from ..errors import LeukoError
+from ..ops.pairs import nms
 
 
 def fuse(
@@ -70,20 +69,21 @@ def fuse(
 
 def _votes(prediction: Detections, size: tuple[int, int], iou_threshold: float, score_threshold: float) -> Detections:
     """One member's detections with one vote per cell: boxes clipped to the image, overlapping ones suppressed."""
-    boxes = torch.from_numpy(prediction.boxes).double()
-    boxes = torch.minimum(boxes.clamp(min=0), boxes.new_tensor([*size, *size]))
-    scores = torch.from_numpy(prediction.scores).double()
-    labels = torch.from_numpy(prediction.labels)
-    voting = (scores >= score_threshold) & (scores > 0) & (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+    boxes = prediction.boxes.astype(np.float64).clip(0, [*size, *size])
+    scores, labels = prediction.scores.astype(np.float64), prediction.labels
+    voting = (scores >= score_threshold) & (scores > 0) & (boxes[:, 2:] > boxes[:, :2]).all(1)
     boxes, scores, labels = boxes[voting], scores[voting], labels[voting]
-    kept = batched_nms(boxes, scores, labels, iou_threshold)
-    return Detections(boxes[kept].numpy(), scores[kept].numpy(), labels[kept].numpy())
+    kept = nms(boxes, scores, labels, iou_threshold)
+    return Detections(boxes[kept], scores[kept], labels[kept])
 
 
 def _fuse_image(
     votes: list[Detections], size: tuple[int, int], iou_threshold: float, weights: np.ndarray, max_detections: int
 ) -> Detections:
-    from ensemble_boxes import weighted_boxes_fusion  # imports numba, which takes a while that only ensembles need
+    try:  # not before: it imports numba, which takes a while that only ensembles need
+        from ensemble_boxes import weighted_boxes_fusion
+    except ImportError as error:
+        raise LeukoError(f"a fusion needs ensemble-boxes: pip install ensemble-boxes ({error})") from error
 
     scale = np.array([*size, *size], dtype=np.float64)
     boxes, scores, labels = weighted_boxes_fusion(

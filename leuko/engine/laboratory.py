@@ -6,19 +6,19 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from ..data.dataset import Dataset
-from ..data.loader import LoadedImage, sample_batches
+from ..data.loaded_image import LoadedImage
+from ..data.loader import sample_batches
 from ..detections import Detections
 from ..errors import LeukoError
 from ..metrics import calibration, counting, matching
 from ..ops.box_iou import box_iou
 from ..runtime.typing_stage import resized, typed
 from .adaptation import LabelledCells
+from .detect import detect
 from .ensemble import EnsembleMember
-from .evaluate import detect
 from .metadata import LEAST_FACTOR, MOST_FACTOR
 
 SAME_CELL = 0.5  # IoU of a labelled and a found box
@@ -32,7 +32,6 @@ def unlabelled_crops(
     images: Iterable[LoadedImage | LeukoError],
     number: int,
     threshold: float,
-    device: torch.device,
 ) -> tuple[np.ndarray, list[str]]:
     """Crops [N, S, S, 3] uint8 of the cells on images without labels, and the errors of images that are not read."""
     side = member.typing.side
@@ -41,7 +40,7 @@ def unlabelled_crops(
         if isinstance(image, LeukoError):
             errors.append(str(image))
             continue
-        (cells,), (cut,) = member.typing.cut([image], detect(member.model, [image], device))
+        (cells,), (cut,) = member.typing.cut([image], detect(member.model, [image]))
         crops.append(cut[cells.scores >= DOUBTFUL * threshold])
     return np.concatenate(crops), errors
 
@@ -59,7 +58,7 @@ class LabelledFields:
     of_cell: list[np.ndarray]
 
     @classmethod
-    def of(cls, member: EnsembleMember, dataset: Dataset, device: torch.device, workers: int) -> LabelledFields:
+    def of(cls, member: EnsembleMember, dataset: Dataset, workers: int) -> LabelledFields:
         """Run the detector on a data set's fields. A labelled cell is cut out as it was found, or, where it was missed,
         as it is labelled."""
         parts: list[tuple] = []
@@ -67,7 +66,7 @@ class LabelledFields:
         batches = sample_batches(dataset, member.sizes, alone, workers, with_pixels=True)
         pairs = zip(dataset.samples, batches, strict=True)
         for sample, images in tqdm(pairs, "fields with labels", len(dataset), unit="image", leave=False):
-            (cells,), (cut,) = member.typing.cut(images, detect(member.model, images, device))
+            (cells,), (cut,) = member.typing.cut(images, detect(member.model, images))
             own = sample.boxes[~sample.crowd]
             drawn = replace(cells, boxes=resized(cells.boxes, member.typing.box_factors, images[0].size))
             of_cell = _matched(own, drawn.boxes)

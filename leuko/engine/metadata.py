@@ -7,9 +7,9 @@ from dataclasses import fields
 
 from ..kinds import fits, misfit
 from ..models import ModelOptions
+from ..runtime.detector import CELL
 
 SCORED = ("calibration", "counting")  # what weights keep of scores, which are others with another typing stage
-CELL = "cell"  # how large the cells were in training
 # Of the laboratory that a typing stage was adapted to: factors on the width and height of boxes, by what the types'
 # logits are shifted for their shares there, and what was done, step by step.
 BOX_FACTORS, SHIFT, ADAPTED = "box_factors", "shift", "adapted"

@@ -8,16 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from ..data.fit import fit
-from ..data.loader import to_tensor
 from ..detections import Detections
 from ..errors import LeukoError
 from ..runtime import ExportedDetector
 from ..synth.dataset import random_picture
 from .ensemble import EnsembleMember
-from .evaluate import on_views
 
 LEAST = 0.05  # score of a box that is compared
 BATCHES = (1, 4)
@@ -73,7 +70,7 @@ def check(member: EnsembleMember, path: Path, fields: Sequence[np.ndarray], boun
         for batch in BATCHES:
             for start in range(0, len(views), batch):
                 part = views[start : start + batch]
-                pairs = zip(_by_torch(member, part, size), exported.detect(part), strict=True)
+                pairs = zip(member.model.detect(part), exported.detect(part), strict=True)
                 found += [(*pair, f"field {start + k + 1} at {size} pixels") for k, pair in enumerate(pairs)]
     theirs = [detections for _, detections, _ in found[: len(fields)]]
     boxes = sum(len(each.above(LEAST)) for pair in found for each in pair[:2])
@@ -98,11 +95,6 @@ def check(member: EnsembleMember, path: Path, fields: Sequence[np.ndarray], boun
     if member.typing:
         largest[1] = max(largest[1], _of_typing(member, exported, fields, theirs, bounds))
     return Parity(len(fields), boxes, len(missing), *largest)
-
-
-@torch.inference_mode()
-def _by_torch(member: EnsembleMember, views: Sequence[np.ndarray], size: int) -> list[Detections]:
-    return on_views(member.model, [to_tensor(view) for view in views], size, torch.device("cpu"), "none")
 
 
 def _compare(mine: Detections, theirs: Detections, bounds: Bounds) -> tuple[list[str], tuple[float, float]]:

@@ -7,15 +7,18 @@ other. Beside a GPU the workers decode, and this process detects.
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib.util
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
 from ..config import PredictOptions
 from ..data.images import is_image
-from ..data.loader import in_workers, worker_count
+from ..data.loaded_image import is_large
+from ..data.workers import worker_count
 from ..errors import LeukoError, one_line
 from ..report.journal import Journal
 from ..report.predictions import Lazy
@@ -42,21 +45,32 @@ def predict_batches(
     images, left = (sum(len(batches[i]) for i in some) for some in (range(len(batches)), todo))
     if left < images:
         print(f"goes on in {one_line(str(journal.folder))}: {images - left} of {images} images are done")
-    is_on_cpu = predictor.models.device.type == "cpu"
+    is_on_cpu = predictor.models.is_on_cpu
     workers = min(process_count(options.workers, is_on_cpu), images // FEW)
     work = predictor.predict if is_on_cpu else predictor.load
     with tqdm(desc="predicting", total=images, initial=images - left, unit="image") as bar:
-        for i, done in zip(todo, in_workers(work, [batches[i] for i in todo], workers), strict=True):
+        for i, done in zip(todo, each_done(work, [batches[i] for i in todo], workers), strict=True):
             if isinstance(done, LeukoError):  # of a picture that cannot be written, for example
                 raise done
-            if done is None:
-                done = predictor.load(batches[i])
-                done = predictor.records(batches[i], done)
-            elif not is_on_cpu:
+            done = work(batches[i]) if done is None else done
+            if not is_on_cpu:
                 done = predictor.records(batches[i], done)
             numbers[i] = journal.append([item.about | record for item, record in zip(batches[i], done, strict=True)])
             bar.update(len(batches[i]))
     return Lazy(len(batches), lambda i: journal[numbers[i]])
+
+
+def each_done(work: Callable, batches: Sequence[Sequence[Item]], workers: int) -> Iterator:
+    """What ``work`` makes of each batch, in their order, by so many processes; None for one that is left to this."""
+    if not workers:
+        return map(work, batches)
+    from ..data.loader import in_workers  # they are torch's
+
+    return in_workers(functools.partial(_by_worker, work), batches, workers)
+
+
+def _by_worker(work: Callable, items: Sequence[Item]) -> object:
+    return None if any(is_large(item.path) for item in items) else work(items)
 
 
 def known_batches(journal: Journal, batches: Sequence[Sequence[Item]]) -> dict[int, int]:
@@ -78,7 +92,12 @@ def known_batches(journal: Journal, batches: Sequence[Sequence[Item]]) -> dict[i
 
 
 def process_count(workers: int, is_on_cpu: bool) -> int:
-    """The ``--workers`` option as a number: -1 is, on a CPU, one process per core, at most 16; else as for training."""
+    """The ``--workers`` option as a number: -1 is, on a CPU, one process per core, at most 16; else as for training.
+    Without torch, whose worker processes they are, this process works alone."""
+    if not importlib.util.find_spec("torch"):
+        if workers > 0:
+            raise LeukoError(f"--workers {workers}: processes need PyTorch, which is not installed; leave it out")
+        return 0
     if workers >= 0 or not is_on_cpu:
         return worker_count(workers)
     return min(MOST_WORKERS, worker_count(workers) + 1)

@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from ..config import PredictOptions
 from ..data.images import memory_errors_as
-from ..data.loader import LoadedImage, is_left_to_main
+from ..data.loaded_image import LoadedImage
 from ..data.memory import in_memory
 from ..detections import Detections
 from ..errors import LeukoError
@@ -34,8 +33,6 @@ from ..runtime.ensemble import members_of
 from ..runtime.typing_stage import OFF
 from . import thresholds
 from .ensemble import EnsembleMember, Fusion, load_members, places, without_weak
-from .evaluate import choose_device
-from .finished import finished_runs
 from .thresholds import Threshold
 
 GPU_BATCH = 8  # images at once on a GPU; on a CPU several at once are not faster than one after the other
@@ -47,7 +44,6 @@ class Models:
     """The detectors of a prediction, how they are fused if there are several, and the score from which they count."""
 
     members: list[EnsembleMember]
-    device: torch.device
     fusion: Fusion
     calibrated: bool
     threshold: Threshold
@@ -55,9 +51,12 @@ class Models:
     @classmethod
     def of(cls, options: PredictOptions) -> Models:
         """The models that the options name; LeukoError where they do not fit each other or the options."""
-        device = choose_device(options.device, options.amp)
-        named = [options.weights] if options.ensemble is None else options.ensemble or finished_runs(options.project)
-        members = load_members(named, device, *options.looking)
+        named = [options.weights] if options.ensemble is None else options.ensemble
+        if not named:
+            from .finished import finished_runs  # of torch's states
+
+            named = finished_runs(options.project)
+        members = load_members(named, options.device, *options.looking)
         members = without_weak(members, named=options.ensemble != [])
         for member in members:
             member.labels_in(members[0].types)
@@ -69,7 +68,7 @@ class Models:
         threshold = thresholds.kept(members, fusion, options.calibrated) or Threshold()
         if options.threshold is not None:
             threshold = Threshold(options.threshold, "as --threshold says")
-        return cls(members, device, fusion, options.calibrated, threshold)
+        return cls(members, fusion, options.calibrated, threshold)
 
     @property
     def name(self) -> str:
@@ -80,6 +79,11 @@ class Models:
     def types(self) -> list[str]:
         """The types in the order of the labels."""
         return list(self.members[0].types)
+
+    @property
+    def is_on_cpu(self) -> bool:
+        """Whether all of them are; if not, the others are on a GPU."""
+        return all(member.model.is_on_cpu for member in self.members)
 
     @property
     def views(self) -> list[int]:
@@ -108,7 +112,7 @@ class Models:
         return [found[i] for i in range(len(images))]
 
     def _of_one_shape(self, images: Sequence[LoadedImage]) -> list[Detections]:
-        predictions = [member.relabel(member.detect(images, self.device), self.types) for member in self.members]
+        predictions = [member.relabel(member.detect(images), self.types) for member in self.members]
         if self.calibrated:
             predictions = [member.calibrated(p) for member, p in zip(self.members, predictions, strict=True)]
         is_alone = len(self.members) == 1
@@ -164,7 +168,7 @@ class Predictor:
     @property
     def batch_size(self) -> int:
         """Images that are looked at together."""
-        return self.options.batch or (1 if self.models.device.type == "cpu" else GPU_BATCH)
+        return self.options.batch or (1 if self.models.is_on_cpu else GPU_BATCH)
 
     def __call__(self, batch: Mapping[str, Sequence]) -> dict[str, np.ndarray]:
         """What is found on a batch of N images: ``path`` names their files, or ``bytes`` holds these, or ``image``
@@ -198,34 +202,24 @@ class Predictor:
 
     # ---------------------------------------------------------------- from files to records
 
-    def predict(self, items: Sequence[Item]) -> list[dict] | None:
-        """The record of each of any number of images: of :class:`ImagePrediction`, or ``{"error": text}``. None as
-        :meth:`load`."""
-        records = []
-        for part in (items[at : at + self.batch_size] for at in range(0, len(items), self.batch_size)):
-            images = self.load(part)
-            if images is None:
-                return None
-            records += self.records(part, images)
-        return records
+    def predict(self, items: Sequence[Item]) -> list[dict]:
+        """The record of each of any number of images: of :class:`ImagePrediction`, or ``{"error": text}``."""
+        parts = [items[at : at + self.batch_size] for at in range(0, len(items), self.batch_size)]
+        return [record for part in parts for record in self.records(part, self.load(part))]
 
-    def load(self, items: Sequence[Item]) -> list[LoadedImage | LeukoError] | None:
-        """Each image, or the error for which it is not read; None in a loader's process that is to leave them to the
-        main process."""
+    def load(self, items: Sequence[Item]) -> list[LoadedImage | LeukoError]:
+        """Each image, or the error for which it is not read."""
 
-        def one(item: Item) -> LoadedImage | LeukoError | None:
+        def one(item: Item) -> LoadedImage | LeukoError:
             try:
                 if item.pixels is not None:
                     return LoadedImage.of_pixels(in_memory(item.pixels, self.options.max_pixels), sizes)
-                if not item.data and is_left_to_main(item.path):
-                    return None
                 return LoadedImage.of_file(item.path, sizes, True, self.options.max_pixels, item.data)
             except LeukoError as error:
                 return error
 
         sizes = self.models.views
-        images = [one(item) for item in items]
-        return None if None in images else images
+        return [one(item) for item in items]
 
     def records(self, items: Sequence[Item], images: Sequence[LoadedImage | LeukoError]) -> list[dict]:
         """What is found on the images, and their pictures in files."""

@@ -20,11 +20,11 @@ from ..errors import LeukoError
 from ..io import write_csv
 from ..metrics import coco
 from ..metrics.counting import one_type
-from ..models import DetectionModel
 from ..report import pictures, plots, run
 from . import checkpoint, distributed, thresholds
 from .evaluate import evaluate
 from .metadata import CELL
+from .network import Network
 from .state import Labels, Progress, labels_of, save_state
 from .tiling import cell_sides
 
@@ -58,7 +58,7 @@ class Run:
 
     def end_epoch(
         self,
-        prepared: DetectionModel,
+        prepared: Network,
         recipe: dict,
         weights: Mapping[str, Tensor],
         losses: dict[str, float],
@@ -78,8 +78,7 @@ class Run:
         """
         progress, options = self.progress, self.options
         batch = options.batch if self.device.type == "cuda" else 1  # more at once are no faster on a CPU
-        how = {"batch": batch, "workers": options.workers, "amp": options.amp}
-        evaluation, predictions = evaluate(prepared, self.val_set, self.device, **how)
+        evaluation, predictions = evaluate(prepared, self.val_set, batch=batch, workers=options.workers)
         measures = {name: getattr(evaluation, name) for name in MEASURES}
         progress.epoch, progress.batch, progress.sums = progress.epoch + 1, 0, {}
         row = {"epoch": progress.epoch, "lr": learning_rate, "seconds": round(progress.seconds, 1)}

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING
 from ..data.dataset import Dataset
 from ..detections import Detections
 from ..metrics import counting
-from ..registry import comes_with_leuko
-from .checkpoint import FOREIGN, Weights, save_about
+from ..registry import FOREIGN, comes_with_leuko
 
 if TYPE_CHECKING:
+    from ..runtime import ExportedDetector
+    from .checkpoint import Weights
     from .ensemble import EnsembleMember, Fusion
 
 DEFAULT = 0.5
@@ -74,14 +75,14 @@ def keep(
     weights = _keeper(members)
     if weights.path.suffix != FOREIGN:
         found = {_key(members, fusion, calibrated): {"threshold": value, "data": data, "split": split}}
-        save_about(weights, counting=weights.about.get("counting", {}) | found)
+        weights.keep(counting=weights.about.get("counting", {}) | found)
 
 
 def _of_sizes(sizes: Sequence[int]) -> str:
     return "alone at " + " ".join(map(str, sorted(sizes)))
 
 
-def _keeper(members: Sequence[EnsembleMember]) -> Weights:
+def _keeper(members: Sequence[EnsembleMember]) -> Weights | ExportedDetector:
     """The weights with which a threshold is kept: of a fusion always the same, in whatever order it is named, and not
     those that come with leuko if there are others."""
     if len(members) == 1:

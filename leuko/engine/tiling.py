@@ -12,22 +12,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from ..data.dataset import Dataset
-from ..data.loader import LoadedImage
+from ..data.loaded_image import LoadedImage
 from ..data.slides import Slide
 from ..detections import Detections
 from ..errors import LeukoError
-from ..models import DetectionModel
-from ..ops.pairs import box_sides, overlapping_pairs, share_of_smaller
-from ..registry import DEFAULT, find
+from ..ops.pairs import box_sides, firsts, overlapping_pairs, share_of_smaller
 from ..runtime import ExportedDetector
-from . import evaluate
-from .checkpoint import Weights, load_weights
-from .metadata import CELL
+from .detect import detect_views
+
+if TYPE_CHECKING:
+    from .checkpoint import Weights
+    from .network import Network
 
 MICRONS = 14.0  # of a leukocyte on a smear, the side of its box
 OVERLAP, LEAST_TILE = 2.0, 10.0  # in cells
@@ -53,21 +53,6 @@ def cells_at_network(dataset: Dataset, image_size: float) -> list[tuple[Path, fl
     return [(s.image, float(np.median(each)) * image_size / max(s.width, s.height)) for s, each in sides]
 
 
-def known_sides(weights: Weights | ExportedDetector) -> dict[str, float]:
-    """The same of weights: as their metadata say, or as the registry says of the detector that comes with leuko, also
-    where it lies in another file; {} where neither does."""
-    if CELL in weights.about:
-        return weights.about[CELL]
-    if not isinstance(weights, Weights):
-        return {}  # an export, in which they would be
-    own = load_weights(DEFAULT)
-    same = weights.recipe == own.recipe and all(
-        name in weights.state and torch.equal(value, weights.state[name]) for name, value in own.state.items()
-    )
-    network, stored = map(float, find(DEFAULT).cell.split()) if same else (0, 0)
-    return {"network": network, "stored": stored} if same else {}
-
-
 @dataclass(frozen=True)
 class Tiling:
     """How a model's images are cut: ``network`` is the side of a cell in pixels of the network, ``stored`` in those of
@@ -83,7 +68,7 @@ class Tiling:
     @classmethod
     def of(cls, weights: Weights | ExportedDetector, sizes: Sequence[int], own: int, cell_size: float) -> Tiling:
         """For a model; LeukoError where nobody knows how large cells were in its training."""
-        known = known_sides(weights)
+        known = weights.cell_sides
         if not known:
             raise LeukoError(
                 f"{weights.path}: does not say how large cells were in its training, which --tiles needs; it is of an "
@@ -102,9 +87,7 @@ class Tiling:
         side = math.ceil(max(self.own, LEAST_TILE * self.network) * cell / self.network)
         return tuple(_spans(length, side, math.ceil(OVERLAP * cell)) for length in size)
 
-    def __call__(
-        self, model: DetectionModel, image: LoadedImage, device: torch.device, amp: str = "none"
-    ) -> Detections:
+    def __call__(self, model: Network | ExportedDetector, image: LoadedImage) -> Detections:
         """Detections of an image that has its stored ``pixels``, in these, in descending order of score."""
         cell = self.cell(image)
         columns, rows = self.grid(image.size, cell)
@@ -113,8 +96,8 @@ class Tiling:
         sides = [max(round(longer * size / self.own), 1) for size in self.sizes]
         tiles = ((box, _tile(image, box, sides)) for box in boxes)
         found: list[Detections] = []
-        while some := list(islice(tiles, 1 if device.type == "cpu" else TILES_AT_ONCE)):
-            of_tiles = evaluate.detect_views(model, [tile for _, tile in some], device, amp)
+        while some := list(islice(tiles, 1 if model.is_on_cpu else TILES_AT_ONCE)):
+            of_tiles = detect_views(model, [tile for _, tile in some])
             for (box, tile), detections in zip(some, of_tiles, strict=True):
                 scale = np.float32([(box[2] - box[0]) / tile.size[0], (box[3] - box[1]) / tile.size[1]] * 2)
                 moved = replace(detections, boxes=detections.boxes * scale + np.float32(box[:2] * 2))
@@ -169,8 +152,4 @@ def merged(tiles: Sequence[Detections]) -> Detections:
     tile_of = np.repeat(np.arange(len(tiles)), [len(tile) for tile in tiles])[order]
     detections = Detections(**fields, types=tiles[0].types)[order]
     pairs = overlapping_pairs(detections.boxes, SAME_CELL, share_of_smaller)
-    stays = np.ones(len(detections), bool)
-    for better, worse in pairs[tile_of[pairs[:, 0]] != tile_of[pairs[:, 1]]].tolist():
-        if stays[better]:
-            stays[worse] = False
-    return detections[stays]
+    return detections[firsts(pairs[tile_of[pairs[:, 0]] != tile_of[pairs[:, 1]]], len(detections))]

@@ -22,9 +22,9 @@ from tqdm import tqdm
 
 from ..config import TrainOptions
 from ..data.dataset import Dataset
-from ..data.loader import worker_count
 from ..data.training import TrainingBatch, TrainingImages, TrainingLoader
 from ..data.transforms.compose import read_steps
+from ..data.workers import worker_count
 from ..errors import LeukoError
 from ..models import DetectionModel
 from ..models.base import param_groups
@@ -32,7 +32,7 @@ from ..ops import ranks
 from ..report import pictures, plots
 from . import distributed
 from .ema import ModelEMA
-from .evaluate import autocast, prepare
+from .network import Network, autocast
 from .run import Run
 from .schedule import Schedule, step_schedule
 from .state import Progress
@@ -146,7 +146,7 @@ def fit(run: Run, loop: Loop) -> None:
     def end_epoch(losses: dict[str, float]) -> Progress:
         averaged = ema.module if ema else model
         learning_rate = loop.optimizer.param_groups[0]["lr"]
-        weights, prepared = averaged.state_dict(), prepare(averaged, run.device)
+        weights, prepared = averaged.state_dict(), Network(averaged, run.device, run.options.amp)
         return run.end_epoch(prepared, model.recipe, weights, losses, learning_rate, loop.state_dict())
 
     with Stop() as stop:

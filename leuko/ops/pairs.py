@@ -30,6 +30,25 @@ def overlapping_pairs(
     return pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
 
 
+def firsts(pairs: np.ndarray, number: int) -> np.ndarray:
+    """Which of ``number`` things, the best first, remain where of each of the ``pairs`` (as :func:`overlapping_pairs`
+    gives them) the first removes the second, unless it is itself removed: [number] bool."""
+    stays = np.ones(number, bool)
+    for better, worse in pairs.tolist():
+        if stays[better]:
+            stays[worse] = False
+    return stays
+
+
+def nms(boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, least: float) -> np.ndarray:
+    """Indices of the boxes [N, 4] that no better one of their label overlaps by an IoU of more than ``least``, the best
+    first: what ``torchvision.ops.batched_nms`` does, without torch."""
+    order = np.argsort(-scores, kind="stable")
+    pairs = overlapping_pairs(boxes[order], least)
+    alike = labels[order][pairs[:, 0]] == labels[order][pairs[:, 1]]
+    return order[firsts(pairs[alike], len(order))]
+
+
 def box_sides(boxes: np.ndarray) -> np.ndarray:
     """How large boxes [N, 4] are: the side [N] of the square of the same area."""
     return np.sqrt((boxes[:, 2:] - boxes[:, :2]).prod(1))

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -19,12 +20,14 @@ from ..data.fit import fit
 from ..data.images import read_image
 from ..data.slides import open_image
 from ..data.tools.findings import TypedBox
-from ..data.training import TrainingImages, TrainingItem
 from ..data.transforms import compose
 from ..detections import Detections
 from ..metrics.confusion import Pairing
 from ..metrics.consensus import Suspect
 from . import plots
+
+if TYPE_CHECKING:
+    from ..data.training import TrainingImages, TrainingItem
 
 LEAST_SIDE = 8  # pixels of a box in a small picture
 NOTE_STEP = 26  # pixels: the height of a line below a sheet

@@ -8,19 +8,13 @@ import dataclasses
 import itertools
 import json
 import os
-import platform
 import shutil
 from collections.abc import Iterator
 from datetime import datetime, timezone
-from importlib import metadata
 from math import nan
 from pathlib import Path
 from typing import Any
 
-import cv2
-import torch
-
-from .. import __version__
 from ..data.dataset import Dataset
 from ..detections import MAX_DETECTIONS
 from ..errors import LeukoError
@@ -151,28 +145,3 @@ def write_warnings(folder: str | Path, *datasets: Dataset) -> None:
     """Write ``warnings.txt``, a line for each warning about the data; no file if there is none."""
     if lines := [str(warning) for dataset in datasets for warning in (*dataset.notes, *dataset.warnings)]:
         write_text(Path(folder) / "warnings.txt", "\n".join(lines) + "\n")
-
-
-def environment(device: torch.device | None = None) -> dict[str, Any]:
-    """Describe what a run runs on: versions, the processor and its threads, the GPU that ``device`` is (None for any
-    other device) and whether products of float32 are rounded to TF32 there."""
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "leuko": __version__,
-        **{name: metadata.version(name) for name in ("torch", "torchvision", "timm", "numpy")},
-        "opencv": cv2.__version__,
-        "cpu": _cpu(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "cuda": torch.version.cuda,
-        "tf32": torch.backends.cuda.matmul.allow_tf32,
-        "gpu": torch.cuda.get_device_name(device) if device is not None and device.type == "cuda" else None,
-    }
-
-
-def _cpu() -> str:
-    info = Path("/proc/cpuinfo")  # on Linux, platform.processor() is empty or just "x86_64"
-    lines = info.read_text(errors="replace").splitlines() if info.exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return next(iter(models), platform.processor() or platform.machine())

@@ -16,6 +16,7 @@ from ..metrics import counting
 from .graph import AGAIN, Graph
 from .typing_stage import TypingStage
 
+CELL = "cell"  # of what weights say of themselves: how large the cells were in training
 FORM = 1  # of the graphs and their metadata; another number is another form
 TYPER = {"file": str, "identity": str, "side": int, "view": float, "types": list[str], "box_factors": list[float]}
 ABOUT = {
@@ -57,6 +58,8 @@ class ExportedDetector:
     typing: TypingStage | None
     max_detections: int
 
+    is_on_cpu = True  # as a network of torch's says, too (see ``engine.network``)
+
     @classmethod
     def load(cls, path: str | Path, max_detections: int = 0) -> ExportedDetector:
         """From ``NAME.onnx`` or ``NAME.xml``, beside which the files lie that belong to it; 0 detections are as many as
@@ -78,6 +81,28 @@ class ExportedDetector:
     identity = property(lambda self: self.metadata["identity"])
     typer = property(lambda self: self.metadata["typer"] or None)
     image_size = property(lambda self: self.metadata["image_size"])
+    parameters = property(lambda self: self.metadata["parameters"])
+    cell_sides = property(lambda self: self.about.get(CELL, {}))
+
+    def at_work(self, device: str, amp: str, max_detections: int) -> ExportedDetector:
+        """Itself: it runs on the CPU, and gives as many detections as it was loaded for."""
+        return self
+
+    def typing_stage(self, device: str) -> TypingStage | None:
+        """Its typing stage, on the CPU."""
+        return self.typing
+
+    def gflops(self, sizes: Sequence[int], device: object) -> float:
+        """nan: the operations of an export are not counted."""
+        return float("nan")
+
+    def check_keeps(self) -> None:
+        """LeukoError: an export cannot keep what ``leuko val`` has found."""
+        raise LeukoError(f"{self.path}: is an export, in which nothing is kept; name the weights that it was made of")
+
+    def keep(self, **about: object) -> None:
+        """As :meth:`check_keeps`."""
+        self.check_keeps()
 
     def detect(self, views: Sequence[np.ndarray]) -> list[Detections]:
         """What the detector finds on images [h, w, 3] uint8 RGB that are scaled already, in their pixels, whatever its

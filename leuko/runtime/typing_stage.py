@@ -28,14 +28,15 @@ class Field(Protocol):
 class TypingStage:
     """A typing network ready for use, crops [N, S, S, 3] uint8 RGB of ``side`` S -> probabilities [N, K + 1] of the
     types and, last, of none; the types in the order of its classes, how much of a cell's surroundings it sees (see
-    ``data.crops``), and the factors on the width and the height of boxes by which a laboratory draws them larger or
-    smaller (see ``leuko adapt``)."""
+    ``data.crops``), the factors on the width and the height of boxes by which a laboratory draws them larger or
+    smaller (see ``leuko adapt``), and the network's parameters that are not counted with the detector's."""
 
     net: Callable[[np.ndarray], np.ndarray]
     side: int
     types: tuple[str, ...]
     view: float
     box_factors: tuple[float, float] = (1.0, 1.0)
+    parameters: int = 0
 
     def __call__(self, images: Sequence[Field], detections: Sequence[Detections]) -> list[Detections]:
         """The detections of each image with other types: each cell, found with whatever types, becomes a detection of
