@@ -51,9 +51,17 @@ class Command:
         return first[0].lower() + first[1:]
 
     def load(self) -> Callable[..., int | None]:
-        """Import the function, and with it all that it needs."""
+        """Import the function, and with it all that it needs; LeukoError where a package is not installed."""
         module, _, name = self.function.partition(":")
-        return getattr(importlib.import_module(module), name)
+        try:
+            return getattr(importlib.import_module(module), name)
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] == __package__:
+                raise
+            raise LeukoError(
+                f"{module.replace('.', ' ')}: needs {error.name}, which is not installed; install leuko with all that "
+                "it needs (what works without PyTorch: docs/deploy.md)"
+            ) from error
 
 
 COMMANDS: dict[str, Command] = {

@@ -696,7 +696,8 @@ class ExportOptions:
     max_detections: int = MAX_DETECTIONS
     """Most detections per image."""
     data: str = ""
-    """Data set on whose images parity is shown; without it, on rendered fields."""
+    """Data set on whose images parity is shown, and by whose labels, that mAP is the same; without it, on rendered
+    fields."""
     split: str = "test"
     """Split of --data."""
     fields: int = 8

@@ -7,12 +7,14 @@ if __name__ == "__main__":  # read before all else is imported, so that --help a
 
     run_module("export")
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from . import __version__
 from .config import ExportOptions
 from .data import source
+from .data.dataset import Dataset
 from .data.images import read_image
 from .engine import exporter, parity
 from .engine.ensemble import EnsembleMember, load_members
@@ -33,15 +35,23 @@ def export(options: ExportOptions) -> Path:
     members = load_members(named, "cpu", sizes, options.max_detections)
     name = options.name or (members[0].name if len(members) == 1 else "ensemble")
     bounds = parity.HALF if options.half else parity.Bounds()
+    dataset = labelled(options, members) if options.data else None
     with whole_run(options.save, name) as folder:
         paths = []
         for member in members:
             path = folder / f"{member.name}{exporter.FORMATS[options.format]}"
             files = exporter.write(member, path, options.half)
-            shown = parity.check(member, path, fields_of(options, member), bounds)
+            fields = [read_image(s.image) for s in dataset.samples[: options.fields]] if dataset else []
+            shown = parity.check(member, path, fields or parity.rendered(options.fields, member.sizes[0]), bounds)
             megabytes = sum(file.stat().st_size for file in files) / 1e6
             print(f"{path}: {megabytes:.1f} MB\n{shown}")
-            write_json(folder / f"{member.name}.json", {"leuko": __version__, "parity": asdict(shown)})
+            about = {"leuko": __version__, "parity": asdict(shown)}
+            if dataset:
+                mAP, of_export = parity.check_mAP(member, path, dataset, bounds)
+                on = f"{options.data}, {dataset.split}, {len(dataset)} images"
+                print(f"mAP on {on}: {of_export:.4f}, of the detector {mAP:.4f}")
+                about["mAP"] = {"data": options.data, "split": dataset.split, "export": of_export, "detector": mAP}
+            write_json(folder / f"{member.name}.json", about)
             paths.append(path)
         if len(members) > 1:
             write_manifest(folder, paths)
@@ -49,11 +59,12 @@ def export(options: ExportOptions) -> Path:
     return folder
 
 
-def fields_of(options: ExportOptions, member: EnsembleMember) -> list:
-    """The fields on which parity is shown: those of a data set's split, or rendered ones."""
-    if not options.data:
-        return parity.rendered(options.fields, member.sizes[0])
-    samples = source.load(options.data, options.split).samples[: options.fields]
-    if len(samples) < 2:
-        raise LeukoError(f"{options.data}: {options.split} has {len(samples)} images; two or more are needed")
-    return [read_image(sample.image) for sample in samples]
+def labelled(options: ExportOptions, members: Sequence[EnsembleMember]) -> Dataset:
+    """The split of a data set on which parity is shown, whose types must be those of the members."""
+    dataset = source.load(options.data, options.split)
+    if len(dataset) < 2:
+        raise LeukoError(f"{options.data}: {options.split} has {len(dataset)} images; two or more are needed")
+    for member in members:
+        member.new_name = source.find(options.data).new_name
+        member.labels_in(dataset.types)
+    return dataset

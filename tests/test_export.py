@@ -17,8 +17,10 @@ import torch
 from conftest import ROOT, TYPES, leave_charts_blank, table
 
 from leuko import Detector
+from leuko.baselines.ultralytics import create_yolo
 from leuko.cli import main
 from leuko.data.images import read_image
+from leuko.data.loader import to_tensor
 from leuko.data.tools.builder import save_image
 from leuko.detections import Detections
 from leuko.engine import exporter, parity
@@ -41,20 +43,8 @@ def trained(centres, tmp_path_factory, one_thread) -> Path:
     not learned but tells crops apart."""
     project = tmp_path_factory.mktemp("trained")
     words = ["--model", "fcos_improved", "--backbone", NET, "--no-pretrained", "--norm", "gn", "--imgsz", "96"]
-    words += [
-        "--channels",
-        "32",
-        "--epochs",
-        "12",
-        "--batch",
-        "2",
-        "--lr",
-        "0.01",
-        "--workers",
-        "0",
-        "--augment",
-        "none",
-    ]
+    words += ["--channels", "32", "--epochs", "12", "--batch", "2", "--lr", "0.01", "--workers", "0"]
+    words += ["--augment", "none"]
     with pytest.MonkeyPatch.context() as patch:
         leave_charts_blank(patch)
         main(["train", "--data", str(centres["home"]), "--project", str(project), "--name", "run", *words])
@@ -108,6 +98,27 @@ def test_every_detector_says_the_same(name, tmp_path, leuko):
         assert np.abs(mine.boxes - theirs.boxes).max() < 0.05 and np.abs(mine.scores - theirs.scores).max() < 1e-4
 
 
+def test_yolo_says_the_same(tmp_path, leuko):
+    """Of the package's own model, whose norms have seen fields and whose scores are near a half."""
+    pytest.importorskip("ultralytics", reason="the extra `ultralytics` is not installed")
+    torch.manual_seed(0)
+    model = create_yolo("yolo11n", 5, image_size=64)
+    for module in model.network.train().modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = None  # the mean of what it sees
+    fields = [to_tensor(field).float() / 255 for field in parity.rendered(6, 64)[1::2]]
+    with torch.no_grad():
+        model.network(torch.stack(fields))
+    for branch in model.network.eval().model[-1].cv3:
+        branch[-1].bias.data.zero_()
+    weights = tmp_path / "yolo.safetensors"
+    save_weights(weights, model.recipe, model.state_dict(), TYPES, epoch=1)
+    done = leuko("export", "--weights", weights, "--save", tmp_path, "--fields", "3")
+    assert done.code == 0 and "parity on 3 fields" in done.out, done.err
+    exported = ExportedDetector.load(tmp_path / "yolo/yolo.onnx")
+    assert exported.metadata["licence"] == "AGPL-3.0" and len(exported.detect([parity.rendered(2, 64)[1]])[0]) >= 5
+
+
 def test_commands_take_an_export_as_they_take_weights(trained, exported, centres, tmp_path, leuko):
     field = sorted((centres["home"] / "images").rglob("*.jpg"))[0]
     common = ["--weights", exported, "--workers", "0", "--save", tmp_path]
@@ -132,9 +143,19 @@ def test_commands_take_an_export_as_they_take_weights(trained, exported, centres
     )
 
 
-def test_half_is_half_as_large(trained, exported, tmp_path, leuko):
-    done = leuko("export", "--weights", trained, "--half", "--save", tmp_path, "--fields", "3")
+def test_half_is_half_as_large(trained, exported, centres, tmp_path, leuko, monkeypatch):
+    """And finds as much on labelled fields, or it would be refused."""
+    words = ["export", "--weights", trained, "--half", "--save", tmp_path, "--fields", "3"]
+    words += ["--data", centres["home"], "--split", "val"]
+    done = leuko(*words)
     assert done.code == 0, done.err
+    mAP = json.loads((tmp_path / "typed/typed.json").read_text())["mAP"]
+    assert mAP["detector"] > 0 and abs(mAP["export"] - mAP["detector"]) <= 0.002
+    assert f"6 images: {mAP['export']:.4f}, of the detector {mAP['detector']:.4f}" in done.out
+    monkeypatch.setattr(parity, "check", lambda *_: parity.Parity(3, 9, 0, 0.0, 0.0))
+    monkeypatch.setattr(ExportedDetector, "detect", of(lambda d: d[2:]))
+    leuko(*words, "--name", "other").refused("typed.onnx: its mAP is", f"that of the detector {mAP['detector']:.4f}")
+    assert not (tmp_path / "other").exists()
     for name in ("typed.onnx", "typed.typer.onnx"):
         assert (tmp_path / "typed" / name).stat().st_size < 0.65 * exported.with_name(name).stat().st_size
 
@@ -297,8 +318,8 @@ WITHOUT_TORCH = """
 import sys
 for name in ("torch", "torchvision", "timm", "safetensors", "ensemble_boxes", "onnx"):
     sys.modules[name] = None
-from leuko.cli import main
-main(sys.argv[1:])
+from leuko.cli import leave, main
+leave(lambda: main(sys.argv[1:]))
 """
 
 

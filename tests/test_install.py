@@ -75,3 +75,9 @@ def test_script_beside_an_editable_clone_imports_leuko(clone, tmp_path):
     box = clone / "weights/leuko-small.safetensors"
     told = f"{__version__} {clone / 'leuko/registry.py'} True {box}"
     assert run(python, tmp_path / "script.py", cwd=tmp_path) == told
+
+
+def test_what_use_without_torch_needs_is_part_of_what_leuko_needs():
+    needs = [line for line in (ROOT / "docs/deploy.txt").read_text().splitlines() if not line.startswith("#")]
+    project = (ROOT / "pyproject.toml").read_text()
+    assert len(needs) > 5 and all(f'"{line}"' in project for line in needs)

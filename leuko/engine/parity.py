@@ -4,17 +4,20 @@ different sizes, and at two image sizes."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from ..data.dataset import Dataset
 from ..data.fit import fit
 from ..detections import Detections
 from ..errors import LeukoError
+from ..metrics import coco
 from ..runtime import ExportedDetector
 from ..synth.dataset import random_picture
 from .ensemble import EnsembleMember
+from .evaluate import predict_by
 
 LEAST = 0.05  # score of a box that is compared
 BATCHES = (1, 4)
@@ -23,16 +26,17 @@ OTHER_SIZE = 1.25  # times the image size, at which parity is shown, too
 
 @dataclass(frozen=True)
 class Bounds:
-    """How far boxes (in pixels of the scaled image) and scores may lie apart, and the share of the boxes that must have
-    a counterpart of their type that near."""
+    """How far boxes (in pixels of the scaled image) and scores may lie apart, the share of the boxes that must have a
+    counterpart of their type that near, and how far mAP on labelled fields may be apart."""
 
     box: float = 0.05
     score: float = 1e-4
     share: float = 1.0
+    mAP: float = 0.001
 
 
 # Where weights are stored in 16 bits: two boxes that overlap just as much as NMS allows may then be one.
-HALF = Bounds(box=1.0, score=0.02, share=0.95)
+HALF = Bounds(box=1.0, score=0.02, share=0.95, mAP=0.002)
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,19 @@ def check(member: EnsembleMember, path: Path, fields: Sequence[np.ndarray], boun
     if member.typing:
         largest[1] = max(largest[1], _of_typing(member, exported, fields, theirs, bounds))
     return Parity(len(fields), boxes, len(missing), *largest)
+
+
+def check_mAP(member: EnsembleMember, path: Path, dataset: Dataset, bounds: Bounds) -> tuple[float, float]:
+    """mAP on a data set, of the member and of its export; LeukoError where they differ."""
+    exported = replace(EnsembleMember.load(path), new_name=member.new_name)
+    found = [predict_by(each, dataset, workers=0).predictions for each in (member, exported)]
+    mine, theirs = (coco.evaluate(dataset, each, member.max_detections).mAP for each in found)
+    if not abs(mine - theirs) <= bounds.mAP:
+        raise LeukoError(
+            f"{path.name}: its mAP is {theirs:.4f}, that of the detector {mine:.4f}, where {bounds.mAP:g} is allowed "
+            "between them; it is not left"
+        )
+    return mine, theirs
 
 
 def _compare(mine: Detections, theirs: Detections, bounds: Bounds) -> tuple[list[str], tuple[float, float]]:
