@@ -25,6 +25,7 @@ from leuko.config import TrainOptions
 from leuko.data.dataset import Dataset, Sample
 from leuko.data.tools.findings import LEVELS, Finding
 from leuko.detections import Detections
+from leuko.engine.environment import environment
 from leuko.errors import LeukoError
 from leuko.io import replacing, write_csv, write_json, write_text, write_yaml
 from leuko.metrics.coco import Evaluation, TypeResult, evaluate
@@ -97,10 +98,10 @@ def test_what_is_written_can_be_read(tmp_path):
 def test_the_environment_names_the_gpu_that_is_used(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: f"GPU {torch.device(device or 0).index}")
-    names = {device: run.environment(torch.device(device))["gpu"] for device in ("cpu", "cuda:0", "cuda:1")}
+    names = {device: environment(torch.device(device))["gpu"] for device in ("cpu", "cuda:0", "cuda:1")}
     assert names == {"cpu": None, "cuda:0": "GPU 0", "cuda:1": "GPU 1"}
-    environment = run.environment()
-    assert environment["torch"] and environment["cpu"] and environment["threads"] >= 1 and environment["gpu"] is None
+    about = environment()
+    assert about["torch"] and about["cpu"] and about["threads"] >= 1 and about["gpu"] is None
 
 
 def test_file_names_that_are_no_text_are_written_as_escapes(tmp_path):

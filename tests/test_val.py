@@ -171,7 +171,7 @@ def test_val_tunes_the_fusion_on_another_split(project, data, tmp_path, leuko, m
     monkeypatch.setattr(ensemble, "IOUS", (0.55, 0.7))
     assert leuko(*words[:-4], stranger, "--tune", "--name", "unstated").code == 0
     assert {t["weights"] for t in table(tmp_path / "unstated/tuning.csv")} == {"equal"}
-    monkeypatch.setattr(EnsembleMember, "predict", lambda *_, **__: pytest.fail("ran"))
+    monkeypatch.setattr(val, "predict_by", lambda *_, **__: pytest.fail("ran"))
     for weights in ("map", "error"):
         leuko(*words[:-4], stranger, "--fusion-weights", weights).refused(str(stranger), "validation mAP")
     assert {p.name for p in tmp_path.iterdir()} == {"worse", "stranger.safetensors", "ensemble", "unstated"}
@@ -203,7 +203,7 @@ def test_a_result_is_named_before_anything_runs(project, data, faster, tmp_path,
         assert leuko(*words, "--weights", place).code == 0
         assert (tmp_path / "val" / name / "metrics.json").is_file()
     stored = (faster / "weights/best.safetensors").read_bytes()
-    monkeypatch.setattr(EnsembleMember, "predict", lambda *_, **__: pytest.fail("ran"))
+    monkeypatch.setattr(val, "predict_by", lambda *_, **__: pytest.fail("ran"))
     monkeypatch.setattr(prediction, "predict_batches", lambda *_, **__: pytest.fail("ran"))
     leuko(*words, "--weights", faster, "--calibrate", "--name", "a/b").refused('"a/b"', "not a plain folder name")
     assert (faster / "weights/best.safetensors").read_bytes() == stored
@@ -221,7 +221,7 @@ def test_a_refusal_in_the_middle_leaves_no_empty_result(project, data, tmp_path,
 @pytest.mark.parametrize("job", ["--tune", "--calibrate"])
 def test_no_image_is_both_tuned_on_and_reported(job, project, data, tmp_path, leuko, monkeypatch):
     """Whatever the splits are called, and by whatever path they name it."""
-    monkeypatch.setattr(EnsembleMember, "predict", lambda *_, **__: pytest.fail("ran"))
+    monkeypatch.setattr(val, "predict_by", lambda *_, **__: pytest.fail("ran"))
     (tmp_path / "link").symlink_to(data)
     both = tmp_path / "data.yaml"
     both.write_text(f"train: {data}/train.json\nval: {tmp_path}/link/test.json\ntest: {data}/test.json\n")
@@ -306,7 +306,7 @@ def test_val_never_writes_into_a_foreign_file(data, faster, tmp_path, leuko, mon
     own, foreign = checkpoint.load_weights(faster), tmp_path / "yolo.pt"
     foreign.write_bytes(b"theirs")
     monkeypatch.setattr(ultralytics, "read_checkpoint", lambda _: (own.recipe, own.types, own.state))
-    monkeypatch.setattr(EnsembleMember, "predict", lambda *_, **__: pytest.fail("ran"))
+    monkeypatch.setattr(val, "predict_by", lambda *_, **__: pytest.fail("ran"))
     leuko("val", "--data", data, "--weights", foreign, "--calibrate").refused(str(foreign), "--calibrate", "train")
     words = ["val", "--data", data, "--ensemble", faster, foreign, "--tune", "--calibrate"]
     leuko(*words).refused(str(foreign), "--calibrate")

@@ -10,16 +10,12 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from inspect import signature
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import LeukoError
-from ..models import batch_norm
 from ..ops.ranks import place
 
 T = TypeVar("T")
@@ -71,17 +67,6 @@ def together(device: torch.device) -> Iterator[None]:
             "training with --resume"
         ) from error
     dist.destroy_process_group()
-
-
-def parallel(model: nn.Module) -> nn.Module:
-    """The model, or what stands for it in the forward pass so that all ranks have the mean of their gradients."""
-    if place()[1] == 1:
-        return model
-    batch_norm.over_ranks(model)
-    known = signature(DistributedDataParallel).parameters
-    each_step = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # before torch 2.14
-    how = {each_step: False, "gradient_as_bucket_view": True}  # all ranks have the same buffers
-    return DistributedDataParallel(model, **how)
 
 
 # ---------------------------------------------------------------- rank 0 leads, the others help

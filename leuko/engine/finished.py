@@ -8,8 +8,6 @@ from pathlib import Path
 from ..config import TrainOptions
 from ..errors import LeukoError
 from ..io import read_yaml
-from .checkpoint import load_weights
-from .state import load_state
 
 LAST = Path("weights/last.safetensors")
 
@@ -17,6 +15,9 @@ LAST = Path("weights/last.safetensors")
 def is_finished(folder: Path, epochs: int) -> bool:
     """Whether a run was trained for so many epochs or more, or stopped early when it was to have so many: by its state,
     which an epoch writes after its weights, or, where somebody has removed that, by these."""
+    from .checkpoint import load_weights  # here, since they take torch, and who names exports needs none
+    from .state import load_state
+
     last, state = folder / LAST, folder / "resume.pt"
     if not last.is_file():
         return False
@@ -39,6 +40,8 @@ def finished_runs(project: str | Path, types: Sequence[str] | None = None) -> li
 
     Raises LeukoError if there are fewer than two, since there is nothing to fuse then.
     """
+    from .checkpoint import load_weights
+
     runs = []
     for args in sorted(Path(project).glob("*/args.yaml")):
         folder = args.parent

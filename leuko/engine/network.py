@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -11,8 +12,10 @@ import torch
 from ..data.loader import to_tensor
 from ..detections import Detections
 from ..errors import LeukoError
-from ..models import DetectionModel
 from . import cost, distributed
+
+if TYPE_CHECKING:
+    from ..models import DetectionModel
 
 PRECISIONS = {"none": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -33,6 +33,7 @@ from ..runtime.ensemble import members_of
 from ..runtime.typing_stage import OFF
 from . import thresholds
 from .ensemble import EnsembleMember, Fusion, load_members, places, without_weak
+from .finished import finished_runs
 from .thresholds import Threshold
 
 GPU_BATCH = 8  # images at once on a GPU; on a CPU several at once are not faster than one after the other
@@ -51,11 +52,7 @@ class Models:
     @classmethod
     def of(cls, options: PredictOptions) -> Models:
         """The models that the options name; LeukoError where they do not fit each other or the options."""
-        named = [options.weights] if options.ensemble is None else options.ensemble
-        if not named:
-            from .finished import finished_runs  # of torch's states
-
-            named = finished_runs(options.project)
+        named = [options.weights] if options.ensemble is None else options.ensemble or finished_runs(options.project)
         members = load_members(named, options.device, *options.looking)
         members = without_weak(members, named=options.ensemble != [])
         for member in members:

@@ -11,12 +11,14 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from inspect import signature
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, Optimizer
 from tqdm import tqdm
 
@@ -26,7 +28,7 @@ from ..data.training import TrainingBatch, TrainingImages, TrainingLoader
 from ..data.transforms.compose import read_steps
 from ..data.workers import worker_count
 from ..errors import LeukoError
-from ..models import DetectionModel
+from ..models import DetectionModel, batch_norm
 from ..models.base import param_groups
 from ..ops import ranks
 from ..report import pictures, plots
@@ -122,7 +124,7 @@ def set_up(options: TrainOptions, model: DetectionModel, train_set: Dataset, dev
     is_gpu, workers = device.type == "cuda", worker_count(options.workers)
     loader = TrainingLoader(images, options.batch, workers, pinned=is_gpu, share=ranks.place())
     schedule = step_schedule(options.lr, len(loader), options.epochs, options.warmup)
-    return Loop(model, distributed.parallel(model), loader, optimizer, schedule, scaler, ema)
+    return Loop(model, parallel(model), loader, optimizer, schedule, scaler, ema)
 
 
 def be_deterministic(wholly: bool) -> None:
@@ -131,6 +133,17 @@ def be_deterministic(wholly: bool) -> None:
     if wholly:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which cuBLAS reads when it starts
         torch.use_deterministic_algorithms(True)
+
+
+def parallel(model: nn.Module) -> nn.Module:
+    """The model, or what stands for it in the forward pass so that all ranks have the mean of their gradients."""
+    if ranks.place()[1] == 1:
+        return model
+    batch_norm.over_ranks(model)
+    known = signature(DistributedDataParallel).parameters
+    each_step = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # before torch 2.14
+    how = {each_step: False, "gradient_as_bucket_view": True}  # all ranks have the same buffers
+    return DistributedDataParallel(model, **how)
 
 
 def fit(run: Run, loop: Loop) -> None:
