@@ -51,17 +51,9 @@ class Command:
         return first[0].lower() + first[1:]
 
     def load(self) -> Callable[..., int | None]:
-        """Import the function, and with it all that it needs; LeukoError where a package is not installed."""
+        """Import the function, and with it all that it needs."""
         module, _, name = self.function.partition(":")
-        try:
-            return getattr(importlib.import_module(module), name)
-        except ModuleNotFoundError as error:
-            if (error.name or "").partition(".")[0] == __package__:
-                raise
-            raise LeukoError(
-                f"{module.replace('.', ' ')}: needs {error.name}, which is not installed; install leuko with all that "
-                "it needs (what works without PyTorch: docs/deploy.md)"
-            ) from error
+        return getattr(importlib.import_module(module), name)
 
 
 COMMANDS: dict[str, Command] = {
@@ -158,11 +150,6 @@ def run_module(name: str) -> NoReturn:
     leave(lambda: main([*name.split(), *sys.argv[1:]]))
 
 
-def console() -> NoReturn:
-    """The entry point of the ``leuko`` command."""
-    leave(main)
-
-
 def leave(command: Callable[[], int | None]) -> NoReturn:
     """Run a command and exit with its status: its own or 0, or 2 after one line about what the user can fix."""
     for stream in (sys.stdout, sys.stderr):
@@ -176,7 +163,7 @@ def leave(command: Callable[[], int | None]) -> NoReturn:
     except BrokenPipeError:  # nobody reads on, as with `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except (LeukoError, OSError, RuntimeError, MemoryError) as e:
+    except (LeukoError, OSError, RuntimeError, MemoryError, ModuleNotFoundError) as e:
         if not (line := _line_about(e)):
             raise
         print(f"leuko: {line}", file=sys.stderr)
@@ -192,6 +179,8 @@ def _line_about(error: Exception) -> str:
         return str(error)
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
         return f"{error.filename}: too long for a file name; check the path"
+    if isinstance(error, ModuleNotFoundError) and (error.name or __package__).partition(".")[0] != __package__:
+        return f"{error.name} is not installed; install all that leuko needs (without PyTorch: docs/deploy.md)"
     if is_out_of_memory(error):
         return "out of memory: lower --batch or --imgsz"
     return ""

@@ -343,3 +343,8 @@ def test_predict_of_an_export_needs_no_torch(trained, exported, centres, tmp_pat
     needed = without(trained)
     assert needed.returncode == 2 and "weights need PyTorch, which is not installed" in needed.stderr
     assert "--workers 2: processes need PyTorch" in without(exported, "--workers", "2").stderr
+    words = ["val", "--data", centres["home"], "--weights"]
+    assert (
+        without(exported).stderr
+        == "leuko: torch is not installed; install all that leuko needs (without PyTorch: docs/deploy.md)\n"
+    )
