@@ -125,7 +125,8 @@ def heat_targets(rois: Tensor, gt_boxes: Tensor) -> Tensor:
 def boxes_from_heat(rois: Tensor, logits: Tensor) -> Tensor:
     """Boxes [R, 4] from heat-map logits [R, G, S, S]: each side is the mean position of its three points, weighted by
     their scores (eq. 3)."""
-    score, cell = logits.sigmoid().flatten(2).max(dim=2)  # [R, G]
+    best, cell = logits.flatten(2).max(dim=2)  # [R, G]; near a probability of 1, only logits tell cells apart
+    score = best.sigmoid()
     at = torch.stack([cell % PART, cell // PART], dim=2) + part_corners(rois.device) + 0.5  # [R, G, 2]
     region = box_ops.scaled(rois, 2.0)[:, None]
     points = region[..., :2] + at / WHOLE * (region[..., 2:] - region[..., :2])
