@@ -147,8 +147,9 @@ def untrained(path: Path, types: list[str]) -> Path:
     return path
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="session", autouse=True)
 def one_thread() -> Iterator[None]:
+    """A process per core runs the tests; with more threads than cores, they would wait for each other."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
