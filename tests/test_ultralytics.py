@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import HEIGHT, ROOT, TINY, TYPES, WIDTH, Bomb, dataset, packed, table, untrained
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import nn
 
 from leuko.baselines.ultralytics import create_yolo, is_yolo, plain_name, read_checkpoint, tasks
@@ -357,3 +357,12 @@ def test_package_is_asked_for_only_with_its_models(data, tmp_path):
     assert missing.returncode == 2 and "pip install 'leuko[ultralytics]'" in missing.stderr, missing.stderr
     own = run(*TINY, "--model", "fcos")
     assert own.returncode == 0, own.stderr
+
+
+def test_pictures_are_opened_as_without_the_package(tmp_path):
+    """Its own way installs a plugin where a file is no image."""
+    tasks()
+    assert Image.open.__module__ == "PIL.Image"
+    (tmp_path / "a.png").write_bytes(b"no image")
+    with pytest.raises(UnidentifiedImageError):
+        Image.open(tmp_path / "a.png")

@@ -19,6 +19,7 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 import cv2
+from PIL import Image
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
@@ -56,14 +57,15 @@ def tasks() -> ModuleType:
         settings = tempfile.mkdtemp(prefix="leuko-")
         atexit.register(shutil.rmtree, settings, ignore_errors=True)
         os.environ.update(ENVIRONMENT, YOLO_CONFIG_DIR=settings)
-    threads = cv2.getNumThreads()  # the import changes it
+    threads, opener = cv2.getNumThreads(), Image.open  # the import changes both
     try:
         from ultralytics.nn import tasks
-        from ultralytics.utils import downloads
+        from ultralytics.utils import downloads, patches
         from ultralytics.utils.events import events
     except ImportError as e:
         raise LeukoError(f"Ultralytics' models need its package: pip install 'leuko[ultralytics]' ({e})") from e
     cv2.setNumThreads(threads)
+    Image.open = getattr(patches, "_image_open", opener)  # theirs installs a plugin where a file is no image
     if not hasattr(tasks, "SAFE_LOAD"):
         raise LeukoError("this ultralytics package is too old; pip install 'leuko[ultralytics]'")
     tasks.SAFE_LOAD, events.enabled = True, False  # also where the package had been imported before
