@@ -4,7 +4,7 @@
 # With an export of your own: ... -v /data/export:/model:ro leuko --weights /model/fcos.onnx --source /in
 FROM python:3.12-slim AS export
 COPY . /src
-RUN pip install --no-cache-dir --index-url https://download.pytorch.org/whl/cpu torch torchvision \
+RUN pip install --no-cache-dir --index-url https://download.pytorch.org/whl/cpu 'torch!=2.13.*' torchvision \
  && pip install --no-cache-dir '/src[export]'
 RUN leuko export --save / --name model
 

@@ -64,6 +64,10 @@ def labelled(options: ExportOptions, members: Sequence[EnsembleMember]) -> Datas
     dataset = source.load(options.data, options.split)
     if len(dataset) < 2:
         raise LeukoError(f"{options.data}: {options.split} has {len(dataset)} images; two or more are needed")
+    if not dataset.counts().sum():
+        raise LeukoError(
+            f"{options.data}: {options.split} has no labelled cell, by which mAP is compared; name another"
+        )
     for member in members:
         member.new_name = source.find(options.data).new_name
         member.labels_in(dataset.types)

@@ -168,7 +168,7 @@ def data(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def leuko(capsys, one_thread) -> Callable[..., Result]:
+def leuko(capsys) -> Callable[..., Result]:
     """Run `leuko ...` in this process, which spares the seconds that importing torch takes."""
 
     def run(*words: str | Path) -> Result:
@@ -218,7 +218,7 @@ def blank_charts(request, monkeypatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def project(data, tmp_path_factory, one_thread) -> Path:
+def project(data, tmp_path_factory) -> Path:
     """A project folder with two finished runs: ``faster`` of 3 epochs, and ``fcos`` with another backbone and size."""
     folder = tmp_path_factory.mktemp("runs") / "train"
     common = ["train", "--data", str(data), "--project", str(folder), *TINY]
@@ -334,7 +334,7 @@ def detector(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def typed(centres, detector, one_thread) -> Path:
+def typed(centres, detector) -> Path:
     """The run folder of that detector with a typing stage, which has learned from both centres and from crops."""
     project = detector.parent / "type"
     data = ["--data", f"home={centres['home']}", f"far={centres['far']}", "--crops", f"home={centres['crops']}"]

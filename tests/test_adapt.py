@@ -28,7 +28,6 @@ from leuko.metrics import counting
 from leuko.metrics.prior import type_shares
 from leuko.runtime.typing_stage import resized
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
 WIDER = 1.2
 

@@ -19,7 +19,6 @@ from leuko.io import digest
 from leuko.models import create
 from leuko.models.typer import Typer
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 NET = "mobilenetv3_small_050"
 FIELDS = sorted(config.EXAMPLES.glob("*.jpg"))
 

@@ -27,7 +27,6 @@ from leuko.models.checkpoints import from_foreign
 from leuko.models.roi_heads import SIZE, pool
 from leuko.ops.roi_align import RoIs
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 CLASSES = 6
 
 

@@ -31,7 +31,6 @@ from leuko.data.tools.found import of_images, write_labels
 from leuko.detections import Detections
 from leuko.engine.prediction import named_pictures
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 TYPES = ["NG", "BG", "EG", "L", "M"]
 
 

@@ -13,7 +13,6 @@ from leuko.config import SIX
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import gpu
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
 SIDE, BACKBONE = 96, "test_resnet"  # at 64 px, torch's bfloat16 gradients of a 1 x 1 map are not finite on a CPU
 FEW = ("fcos", "faster_rcnn")  # where all six say no more

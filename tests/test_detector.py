@@ -17,7 +17,6 @@ from leuko.data.source import load
 from leuko.engine.checkpoint import load_weights
 from leuko.errors import LeukoError
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 TYPES = ["NG", "BG", "EG", "L", "M"]
 
 

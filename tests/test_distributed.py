@@ -39,8 +39,6 @@ from leuko.errors import LeukoError
 from leuko.models import DETECTORS, create
 from leuko.train import build
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 CPU = torch.device("cpu")
 SIZES = ((80, 80), (80, 48), (48, 80))  # so that images are padded to the largest of a batch
 FOLLOWING = ("fcos", "faster_rcnn")  # the backbone's BatchNorm follows the batches

@@ -33,12 +33,11 @@ from leuko.runtime import ExportedDetector, graph
 
 onnx = pytest.importorskip("onnx", reason="the extra `export` is not installed")
 pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")
-pytestmark = pytest.mark.usefixtures("one_thread")
 NET = "mobilenetv3_small_050"
 
 
 @pytest.fixture(scope="module")
-def trained(centres, tmp_path_factory, one_thread) -> Path:
+def trained(centres, tmp_path_factory) -> Path:
     """Weights of an FCOS that has learned to find the cells of rendered fields, with a typing stage, whose network has
     not learned but tells crops apart."""
     project = tmp_path_factory.mktemp("trained")
@@ -269,7 +268,7 @@ def test_files_that_are_no_exports(exported, tmp_path, leuko, monkeypatch):
     )
 
 
-def test_images_and_folders_that_do_not_fit(trained, exported, tmp_path, leuko):
+def test_images_and_folders_that_do_not_fit(trained, exported, centres, tmp_path, leuko):
     detector = ExportedDetector.load(exported)
     with pytest.raises(LeukoError, match="takes images of 1 to 8192 pixels a side, not 8193x3"):
         detector.detect([np.zeros((3, 8193, 3), np.uint8)])
@@ -284,6 +283,16 @@ def test_images_and_folders_that_do_not_fit(trained, exported, tmp_path, leuko):
     words = ["export", "--weights", trained, "--fields", "2", "--save"]
     leuko(*words, tmp_path / "file").refused("file", "cannot be")
     leuko("export", "--weights", trained, "--fields", "1").refused("--fields 1")
+    field = tmp_path / "field.png"
+    save_image(field, fields[0])
+    for flag in (["--amp", "bf16"], ["--device", "meta"]):
+        refused = leuko("predict", "--weights", exported, "--source", field, "--save", tmp_path, *flag)
+        refused.refused(str(exported), " ".join(flag), "runs on the CPU")
+    data = shutil.copytree(centres["home"], tmp_path / "empty")
+    content = json.loads((data / "val.json").read_text())
+    (data / "val.json").write_text(json.dumps(content | {"annotations": []}))
+    words = ["export", "--weights", trained, "--data", data, "--split", "val", "--save", tmp_path / "none"]
+    leuko(*words).refused(f"{data}: val has no labelled cell")
 
 
 # ---------------------------------------------------------------- without torch

@@ -22,7 +22,6 @@ from leuko import predict
 from leuko.data.images import image_header, is_hidden, list_images, read_image
 from leuko.errors import LeukoError
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 TYPES = ["NG", "BG", "EG", "L", "M"]
 
 

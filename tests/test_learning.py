@@ -15,8 +15,6 @@ from leuko.models import DETECTORS, DetectionModel, create, param_groups
 from leuko.ops.boxes import iou
 from leuko.synth.render import render
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 SIZE = 96  # pixels
 CELLS = (["NG"], ["L", "EG"], ["M"], ["BG"])
 STEPS, WARMUP, DECAY = 120, 40, 84  # the rate rises until WARMUP, and falls to a tenth at DECAY

@@ -18,8 +18,6 @@ from leuko.models.preprocess import scales
 from leuko.ops import boxes
 from leuko.ops.roi_align import RoIs
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 TINY = {"image_size": 64, "channels": 64, "fc_channels": 32, "proposals": 50, "rois": 16, "score_threshold": 0.0}
 BACKBONES = ("resnet18", "tf_efficientnet_lite0")
 # Of timm's families with BatchNorm, small ones that import and run fast.

@@ -31,7 +31,6 @@ from leuko.ops.cpu import roi_align as cpu_roi_align
 from leuko.ops.roi_align import MAX_BIN, roi_align
 from leuko.synth.render import render
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 quick = settings(max_examples=60, deadline=None)
 
 side = st.integers(1, 9)

@@ -21,8 +21,6 @@ from PIL import Image
 from leuko import Detector, Predictor, predict
 from leuko.errors import LeukoError
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def field(seed: int, height: int) -> np.ndarray:
     """Noise that an untrained model finds cells in."""

@@ -20,7 +20,6 @@ from leuko.errors import LeukoError
 from leuko.metrics.counting import one_type
 from leuko.models import create
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
 
 

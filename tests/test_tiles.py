@@ -34,7 +34,6 @@ from leuko.synth.render import render
 
 tifffile = pytest.importorskip("tifffile")
 pytest.importorskip("openslide")
-pytestmark = pytest.mark.usefixtures("one_thread")
 LIGHT = 250
 NETWORK = 12.0  # pixels of a cell in the stand-in's training
 TYPES = ("A", "B")

@@ -37,8 +37,6 @@ from leuko.errors import LeukoError
 from leuko.models import DETECTORS, create
 from leuko.train import resumed_options
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 FILES = (
     "args.yaml environment.json results.csv results.png log.jsonl resume.pt metrics.json per_class.csv predictions.json"
 )

@@ -30,7 +30,6 @@ from leuko.engine.ensemble import EnsembleMember
 from leuko.models import create
 from leuko.synth.stain import REFERENCE
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
 
 

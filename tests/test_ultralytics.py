@@ -31,7 +31,6 @@ from leuko.errors import LeukoError
 
 if not find_spec("ultralytics"):  # an import by pytest would come before leuko's protections
     pytest.skip("the extra `ultralytics` is not installed", allow_module_level=True)
-pytestmark = pytest.mark.usefixtures("one_thread")
 YOLO = ["--model", "yolo11n", "--no-pretrained", "--imgsz", "64", "--batch", "2", "--workers", "0"]
 CPU = torch.device("cpu")
 

@@ -26,7 +26,6 @@ from leuko.metrics import coco
 from leuko.models import create
 from leuko.report import results
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 TYPES = ["NG", "BG", "EG", "L", "M"]
 
 

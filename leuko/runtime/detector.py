@@ -85,7 +85,11 @@ class ExportedDetector:
     cell_sides = property(lambda self: self.about.get(CELL, {}))
 
     def at_work(self, device: str, amp: str, max_detections: int) -> ExportedDetector:
-        """Itself: it runs on the CPU, and gives as many detections as it was loaded for."""
+        """Itself, which gives as many detections as it was loaded for; LeukoError for another place or precision than
+        the CPU's and its own."""
+        if device not in ("auto", "cpu") or amp != "none":
+            given = f"--amp {amp}" if amp != "none" else f"--device {device}"
+            raise LeukoError(f"{self.path}: {given}: an export runs on the CPU, in 32 bits; leave it out")
         return self
 
     def typing_stage(self, device: str) -> TypingStage | None:
