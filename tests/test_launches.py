@@ -22,10 +22,7 @@ LIMITS = {
     "cascade_rcnn": ((1050, 16), (700, 16)),
 }
 
-pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
-    pytest.mark.skipif(not SCRIPT.exists(), reason="benchmarks are not in an installed package"),
-]
+pytestmark = pytest.mark.skipif(not SCRIPT.exists(), reason="benchmarks are not in an installed package")
 
 
 @pytest.fixture(scope="module")
