@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import signal
+import sys
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -19,6 +22,7 @@ from leuko.data import cache, loader, source, training
 from leuko.data.dataset import Dataset, Sample
 from leuko.data.transforms.compose import read_steps
 from leuko.engine import checkpoint
+from leuko.engine.stop import Stop
 from leuko.models import create, criterion
 
 TYPES = ["NG", "BG", "EG", "L", "M"]
@@ -113,6 +117,27 @@ def test_large_images_are_left_to_the_main_process(data, tmp_path, monkeypatch):
         else:
             assert a.path == b.path == path and (a.views[64] == b.views[64]).all() and (a.pixels == b.pixels).all()
             assert (b.bits == os.getpid()) == (path == large)
+
+
+def test_a_signal_at_the_end_of_a_pass_is_not_lost(data, monkeypatch):
+    """Python prints what is raised where an object is deleted, as a loader is that ends its processes, and goes on."""
+    dataset = source.load(data, "test")
+    join, sent, lost = multiprocessing.process.BaseProcess.join, [], []
+
+    def interrupted(process: multiprocessing.process.BaseProcess, timeout: float | None = None) -> None:
+        if not sent:
+            sent.append(os.kill(os.getpid(), signal.SIGTERM))
+        join(process, timeout)
+
+    with pytest.raises(KeyboardInterrupt), Stop():
+        batches = loader.sample_batches(dataset, [64], [[0], [1], [2]], workers=1)
+        next(batches)
+        monkeypatch.setattr(multiprocessing.process.BaseProcess, "join", interrupted)
+        monkeypatch.setattr(sys, "unraisablehook", lost.append)
+        for _ in batches:
+            pass
+        pytest.fail("the signal was lost")
+    assert sent and not lost
 
 
 @given(st.integers(1, 400), st.integers(1, 20))

@@ -125,6 +125,12 @@ def worker_loader(
 
 
 def started(loader: DataLoader) -> Iterator:
-    """A pass over a loader; signals wait while its worker processes are started."""
+    """A pass over a loader; signals wait while its worker processes are started, and while they end with the pass,
+    where nobody else has the loader: Python loses what is raised at that."""
     with signals_waiting():
-        return iter(loader)
+        items = iter(loader)
+    try:
+        yield from items
+    finally:
+        with signals_waiting():
+            del items, loader

@@ -12,19 +12,28 @@ from contextlib import contextmanager
 
 import cv2
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
 
 @contextmanager
 def signals_waiting() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM wait for the end of the block: of an exception in what Python does at a fork it prints a
-    traceback, and nobody else hears of it."""
-    if not hasattr(signal, "pthread_sigmask"):
+    """Let Ctrl-C and SIGTERM wait for the end of the block: of an exception in what Python does at a fork, or where it
+    deletes an object, it prints a traceback, and nobody else hears of it.
+
+    The handlers are exchanged, since a mask holds for one thread only, and any other may take the signal.
+    """
+    if threading.current_thread() is not threading.main_thread():  # only there can handlers be set, and raise
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    came: list[int] = []
+    before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in SIGNALS}
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in came:
+            signal.raise_signal(number)
 
 
 def worker_count(workers: int) -> int:
@@ -39,7 +48,7 @@ def start_worker(_: int) -> None:
     """What a worker process does first."""
     cv2.setNumThreads(0)
     # Ctrl-C and a scheduler's SIGTERM reach all processes of a job; only the one that trains may stop, after its step.
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, args=(multiprocessing.parent_process().pid,), daemon=True).start()
 

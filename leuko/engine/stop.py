@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from ..data.workers import SIGNALS
 from ..ops import ranks
 
 
@@ -17,8 +18,6 @@ class Stop:
     They raise KeyboardInterrupt at once, but not where that would cut something in two: while ``held``, the first only
     counts as ``requested``, and the second raises; ``at_all_costs`` (a file is being written) even that waits.
     """
-
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
     def __init__(self) -> None:
         self.count = 0
@@ -32,12 +31,14 @@ class Stop:
     def __enter__(self) -> Stop:
         self.before = {}
         if threading.current_thread() is threading.main_thread():  # signals reach the main thread alone
-            self.before = {number: signal.signal(number, self._note) for number in self.SIGNALS}
+            self.before = {number: signal.signal(number, self._note) for number in SIGNALS}
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
+        if kind is None:  # Python loses an exception that is raised while it deletes an object
+            self._raise_if_due()
 
     @contextmanager
     def held(self, at_all_costs: bool = False) -> Iterator[None]:
