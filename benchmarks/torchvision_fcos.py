@@ -29,6 +29,7 @@ from leuko.data.dataset import Dataset
 from leuko.data.loader import to_tensor
 from leuko.data.transforms.compose import read_steps
 from leuko.detections import Detections
+from leuko.engine.detect import Pipeline
 from leuko.engine.evaluate import Predictions, predict
 from leuko.engine.schedule import step_schedule
 from leuko.metrics import coco
@@ -100,7 +101,6 @@ class AtWork:
     """The model with the face that leuko's loop over a data set expects."""
 
     model: FCOS
-    image_size: int = RECIPE.imgsz
 
     @torch.inference_mode()
     def detect(self, views: list[np.ndarray]) -> list[Detections]:
@@ -112,7 +112,7 @@ def evaluate(model: FCOS, dataset: Dataset, threshold: float) -> tuple[coco.Eval
     """COCO's measures, with detections scored at ``threshold`` or above."""
     model.eval()
     model.score_thresh = threshold
-    result = predict(AtWork(model), dataset, workers=0)
+    result = predict(Pipeline(AtWork(model), (RECIPE.imgsz,)), dataset, workers=0)
     return coco.evaluate(dataset, result.predictions), result
 
 

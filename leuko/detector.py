@@ -25,7 +25,7 @@ from .data.loaded_image import LoadedImage
 from .data.memory import in_memory
 from .detections import MAX_DETECTIONS, Detections
 from .engine import thresholds
-from .engine.ensemble import EnsembleMember, Fusion
+from .engine.ensemble import EnsembleMember
 from .engine.evaluate import predict_by
 from .errors import LeukoError, nearest
 from .metrics import coco, counting
@@ -57,7 +57,7 @@ class Detector:
         self._member = EnsembleMember.load(weights, device, sizes, max_detections, typer, "none", tiles, cell_size)
         self.types = tuple(self._member.types)
         self.path = self._member.weights.path
-        self.threshold = (thresholds.kept([self._member], Fusion(), calibrated=False) or thresholds.Threshold()).value
+        self.threshold = thresholds.alone(self._member).value
 
     def __repr__(self) -> str:
         return f"Detector({str(self.path)!r}, types={', '.join(self.types)})"

@@ -26,10 +26,11 @@ from .data.tools.draw import with_factor
 from .data.tools.found import write_labels
 from .detections import Detections
 from .engine import cost, distributed, thresholds
-from .engine.ensemble import EnsembleMember, Fusion, best_members, load_members, places, tune, without_weak
+from .engine.ensemble import EnsembleMember, load_members, places, without_weak
 from .engine.environment import environment
 from .engine.evaluate import predict_by
 from .engine.finished import finished_runs
+from .engine.fusion import Fusion
 from .engine.network import choose_device
 from .engine.thresholds import Threshold
 from .engine.tiling import cells_at_network
@@ -60,24 +61,15 @@ def _val(options: ValOptions, device: torch.device) -> Path:
         print(lines)
     members = chosen_members(options, dataset)
     tuning = Tuning.of(options, dataset)
-    fused = best_members(members, options.best) if options.best else list(range(len(members)))
-    fusion = Fusion(options.fusion_iou, options.fusion_score, options.fusion_weights)
-    if len(members) > 1 and not options.tune:
-        fusion.votes([members[i] for i in fused])
+    fusion = Fusion(options.fusion_iou, options.fusion_score)
     name = options.name or ("ensemble" if len(members) > 1 else members[0].name)
     folder = run.new_run(options.save, name)
     try:
-        tried: list[dict] = []
-        if options.tune:
-            chosen = [members[i] for i in fused]
-            fusion, tried = tune(chosen, [tuning.predictions(m) for m in chosen], tuning.dataset)
         if options.calibrate:
             calibrate(members, tuning, options)
         models = [measured(member, dataset, options, device, tuning) for member in members]
         if len(models) > 1:
-            ensemble = fuse(
-                [members[i] for i in fused], [models[i] for i in fused], fusion, dataset, tuning, len(models)
-            )
+            ensemble = fuse(members, models, fusion, dataset, tuning)
             models = [*sorted(models, key=lambda m: m.evaluation.mAP), ensemble]
         about = {"fusion": asdict(fusion)} if len(models) > 1 else {}
         write(folder, options, dataset, models, about)
@@ -92,9 +84,6 @@ def _val(options: ValOptions, device: torch.device) -> Path:
     finally:
         if not any(folder.iterdir()):
             folder.rmdir()  # nothing was measured
-    if tried:
-        write_csv(folder / "tuning.csv", tried)
-        print(f"tuned on {options.tune_split}: {fusion}; all that was tried is in tuning.csv")
     print(f"{options.data}, {split}: {len(dataset)} images\n\n{answer}\n\nCOCO's measures; types over their cells\n")
     print(tables.aligned(tables.table2(rows_of(models), dataset.types), head=2))
     print(f"\n{tables.per_class(models[-1].evaluation)}" if len(models) == 1 else "")
@@ -140,7 +129,7 @@ def chosen_members(options: ValOptions, dataset: Dataset) -> list[EnsembleMember
 
 @dataclass
 class Tuning:
-    """The split that is not reported: thresholds of counts are found on it, and what --tune and --calibrate fit.
+    """The split that is not reported: thresholds of counts are found on it, and what --calibrate fits.
     ``dataset`` is None where there is none; it ``is_told`` where the user asked for it."""
 
     options: ValOptions
@@ -154,7 +143,7 @@ class Tuning:
     def of(cls, options: ValOptions, dataset: Dataset) -> Tuning:
         """The split that --tune-split names; LeukoError if it is needed, and has no cell or an image that is reported.
         Where it is not needed, a threshold says why it is not found there."""
-        is_needed, why_not, other = options.tune or options.calibrate, "", None
+        is_needed, why_not, other = options.calibrate, "", None
         try:
             other = tuning_data(options, dataset)
         except LeukoError as error:
@@ -183,7 +172,7 @@ class Tuning:
         if threshold is None and self.dataset:
             predictions = [self.predictions(member) for member in members]
             sizes = [(s.width, s.height) for s in self.dataset.samples]
-            fused = fusion(members, predictions, sizes) if len(members) > 1 else predictions[0]
+            fused = fusion(predictions, sizes, members[0].max_detections) if len(members) > 1 else predictions[0]
             if value := thresholds.find(self.dataset, fused):
                 threshold = Threshold(value, f"found on {self.dataset.split} of {options.data}")
                 if len(members) > 1 or not options.calibrated:
@@ -195,7 +184,7 @@ class Tuning:
 
 
 def tuning_data(options: ValOptions, dataset: Dataset) -> Dataset:
-    """The split to tune and to calibrate on; LeukoError if it has no cell, or an image that is reported."""
+    """The split that is not reported; LeukoError if it has no cell, or an image that is reported."""
     if source.split_name(options.data, options.tune_split) == dataset.split:
         raise LeukoError(f"--tune-split {options.tune_split}: is the split that is reported; name another one")
     other = source.load(options.data, options.tune_split, dataset.types)
@@ -205,7 +194,7 @@ def tuning_data(options: ValOptions, dataset: Dataset) -> Dataset:
             f"reported, such as {shared[0]}; name another one, or divide the data anew by leuko data split"
         )
     if not other.counts().sum():
-        raise LeukoError(f"--tune-split {options.tune_split}: has no cell to tune or calibrate by; name another one")
+        raise LeukoError(f"--tune-split {options.tune_split}: has no cell to fit anything to; name another one")
     return other
 
 
@@ -245,21 +234,19 @@ def fuse(
     fusion: Fusion,
     dataset: Dataset,
     tuning: Tuning,
-    measured: int,
 ) -> ModelResult:
     """The members' fusion: all their parameters, and the speed of one member after the other."""
-    sizes = [(s.width, s.height) for s in dataset.samples]
-    predictions = fusion(members, [m.predictions for m in models], sizes)
+    sizes, number = [(s.width, s.height) for s in dataset.samples], members[0].max_detections
+    predictions = fusion([m.predictions for m in models], sizes, number)
     costs = {key: round(sum(m.cost[key] for m in models), 1) for key in ("parameters", "GFLOPs", "file_MB")}
     costs["fps"] = 1 / sum(1 / m.cost["fps"] for m in models)
-    name = "ensemble" if len(members) == measured else f"ensemble of the best {len(members)}"
-    evaluation = coco.evaluate(dataset, predictions, members[0].max_detections)
+    evaluation = coco.evaluate(dataset, predictions, number)
     threshold = tuning.threshold(members, fusion)
-    return ModelResult(name, predictions, evaluation, threshold.value, threshold.origin, costs)
+    return ModelResult("ensemble", predictions, evaluation, threshold.value, threshold.origin, costs)
 
 
 def calibrate(members: Sequence[EnsembleMember], tuning: Tuning, options: ValOptions) -> None:
-    """Fit each member's scores on the split to tune on, and keep the fit in its weights file."""
+    """Fit each member's scores on the split that is not reported, and keep the fit in its weights file."""
     fits = []
     for member in members:
         matches = matching.match(tuning.dataset, tuning.predictions(member))

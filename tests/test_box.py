@@ -13,7 +13,8 @@ from conftest import ROOT, TYPES, in_child
 from leuko import Detector, config, registry
 from leuko.engine import thresholds
 from leuko.engine.checkpoint import StoredTyper, Weights, load_weights, save
-from leuko.engine.ensemble import EnsembleMember, Fusion
+from leuko.engine.ensemble import EnsembleMember
+from leuko.engine.fusion import Fusion
 from leuko.errors import LeukoError
 from leuko.io import digest
 from leuko.models import create

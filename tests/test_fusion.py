@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,8 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from leuko.detections import Detections
-from leuko.engine.ensemble import Fusion
-from leuko.engine.fusion import fuse
+from leuko.engine.fusion import Fusion
 from leuko.errors import LeukoError
 
 SIZE = (300, 200)
@@ -29,19 +27,18 @@ NOTHING = prediction([], [], [])
 
 
 @st.composite
-def ensembles(draw) -> tuple[list[Detections], list[float]]:
+def ensembles(draw) -> list[Detections]:
     """One to four models that see some of four cells, each up to twice, a little displaced; no score twice."""
     members = draw(st.integers(1, 4))
     seen = draw(st.lists(st.tuples(*[st.integers(0, members - 1), st.integers(0, 3), st.integers(0, 1)]), max_size=12))
     scores = draw(st.lists(st.integers(1, 1000), min_size=len(seen), max_size=len(seen), unique=True))
     shifts = draw(st.lists(st.tuples(*[st.integers(-9, 9)] * 4), min_size=len(seen), max_size=len(seen)))
-    weights = draw(st.one_of(st.just([1.0] * members), st.lists(st.sampled_from([0.5, 1.0, 3.0]), min_size=members)))
     models = []
     for m in range(members):
         mine = [i for i, (model, _, _) in enumerate(seen) if model == m]
         boxes = [CELLS[seen[i][1]] + shifts[i] for i in mine]
         models.append(prediction(boxes, [scores[i] / 1000 for i in mine], [seen[i][2] for i in mine]))
-    return models, weights[:members]
+    return models
 
 
 def iou(a: np.ndarray, b: np.ndarray) -> float:
@@ -50,15 +47,15 @@ def iou(a: np.ndarray, b: np.ndarray) -> float:
     return both / ((a[2:] - a[:2]).prod() + (b[2:] - b[:2]).prod() - both)
 
 
-def by_the_formulas(models: list[Detections], weights: list[float], threshold: float) -> list[tuple]:
+def by_the_formulas(models: list[Detections], threshold: float) -> list[tuple]:
     """Return (label, score, *box) sorted; undecidable cases (an IoU at the threshold, ties) are left to hypothesis."""
-    votes = []  # (weighted score, label, box)
-    for model, weight in zip(models, weights, strict=True):
+    votes = []  # (score, label, box)
+    for model in models:
         mine: list[tuple] = []
         for box, score, label in zip(model.boxes, model.scores, model.labels, strict=True):
             box = np.clip(box.astype(float), 0, [*SIZE, *SIZE])
             if not any(label == other[1] and iou(box, other[2]) > threshold for other in mine):
-                mine.append((weight * float(score), label, box))
+                mine.append((float(score), label, box))
         votes += mine
     votes.sort(key=lambda vote: -vote[0])
     assume(all(a[0] - b[0] > 1e-6 for a, b in pairwise(votes)))
@@ -73,7 +70,7 @@ def by_the_formulas(models: list[Detections], weights: list[float], threshold: f
             overlaps[0][1].append(vote)
         else:
             clusters.append([vote])
-    fused = sorted((c[0][1], min(1, sum(v[0] for v in c) / sum(weights)), *fused_box(c)) for c in clusters)
+    fused = sorted((c[0][1], min(1, sum(v[0] for v in c) / len(models)), *fused_box(c)) for c in clusters)
     assume(all(a[0] != b[0] or b[1] - a[1] > 1e-5 for a, b in pairwise(fused)))
     return fused
 
@@ -88,26 +85,24 @@ def rows(fused: Detections) -> np.ndarray:
 
 @settings(max_examples=300, deadline=None)
 @given(ensembles(), st.sampled_from([0.4, 0.55, 0.7]), st.randoms(use_true_random=False))
-def test_fusion_is_the_formulas(ensemble, threshold, random):
-    models, weights = ensemble
-    expected = np.array(by_the_formulas(models, weights, threshold)).reshape(-1, 6)
-    [fused] = fuse([[m] for m in models], [SIZE], threshold, weights=weights)
+def test_fusion_is_the_formulas(models, threshold, random):
+    expected = np.array(by_the_formulas(models, threshold)).reshape(-1, 6)
+    [fused] = Fusion(threshold)([[m] for m in models], [SIZE])
     np.testing.assert_allclose(rows(fused), expected, rtol=1e-5, atol=1e-3)
     assert (fused.scores <= 1).all() and (np.diff(fused.scores) <= 0).all()
     assert (fused.boxes.dtype, fused.scores.dtype, fused.labels.dtype) == (np.float32, np.float32, np.int64)
 
     order = random.sample(range(len(models)), len(models))
-    [shuffled] = fuse([[models[m]] for m in order], [SIZE], threshold, weights=[weights[m] for m in order])
+    [shuffled] = Fusion(threshold)([[models[m]] for m in order], [SIZE])
     np.testing.assert_allclose(rows(shuffled), rows(fused), rtol=1e-5, atol=1e-3)
 
 
 @settings(max_examples=100, deadline=None)
 @given(ensembles())
-def test_scores_never_exceed_one(ensemble):
-    models, weights = ensemble
+def test_scores_never_exceed_one(models):
     certain = [replace(m, scores=np.ones_like(m.scores)) for m in models]
     for threshold in (0.05, 0.3, 0.55):
-        [fused] = fuse([[m] for m in certain], [SIZE], threshold, weights=weights)
+        [fused] = Fusion(threshold)([[m] for m in certain], [SIZE])
         assert (fused.scores <= 1).all() and np.isfinite(fused.boxes).all()
 
 
@@ -116,7 +111,7 @@ def test_one_member_is_left_as_it_is():
     alone = prediction(
         [[0, 0, 3264, 333.3], [10.1, 500.2, 90.9, 700.4], [2000, 600, 2100, 1000]], [0.2, 0.9, 0.5], [1, 0, 1]
     )
-    fused, empty = fuse([[alone, NOTHING]], [big, SIZE])
+    fused, empty = Fusion()([[alone, NOTHING]], [big, SIZE])
     for key in ("boxes", "scores", "labels"):
         np.testing.assert_allclose(getattr(fused, key), getattr(alone, key), rtol=1e-6)
     assert len(empty) == 0 and empty.boxes.shape == (0, 4)
@@ -124,6 +119,7 @@ def test_one_member_is_left_as_it_is():
 
 def test_a_silent_model_lowers_the_score():
     one, other = prediction([CELLS[0]], [0.9], [0]), prediction([CELLS[0] + 2], [0.6], [0])
+    fuse = Fusion()
     scores = [fuse(members, [SIZE])[0].scores.tolist() for members in ([[one], [other]], [[one], [other], [NOTHING]])]
     assert scores == [[pytest.approx(0.75)], [pytest.approx(0.5)]]
     twice = prediction([CELLS[0], CELLS[0] + 3], [0.9, 0.8], [0, 0])  # no stand-in for the silent one
@@ -136,31 +132,21 @@ def test_limits_and_boxes_without_a_vote(recwarn):
     odd = prediction(
         [[-9, -9, 50, 50], [5, 5, 5, 60], [400, 10, 450, 60], [150, 20, 230, 110]], [0.9, 0.8, 0.7, 0], [0] * 4
     )
+    fuse = Fusion()
     [fused] = fuse([[odd]], [SIZE])
     assert fused.boxes.tolist() == [[0, 0, 50, 50]]
     many = prediction(CELLS, [0.9, 0.6, 0.3, 0.1], [0, 1, 2, 3])
     assert len(fuse([[many]], [SIZE], max_detections=3)[0].scores) == 3
     grid = [[x, y, x + 9, y + 9] for x in range(0, 300, 20) for y in range(0, 200, 20)]
     field = prediction(grid, np.linspace(1, 0.5, 150), [0] * 150)
-    members = [SimpleNamespace(max_detections=150)] * 2
-    assert len(fuse([[field]] * 2, [SIZE])[0]) == 100 and len(Fusion()(members, [[field]] * 2, [SIZE])[0]) == 150
-    assert fuse([[many]], [SIZE], score_threshold=0.3)[0].labels.tolist() == [0, 1, 2]
+    assert len(fuse([[field]] * 2, [SIZE])[0]) == 100 and len(fuse([[field]] * 2, [SIZE], 150)[0]) == 150
+    assert Fusion(score=0.3)([[many]], [SIZE])[0].labels.tolist() == [0, 1, 2]
     assert not recwarn.list
 
 
-@pytest.mark.parametrize(
-    ("members", "weights", "words"),
-    [
-        ([], None, "no members"),
-        ([[NOTHING], []], None, "ensemble member 2: 0 predictions for 1 images"),
-        ([[NOTHING]], [1, 2], "give 1 numbers above 0"),
-        ([[NOTHING]], [0], "give 1 numbers above 0"),
-        ([[prediction([CELLS[0]], [np.nan], [0])]], None, "ensemble member 1: image 0: a score is not a number"),
-    ],
-)
-def test_members_that_do_not_fit(members, weights, words):
-    with pytest.raises(LeukoError, match=words):
-        fuse(members, [SIZE], weights=weights)
+def test_a_diverged_member_is_refused():
+    with pytest.raises(LeukoError, match="a score that is not a number; leave out the diverged one"):
+        Fusion()([[prediction([CELLS[0]], [np.nan], [0])]], [SIZE])
 
 
 def test_two_boxes_of_a_model_in_one_cluster():
@@ -168,19 +154,7 @@ def test_two_boxes_of_a_model_in_one_cluster():
     left, middle, right = ([x, 0, x + 100, 100] for x in (0, 22, 45))
     for scores, expected in (((0.3, 0.5, 0.4), 0.6), ((0.8, 1.0, 0.9), 1)):
         one, other = prediction([left, right], [scores[0], scores[2]], [0, 0]), prediction([middle], [scores[1]], [0])
-        [fused] = fuse([[one], [other]], [SIZE], iou_threshold=0.4)
+        [fused] = Fusion(0.4)([[one], [other]], [SIZE])
         x = (scores[1] * 22 + scores[2] * 45) / sum(scores)
         np.testing.assert_allclose(fused.boxes, [[x, 0, x + 100, 100]], rtol=1e-5)
         assert fused.scores.tolist() == [pytest.approx(expected)]
-
-
-@pytest.mark.parametrize(("weights", "share"), [("equal", 0.5), ("map", 0.9 / 1.7), ("error", 100 / 125)])
-def test_votes_weigh_as_asked(weights, share):
-    """Two members of mAP .9 and .8 find one cell with the same score; the better has this share of the box."""
-    members = [SimpleNamespace(validation_mAP=mAP, max_detections=100) for mAP in (0.9, 0.8)]
-    found = [
-        [Detections(np.array([[x, 10, x + 20, 30]], np.float32), np.array([0.5]), np.array([2]))] for x in (10, 14)
-    ]
-    (fused,) = Fusion(weights=weights)(members, found, [(100, 80)])
-    assert fused.boxes[0] == pytest.approx([14 - 4 * share, 10, 34 - 4 * share, 30], abs=1e-3)
-    assert fused.scores[0] == pytest.approx(0.5) and fused.labels.tolist() == [2]

@@ -13,8 +13,9 @@ from leuko import Detector
 from leuko.data.images import read_image
 from leuko.data.loaded_image import LoadedImage
 from leuko.data.source import load
-from leuko.engine import checkpoint, fusion
-from leuko.engine.detect import detect
+from leuko.engine import checkpoint
+from leuko.engine.detect import Pipeline
+from leuko.engine.fusion import Fusion
 from leuko.engine.network import Network
 from leuko.errors import LeukoError
 from leuko.metrics.counting import one_type
@@ -36,14 +37,14 @@ def test_a_size_is_the_model_built_for_it_and_several_are_fused(project, data):
     image = read_image(sample.image)
     own = weights.recipe["image_size"]
     sizes = [own, own + 32, own + 45]
-    alone = [detect(built(weights, size), [LoadedImage.of_pixels(image, [size])]) for size in sizes]
+    alone = [Pipeline(built(weights, size), (size,)).detect([LoadedImage.of_pixels(image, [size])]) for size in sizes]
     assert not np.array_equal(alone[0][0].boxes, alone[1][0].boxes)  # else this test compares nothing
     for size, (expected,) in zip(sizes, alone, strict=True):
         found = Detector(project / "faster", imgsz=size).predict(image, threshold=0)
         expected = one_type(expected, len(weights.types))
         np.testing.assert_allclose(found.boxes, expected.boxes, rtol=1e-5, atol=1e-3)
         np.testing.assert_array_equal(found.labels, expected.labels)
-    fused = one_type(fusion.fuse(alone, [(sample.width, sample.height)])[0], len(weights.types))
+    fused = one_type(Fusion()(alone, [(sample.width, sample.height)])[0], len(weights.types))
     found = Detector(project / "faster", imgsz=sizes).predict(image, threshold=0)
     np.testing.assert_allclose(found.boxes, fused.boxes, rtol=1e-5, atol=1e-2)
     np.testing.assert_allclose(found.scores, fused.scores, rtol=1e-4)

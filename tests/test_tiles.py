@@ -23,7 +23,7 @@ from leuko.data.source import load
 from leuko.data.tools.builder import save_image
 from leuko.detections import Detections
 from leuko.engine.checkpoint import load_weights, save
-from leuko.engine.detect import detect
+from leuko.engine.detect import Pipeline
 from leuko.engine.tiling import Tiling
 from leuko.errors import LeukoError
 from leuko.metrics.counting import one_type
@@ -72,7 +72,7 @@ def field(size: tuple[int, int], cells: list[tuple[float, float, float, float, i
 
 def seen(image: np.ndarray, tiling: Tiling | None, model: Eye) -> Detections:
     views = [] if tiling else [max(image.shape[:2])]
-    (found,) = detect(model, [LoadedImage.of_pixels(image, views)], tiling=tiling)
+    (found,) = Pipeline(model, tuple(views), tiling=tiling).detect([LoadedImage.of_pixels(image, views)])
     return found
 
 

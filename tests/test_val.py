@@ -20,7 +20,8 @@ from leuko.baselines import ultralytics
 from leuko.data.dataset import Dataset, Sample
 from leuko.data.source import load
 from leuko.detections import Detections
-from leuko.engine import checkpoint, cost, ensemble, evaluate, prediction, thresholds
+from leuko.engine import checkpoint, cost, evaluate, prediction, thresholds
+from leuko.engine.detect import Pipeline
 from leuko.engine.ensemble import EnsembleMember
 from leuko.metrics import coco
 from leuko.models import create
@@ -143,58 +144,6 @@ def test_a_far_weaker_run_is_told_and_left_out_unless_named(project, data, tmp_p
     leuko(*words, "--project", tmp_path / "runs").refused("strong", "name two to fuse")
 
 
-def test_val_tunes_the_fusion_on_another_split(project, data, tmp_path, leuko, monkeypatch):
-    worse = shutil.copytree(project / "fcos", tmp_path / "worse")
-    for name in ("best", "last"):
-        weights = checkpoint.load_weights(worse / f"weights/{name}.safetensors")
-        about = weights.about | {"val": {"mAP": -1.0}}
-        checkpoint.save_weights(weights.path, weights.recipe, weights.state, weights.types, **about)
-    words = ["val", "--data", data, "--save", tmp_path, "--workers", "0", "--ensemble", worse, project / "faster"]
-    words += [project / "fcos", "--members", "best:2", "--tune"]
-    found = leuko(*words)
-    assert found.code == 0, found.err
-    metrics = json.loads((tmp_path / "ensemble/metrics.json").read_text())
-    assert metrics["model"] == "ensemble of the best 2" and len(metrics["members"]) == 3
-    assert metrics["parameters"] == sum(m["parameters"] for m in metrics["members"] if m["model"] != "worse")
-    tried = table(tmp_path / "ensemble/tuning.csv")
-    best = max(tried, key=lambda t: float(t["mAP"]))
-    fusion = metrics["fusion"]
-    assert {k: str(v) for k, v in fusion.items()} == {k: best[k] for k in ("iou", "score", "weights")}
-    assert len({(t["iou"], t["score"], t["weights"]) for t in tried}) == len(tried) == 63
-
-    leuko(*words, "--tune-split", "test").refused("--tune-split test", "the split that is reported")
-    leuko(*words, "--members", "worst:2").refused("--members worst:2", "best:N")
-    leuko("val", "--data", data, "--weights", worse, "--tune").refused("--tune", "--ensemble")
-    stranger = untrained(tmp_path / "stranger.safetensors", TYPES)
-    leuko(*words[:-3], stranger, "--members", "best:2").refused(str(stranger), "validation mAP")
-    monkeypatch.setattr(ensemble, "IOUS", (0.55, 0.7))
-    assert leuko(*words[:-4], stranger, "--tune", "--name", "unstated").code == 0
-    assert {t["weights"] for t in table(tmp_path / "unstated/tuning.csv")} == {"equal"}
-    monkeypatch.setattr(val, "predict_by", lambda *_, **__: pytest.fail("ran"))
-    for weights in ("map", "error"):
-        leuko(*words[:-4], stranger, "--fusion-weights", weights).refused(str(stranger), "validation mAP")
-    assert {p.name for p in tmp_path.iterdir()} == {"worse", "stranger.safetensors", "ensemble", "unstated"}
-
-
-def test_val_tunes_on_the_scores_that_it_fuses(project, data, faster, tmp_path, leuko, monkeypatch):
-    words = ["val", "--data", data, "--save", tmp_path / "val", "--workers", "0", "--draws", "0"]
-    assert leuko(*words, "--weights", faster, "--calibrate").code == 0
-    other, seen = shutil.copytree(faster, tmp_path / "other"), []
-
-    def tune(members: list, found: list, dataset: Dataset) -> tuple:
-        seen.extend(found)
-        return ensemble.Fusion(), []
-
-    monkeypatch.setattr(val, "tune", tune)
-    assert leuko(*words, "--ensemble", faster, other, "--tune", "--calibrated").code == 0
-    member = EnsembleMember.load(faster)
-    plain = evaluate.predict_by(member, load(data, "val"), workers=0).predictions
-    assert len(seen) == 2 and sum(len(f.scores) for f in plain)
-    for found in seen:
-        for ours, image in zip(found, plain, strict=True):
-            np.testing.assert_allclose(ours.scores, member.scaling(image.scores), rtol=1e-5)
-
-
 def test_a_result_is_named_before_anything_runs(project, data, faster, tmp_path, leuko, monkeypatch):
     words = ["val", "--data", data, "--save", tmp_path / "val", "--workers", "0", "--draws", "0"]
     for place, name in ((".", "faster"), ("weights/best.safetensors", "faster-2"), ("../faster", "faster-3")):
@@ -217,14 +166,13 @@ def test_a_refusal_in_the_middle_leaves_no_empty_result(project, data, tmp_path,
     assert not list((tmp_path / "val").iterdir())
 
 
-@pytest.mark.parametrize("job", ["--tune", "--calibrate"])
-def test_no_image_is_both_tuned_on_and_reported(job, project, data, tmp_path, leuko, monkeypatch):
+def test_no_image_is_both_calibrated_on_and_reported(project, data, tmp_path, leuko, monkeypatch):
     """Whatever the splits are called, and by whatever path they name it."""
     monkeypatch.setattr(val, "predict_by", lambda *_, **__: pytest.fail("ran"))
     (tmp_path / "link").symlink_to(data)
     both = tmp_path / "data.yaml"
     both.write_text(f"train: {data}/train.json\nval: {tmp_path}/link/test.json\ntest: {data}/test.json\n")
-    words = ["val", "--save", tmp_path / "val", "--ensemble", project / "faster", project / "fcos", job]
+    words = ["val", "--save", tmp_path / "val", "--weights", project / "faster", "--calibrate"]
     result = leuko(*words, "--data", both)
     result.refused("--tune-split val", "3 of its images", str(load(data, "test").samples[0].image.parent))
     content = json.loads((data / "val.json").read_text()) | {"annotations": []}
@@ -235,7 +183,7 @@ def test_no_image_is_both_tuned_on_and_reported(job, project, data, tmp_path, le
     assert not (tmp_path / "val").exists()
 
 
-def test_warnings_of_the_split_to_tune_on_are_printed(data, faster, tmp_path, leuko):
+def test_warnings_of_the_split_to_calibrate_on_are_printed(data, faster, tmp_path, leuko):
     flawed = shutil.copytree(data, tmp_path / "data")
     content = json.loads((flawed / "val.json").read_text())
     content["annotations"][0]["bbox"][2] = 500
@@ -307,14 +255,13 @@ def test_val_never_writes_into_a_foreign_file(data, faster, tmp_path, leuko, mon
     monkeypatch.setattr(ultralytics, "read_checkpoint", lambda _: (own.recipe, own.types, own.state))
     monkeypatch.setattr(val, "predict_by", lambda *_, **__: pytest.fail("ran"))
     leuko("val", "--data", data, "--weights", foreign, "--calibrate").refused(str(foreign), "--calibrate", "train")
-    words = ["val", "--data", data, "--ensemble", faster, foreign, "--tune", "--calibrate"]
+    words = ["val", "--data", data, "--ensemble", faster, foreign, "--calibrate"]
     leuko(*words).refused(str(foreign), "--calibrate")
     assert foreign.read_bytes() == b"theirs" and "calibration" not in checkpoint.load_weights(faster).about
 
 
-@pytest.mark.parametrize("job", ["--tune", "--calibrate"])
-def test_the_reported_split_is_known_by_all_its_names(job, project, data, tmp_path, leuko):
-    words = ["val", "--data", data, "--save", tmp_path, "--ensemble", project / "faster", project / "fcos", job]
+def test_the_reported_split_is_known_by_all_its_names(project, data, tmp_path, leuko):
+    words = ["val", "--data", data, "--save", tmp_path, "--weights", project / "faster", "--calibrate"]
     leuko(*words, "--split", "val", "--tune-split", "valid").refused("--tune-split valid", "reported")
     leuko(*words, "--split", "validation").refused("--tune-split val", "reported")
     assert not list(tmp_path.iterdir())
@@ -381,7 +328,7 @@ def test_speed_is_measured_after_a_warm_up(data):
     dataset, seconds = load(data, "test"), []
     for warmup in (False, True):
         network = Network()
-        seconds.append(evaluate.predict(network, dataset, workers=0, warmup=warmup).seconds)
+        seconds.append(evaluate.predict(Pipeline(network, (64,)), dataset, workers=0, warmup=warmup).seconds)
         assert network.calls == len(dataset) + warmup and len(seconds[-1]) == len(dataset)
     assert seconds[0].max() >= 0.5 > seconds[1].max()
 

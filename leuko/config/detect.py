@@ -51,9 +51,6 @@ class DetectOptions:
     """Boxes of different members that overlap this much are taken for the same cell."""
     fusion_score: float = 0.0
     """Detections of a member below this score have no vote."""
-    fusion_weights: Literal["equal", "map", "error"] = "equal"
-    """Weight of a vote: the same for all, the member's validation mAP, or the inverse square of what that lacks to 1,
-    which lets a far better member decide."""
     imgsz: list[int] | None = None
     """Longer side in pixels to which images are scaled, instead of the one that the model was trained at. Several: the
     model looks at each image in all of them, and its detections are fused, one vote per size."""
@@ -131,8 +128,6 @@ class ValOptions(DetectOptions):
     leuko val --weights runs/train/fcos --data datasets/smears --calibrated
     # smears whose cells have another size in pixels: look at each image in several sizes about the trained one
     leuko val --weights runs/train/fcos --data datasets/elsewhere --imgsz 480 600 750 900
-    # fuse only the three best, by options of the fusion that do best on the val split
-    leuko val --ensemble --members best:3 --tune --data datasets/smears
     """
 
     data: str = ""
@@ -143,8 +138,6 @@ class ValOptions(DetectOptions):
     """Folder of results."""
     batch: int = 1
     """Images per forward pass."""
-    members: str = "all"
-    """Which members are fused: all, or those of the highest validation mAP (best:3, for example)."""
     calibrate: bool = False
     """Calibrate the scores on --tune-split, and keep the calibration in the weights files, for --calibrated."""
     draws: int = 1000
@@ -154,12 +147,10 @@ class ValOptions(DetectOptions):
     (the first of an ensemble's) runs on every image for each factor and severity."""
     severity: str = "1..5"
     """Severities for --factors: one, or a range such as 1..5."""
-    tune: bool = False
-    """Choose the three fusion options by mAP on --tune-split; the split that is reported stays unseen."""
     allow_leaks: bool = False
     """Validate even if a group of images (a smear, a patient) stands in the training split, too."""
     tune_split: str = "val"
-    """Split for --tune and --calibrate."""
+    """Split for --calibrate, and on which the score is found from which counts are best."""
 
     def check(self) -> None:
         """Raise LeukoError naming the flag whose value cannot be used."""
@@ -174,11 +165,6 @@ class ValOptions(DetectOptions):
             raise LeukoError("--calibrate fits the scores, --calibrated uses the fit: give one of them")
         if not set(self.severities) <= set(range(1, 6)):
             raise LeukoError(f"--severity {self.severity}: give 1 to 5, or a range such as 1..5")
-        if self.members != "all" and not self.best:
-            raise LeukoError(f"--members {self.members}: give all, or best:N with N of at least 2")
-        for flag, given in (("members", self.members != "all"), ("tune", self.tune)):
-            if given and self.ensemble is None:
-                raise LeukoError(f"--{flag} is about an ensemble; name one with --ensemble")
 
     @property
     def severities(self) -> list[int]:
@@ -187,12 +173,6 @@ class ValOptions(DetectOptions):
         if not (first.isdecimal() and (last or first).isdecimal()):
             return [0]
         return list(range(int(first), int(last or first) + 1)) or [0]
-
-    @property
-    def best(self) -> int:
-        """N of ``members="best:N"``; 0 where it is none."""
-        word, _, number = self.members.partition(":")
-        return int(number) if word == "best" and number.isdecimal() and int(number) > 1 else 0
 
 
 @dataclass

@@ -1,57 +1,43 @@
-"""Trained models and their fusion: how they look at images, with which weights they vote, and what is tuned."""
+"""Trained models as members of an ensemble, or alone: their names and types, and what their weights keep."""
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
-from tqdm import tqdm
 
-from ..config import MOST_DETECTIONS
-from ..data.dataset import Dataset
 from ..data.loaded_image import LoadedImage
 from ..detections import MAX_DETECTIONS, Detections
 from ..errors import LeukoError, nearest
-from ..metrics import coco
 from ..metrics.calibration import Scaling
 from ..ops.pairs import nms
 from ..runtime import ExportedDetector
 from ..runtime.ensemble import members_of
-from ..runtime.typing_stage import TypingStage
-from . import fusion
-from .detect import detect
+from .detect import Pipeline
 from .loading import load_detector, typing_of
 from .tiling import Tiling
 
 if TYPE_CHECKING:
     from .checkpoint import Weights
-    from .network import Network
 
 SAME_CELL = 0.5  # IoU
 WEAK, LEARNED = 0.5, 0.1  # of the best validation mAP; the best of runs that have learned enough to be compared
 
 
-@dataclass
-class EnsembleMember:
-    """A trained model ready to detect (alone or in an ensemble), with its name in tables and the image sizes that it
-    looks at. ``typing`` is its typing stage, if it has one; ``typer`` tells whose stage that is, where it is not that
-    of its own weights (see ``loading.typing_of``); ``tiling`` how it cuts images into tiles, if it does; ``cell`` how
+@dataclass(kw_only=True)
+class EnsembleMember(Pipeline):
+    """A trained model ready to detect (alone or in an ensemble), with its name in tables and its weights. ``typer``
+    tells whose typing stage it has, where that is not of its own weights (see ``loading.typing_of``); ``cell`` how
     wide a cell is taken to be in pixels of an image, 0 if that is not known, and ``trained_cell`` how wide one was in
     training in those of the network, likewise; ``new_name`` gives the name that the data has for one of its types."""
 
     name: str
     weights: Weights | ExportedDetector
-    model: Network | ExportedDetector
-    sizes: tuple[int, ...]
-    typing: TypingStage | None = None
     typer: str = ""
-    tiling: Tiling | None = None
     cell: float = 0.0
     trained_cell: float = 0.0
     new_name: Callable[[str], str] = str
@@ -78,34 +64,23 @@ class EnsembleMember:
         sizes = tuple(sizes) or (weights.image_size,)
         tiling = Tiling.of(weights, sizes, weights.image_size, cell_size) if tiles else None
         known = weights.cell_sides
-        cells = cell_size or known.get("stored", 0.0), known.get("network", 0.0)
-        model, stage = weights.at_work(device, amp, max_detections), typing_of(weights, typer, device)
-        return cls(name, weights, model, sizes, *stage, tiling, *cells)
-
-    @property
-    def parameters(self) -> int:
-        """The parameters of its networks."""
-        return self.model.parameters + (self.typing.parameters if self.typing else 0)
+        typing, whose = typing_of(weights, typer, device)
+        return cls(
+            name=name,
+            weights=weights,
+            model=weights.at_work(device, amp, max_detections),
+            sizes=sizes,
+            typing=typing,
+            typer=whose,
+            tiling=tiling,
+            cell=cell_size or known.get("stored", 0.0),
+            trained_cell=known.get("network", 0.0),
+        )
 
     @property
     def types(self) -> Sequence[str]:
         """The types that it gives, in the order of its labels."""
         return self.typing.types if self.typing else self.weights.classes
-
-    @property
-    def views(self) -> tuple[int, ...]:
-        """The sizes in which it looks at whole images: none where it cuts them into tiles."""
-        return () if self.tiling else self.sizes
-
-    @property
-    def largest(self) -> float:
-        """The largest of these; inf where it cuts them."""
-        return max(self.views, default=math.inf)
-
-    @property
-    def needs_pixels(self) -> bool:
-        """Whether it looks at an image's stored pixels, too."""
-        return bool(self.typing or self.tiling)
 
     def cell_of(self, image: LoadedImage) -> tuple[float, float]:
         """The width that a cell of an image is taken to have, in its pixels and in those of the network; 0 where that
@@ -116,9 +91,7 @@ class EnsembleMember:
 
     def detect(self, images: Sequence[LoadedImage]) -> list[Detections]:
         """Detections of each image, which has the ``views`` of the member, and its pixels where these are needed."""
-        mine = [replace(image, views={size: image.views[size] for size in self.views}) for image in images]
-        found = detect(self.model, mine, self.typing, self.tiling)
-        return [replace(d, types=tuple(self.types)) for d in found]
+        return [replace(found, types=tuple(self.types)) for found in super().detect(images)]
 
     def labels_in(self, types: Sequence[str]) -> np.ndarray:
         """For each of the model's labels, the label of the same name in ``types``; LeukoError on a name not in it."""
@@ -144,11 +117,6 @@ class EnsembleMember:
         if len(set(new_label)) == len(new_label):
             return renamed
         return [p[_distinct(p)] for p in renamed]
-
-    @property
-    def max_detections(self) -> int:
-        """Most detections per image: of a tile the model's, of all together any number."""
-        return MOST_DETECTIONS if self.tiling else self.model.max_detections
 
     @property
     def scaling(self) -> Scaling | None:
@@ -221,76 +189,3 @@ def load_members(sources: Sequence[str | Path], device: str = "cpu", *how: objec
         if names.count(member.name) > 1:
             member.name += f" ({names[: i + 1].count(names[i])})"
     return members
-
-
-# ---------------------------------------------------------------- how they are fused
-
-
-def best_members(members: Sequence[EnsembleMember], number: int) -> list[int]:
-    """Indices of the ``number`` members of the highest validation mAP, in the order given."""
-    measured = known_mAPs(members)
-    return sorted(sorted(range(len(members)), key=lambda i: -measured[i])[:number])
-
-
-def known_mAPs(members: Sequence[EnsembleMember]) -> list[float]:
-    """Each member's validation mAP; LeukoError if one is not known."""
-    for member in members:
-        if member.validation_mAP is None:
-            raise LeukoError(
-                f"{member.weights.path}: does not state its validation mAP, which --members best and --fusion-weights "
-                "use; leave them out"
-            )
-    return [float(member.validation_mAP) for member in members]
-
-
-@dataclass(frozen=True)
-class Fusion:
-    """How members are fused: boxes that overlap by ``iou`` are one cell; scores below ``score`` have no vote; a
-    member's weight is 1, its validation mAP, or 1 / (1 - mAP)^2: as independent measurements are weighted, with what
-    the mAP lacks to 1 as the standard deviation."""
-
-    iou: float = 0.55
-    score: float = 0.0
-    weights: Literal["equal", "map", "error"] = "equal"
-
-    def __call__(
-        self,
-        members: Sequence[EnsembleMember],
-        predictions: Sequence[Sequence[Detections]],
-        sizes: Sequence[tuple[int, int]],
-    ) -> list[Detections]:
-        """Fuse ``predictions[m][n]`` of member m on image n, whose (width, height) is ``sizes[n]``."""
-        number = members[0].max_detections
-        return fusion.fuse(predictions, sizes, self.iou, self.score, self.votes(members), number)
-
-    def votes(self, members: Sequence[EnsembleMember]) -> list[float] | None:
-        """Each member's weight, None where all are the same; LeukoError if a validation mAP is needed and not known."""
-        if self.weights == "equal":
-            return None
-        return [max(v, 0.001) if self.weights == "map" else max(1 - v, 0.001) ** -2 for v in known_mAPs(members)]
-
-
-# What is tried. The defaults come first, so that they stay where nothing is better.
-IOUS = (0.55, 0.45, 0.5, 0.6, 0.65, 0.7, 0.75)
-SCORES = (0.0, 0.1, 0.2)
-WEIGHTS = ("equal", "map", "error")
-
-
-def tune(
-    members: Sequence[EnsembleMember], predictions: Sequence[Sequence[Detections]], dataset: Dataset
-) -> tuple[Fusion, list[dict[str, object]]]:
-    """The fusion of the highest mAP on a data set, and what each that was tried reached: fusion, mAP, mAP50, mAR.
-
-    ``predictions[m][n]`` are member m's detections on the data set's image n. The data set must not be the one that is
-    reported. Where a member's validation mAP is not known, only equal weights are tried.
-    """
-    weighted = WEIGHTS if all(m.validation_mAP is not None for m in members) else ("equal",)
-    sizes = [(s.width, s.height) for s in dataset.samples]
-    tried: list[dict[str, object]] = []
-    for iou, score, weights in tqdm(list(product(IOUS, SCORES, weighted)), desc="tuning", unit="fusion", leave=False):
-        fused = Fusion(iou, score, weights)(members, predictions, sizes)
-        evaluation = coco.evaluate(dataset, fused, members[0].max_detections)
-        measures = {name: getattr(evaluation, name) for name in ("mAP", "mAP50", "mAR")}
-        tried.append({"iou": iou, "score": score, "weights": weights, **measures})
-    best = max(tried, key=lambda t: t["mAP"])
-    return Fusion(best["iou"], best["score"], best["weights"]), tried

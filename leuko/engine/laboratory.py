@@ -17,7 +17,6 @@ from ..metrics import calibration, counting, matching
 from ..ops.box_iou import box_iou
 from ..runtime.typing_stage import resized, typed
 from .adaptation import LabelledCells
-from .detect import detect
 from .ensemble import EnsembleMember
 from .metadata import LEAST_FACTOR, MOST_FACTOR
 
@@ -40,7 +39,7 @@ def unlabelled_crops(
         if isinstance(image, LeukoError):
             errors.append(str(image))
             continue
-        (cells,), (cut,) = member.typing.cut([image], detect(member.model, [image]))
+        (cells,), (cut,) = member.typing.cut([image], member.find([image]))
         crops.append(cut[cells.scores >= DOUBTFUL * threshold])
     return np.concatenate(crops), errors
 
@@ -66,7 +65,7 @@ class LabelledFields:
         batches = sample_batches(dataset, member.sizes, alone, workers, with_pixels=True)
         pairs = zip(dataset.samples, batches, strict=True)
         for sample, images in tqdm(pairs, "fields with labels", len(dataset), unit="image", leave=False):
-            (cells,), (cut,) = member.typing.cut(images, detect(member.model, images))
+            (cells,), (cut,) = member.typing.cut(images, member.find(images))
             own = sample.boxes[~sample.crowd]
             drawn = replace(cells, boxes=resized(cells.boxes, member.typing.box_factors, images[0].size))
             of_cell = _matched(own, drawn.boxes)

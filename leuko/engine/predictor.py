@@ -32,8 +32,9 @@ from ..report.tables import TINY
 from ..runtime.ensemble import members_of
 from ..runtime.typing_stage import OFF
 from . import thresholds
-from .ensemble import EnsembleMember, Fusion, load_members, places, without_weak
+from .ensemble import EnsembleMember, load_members, places, without_weak
 from .finished import finished_runs
+from .fusion import Fusion
 from .thresholds import Threshold
 
 GPU_BATCH = 8  # images at once on a GPU; on a CPU several at once are not faster than one after the other
@@ -59,9 +60,7 @@ class Models:
             member.labels_in(members[0].types)
             if options.calibrated:
                 member.calibrated([])
-        fusion = Fusion(options.fusion_iou, options.fusion_score, options.fusion_weights)
-        if len(members) > 1:
-            fusion.votes(members)
+        fusion = Fusion(options.fusion_iou, options.fusion_score)
         threshold = thresholds.kept(members, fusion, options.calibrated) or Threshold()
         if options.threshold is not None:
             threshold = Threshold(options.threshold, "as --threshold says")
@@ -112,8 +111,9 @@ class Models:
         predictions = [member.relabel(member.detect(images), self.types) for member in self.members]
         if self.calibrated:
             predictions = [member.calibrated(p) for member, p in zip(self.members, predictions, strict=True)]
-        is_alone = len(self.members) == 1
-        found = predictions[0] if is_alone else self.fusion(self.members, predictions, [i.size for i in images])
+        found = predictions[0]
+        if len(self.members) > 1:
+            found = self.fusion(predictions, [image.size for image in images], self.members[0].max_detections)
         return [replace(each, types=tuple(self.types)) for each in found]
 
 

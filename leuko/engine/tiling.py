@@ -93,11 +93,11 @@ class Tiling:
         columns, rows = self.grid(image.size, cell)
         boxes = [(x0, y0, x1, y1) for y0, y1 in rows for x0, x1 in columns]
         longer = max(boxes[0][2] - boxes[0][0], boxes[0][3] - boxes[0][1]) * self.network / cell
-        sides = [max(round(longer * size / self.own), 1) for size in self.sizes]
+        sides = list(dict.fromkeys(max(round(longer * size / self.own), 1) for size in self.sizes))
         tiles = ((box, _tile(image, box, sides)) for box in boxes)
         found: list[Detections] = []
         while some := list(islice(tiles, 1 if model.is_on_cpu else TILES_AT_ONCE)):
-            of_tiles = detect_views(model, [tile for _, tile in some])
+            of_tiles = detect_views(model, [tile for _, tile in some], sides)
             for (box, tile), detections in zip(some, of_tiles, strict=True):
                 scale = np.float32([(box[2] - box[0]) / tile.size[0], (box[3] - box[1]) / tile.size[1]] * 2)
                 moved = replace(detections, boxes=detections.boxes * scale + np.float32(box[:2] * 2))
