@@ -51,7 +51,7 @@ class Case:
         self.predictor, self.fields = Predictor(**{**vars(options), "typer": typer}), fields
         self.models = self.predictor.models
         self.queue: list[np.ndarray] = []
-        self.models.members[0].model.register_forward_hook(self._given)
+        self.models.members[0].model.model.register_forward_hook(self._given)
 
     def _given(self, model: torch.nn.Module, inputs: tuple, outputs: list[dict]) -> list[dict]:
         found = []
@@ -72,7 +72,7 @@ class Case:
 
     def detect(self) -> float:
         """Seconds per image from memory to types."""
-        images = [LoadedImage.of_file(path, self.models.sizes, True) for path in self.fields]
+        images = [LoadedImage.of_file(path, self.models.views, True) for path in self.fields]
         self.queue = list(self.fields.values())
         start = time.perf_counter()
         for image in images:

@@ -29,6 +29,7 @@ from leuko import cells
 from leuko import val as command
 from leuko.config import ValOptions
 from leuko.detections import Detections
+from leuko.engine import ensemble
 from leuko.engine.checkpoint import load_weights, save_weights
 from leuko.engine.ensemble import EnsembleMember
 from leuko.engine.network import prepare
@@ -114,7 +115,7 @@ def validate(folder: Path, stub: Stub) -> dict[str, float]:
     """Run ``leuko val`` with the stub; seconds of each of its parts and of the whole."""
     model = create("fcos", len(TYPES), "resnet50", image_size=SIDE)
     save_weights(folder / "fcos.safetensors", model.recipe, model.state_dict(), TYPES)
-    member = EnsembleMember("stub", load_weights(folder / "fcos.safetensors"), stub, (SIDE,))
+    member = EnsembleMember(stub, (SIDE,), name="stub", weights=load_weights(folder / "fcos.safetensors"))
     options = ValOptions(data=str(folder), weights="stub", save=str(folder / "runs"), device="cpu")
     seconds: dict[str, float] = {}
     parts = {
@@ -126,7 +127,7 @@ def validate(folder: Path, stub: Stub) -> dict[str, float]:
         "the page": (command.pages, "build"),
     }
     with contextlib.ExitStack() as stack:
-        stack.enter_context(mock.patch.object(command, "load_members", lambda *_: [member]))
+        stack.enter_context(mock.patch.object(ensemble, "load_members", lambda *_: [member]))
         for part, (place, function) in parts.items():
             stack.enter_context(timing(seconds, part, place, function))
         stack.enter_context(contextlib.redirect_stdout(io.StringIO()))

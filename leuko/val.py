@@ -26,11 +26,9 @@ from .data.tools.draw import with_factor
 from .data.tools.found import write_labels
 from .detections import Detections
 from .engine import cost, distributed, thresholds
-from .engine.ensemble import EnsembleMember, load_members, places, without_weak
+from .engine.ensemble import Ensemble, EnsembleMember
 from .engine.environment import environment
 from .engine.evaluate import predict_by
-from .engine.finished import finished_runs
-from .engine.fusion import Fusion
 from .engine.network import choose_device
 from .engine.thresholds import Threshold
 from .engine.tiling import cells_at_network
@@ -59,19 +57,17 @@ def _val(options: ValOptions, device: torch.device) -> Path:
         source.check_groups({"train": source.groups(options.data, "train"), split: dataset.groups()}, options.data)
     if lines := tables.warnings(split, dataset, options.most_per_image):
         print(lines)
-    members = chosen_members(options, dataset)
+    ensemble = chosen_models(options, dataset)
+    members = ensemble.members
     tuning = Tuning.of(options, dataset)
-    fusion = Fusion(options.fusion_iou, options.fusion_score)
-    name = options.name or ("ensemble" if len(members) > 1 else members[0].name)
-    folder = run.new_run(options.save, name)
+    folder = run.new_run(options.save, options.name or ensemble.name)
     try:
         if options.calibrate:
             calibrate(members, tuning, options)
         models = [measured(member, dataset, options, device, tuning) for member in members]
         if len(models) > 1:
-            ensemble = fuse(members, models, fusion, dataset, tuning)
-            models = [*sorted(models, key=lambda m: m.evaluation.mAP), ensemble]
-        about = {"fusion": asdict(fusion)} if len(models) > 1 else {}
+            models = [*sorted(models, key=lambda m: m.evaluation.mAP), fuse(ensemble, models, dataset, tuning)]
+        about = {"fusion": asdict(ensemble.fusion)} if len(models) > 1 else {}
         write(folder, options, dataset, models, about)
         run.write_warnings(folder, dataset, *([tuning.dataset] if tuning.is_told else []))
         answer, lines = write_results(folder, dataset, models, options.draws)
@@ -88,7 +84,7 @@ def _val(options: ValOptions, device: torch.device) -> Path:
     print(tables.aligned(tables.table2(rows_of(models), dataset.types), head=2))
     print(f"\n{tables.per_class(models[-1].evaluation)}" if len(models) == 1 else "")
     tiny = tables.tiny_cells(cells_at_network(dataset, max(member.largest for member in members)))
-    at_cap = tables.at_cap(images_at_cap(dataset, members, models), options.most_per_image)
+    at_cap = tables.at_cap(images_at_cap(dataset, ensemble, models), options.most_per_image)
     print("\n".join([*lines, *filter(None, (tiny, at_cap))]))
     print(f"\nresults: {folder} (report.html shows them all)")
     return folder
@@ -104,27 +100,14 @@ def split_of(options: ValOptions) -> str:
     return there[0] if alone else source.split_name(options.data, options.split)
 
 
-def chosen_members(options: ValOptions, dataset: Dataset) -> list[EnsembleMember]:
+def chosen_models(options: ValOptions, dataset: Dataset) -> Ensemble:
     """The models to measure, whose types must be the data set's."""
-    if options.ensemble is None:
-        sources: Sequence[str | Path] = [options.weights]
-    else:
-        sources = options.ensemble or finished_runs(options.project, dataset.types)
-    members = load_members(sources, options.device, *options.looking)
-    if options.ensemble and len(members) < 2:
-        raise LeukoError("--ensemble: name at least two models, or one with --weights")
-    members = without_weak(members, named=options.ensemble != [])
-    new_name = source.find(options.data).new_name
-    for member in members:
-        member.new_name = new_name
-        member.labels_in(dataset.types)
-        if options.calibrate and member.typer:
+    ensemble = Ensemble.of(options, dataset.types, source.find(options.data).new_name)
+    for member in ensemble.members if options.calibrate else ():
+        if member.typer:
             raise LeukoError("--calibrate: a fit is kept for a model's own typing stage; leave out --typer")
-        if options.calibrate:
-            member.weights.check_keeps()
-        if options.calibrated:
-            member.calibrated([])
-    return members
+        member.weights.check_keeps()
+    return ensemble
 
 
 @dataclass
@@ -162,22 +145,20 @@ class Tuning:
             self.found[member.name] = member.calibrated(predictions) if options.calibrated else predictions
         return self.found[member.name]
 
-    def threshold(self, members: Sequence[EnsembleMember], fusion: Fusion) -> Threshold:
-        """The score from which a member, or a fusion, counts: given, kept in the weights, or found here and kept."""
+    def threshold(self, ensemble: Ensemble) -> Threshold:
+        """The score from which a model, or a fusion, counts: given, kept in the weights, or found here and kept."""
         options = self.options
         if options.threshold is not None:
             return Threshold(options.threshold, "as --threshold says")
-        about = members, fusion, options.calibrated
-        threshold = thresholds.kept(*about, reported=(options.data, self.reported))
+        threshold = thresholds.kept(ensemble, reported=(options.data, self.reported))
         if threshold is None and self.dataset:
-            predictions = [self.predictions(member) for member in members]
-            sizes = [(s.width, s.height) for s in self.dataset.samples]
-            fused = fusion(predictions, sizes, members[0].max_detections) if len(members) > 1 else predictions[0]
+            predictions = [self.predictions(member) for member in ensemble.members]
+            fused = ensemble.fused(predictions, [(s.width, s.height) for s in self.dataset.samples])
             if value := thresholds.find(self.dataset, fused):
                 threshold = Threshold(value, f"found on {self.dataset.split} of {options.data}")
-                if len(members) > 1 or not options.calibrated:
+                if len(ensemble.members) > 1 or not options.calibrated:
                     try:
-                        thresholds.keep(*about, value, options.data, self.dataset.split)
+                        thresholds.keep(ensemble, value, options.data, self.dataset.split)
                     except LeukoError as error:  # such as weights that others may only read: it is used all the same
                         print(f"the threshold {value:.2f} is not kept: {error}")
         return threshold or Threshold(origin=f"a default; {self.why_not or 'nothing right was found to fit it'}")
@@ -224,25 +205,18 @@ def measured(
     }
     evaluation = coco.evaluate(dataset, predictions, member.max_detections)
     scaling = None if options.calibrated else member.scaling
-    threshold = tuning.threshold([member], Fusion())
+    threshold = tuning.threshold(Ensemble([member], calibrated=options.calibrated))
     return ModelResult(member.name, predictions, evaluation, threshold.value, threshold.origin, costs, scaling)
 
 
-def fuse(
-    members: Sequence[EnsembleMember],
-    models: Sequence[ModelResult],
-    fusion: Fusion,
-    dataset: Dataset,
-    tuning: Tuning,
-) -> ModelResult:
+def fuse(ensemble: Ensemble, models: Sequence[ModelResult], dataset: Dataset, tuning: Tuning) -> ModelResult:
     """The members' fusion: all their parameters, and the speed of one member after the other."""
-    sizes, number = [(s.width, s.height) for s in dataset.samples], members[0].max_detections
-    predictions = fusion([m.predictions for m in models], sizes, number)
+    predictions = ensemble.fused([m.predictions for m in models], [(s.width, s.height) for s in dataset.samples])
     costs = {key: round(sum(m.cost[key] for m in models), 1) for key in ("parameters", "GFLOPs", "file_MB")}
     costs["fps"] = 1 / sum(1 / m.cost["fps"] for m in models)
-    evaluation = coco.evaluate(dataset, predictions, number)
-    threshold = tuning.threshold(members, fusion)
-    return ModelResult("ensemble", predictions, evaluation, threshold.value, threshold.origin, costs)
+    evaluation = coco.evaluate(dataset, predictions, ensemble.max_detections)
+    threshold = tuning.threshold(ensemble)
+    return ModelResult(ensemble.name, predictions, evaluation, threshold.value, threshold.origin, costs)
 
 
 def calibrate(members: Sequence[EnsembleMember], tuning: Tuning, options: ValOptions) -> None:
@@ -288,11 +262,11 @@ def sweep(
 # ---------------------------------------------------------------- writing
 
 
-def images_at_cap(dataset: Dataset, members: Sequence[EnsembleMember], models: Sequence[ModelResult]) -> list[Path]:
+def images_at_cap(dataset: Dataset, ensemble: Ensemble, models: Sequence[ModelResult]) -> list[Path]:
     """The images on which a model found as many cells as it may. Scores below those that are calibrated don't count: of
     those, Ultralytics' models have as many as they may on nearly every image."""
     least = calibration.LEAST_SCORE
-    found = np.array([[places(members, p.above(least)) for p in m.predictions] for m in models])
+    found = np.array([[ensemble.places(p.above(least)) for p in m.predictions] for m in models])
     full = (found >= models[0].evaluation.max_detections).any(0)
     return [sample.image for sample, is_full in zip(dataset.samples, full, strict=True) if is_full]
 

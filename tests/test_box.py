@@ -13,8 +13,7 @@ from conftest import ROOT, TYPES, in_child
 from leuko import Detector, config, registry
 from leuko.engine import thresholds
 from leuko.engine.checkpoint import StoredTyper, Weights, load_weights, save
-from leuko.engine.ensemble import EnsembleMember
-from leuko.engine.fusion import Fusion
+from leuko.engine.ensemble import Ensemble, EnsembleMember
 from leuko.errors import LeukoError
 from leuko.io import digest
 from leuko.models import create
@@ -120,7 +119,7 @@ def test_a_folder_that_cannot_be_written_is_no_hindrance(box, tmp_path):
     try:
         member = EnsembleMember.load("leuko-small")
         with pytest.raises(LeukoError, match="comes with leuko and stays as it is"):
-            thresholds.keep([member], Fusion(), False, 0.3, "slides", "val")
+            thresholds.keep(Ensemble([member]), 0.3, "slides", "val")
         assert len(list(box.parent.iterdir())) == 2
     finally:
         os.chmod(box.parent, 0o755)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,16 +15,21 @@ from ..detections import MAX_DETECTIONS, Detections
 from ..errors import LeukoError, nearest
 from ..metrics.calibration import Scaling
 from ..ops.pairs import nms
+from ..report.tables import TINY
 from ..runtime import ExportedDetector
 from ..runtime.ensemble import members_of
 from .detect import Pipeline
+from .finished import finished_runs
+from .fusion import Fusion
 from .loading import load_detector, typing_of
 from .tiling import Tiling
 
 if TYPE_CHECKING:
+    from ..config import DetectOptions
     from .checkpoint import Weights
 
 SAME_CELL = 0.5  # IoU
+SHRUNK = 0.25  # of the side of a cell in training, below which it is hardly found
 WEAK, LEARNED = 0.5, 0.1  # of the best validation mAP; the best of runs that have learned enough to be compared
 
 
@@ -147,15 +152,6 @@ class EnsembleMember(Pipeline):
         return (self.weights.about.get("val") or {}).get("mAP")
 
 
-def places(members: Sequence[EnsembleMember], detections: Detections, image: LoadedImage | None = None) -> int:
-    """The number of a model's detections that count against ``--max-detections``: a typing stage makes several of
-    one, and of an ``image`` that is cut into tiles it is the most of a tile."""
-    if any(member.typing for member in members):
-        detections = detections[np.unique(detections.boxes, axis=0, return_index=True)[1]]
-    tilings = [member.tiling for member in members if member.tiling and image]
-    return max((tiling.most(detections, image) for tiling in tilings), default=len(detections))
-
-
 def without_weak(members: list[EnsembleMember], named: bool) -> list[EnsembleMember]:
     """The members without those whose validation mAP is less than half of the best one's, which would pull down the
     scores of a fusion; one that the user ``named`` takes part. A line tells of each. LeukoError if one is left."""
@@ -189,3 +185,103 @@ def load_members(sources: Sequence[str | Path], device: str = "cpu", *how: objec
         if names.count(member.name) > 1:
             member.name += f" ({names[: i + 1].count(names[i])})"
     return members
+
+
+# ---------------------------------------------------------------- several as one
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """One trained model, or several that are fused: what a prediction, and the last line of a validation, come from.
+    Scores are ``calibrated`` before they are fused, where that is asked for."""
+
+    members: list[EnsembleMember]
+    fusion: Fusion = field(default_factory=Fusion)
+    calibrated: bool = False
+
+    @classmethod
+    def of(
+        cls, options: DetectOptions, types: Sequence[str] | None = None, new_name: Callable[[str], str] = str
+    ) -> Ensemble:
+        """The models that the options name, which must know the same types, in any order: ``types``, if these are
+        given. ``new_name`` gives the names that a data set has for them. Raises LeukoError."""
+        named: Sequence[str | Path] = [options.weights]
+        if options.ensemble is not None:
+            named = options.ensemble or finished_runs(options.project, types)
+        members = load_members(named, options.device, *options.looking)
+        if options.ensemble and len(members) < 2:
+            raise LeukoError("--ensemble: name at least two models, or one with --weights")
+        members = without_weak(members, named=options.ensemble != [])
+        for member in members:
+            member.new_name = new_name
+            member.labels_in(members[0].types if types is None else types)
+            if options.calibrated:
+                member.calibrated([])
+        return cls(members, Fusion(options.fusion_iou, options.fusion_score), options.calibrated)
+
+    @property
+    def name(self) -> str:
+        """What a folder of its results is called."""
+        return "ensemble" if len(self.members) > 1 else self.members[0].name
+
+    @property
+    def types(self) -> list[str]:
+        """The types in the order of the labels."""
+        return list(self.members[0].types)
+
+    @property
+    def is_on_cpu(self) -> bool:
+        """Whether all of them are; if not, the others are on a GPU."""
+        return all(member.model.is_on_cpu for member in self.members)
+
+    @property
+    def views(self) -> list[int]:
+        """The sizes in which they look at whole images."""
+        return list(dict.fromkeys(size for member in self.members for size in member.views))
+
+    @property
+    def max_detections(self) -> int:
+        """Most detections per image."""
+        return self.members[0].max_detections
+
+    def cell(self, image: LoadedImage) -> tuple[float, float]:
+        """The width that a cell of an image is taken to have: in its pixels, and in those of the network that shows it
+        largest; 0 where that is not known."""
+        return max((member.cell_of(image) for member in self.members), key=lambda sides: sides[1])
+
+    @property
+    def least_cell(self) -> float:
+        """The pixels of the network below which a cell is hardly found: a quarter of what it had in training, too."""
+        return max([TINY, *(SHRUNK * member.trained_cell for member in self.members)])
+
+    def places(self, detections: Detections, image: LoadedImage | None = None) -> int:
+        """The number of its detections that count against ``--max-detections``: a typing stage makes several of one,
+        and of an ``image`` that is cut into tiles it is the most of a tile."""
+        if any(member.typing for member in self.members):
+            detections = detections[np.unique(detections.boxes, axis=0, return_index=True)[1]]
+        tilings = [member.tiling for member in self.members if member.tiling and image]
+        return max((tiling.most(detections, image) for tiling in tilings), default=len(detections))
+
+    def fused(
+        self, predictions: Sequence[Sequence[Detections]], sizes: Sequence[tuple[int, int]]
+    ) -> Sequence[Detections]:
+        """What all say together of the images of these (width, height), by ``predictions[m][n]`` of each member."""
+        return predictions[0] if len(self.members) == 1 else self.fusion(predictions, sizes, self.max_detections)
+
+    def __call__(self, images: Sequence[LoadedImage]) -> list[Detections]:
+        """Detections of each image. Those of one shape are looked at together, so that none is padded for another: what
+        is found on an image is, but for rounding, what is found on it alone."""
+        alike: dict[tuple, list[int]] = {}
+        for i, image in enumerate(images):
+            alike.setdefault(tuple(view.shape for view in image.views.values()), []).append(i)
+        found = {}
+        for numbers in alike.values():
+            found |= dict(zip(numbers, self._of_one_shape([images[i] for i in numbers]), strict=True))
+        return [found[i] for i in range(len(images))]
+
+    def _of_one_shape(self, images: Sequence[LoadedImage]) -> list[Detections]:
+        predictions = [member.relabel(member.detect(images), self.types) for member in self.members]
+        if self.calibrated:
+            predictions = [member.calibrated(p) for member, p in zip(self.members, predictions, strict=True)]
+        found = self.fused(predictions, [image.size for image in images])
+        return [replace(each, types=tuple(self.types)) for each in found]

@@ -11,7 +11,7 @@ import functools
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,93 +28,29 @@ from ..metrics import counting, doubles
 from ..registry import find_weights
 from ..report import plots
 from ..report.predictions import ImagePrediction
-from ..report.tables import TINY
 from ..runtime.ensemble import members_of
 from ..runtime.typing_stage import OFF
 from . import thresholds
-from .ensemble import EnsembleMember, load_members, places, without_weak
-from .finished import finished_runs
-from .fusion import Fusion
+from .ensemble import Ensemble
 from .thresholds import Threshold
 
 GPU_BATCH = 8  # images at once on a GPU; on a CPU several at once are not faster than one after the other
-SHRUNK = 0.25  # of the side of a cell in training, below which it is hardly found
 
 
 @dataclass(frozen=True)
-class Models:
-    """The detectors of a prediction, how they are fused if there are several, and the score from which they count."""
+class Models(Ensemble):
+    """The detectors of a prediction, and the score from which cells count."""
 
-    members: list[EnsembleMember]
-    fusion: Fusion
-    calibrated: bool
-    threshold: Threshold
+    threshold: Threshold = field(default_factory=Threshold)
 
     @classmethod
     def of(cls, options: PredictOptions) -> Models:
         """The models that the options name; LeukoError where they do not fit each other or the options."""
-        named = [options.weights] if options.ensemble is None else options.ensemble or finished_runs(options.project)
-        members = load_members(named, options.device, *options.looking)
-        members = without_weak(members, named=options.ensemble != [])
-        for member in members:
-            member.labels_in(members[0].types)
-            if options.calibrated:
-                member.calibrated([])
-        fusion = Fusion(options.fusion_iou, options.fusion_score)
-        threshold = thresholds.kept(members, fusion, options.calibrated) or Threshold()
+        ensemble = Ensemble.of(options)
+        threshold = thresholds.kept(ensemble) or Threshold()
         if options.threshold is not None:
             threshold = Threshold(options.threshold, "as --threshold says")
-        return cls(members, fusion, options.calibrated, threshold)
-
-    @property
-    def name(self) -> str:
-        """What the folder of results is called."""
-        return "ensemble" if len(self.members) > 1 else self.members[0].name
-
-    @property
-    def types(self) -> list[str]:
-        """The types in the order of the labels."""
-        return list(self.members[0].types)
-
-    @property
-    def is_on_cpu(self) -> bool:
-        """Whether all of them are; if not, the others are on a GPU."""
-        return all(member.model.is_on_cpu for member in self.members)
-
-    @property
-    def views(self) -> list[int]:
-        """The sizes in which they look at whole images."""
-        return list(dict.fromkeys(size for member in self.members for size in member.views))
-
-    def cell(self, image: LoadedImage) -> tuple[float, float]:
-        """The width that a cell of an image is taken to have: in its pixels, and in those of the network that shows it
-        largest; 0 where that is not known."""
-        return max((member.cell_of(image) for member in self.members), key=lambda sides: sides[1])
-
-    @property
-    def least_cell(self) -> float:
-        """The pixels of the network below which a cell is hardly found: a quarter of what it had in training, too."""
-        return max([TINY, *(SHRUNK * member.trained_cell for member in self.members)])
-
-    def __call__(self, images: Sequence[LoadedImage]) -> list[Detections]:
-        """Detections of each image, fused if there are several members. Those of one shape are looked at together, so
-        that none is padded for another: what is found on an image is, but for rounding, what is found on it alone."""
-        alike: dict[tuple, list[int]] = {}
-        for i, image in enumerate(images):
-            alike.setdefault(tuple(view.shape for view in image.views.values()), []).append(i)
-        found = {}
-        for numbers in alike.values():
-            found |= dict(zip(numbers, self._of_one_shape([images[i] for i in numbers]), strict=True))
-        return [found[i] for i in range(len(images))]
-
-    def _of_one_shape(self, images: Sequence[LoadedImage]) -> list[Detections]:
-        predictions = [member.relabel(member.detect(images), self.types) for member in self.members]
-        if self.calibrated:
-            predictions = [member.calibrated(p) for member, p in zip(self.members, predictions, strict=True)]
-        found = predictions[0]
-        if len(self.members) > 1:
-            found = self.fusion(predictions, [image.size for image in images], self.members[0].max_detections)
-        return [replace(each, types=tuple(self.types)) for each in found]
+        return cls(ensemble.members, ensemble.fusion, ensemble.calibrated, threshold)
 
 
 class Item(NamedTuple):
@@ -243,7 +179,7 @@ class Predictor:
             if isinstance(found, LeukoError):
                 raise found
             with memory_errors_as(item.path):
-                is_full = places(self.models.members, found.above(threshold), image) >= number
+                is_full = self.models.places(found.above(threshold), image) >= number
                 sides = self.models.cell(image)
                 cells = counting.one_type(found, len(self.models.types))
                 if item.original:

@@ -15,11 +15,11 @@ from ..data.dataset import Dataset
 from ..detections import Detections
 from ..metrics import counting
 from ..registry import FOREIGN, comes_with_leuko
+from .ensemble import Ensemble, EnsembleMember
 
 if TYPE_CHECKING:
     from ..runtime import ExportedDetector
     from .checkpoint import Weights
-    from .ensemble import EnsembleMember, Fusion
 
 DEFAULT = 0.5
 
@@ -45,36 +45,32 @@ def of_model(value: float, sizes: Sequence[int], data: str, split: str) -> dict:
     return {_of_sizes(sizes): {"threshold": value, "data": data, "split": split}}
 
 
-def kept(
-    members: Sequence[EnsembleMember], fusion: Fusion | None, calibrated: bool, reported: tuple[str, str] = ("", "")
-) -> Threshold | None:
+def kept(ensemble: Ensemble, reported: tuple[str, str] = ("", "")) -> Threshold | None:
     """The threshold that the weights keep for a model or a fusion, on the scale of its scores; None without one, and
     for one that was found on what is reported now (data, split)."""
-    found = _keeper(members).about.get("counting", {}).get(_key(members, fusion, calibrated))
+    found = _keeper(ensemble).about.get("counting", {}).get(_key(ensemble))
     if found is None:
         return None
     data, split = reported
     if split == found["split"] and os.path.realpath(data) == os.path.realpath(found["data"]):
         return None
     value = float(found["threshold"])
-    if len(members) == 1 and calibrated:
-        value = float(members[0].scaling(value))
+    if len(ensemble.members) == 1 and ensemble.calibrated:
+        value = float(ensemble.members[0].scaling(value))
     return Threshold(value, f"found on {found['split']} of {found['data']}")
 
 
 def alone(member: EnsembleMember) -> Threshold:
     """The threshold that the weights keep for a model alone, or the default."""
-    return kept([member], None, calibrated=False) or Threshold()
+    return kept(Ensemble([member])) or Threshold()
 
 
-def keep(
-    members: Sequence[EnsembleMember], fusion: Fusion, calibrated: bool, value: float, data: str, split: str
-) -> None:
+def keep(ensemble: Ensemble, value: float, data: str, split: str) -> None:
     """Keep a threshold that was found, which for a model alone must be of scores that are not calibrated. Files of
     Ultralytics, which hold no metadata, are left as they are. Raises LeukoError for those that come with leuko."""
-    weights = _keeper(members)
+    weights = _keeper(ensemble)
     if weights.path.suffix != FOREIGN:
-        found = {_key(members, fusion, calibrated): {"threshold": value, "data": data, "split": split}}
+        found = {_key(ensemble): {"threshold": value, "data": data, "split": split}}
         weights.keep(counting=weights.about.get("counting", {}) | found)
 
 
@@ -82,18 +78,16 @@ def _of_sizes(sizes: Sequence[int]) -> str:
     return "alone at " + " ".join(map(str, sorted(sizes)))
 
 
-def _keeper(members: Sequence[EnsembleMember]) -> Weights | ExportedDetector:
+def _keeper(ensemble: Ensemble) -> Weights | ExportedDetector:
     """The weights with which a threshold is kept: of a fusion always the same, in whatever order it is named, and not
     those that come with leuko if there are others."""
-    if len(members) == 1:
-        return members[0].weights
-    return min((m.weights for m in members), key=lambda w: (comes_with_leuko(w.path), w.identity))
+    return min((m.weights for m in ensemble.members), key=lambda w: (comes_with_leuko(w.path), w.identity))
 
 
-def _key(members: Sequence[EnsembleMember], fusion: Fusion | None, calibrated: bool) -> str:
-    if len(members) == 1:
-        (member,) = members
-        return _of_sizes(member.sizes) + (f" typed by {member.typer}" if member.typer else "")
-    about = sorted((m.weights.identity, m.sizes) for m in members), sorted(asdict(fusion).items()), calibrated
+def _key(ensemble: Ensemble) -> str:
+    if len(members := ensemble.members) == 1:
+        return _of_sizes(members[0].sizes) + (f" typed by {members[0].typer}" if members[0].typer else "")
+    fusion = sorted(asdict(ensemble.fusion).items())
+    about = sorted((m.weights.identity, m.sizes) for m in members), fusion, ensemble.calibrated
     stages = [m.typer for m in members if m.typer]
     return "fused as " + hashlib.sha256(repr((*about, stages) if stages else about).encode()).hexdigest()[:16]
