@@ -34,5 +34,5 @@ def is_out_of_memory(error: BaseException) -> bool:
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return ``'; did you mean "KNOWN"?'`` for the known word closest to ``word``, or ``""``."""
     by_lower = {k.lower(): k for k in known}
-    match = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.6)
+    match = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.7)
     return f'; did you mean "{by_lower[match[0]]}"?' if match else ""
