@@ -29,6 +29,7 @@ from leuko.data.formats import coco
 from leuko.data.source import load
 from leuko.data.tools.found import of_images, write_labels
 from leuko.detections import Detections
+from leuko.engine.network import choose_device
 from leuko.engine.prediction import named_pictures
 
 TYPES = ["NG", "BG", "EG", "L", "M"]
@@ -364,10 +365,16 @@ def test_habits_of_other_trainers_get_a_hint(words, said, leuko):
     leuko(*words.split()).refused(*said)
 
 
-def test_a_bare_number_is_a_gpu(leuko, data):
-    if torch.cuda.is_available():
-        pytest.skip("has a GPU, which --device 7 may be")
-    leuko("train", "--data", data, "--device", "7").refused("--device 7", "not on this machine")
+def test_a_flag_that_nothing_resembles_suggests_nothing(leuko):
+    for words in ("val --patience 3", "predict --half", "train --hlep"):
+        result = leuko(*words.split())
+        assert result.code == 2 and "did you mean" not in result.err, result.err
+
+
+def test_a_bare_number_is_a_gpu(leuko, monkeypatch):
+    tried: list[torch.device] = []
+    monkeypatch.setattr(torch, "zeros", lambda *_, device: tried.append(device))
+    assert choose_device("7") == torch.device("cuda:7") == tried[0]
     assert leuko("version").out == leuko("--version").out
 
 
