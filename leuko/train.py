@@ -205,7 +205,7 @@ def show_augmentation(options: TrainOptions, train_set: Dataset) -> Path:
     """Draw what augmentation makes of a training image, and return the folder."""
     images = training.TrainingImages(train_set, options.imgsz, compose.read_steps(options.augment), options.seed)
     folder = run.new_run(options.project, options.name or "augment")
-    plots.write_image(folder / "augment.jpg", pictures.augmentation(images, train_set.types))
+    pictures.write_image(folder / "augment.jpg", pictures.augmentation(images, train_set.types))
     print(f"augmentation: {folder / 'augment.jpg'}")
     return folder
 

@@ -36,7 +36,7 @@ from .engine.tiling import cells_at_network
 from .errors import LeukoError
 from .io import write_csv, write_json, write_text, write_yaml
 from .metrics import calibration, coco, matching
-from .report import figures, pages, pictures, plots, run, tables
+from .report import pages, pictures, plots, run, tables
 from .report.results import ModelResult, write_results
 from .report.tables import Row
 
@@ -295,7 +295,7 @@ def sweep(
         mAP = coco.evaluate(replace(dataset, samples=samples), predictions, member.max_detections).mAP
         rows.append({"model": member.name, "factor": name, "severity": severity, "mAP": mAP})
     write_csv(folder / "severity.csv", rows)
-    figures.severity(rows, member.name, folder / "severity.png")
+    plots.severity(rows, member.name, folder / "severity.png")
 
 
 # ---------------------------------------------------------------- writing
@@ -338,4 +338,5 @@ def write(folder: Path, options: ValOptions, dataset: Dataset, models: Sequence[
     cells = dict(zip(dataset.types, dataset.counts().tolist(), strict=True))
     head = {"data": options.data, "split": split_of(options), "cells": cells}
     write_json(folder / "table.json", {**head, "rows": records})
-    plots.write_image(folder / "predictions.jpg", pictures.gt_and_predictions(dataset, reported.counted, reported.rule))
+    sheet = pictures.gt_and_predictions(dataset, reported.counted, reported.rule)
+    pictures.write_image(folder / "predictions.jpg", sheet)

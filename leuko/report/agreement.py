@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -11,23 +11,12 @@ from ..data.tools.review import Review, named, read_reviews
 from ..metrics import differential
 from .tables import rate
 
-HEAD = ("type", "before", "after", "kept", "of those before", "of those after", "kappa")
+HEAD = ["type", "before", "after", "kept", "of those before", "of those after"]
 
 
-@dataclass(frozen=True)
-class Agreement:
-    """``signatures`` are lines; ``table`` has a head and a line per type; ``changes`` are (image, before, after);
-    ``kappa`` is Cohen's of the types of the cells that have one before and after, as text."""
-
-    signatures: list[str]
-    cells: int
-    kappa: str
-    table: list[list[str]]
-    changes: list[tuple[str, str, str]]
-
-
-def agreement(folder: Path) -> Agreement | None:
-    """What the reviews in a folder changed; None where there is none. Raises LeukoError for a broken one."""
+def agreement(folder: Path) -> dict[str, Any] | None:
+    """What the reviews in a folder changed, the values of ``agreement.html.j2``; None where there is none. Raises
+    LeukoError for a broken one."""
     if not any(folder.glob("review*.json")):
         return None
     reviews = read_reviews(folder)
@@ -37,29 +26,21 @@ def agreement(folder: Path) -> Agreement | None:
     for review in reviews:
         for cell in review.cells:
             matrix[number.get(cell.after, -1), number.get(cell.before, -1)] += 1
-    table = [list(HEAD)]
+    table = [HEAD]
     for name, after, before, kept in zip(types, matrix.sum(1), matrix.sum(0), np.diag(matrix), strict=False):
         shares = [rate(kept / n) if n else "-" for n in (before, after)]
-        kappa = rate(differential.kappa(_one_against_rest(matrix, number[name])))
-        table.append([name, *(f"{n:,}" for n in (before, after, kept)), *shares, kappa])
-    return Agreement(
-        signatures=[_signature(review) for review in reviews],
-        cells=sum(len(review.cells) for review in reviews),
-        kappa=rate(differential.kappa(matrix)),
-        table=table,
-        changes=[
+        table.append([name, *(f"{n:,}" for n in (before, after, kept)), *shares])
+    return {
+        "signatures": [_signature(review) for review in reviews],
+        "cells": sum(len(review.cells) for review in reviews),
+        "kappa": rate(differential.kappa(matrix)),
+        "table": table,
+        "changes": [
             (review.images[cell.image]["name"], named(cell.before), named(cell.after))
             for review in reviews
             for cell in review.changes()
         ],
-    )
-
-
-def _one_against_rest(matrix: np.ndarray, k: int) -> np.ndarray:
-    """The confusion [3, 3] of one type against all others together, without the cells that have no type."""
-    typed = matrix[:-1, :-1]
-    both, after, before = typed[k, k], typed[k].sum(), typed[:, k].sum()
-    return np.pad([[both, after - both], [before - both, typed.sum() - after - before + both]], (0, 1))
+    }
 
 
 def _signature(review: Review) -> str:

@@ -6,8 +6,6 @@ again at any time. What a page says is in ``templates``; here are the numbers an
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,9 +23,8 @@ from ..metrics.confusion import CONFUSED, EXTRA, MISSED
 from . import pictures
 from .agreement import agreement
 from .comparison import compare
-from .html import data_uri, environment
-from .run import RESULTS_LIMIT, read_count, read_evaluation, results_of
-from .style import css_colours
+from .html import css_colours, data_uri, render
+from .run import RESULTS_LIMIT, read_count, read_evaluation, read_rows, results_of
 from .tables import cost_lines, model_lines, per_class_lines, table2_of
 
 MAX_WIDTH = 1600  # pixels of a picture
@@ -50,7 +47,7 @@ def run(options: ReportOptions) -> None:
     alone = len(folders) == 1
     own = "report.html" if (folders[0] / "metrics.json").is_file() else "reviewed.html"  # of a prediction
     out = Path(options.out or (folders[0] / own if alone else "runs/report/comparison.html"))
-    content = build(folders[0]) if alone else _render("comparison.html.j2", **compare(folders))
+    content = build(folders[0]) if alone else render("comparison.html.j2", **compare(folders), **OF_FILES)
     make_folder(out.parent)
     write_text(out, content)
     print(f"report: {out}")
@@ -62,7 +59,7 @@ def build(folder: str | Path) -> str:
     folder = Path(folder)
     review = agreement(folder)
     if review and not (folder / "metrics.json").is_file():  # of a prediction
-        return _render("reviewed.html.j2", folder=folder, review=review)
+        return render("reviewed.html.j2", folder=folder, review=review)
     evaluation, about = read_evaluation(folder)
     with results_of(folder):
         table, head = per_class_lines(evaluation), 1
@@ -70,7 +67,7 @@ def build(folder: str | Path) -> str:
             content = read_json(folder / "table.json", RESULTS_LIMIT)
             table, head = table2_of(content["rows"], content["cells"]), 2
         count = read_count(folder)
-        return _render(
+        return render(
             "run.html.j2",
             folder=folder,
             about=about,
@@ -82,13 +79,13 @@ def build(folder: str | Path) -> str:
             shades=css_colours([row["type"] for row in count["rows"]]) if count else [],
             errors=_errors(folder),
             review=review,
+            **OF_FILES,
         )
 
 
 def _errors(folder: Path) -> list[tuple[str, str, list[tuple], int]]:
     """Of each kind of error its title, a text, the cells that are shown, and how many there are more."""
-    path = folder / "errors.csv"
-    rows = list(csv.DictReader(io.StringIO(_text_of(path)))) if path.is_file() else []
+    rows = read_rows(folder / "errors.csv")
     galleries = []
     for kind, (title, text) in ERRORS.items():
         of_kind = [row for row in rows if row["error"] == kind]
@@ -129,7 +126,7 @@ def check_page(
         figures = [[_labelled(image, samples.get(image), cells[images]) for image in images] for images in shown]
         sections.append((group, figures, len(group.images) - len({image for images in shown for image in images})))
     types = list(dict.fromkeys(name for dataset in datasets.values() for name in dataset.types))
-    return _render(
+    return render(
         "check.html.j2",
         src=src,
         images=len(samples),
@@ -143,16 +140,11 @@ def check_page(
     )
 
 
-def _render(template: str, **values: object) -> str:
-    of_files = {"picture": _picture, "csv_lines": _csv_lines, "text_of": _text_of}
-    return environment(**of_files).get_template(template).render(values)
-
-
 def _picture(path: Path) -> tuple[str, int]:
     """An image file as the text of a link, and its width; ("", 0) if it cannot be read. A PNG, which is a chart, stays
     lossless."""
     try:
-        image = read_image(path)[:, :, ::-1]
+        image = read_image(path)
     except LeukoError:
         return "", 0
     if image.shape[1] > MAX_WIDTH:
@@ -168,7 +160,7 @@ def _labelled(path: Path, about: tuple[Sample, list[str]] | None, cells: Sequenc
     counts = zip(np.bincount(sample.labels, minlength=len(types)), types, strict=True)
     labels = ", ".join(f"{number} {name}" for number, name in counts if number)
     try:
-        picture = data_uri(pictures.labelled(sample, types, cells, THUMBNAIL)[:, :, ::-1])
+        picture = data_uri(pictures.labelled(sample, types, cells, THUMBNAIL))
     except LeukoError:
         return "", path.name, "cannot be read"
     return picture, path.name, labels or "no label"
@@ -177,14 +169,10 @@ def _labelled(path: Path, about: tuple[Sample, list[str]] | None, cells: Sequenc
 def _csv_lines(path: Path) -> list[list[str]]:
     """The lines of a CSV file, numbers with at most three decimals, and paths without their folders; those of costs in
     the units of the terminal's table."""
+    rows = read_rows(path)
     if path.name == "cost.csv":
-        return cost_lines(list(csv.DictReader(io.StringIO(_text_of(path)))))
-    return [[_short(value) for value in line] for line in csv.reader(io.StringIO(_text_of(path)))]
-
-
-def _text_of(path: Path) -> str:
-    """The text of a small file."""
-    return read_text(path, RESULTS_LIMIT)
+        return cost_lines(rows)
+    return [list(rows[0]), *([_short(value) for value in row.values()] for row in rows)] if rows else []
 
 
 def _short(value: str) -> str:
@@ -193,3 +181,7 @@ def _short(value: str) -> str:
         return value.removesuffix(".0") if number == int(number) else f"{number:.3f}".rstrip("0").rstrip(".")
     except (ValueError, OverflowError):  # text, nan, inf
         return Path(value).name if "/" in value else value
+
+
+OF_FILES = {"picture": _picture, "csv_lines": _csv_lines, "text_of": lambda path: read_text(path, RESULTS_LIMIT)}
+"""What templates ask of a folder's files."""

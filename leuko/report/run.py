@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
+import io
 import itertools
 import json
 import os
@@ -18,7 +19,7 @@ from typing import Any
 from ..data.dataset import Dataset
 from ..detections import MAX_DETECTIONS
 from ..errors import LeukoError
-from ..io import io_errors_as, plain, read_json, write_csv, write_json, write_text
+from ..io import io_errors_as, plain, read_json, read_text, write_csv, write_json, write_text
 from ..kinds import misfit
 from ..metrics.coco import Evaluation, TypeResult
 
@@ -122,6 +123,11 @@ def read_count(folder: Path) -> dict[str, Any] | None:
         if problem := misfit(content, COUNT, more=True) or ("" if content["rows"] else "no rows"):
             raise ValueError(problem)
     return content
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file of results; [] where there is none. Raises LeukoError."""
+    return list(csv.DictReader(io.StringIO(read_text(path, RESULTS_LIMIT)))) if path.is_file() else []
 
 
 @contextlib.contextmanager

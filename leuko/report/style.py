@@ -1,4 +1,4 @@
-"""What all charts have in common: their style, their panels, the colours of types, and bars with intervals."""
+"""What all charts have in common: their style, their panels, and the colours of types."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -57,16 +56,3 @@ def panels(
 def type_colours(types: Sequence[str]) -> list[tuple[float, ...]]:
     """The colour of each type as matplotlib takes it, RGB in 0..1."""
     return [tuple(v / 255 for v in colour(name, i)) for i, name in enumerate(types)]
-
-
-def css_colours(types: Sequence[str]) -> list[str]:
-    """The colour of each type as a page takes it."""
-    return [f"rgb{colour(name, i)}" for i, name in enumerate(types)]
-
-
-def bars(axes: Axes, places: Any, intervals: Sequence[tuple], height: float, **style: Any) -> None:
-    """Horizontal bars from top to bottom of ``intervals``, (percent, low, high) each; none where that is nan."""
-    percent, low, high = np.nan_to_num(intervals).T
-    lines = {"ecolor": "#888888", "elinewidth": 1, "capsize": 2}
-    axes.barh(places, percent, height, xerr=np.clip([percent - low, high - percent], 0, None), error_kw=lines, **style)
-    axes.yaxis.set_inverted(True)
