@@ -69,7 +69,7 @@ def stats(options: config.StatsOptions) -> None:
     if factor_rows := statistics.factors(datasets):
         write_csv(folder / "factors.csv", factor_rows)
     run.write_warnings(folder, *datasets.values())
-    plots.data_statistics(whole, colours, statistics.factors({"all": whole}), folder / "stats.png")
+    plots.label_statistics(whole, folder / "stats.png")
     for name, dataset in datasets.items():
         if warnings := tables.warnings(name, dataset):
             print(warnings)

@@ -6,24 +6,68 @@ A type has the same place and colour in every chart; a model has the same colour
 
 from __future__ import annotations
 
+import io
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from ..cells import colour
 from ..data.dataset import Dataset
-from ..data.tools.stats import Colour
+from ..io import write_bytes
 from ..metrics.curves import PANELS, SCORES, ScoreCurve
 from ..metrics.matching import RECALLS
-from .style import ACCENT, INK, panels, type_colours
 from .tables import MEASURES, rate
 
 HEAT_BINS = 48
-LEAST_SPAN = 40  # levels of colour that an axis shows at least, so that small differences look small
-MAX_NAMED = 12  # groups of images up to which each is named in a picture
+INK, ACCENT = "#222222", "#4d4d4d"
+# Models take these colours in their order, the reported one first (C0, C1, ...). They are Okabe and Ito's, which stay
+# apart with a colour-vision deficiency.
+COLOURS = (INK, "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8a6d3b", "#9a9a9a")
+STYLE = {
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.prop_cycle": matplotlib.cycler(color=COLOURS),
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 11,
+    "figure.constrained_layout.h_pad": 0.1,
+    "figure.constrained_layout.w_pad": 0.1,
+    "grid.color": "#e3e3e3",
+    "legend.edgecolor": "none",
+    "legend.fontsize": 8,
+    "legend.title_fontsize": 8,
+    "savefig.dpi": 120,
+    "text.parse_math": False,  # a name with dollar signs is not a formula
+}
+
+
+@contextmanager
+def panels(
+    path: str | Path, width: float, height: float, rows: int = 1, columns: int = 1, **shared: Any
+) -> Iterator[list[Axes]]:
+    """Give ``rows`` x ``columns`` axes of a new figure (``width`` x ``height`` inches), row by row; at the end of the
+    block the figure is written. ``shared`` goes to ``Figure.subplots``."""
+    data = io.BytesIO()
+    with matplotlib.rc_context(STYLE):
+        # Without pyplot, which keeps every figure alive and is not safe in threads.
+        figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+        yield list(figure.subplots(rows, columns, squeeze=False, **shared).flat)
+        figure.savefig(data, format=Path(path).suffix[1:])
+    write_bytes(path, data.getvalue())
+
+
+def type_colours(types: Sequence[str]) -> list[tuple[float, ...]]:
+    """The colour of each type as matplotlib takes it, RGB in 0..1."""
+    return [tuple(v / 255 for v in colour(name, i)) for i, name in enumerate(types)]
 
 
 # ---------------------------------------------------------------- a training
@@ -67,22 +111,8 @@ def training_curves(rows: Sequence[dict], path: str | Path) -> None:
 def label_statistics(dataset: Dataset, path: str | Path) -> None:
     """Draw what the labels are like: cells per type, box sizes, where boxes are, cells per image (without crowds)."""
     with panels(path, 11, 8, 2, 2) as axes:
-        _draw_labels(axes, dataset)
-
-
-def data_statistics(dataset: Dataset, colours: Sequence[Colour], factors: Sequence[dict], path: str | Path) -> None:
-    """Draw what a data set is like: the four panels of :func:`label_statistics`, the colours of its groups of images,
-    and its interference factors (see ``leuko.data.tools.stats``)."""
-    with panels(path, 16, 8, 2, 3) as (cells, sizes, tints, places, images, noted):
-        _draw_labels((cells, sizes, places, images), dataset)
-        _draw_colours(tints, colours)
-        _draw_factors(noted, factors)
-
-
-def _draw_labels(panels: Sequence[Axes], dataset: Dataset) -> None:
-    """Cells per type, box sizes, where boxes are, and cells per image, crowds left out."""
-    for panel, draw in zip(panels, (_draw_types, _draw_sizes, _draw_heat, _draw_cells_per_image), strict=True):
-        draw(panel, dataset)
+        for panel, draw in zip(axes, (_draw_types, _draw_sizes, _draw_heat, _draw_cells_per_image), strict=True):
+            draw(panel, dataset)
 
 
 def _draw_types(axes: Axes, dataset: Dataset) -> None:
@@ -131,33 +161,6 @@ def _draw_heat(axes: Axes, dataset: Dataset) -> None:
     axes.figure.colorbar(shown, ax=axes, label="boxes that cover the place")
     axes.set(title="where boxes are", xlabel="% of the image's width", ylabel="% of the image's height")
     axes.grid(False)
-
-
-def _draw_colours(axes: Axes, colours: Sequence[Colour]) -> None:
-    """A dot per group in its colour: how bright, and how far from grey towards red or blue."""
-    mean = np.array([c.mean for c in colours])
-    at = np.stack([mean.mean(1), mean[:, 0] - mean[:, 2]], axis=1)
-    axes.scatter(*at.T, s=90, c=mean / 255, edgecolors=INK, linewidths=0.6)
-    if len(colours) <= MAX_NAMED:
-        for c, place in zip(colours, at, strict=True):
-            axes.annotate(f"{c.group} ({c.images:,})", place, (8, 0), textcoords="offset points", va="center")
-    middle, half = (at.min(0) + at.max(0)) / 2, np.maximum(np.ptp(at, axis=0), LEAST_SPAN) * 0.75
-    (x0, y0), (x1, y1) = middle - half, middle + half
-    axes.set(xlim=(x0, x1), ylim=(y0, y1), xlabel="brightness, 0 to 255", ylabel="red minus blue")
-    axes.set_title(f"mean colour of {len(colours):,} groups of images")
-
-
-def _draw_factors(axes: Axes, factors: Sequence[dict]) -> None:
-    """Images and cells of each interference factor."""
-    axes.set(title="interference factors" if factors else "no interference factors are noted", xlabel="images or cells")
-    for shift, key, ink in ((-0.2, "images", "C1"), (0.2, "cells", "C5")):
-        noted = [row[key] for row in factors]
-        parts = axes.barh(np.arange(len(noted)) + shift, noted, 0.38, color=ink, label=key)
-        axes.bar_label(parts, [f"{n:,}" for n in noted], padding=3)
-    axes.set_yticks(range(len(factors)), [row["factor"] for row in factors])
-    axes.margins(x=0.15)
-    axes.invert_yaxis()
-    axes.legend()
 
 
 # ---------------------------------------------------------------- a validation

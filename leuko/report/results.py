@@ -35,7 +35,6 @@ from ..metrics.coco import Evaluation
 from ..metrics.confusion import Pairing
 from ..metrics.matching import Matches
 from . import pictures, plots, review, tables
-from .style import type_colours
 from .tables import rate
 
 MAX_CROPS = 48  # of each kind of error; all errors are listed
@@ -223,7 +222,7 @@ def _write_curves(folder: Path, types: Sequence[str], matches: dict[str, list[Ma
     write_csv(folder / "precision_recall.csv", rows)
     plots.precision_recall({name: c[-1] for name, c in by_recall.items()}, folder / "precision_recall.png")
     reported, of_reported = next(iter(by_recall.items()))
-    about = {"title": f"{reported}, ", "shown": (0, 1, -1), "colours": type_colours(types)}
+    about = {"title": f"{reported}, ", "shown": (0, 1, -1), "colours": plots.type_colours(types)}
     of_types = dict(zip(types, of_reported, strict=False))
     plots.precision_recall(of_types, folder / "precision_recall_types.png", **about)
     by_score = {name: curves.score_curve(m) for name, m in matches.items()}
