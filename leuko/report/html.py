@@ -26,9 +26,14 @@ def render(template: str, **values: object) -> str:
     return environment.get_template(template).render()
 
 
-def data_uri(image: np.ndarray, kind: str = "jpeg", quality: int = 85) -> str:
-    """An image [H, W, 3] uint8 RGB as the text of a link; ``quality`` is a JPEG's."""
-    return f"data:image/{kind};base64,{base64.b64encode(encoded(image.copy(), f'.{kind}', quality)).decode()}"
+def link(data: bytes | memoryview, kind: str = "jpeg") -> str:
+    """The bytes of an image file as the text of a link."""
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def data_uri(image: np.ndarray, quality: int = 85) -> str:
+    """An image [H, W, 3] uint8 RGB as the text of a link, a JPEG of this quality."""
+    return link(encoded(image.copy(), ".jpg", quality))
 
 
 def css_colours(types: Sequence[str]) -> list[str]:

@@ -8,26 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import cv2
 import numpy as np
 
-from ..cells import colour
 from ..config import ReportOptions
 from ..data.dataset import Dataset, Sample
-from ..data.images import is_image, read_image
+from ..data.images import image_size, is_image
 from ..data.tools.findings import LEVELS, Finding, TypedBox, grouped, shortened
+from ..data.tools.review import Review, named, read_reviews
 from ..errors import LeukoError
-from ..io import make_folder, read_json, read_text, write_text
+from ..io import make_folder, read_bytes, read_json, read_text, write_text
+from ..metrics import differential
 from ..metrics.confusion import CONFUSED, EXTRA, MISSED
 from . import pictures
-from .agreement import agreement
 from .comparison import compare
-from .html import css_colours, data_uri, render
+from .html import css_colours, data_uri, link, render
 from .run import RESULTS_LIMIT, read_count, read_evaluation, read_rows, results_of
-from .tables import cost_lines, model_lines, per_class_lines, table2_of
+from .tables import cost_lines, model_lines, per_class_lines, rate, table2_of
 
-MAX_WIDTH = 1600  # pixels of a picture
 THUMBNAIL = 280  # pixels
 MAX_SHOWN = 12  # pictures of a group of findings
 MAX_PICTURES = 240  # of a page, about 4 MB
@@ -37,6 +36,7 @@ ERRORS = {
     MISSED: ("Missed cells", "Labelled and not found; below, what was seen there under the threshold."),
     CONFUSED: ("Confusions", "The label, the type that was found with its score, and the next likely type."),
 }
+REVIEWED = ["type", "before", "after", "kept", "of those before", "of those after"]
 
 
 def run(options: ReportOptions) -> None:
@@ -57,7 +57,7 @@ def build(folder: str | Path) -> str:
     """The page of one run or validation folder, or of a prediction that a person has reviewed; LeukoError if it holds
     no results, or broken ones."""
     folder = Path(folder)
-    review = agreement(folder)
+    review = _agreement(folder)
     if review and not (folder / "metrics.json").is_file():  # of a prediction
         return render("reviewed.html.j2", folder=folder, review=review)
     evaluation, about = read_evaluation(folder)
@@ -106,6 +106,41 @@ def _error(folder: Path, row: dict[str, str]) -> tuple[str, str, str, str]:
     return _picture(crop)[0], Path(row["image"]).name, title, text
 
 
+def _agreement(folder: Path) -> dict[str, Any] | None:
+    """What the reviews in a folder changed, and how far the model agrees with the person (see ``agreement.html.j2``);
+    None where there is no review. Raises LeukoError for a broken one."""
+    if not any(folder.glob("review*.json")):
+        return None
+    reviews = read_reviews(folder)
+    types = reviews[0].types
+    number = {name: i for i, name in enumerate(types)}
+    matrix = np.zeros((len(types) + 1, len(types) + 1), dtype=int)  # rows: after; columns: before; last: neither
+    for review in reviews:
+        for cell in review.cells:
+            matrix[number.get(cell.after, -1), number.get(cell.before, -1)] += 1
+    table = [REVIEWED]
+    for name, after, before, kept in zip(types, matrix.sum(1), matrix.sum(0), np.diag(matrix), strict=False):
+        shares = [rate(kept / n) if n else "-" for n in (before, after)]
+        table.append([name, *(f"{n:,}" for n in (before, after, kept)), *shares])
+    return {
+        "signatures": [_signature(review) for review in reviews],
+        "cells": sum(len(review.cells) for review in reviews),
+        "kappa": rate(differential.kappa(matrix)),
+        "table": table,
+        "changes": [
+            (review.images[cell.image]["name"], named(cell.before), named(cell.after))
+            for review in reviews
+            for cell in review.changes()
+        ],
+    }
+
+
+def _signature(review: Review) -> str:
+    """The history of a review in words."""
+    steps = [f"{event['event']} by {event['by']} at {event['at']}" for event in review.events]
+    return f"{review.file.name}: {'; '.join(steps) or 'not signed'}"
+
+
 def check_page(
     src: str | Path, datasets: dict[str, Dataset], findings: Sequence[Finding], lines: Sequence[Sequence[str]]
 ) -> str:
@@ -134,23 +169,19 @@ def check_page(
         numbers={level: sum(f.level == level for f in findings) for level in LEVELS},
         table=lines,
         sections=sections,
-        colours=[(name, "#{:02x}{:02x}{:02x}".format(*colour(name, i))) for i, name in enumerate(types)],
+        colours=list(zip(types, css_colours(types), strict=True)),
         max_listed=MAX_LISTED,
         shortened=lambda text: shortened(text, src),
     )
 
 
 def _picture(path: Path) -> tuple[str, int]:
-    """An image file as the text of a link, and its width; ("", 0) if it cannot be read. A PNG, which is a chart, stays
-    lossless."""
+    """An image file as the text of a link, and its width; ("", 0) if it cannot be read."""
     try:
-        image = read_image(path)
+        width, _ = image_size(path)
+        return link(read_bytes(path), "png" if path.suffix == ".png" else "jpeg"), width
     except LeukoError:
         return "", 0
-    if image.shape[1] > MAX_WIDTH:
-        height = round(image.shape[0] * MAX_WIDTH / image.shape[1])
-        image = cv2.resize(image, (MAX_WIDTH, height), interpolation=cv2.INTER_AREA)
-    return data_uri(image, "png" if path.suffix == ".png" else "jpeg"), image.shape[1]
 
 
 def _labelled(path: Path, about: tuple[Sample, list[str]] | None, cells: Sequence[TypedBox]) -> tuple[str, str, str]:
