@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 MOST_SIDE = 8192  # pixels of a predicted field's picture
 SHEET_CELL = 400  # pixels: the longer side of an image on a contact sheet
-NOTE_STEP = 26  # pixels: the height of a line below a sheet
+NOTE_HEIGHT = 26  # pixels: the height of a line below a sheet
 CONTEXT = 1.6  # side of a crop, in longer sides of its box
 LEAST_SIDE = 8  # pixels of a box in a small picture
 
@@ -130,16 +130,21 @@ def _outline(picture: np.ndarray, box: np.ndarray, rgb: tuple[int, int, int], li
 # ---------------------------------------------------------------- a cell of an image
 
 
-def read_for_crops(
-    path: Path, boxes: Sequence[Sequence[float]], side: int, max_pixels: float = MAX_PIXELS
-) -> tuple[np.ndarray, float]:
-    """An image, reduced as far as the :func:`crop` of each of these boxes keeps ``side`` pixels, or a slide; and its
-    scale. Raises LeukoError."""
+def crops(
+    path: Path,
+    boxes: Sequence[Sequence[float]],
+    colours: Sequence[Sequence[int]],
+    side: int,
+    max_pixels: float = MAX_PIXELS,
+) -> list[np.ndarray]:
+    """The :func:`crop` of each box of an image file, which is read reduced, as far as each keeps ``side`` pixels.
+    Raises LeukoError."""
     file = open_image(path, max_pixels)
     smallest = min(max(x1 - x0, y1 - y0, 1) for x0, y0, x1, y1 in boxes) * CONTEXT
     longer = max(file.header[:2])
     image = file.decode(round(longer * min(side / smallest, 1)))
-    return image, max(image.shape[:2]) / longer
+    scale = max(image.shape[:2]) / longer
+    return [crop(image, np.array(box) * scale, side, rgb) for box, rgb in zip(boxes, colours, strict=True)]
 
 
 def crop(image: np.ndarray | Slide, box: Sequence[float], side: int, rgb: Sequence[int] | None = None) -> np.ndarray:
@@ -162,15 +167,12 @@ def crop(image: np.ndarray | Slide, box: Sequence[float], side: int, rgb: Sequen
 # ---------------------------------------------------------------- several images
 
 
-def captioned(image: np.ndarray, *lines: str, step: int = 0) -> np.ndarray:
-    """An image [H, W, 3] uint8 with lines of text below it, on white, each ``step`` pixels high (0: as the image is
-    wide)."""
+def captioned(image: np.ndarray, text: str, height: int = 0) -> np.ndarray:
+    """An image with a line of text below it, on white, ``height`` pixels high (0: as the image is wide)."""
     width = image.shape[1]
-    step = step or max(13, width // 15)
-    band = Image.new("RGB", (width, step * len(lines) + step // 2), "white")
-    draw, font = ImageDraw.Draw(band), ImageFont.load_default(0.8 * step)
-    for i, line in enumerate(lines):
-        draw.text((step // 2, step * i), line, (30, 30, 30), font)
+    height = height or max(13, width // 15)
+    band = Image.new("RGB", (width, height + height // 2), "white")
+    ImageDraw.Draw(band).text((height // 2, 0), text, (30, 30, 30), ImageFont.load_default(0.8 * height))
     return np.vstack([image, np.asarray(band)])
 
 
@@ -237,7 +239,7 @@ def gt_and_predictions(
         image = read_image(sample.image)
         pairs.append(draw_cells(image, sample.boxes, sample.labels, dataset.types))
         pairs.append(draw_cells(image, found.boxes, found.labels, dataset.types, found.scores))
-    return captioned(contact_sheet(pairs, columns=4), note, step=NOTE_STEP)
+    return captioned(contact_sheet(pairs, columns=4), note, NOTE_HEIGHT)
 
 
 # ---------------------------------------------------------------- files

@@ -193,11 +193,9 @@ def doubtful_cells(predictions: Predictions, max_pixels: float) -> list[tuple[st
 
 
 def _crops(path: Path, cells: Detections, max_pixels: float) -> list[str]:
-    """The pictures of cells of an image, which is read reduced."""
+    shades = [colour(cells.types[n], n) for n in cells.labels.tolist()]
     try:
-        pixels, scale = pictures.read_for_crops(path, cells.boxes.tolist(), CROP, max_pixels)
+        crops = pictures.crops(path, cells.boxes.tolist(), shades, CROP, max_pixels)
     except LeukoError:
         return [""] * len(cells)
-    boxes, shades = cells.boxes * scale, [colour(cells.types[n], n) for n in cells.labels.tolist()]
-    crops = (pictures.crop(pixels, box, CROP, shade) for box, shade in zip(boxes, shades, strict=True))
     return [data_uri(crop, quality=80) for crop in crops]

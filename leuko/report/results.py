@@ -12,8 +12,6 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
-
 from ..cells import beside, colour
 from ..data.dataset import Dataset
 from ..detections import Detections
@@ -163,21 +161,20 @@ def _write_errors(folder: Path, pairings: Sequence[Pairing], types: Sequence[str
     """List every error, and write the crops of the worst of each kind, image by image."""
     rows = confusion.errors(pairings, types)
     of_kind: Counter[str] = Counter()
-    of_image: dict[str, list[tuple[int, dict]]] = {}
+    of_image: dict[str, list[dict]] = {}
     for number, row in enumerate(rows, 1):
         of_kind[row["error"]] += 1
         if of_kind[row["error"]] <= MAX_CROPS:
             row["crop"] = f"errors/{number}.jpg"
-            of_image.setdefault(row["image"], []).append((number, row))
+            of_image.setdefault(row["image"], []).append(row)
     if of_image:
         make_folder(folder / "errors")
     for image, shown in of_image.items():
-        boxes = [[row[key] for key in confusion.BOX] for _, row in shown]
-        pixels, scale = pictures.read_for_crops(Path(image), boxes, CROP)
-        for (_, row), box in zip(shown, boxes, strict=True):
-            name = row["labelled"] or row["found"]
-            tile = pictures.crop(pixels, np.array(box) * scale, CROP, colour(name, types.index(name)))
-            pictures.write_image(folder / row["crop"], tile)
+        boxes = [[row[key] for key in confusion.BOX] for row in shown]
+        names = [row["labelled"] or row["found"] for row in shown]
+        shades = [colour(name, types.index(name)) for name in names]
+        for row, crop in zip(shown, pictures.crops(Path(image), boxes, shades, CROP), strict=True):
+            pictures.write_image(folder / row["crop"], crop)
     columns = ("error", "image", "labelled", "found", "score", "second", "second_score", *confusion.BOX, "crop")
     write_csv(folder / "errors.csv", rows, columns)
 
