@@ -23,6 +23,7 @@ from .cli import flag, stored
 from .config import TrainOptions, is_comparison
 from .data import source, training
 from .data.dataset import Dataset
+from .data.tools.builder import write_warnings
 from .data.transforms import compose
 from .engine import checkpoint, distributed
 from .engine import train as loop
@@ -316,7 +317,7 @@ def train_yolo(begun: Run, model: ultralytics.YOLO) -> None:
 def describe(begun: Run) -> None:
     """Write and print what a run is about to learn from: the data's warnings, the labels' statistics, its balance."""
     folder, options, train_set, val_set = begun.folder, begun.options, begun.train_set, begun.val_set
-    run.write_warnings(folder, train_set, val_set)
+    write_warnings(folder, {dataset.split: dataset for dataset in (train_set, val_set)})
     plots.label_statistics(train_set, folder / "labels.png")
     cells = ", ".join(f"{t} {n}" for t, n in zip(train_set.types, train_set.counts(), strict=True))
     if begun.device.type == "cuda":

@@ -22,6 +22,7 @@ from .data import source
 from .data.dataset import Dataset
 from .data.images import read_image
 from .data.loaded_image import LoadedImage
+from .data.tools.builder import write_warnings
 from .data.tools.draw import with_factor
 from .data.tools.found import write_labels
 from .detections import Detections
@@ -81,7 +82,8 @@ def _val(options: ValOptions, device: torch.device) -> Path:
             models = [*sorted(models, key=lambda m: m.evaluation.mAP), ensemble]
         about = {"fusion": asdict(fusion)} if len(models) > 1 else {}
         write(folder, options, dataset, models, about)
-        run.write_warnings(folder, dataset, *([tuning.dataset] if tuning.is_told else []))
+        told = [dataset, *([tuning.dataset] if tuning.is_told else [])]
+        write_warnings(folder, {each.split: each for each in told})
         answer, lines = write_results(folder, dataset, models, options.draws)
         if factors:
             sweep(folder, members[0], dataset, factors, options.severities)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -85,19 +84,20 @@ class Predictions(Sequence[ImagePrediction]):
 
     def _search(self, images: Sequence[int]) -> bool:
         """Find the doubles of a slide; False where it has too many cells for that."""
-        cells = list(islice(((i, k, look) for i in images for k, look in self._classified(i)), MOST_CELLS + 1))
-        if len(cells) > MOST_CELLS:
-            return False
-        if cells:
-            looks = np.stack([look for *_, look in cells])
-            for (i, k, _), is_double in zip(cells, doubles.doubles(looks, [i for i, *_ in cells]), strict=True):
-                if is_double:
-                    self._doubles.setdefault(i, []).append(k)
+        places: list[tuple[int, int]] = []  # image, and number of the cell
+        looks: list[np.ndarray] = []
+        for i in images:
+            found = self[i]
+            numbers = np.flatnonzero(found.cells.why == "").tolist()
+            places += [(i, k) for k in numbers]
+            looks += list(found.looks[numbers])
+            if len(places) > MOST_CELLS:
+                return False
+        is_double = doubles.doubles(np.stack(looks), [i for i, _ in places]) if places else []
+        for (i, k), is_one in zip(places, is_double, strict=True):
+            if is_one:
+                self._doubles.setdefault(i, []).append(k)
         return True
-
-    def _classified(self, number: int) -> list[tuple[int, np.ndarray]]:
-        prediction = self[number]
-        return [(k, prediction.looks[k]) for k in np.flatnonzero(prediction.cells.why == "").tolist()]
 
     def __len__(self) -> int:
         return len(self._places)
