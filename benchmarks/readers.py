@@ -33,7 +33,7 @@ from leuko.metrics.coco import evaluate, to_coco_results
 from leuko.models import DetectionModel, create
 from leuko.models.tensors import read_state
 from leuko.report import pages, run, tables
-from leuko.report.review import ReviewCell, ReviewField, write_pages
+from leuko.report.review import field_of, write_pages
 from leuko.synth.render import render
 
 TYPES = ["NG", "BG", "EG", "L", "M"]
@@ -96,11 +96,10 @@ def _make_review(root: Path, samples: list[Sample]) -> None:
     """What a person downloads from the page of a prediction, signed, with one cell of another type."""
     fields = []
     for sample in samples:
-        cells = [
-            ReviewCell(tuple(box), TYPES[label], 0.9, {TYPES[label]: 0.9})
-            for box, label in zip(sample.boxes.tolist(), sample.labels, strict=True)
-        ]
-        fields.append(ReviewField(sample.image, sample.width, sample.height, cells))
+        number = len(sample.boxes)
+        scores, why = 0.9 * np.eye(len(TYPES))[sample.labels], np.full(number, "", object)
+        found = Detections(sample.boxes, np.full(number, 0.9), sample.labels, tuple(TYPES), scores, why)
+        fields.append(field_of(sample.image, (sample.width, sample.height), found))
     page = write_pages(root, TYPES, fields, title="smear")[0].read_text()
     content = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)[1])
     for cell in content["cells"]:

@@ -23,7 +23,7 @@ from leuko.cells import TYPES
 from leuko.config import PredictOptions
 from leuko.data.loaded_image import LoadedImage
 from leuko.data.tools.builder import save_image
-from leuko.engine.prediction import batches_of
+from leuko.engine.on_processes import batches_of
 from leuko.engine.predictor import Predictor
 from leuko.registry import DEFAULT
 from leuko.synth.render import render

@@ -8,10 +8,9 @@ if __name__ == "__main__":  # read before all else is imported, so that --help a
     run_module("predict")
 
 import glob
-import itertools
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -21,16 +20,16 @@ from .config import PredictOptions
 from .data.formats.sidecar import original_of
 from .data.images import IMAGE_SUFFIXES, image_size, is_hidden, list_images
 from .data.slides import SLIDE_SUFFIXES
-from .engine import prediction
+from .engine import on_processes
 from .engine.on_ray import predict_on_ray
 from .engine.predictor import Models, Predictor
 from .errors import LeukoError, one_line
 from .io import digest, make_folder, read_list, write_yaml
 from .registry import find_weights
-from .report import predicted
-from .report.journal import Journal, write_jsonl
-from .report.predicted import About
-from .report.predictions import Predictions
+from .report import prediction
+from .report.journal import Journal, write_journal
+from .report.prediction import About
+from .report.records import Predictions
 from .runtime.typing_stage import OFF
 
 SHARD = "shard.jsonl"  # what one of several jobs has found, for leuko merge
@@ -61,25 +60,25 @@ def predict(options: PredictOptions) -> Path:
 
     pictures, batches = None, []
     if options.engine == "ray":
-        records = predict_on_ray(predictor, source.images, journal, options.source)
+        numbers = predict_on_ray(predictor, source.images, journal, options.source)
     else:
         pictures = make_folder(folder / "images") if len(source.images) <= options.pictures else None
-        batches = prediction.batches_of(source.images, originals, pictures, predictor.batch_size)
-        records = prediction.predict_batches(predictor, batches[index::shards], journal, options)
+        batches = on_processes.batches_of(source.images, originals, pictures, predictor.batch_size)
+        numbers = on_processes.predict_batches(predictor, batches[index::shards], journal, options)
     if pictures:
-        remove_others(pictures, records)
+        remove_others(pictures, (journal[number] for number in numbers))
     if shards > 1:
         head = {"request": request(options, models) | {"shard": "", "device": ""}, "batches": len(batches)}
-        head |= {"about": about.record()}
-        write_jsonl(folder / SHARD, itertools.chain([head | {"shard": [index, shards]}], records))
+        head |= {"about": asdict(about), "shard": [index, shards]}
+        write_journal(folder / SHARD, head, (journal[number] for number in numbers))
         said = f"shard {index + 1} of {shards}; leuko merge puts them together"
     else:
-        predictions = Predictions(records, models.types)
+        predictions = Predictions([(journal, number) for number in numbers], models.types)
         if not predictions:
             shutil.rmtree(folder)
             errors = predictions.errors
             raise LeukoError(f"{options.source}: none of its {len(errors)} files is a readable image ({errors[0]})")
-        predicted.write(folder, about, predictions, with_review=pictures is not None)
+        prediction.write(folder, about, predictions, with_review=pictures is not None)
         said = "report.html shows them" + ("; review.html is to correct and sign" if pictures else "")
     journal.finish()
     print(f"\nresults: {one_line(str(folder))} ({said})")
@@ -108,9 +107,9 @@ def request(options: PredictOptions, models: Models) -> dict:
     return about | {"threshold": models.threshold.value, "digests": weights}
 
 
-def remove_others(pictures: Path, records: Sequence[list[dict]]) -> None:
+def remove_others(pictures: Path, batches: Iterable[list[dict]]) -> None:
     """Remove the pictures of images that are no longer there."""
-    known = {record["picture"] for batch in records for record in batch if "error" not in record}
+    known = {record["picture"] for batch in batches for record in batch if "error" not in record}
     for picture in pictures.iterdir():
         if picture.name not in known:
             picture.unlink()

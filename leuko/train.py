@@ -23,6 +23,7 @@ from .cli import flag, stored
 from .config import TrainOptions, is_comparison
 from .data import source, training
 from .data.dataset import Dataset
+from .data.tools.builder import write_warnings
 from .data.transforms import compose
 from .engine import checkpoint, distributed
 from .engine import train as loop
@@ -205,7 +206,7 @@ def show_augmentation(options: TrainOptions, train_set: Dataset) -> Path:
     """Draw what augmentation makes of a training image, and return the folder."""
     images = training.TrainingImages(train_set, options.imgsz, compose.read_steps(options.augment), options.seed)
     folder = run.new_run(options.project, options.name or "augment")
-    plots.write_image(folder / "augment.jpg", pictures.augmentation(images, train_set.types))
+    pictures.write_image(folder / "augment.jpg", pictures.augmentation(images, train_set.types))
     print(f"augmentation: {folder / 'augment.jpg'}")
     return folder
 
@@ -316,7 +317,7 @@ def train_yolo(begun: Run, model: ultralytics.YOLO) -> None:
 def describe(begun: Run) -> None:
     """Write and print what a run is about to learn from: the data's warnings, the labels' statistics, its balance."""
     folder, options, train_set, val_set = begun.folder, begun.options, begun.train_set, begun.val_set
-    run.write_warnings(folder, train_set, val_set)
+    write_warnings(folder, {dataset.split: dataset for dataset in (train_set, val_set)})
     plots.label_statistics(train_set, folder / "labels.png")
     cells = ", ".join(f"{t} {n}" for t, n in zip(train_set.types, train_set.counts(), strict=True))
     if begun.device.type == "cuda":

@@ -22,6 +22,7 @@ from .data import source
 from .data.dataset import Dataset
 from .data.images import read_image
 from .data.loaded_image import LoadedImage
+from .data.tools.builder import write_warnings
 from .data.tools.draw import with_factor
 from .data.tools.found import write_labels
 from .detections import Detections
@@ -35,7 +36,7 @@ from .engine.tiling import cells_at_network
 from .errors import LeukoError
 from .io import write_csv, write_json, write_text, write_yaml
 from .metrics import calibration, coco, matching
-from .report import figures, pages, pictures, plots, run, tables
+from .report import pages, pictures, plots, run, tables
 from .report.results import ModelResult, write_results
 from .report.tables import Row
 
@@ -69,7 +70,8 @@ def _val(options: ValOptions, device: torch.device) -> Path:
             models = [*sorted(models, key=lambda m: m.evaluation.mAP), fuse(ensemble, models, dataset, tuning)]
         about = {"fusion": asdict(ensemble.fusion)} if len(models) > 1 else {}
         write(folder, options, dataset, models, about)
-        run.write_warnings(folder, dataset, *([tuning.dataset] if tuning.is_told else []))
+        told = [dataset, *([tuning.dataset] if tuning.is_told else [])]
+        write_warnings(folder, {each.split: each for each in told})
         answer, lines = write_results(folder, dataset, models, options.draws)
         if factors:
             sweep(folder, members[0], dataset, factors, options.severities)
@@ -256,7 +258,7 @@ def sweep(
         mAP = coco.evaluate(replace(dataset, samples=samples), predictions, member.max_detections).mAP
         rows.append({"model": member.name, "factor": name, "severity": severity, "mAP": mAP})
     write_csv(folder / "severity.csv", rows)
-    figures.severity(rows, member.name, folder / "severity.png")
+    plots.severity(rows, member.name, folder / "severity.png")
 
 
 # ---------------------------------------------------------------- writing
@@ -299,4 +301,5 @@ def write(folder: Path, options: ValOptions, dataset: Dataset, models: Sequence[
     cells = dict(zip(dataset.types, dataset.counts().tolist(), strict=True))
     head = {"data": options.data, "split": split_of(options), "cells": cells}
     write_json(folder / "table.json", {**head, "rows": records})
-    plots.write_image(folder / "predictions.jpg", pictures.gt_and_predictions(dataset, reported.counted, reported.rule))
+    sheet = pictures.gt_and_predictions(dataset, reported.counted, reported.rule)
+    pictures.write_image(folder / "predictions.jpg", sheet)

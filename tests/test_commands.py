@@ -30,7 +30,7 @@ from leuko.data.source import load
 from leuko.data.tools.found import of_images, write_labels
 from leuko.detections import Detections
 from leuko.engine.network import choose_device
-from leuko.engine.prediction import named_pictures
+from leuko.engine.on_processes import named_pictures
 
 TYPES = ["NG", "BG", "EG", "L", "M"]
 
@@ -51,7 +51,7 @@ def test_predict_takes_files_whose_names_are_no_text(project, data, tmp_path, le
     cells = json.loads((out / "cells.json").read_text("utf-8"))["cells"]
     assert cells and {cell["image"] for cell in cells} == {str(folder / name)}
     assert len(table(out / "cells.csv")) == len(cells) and "bad\\udcff" in (out / "differential.csv").read_text("utf-8")
-    assert [path.name for path in (out / "images").iterdir()] == [name] and (out / "differential.png").exists()
+    assert [path.name for path in (out / "images").iterdir()] == [name]
     leuko("predict", "--weights", project / "faster", "--source", "x" * 5000).refused("too long", "check the path")
 
 
@@ -91,7 +91,7 @@ def test_predict_lists_counts_and_goes_on(project, slides, tmp_path, leuko):
     assert {Path(row["of"]).name for row in table(out / "differential.csv")} == {"a", "b", "field.jpg"}
     assert {p.name for p in (out / "images").iterdir()} == {"field.jpg", "field-2.jpg"}
     assert all(cv2.imread(str(p)) is not None for p in (out / "images").iterdir())
-    assert (out / "differential.png").stat().st_size and (out / "args.yaml").exists()
+    assert (out / "args.yaml").exists()
 
 
 def test_predict_takes_an_image_or_a_pattern_and_fuses(project, slides, tmp_path, leuko):

@@ -328,16 +328,15 @@ def test_a_killed_prediction_goes_on(tmp_path, words, start, leuko):
     files = [{p.relative_to(f): p.read_bytes() for p in f.rglob("*") if p.is_file()} for f in (out / "p", out / "p-2")]
     pages = [of_run.pop(Path("report.html")).decode() for of_run in files]
     assert pages[0] == pages[1].replace("p-2", "p"), "but for its folder's name"
-    assert files[0] == files[1] and len(files[0]) == 29 + 6 and len(table(out / "p/cells.csv")) > 29
+    assert files[0] == files[1] and len(files[0]) == 29 + 5 and len(table(out / "p/cells.csv")) > 29
 
 
 def test_only_the_same_prediction_goes_on(tmp_path, words, leuko, monkeypatch):
     Image.fromarray(blood()).save(tmp_path / "a.png")
     words += ["--source", tmp_path / "a.png", "--name", "p"]
     with monkeypatch.context() as patch:
-        patch.setattr(
-            predict.predicted, "write", lambda *_, **__: sys.exit(9)
-        )  # the power fails before the results are written
+        # The power fails before the results are written.
+        patch.setattr(predict.prediction, "write", lambda *_, **__: sys.exit(9))
         assert leuko("predict", *words).code == 9
     journal = tmp_path / "out/p/unfinished.jsonl"
     kept = journal.read_bytes()

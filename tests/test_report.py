@@ -21,16 +21,21 @@ import yaml
 from conftest import HEIGHT, WIDTH
 
 from leuko import cli
-from leuko.config import TrainOptions
+from leuko.config import PredictOptions, TrainOptions
 from leuko.data.dataset import Dataset, Sample
+from leuko.data.header import ImageHeader
 from leuko.data.tools.findings import LEVELS, Finding
 from leuko.detections import Detections
 from leuko.engine.environment import environment
 from leuko.errors import LeukoError
 from leuko.io import replacing, write_csv, write_json, write_text, write_yaml
 from leuko.metrics.coco import Evaluation, TypeResult, evaluate
-from leuko.metrics.counting import BELOW, Differential, one_type
+from leuko.metrics.counting import BELOW, one_type
 from leuko.report import comparison, pages, plots, prediction, run, tables
+from leuko.report.journal import Journal, write_journal
+from leuko.report.pictures import contact_sheet, draw_cells, write_image
+from leuko.report.prediction import About
+from leuko.report.records import ImagePrediction, Predictions
 
 TYPES = ["NG", "BG", "EG", "L", "M"]
 
@@ -166,7 +171,7 @@ def test_tags_never_leave_the_image():
     white = np.full((200, 300, 3), 255, np.uint8)
     corners = np.array([[0, 0, 40, 30], [260, 0, 300, 30], [0, 170, 40, 200], [290, 190, 300, 200], [-5, 90, 20, 300]])
     for box in corners:
-        drawn = plots.draw_cells(white, box[None], np.array([0]), TYPES, np.array([0.93]))
+        drawn = draw_cells(white, box[None], np.array([0]), TYPES, np.array([0.93]))
         assert drawn.shape == white.shape and (white == 255).all()
         x0, y0 = max(box[0], 0), max(box[1], 0)
         changed = np.argwhere((drawn != 255).any(axis=2))
@@ -175,8 +180,8 @@ def test_tags_never_leave_the_image():
         assert (drawn[min(y0, 198) + 1, min(x0, 298)] != 255).any()
     for size in (1, 7, 20):  # too small for a tag
         tiny = np.zeros((size, size, 3), np.uint8)
-        assert plots.draw_cells(tiny, np.array([[0, 0, size, size]]), np.array([4]), TYPES).any()
-    assert (plots.draw_cells(white, np.zeros((0, 4)), np.zeros(0, int), TYPES) == white).all()
+        assert draw_cells(tiny, np.array([[0, 0, size, size]]), np.array([4]), TYPES).any()
+    assert (draw_cells(white, np.zeros((0, 4)), np.zeros(0, int), TYPES) == white).all()
 
 
 def test_pictures(tmp_path):
@@ -190,13 +195,12 @@ def test_pictures(tmp_path):
     assert matplotlib.rcParams["text.parse_math"], "a user's own figures keep theirs"
     plots.training_curves([row, {**row, "epoch": 2, "val/mAP": 0.3}], tmp_path / "curves.jpg")
     plots.training_curves([], tmp_path / "no_curves.png")
-    plots.differential_chart(Differential.of([], TYPES), tmp_path / "differential.png", "0.50 (a default)", [20] * 5)
-    sheet = plots.contact_sheet([np.zeros((40, 80, 3), np.uint8)] * 5, columns=3)
+    sheet = contact_sheet([np.zeros((40, 80, 3), np.uint8)] * 5, columns=3)
     assert sheet.shape == (2 * 408 + 8, 3 * 408 + 8, 3) and sheet[208, 208].max() == 0 and sheet[20, 20].min() == 255
     red = np.zeros((8, 8, 3), np.uint8)
     red[..., 0] = 255
-    plots.write_image(tmp_path / "red.png", red)
-    assert len(os.listdir(tmp_path)) == 6
+    write_image(tmp_path / "red.png", red)
+    assert len(os.listdir(tmp_path)) == 5
     for path in tmp_path.iterdir():
         assert cv2.imread(str(path)) is not None
     assert cv2.imread(str(tmp_path / "red.png"))[0, 0].tolist() == [0, 0, 255]
@@ -218,65 +222,52 @@ def test_the_page_of_a_check(tmp_path, pictures):
     assert "<table" not in pages.check_page("none", {}, [], [])
 
 
-def found_on(path: Path, types: list[str], rng: np.random.Generator, cells: int) -> tuple:
-    """A field of a prediction, with some cells left unclassified."""
+def found_on(path: Path, types: list[str], rng: np.random.Generator, cells: int) -> dict:
+    """The record of a field of a prediction, with some cells left unclassified."""
     corner, labels = rng.uniform(0, 60, (cells, 2)), rng.integers(0, len(types), 2 * cells)
     boxes = np.tile(np.hstack([corner, corner + 20]), (2, 1))  # each cell is found twice
     found = one_type(Detections(boxes, rng.uniform(0.3, 1, 2 * cells), labels), len(types), iou=0.99)
-    why = np.where(found.scores < 0.5, BELOW, "").astype(object)
-    return path, (WIDTH, HEIGHT), replace(found, why=why)
+    found = replace(found, why=np.where(found.scores < 0.5, BELOW, "").astype(object))
+    looks = rng.integers(0, 255, (len(found), 32, 32), np.uint8)
+    header = ImageHeader(WIDTH, HEIGHT, 1, 1, 8)
+    return ImagePrediction(path, (WIDTH, HEIGHT), found, looks, header, 8, False, (0.0, 0.0)).record()
 
 
 def test_the_page_of_a_prediction(tmp_path, pictures, monkeypatch):
     """Names are escaped, doubtful cells come first, all that is not shown or read is counted."""
     rng, types = np.random.default_rng(1), ["NG", "<script>x</script>"]
-    fields = [found_on(path, types, rng, 5) for path in pictures]
-    empty = Detections([], [], [], type_scores=np.zeros((0, 2), np.float32), why=np.array([], dtype=object))
-    fields += [(tmp_path / "gone.png", (WIDTH, HEIGHT), fields[0][2]), (pictures[0], (WIDTH, HEIGHT), empty)]
-    page = prediction.prediction_page(tmp_path, fields, types, "0.50 (found on val of <data>)", ["a note"], ["b & c"])
-    text = page.read_text()
-    assert (
-        "<script" not in text
-        and "&lt;script&gt;" in text
-        and not re.search(r'(src|href)="(?!data:|review.html")', text)
-    )
-    left = sum(int((cells.why != "").sum()) for *_, cells in fields)
-    assert (
-        f"{20 - left} cells classified, {left} left unclassified" in text
-        and f"unclassified</span> ({left})" not in text
-    )
+
+    def page_of(*images: dict) -> str:
+        write_journal(tmp_path / "records.jsonl", {}, [images[:2], images[2:]])
+        journal = Journal.read(tmp_path / "records.jsonl")
+        predictions = Predictions([(journal, 0), (journal, 1)], types)
+        about = About(PredictOptions(source="x"), "m", types, 0.5, "found on val of <data>", 0, [], [])
+        return prediction.page("a & b", about, predictions, predictions.count(), ["a note"], has_review=False)
+
+    images = [found_on(path, types, rng, 5) for path in (*pictures, tmp_path / "gone.png")]
+    text = page_of(*images, found_on(pictures[0], types, rng, 0), {"error": "b & c"})
+    assert "<script" not in text and "&lt;script&gt;" in text and not re.search(r'(src|href)="(?!data:)', text)
+    left = sum(why != "" for image in images for why in image["why"])
+    assert left and f"{20 - left} cells classified, {left} left unclassified" in text
     assert "found on val of &lt;data&gt;" in text and "a note" in text and "b &amp; c" in text
-    assert text.count("cannot be read") == 6, "five cells and the field of an image that is gone"
-    assert text.count("<img") == 15 + 4
-    scores = [float(s) for s in re.findall(r"<figcaption>NG (\S+)<br><small>then", text)]
-    seconds = [float(s) for s in re.findall(r"<figcaption>NG \S+<br><small>then \S+ (\S+)</small>", text)]
-    margins = [round(a - b, 2) for a, b in zip(scores, seconds, strict=True)]
-    assert len(margins) > 1 and margins == sorted(margins)
+    gone = images[-1]["why"].count("")
+    assert text.count("cannot be read") == gone > 0 and text.count("<img") == 20 - left - gone
+    scores = [float(s) for s in re.findall(r"<figcaption>\S+ (\S+)<br><small>then", text)]
+    seconds = [float(s) for s in re.findall(r"<small>then \S+ (\S+)</small>", text)]
+    margins = [a - b for a, b in zip(scores, seconds, strict=True)]
+    assert len(margins) > 1 and np.diff(margins).min() > -0.011, "in ascending order, but for rounding"
 
-    monkeypatch.setattr(prediction, "MAX_FIELDS", 2)
     monkeypatch.setattr(prediction, "MAX_CELLS", 3)
-    monkeypatch.setattr(prediction, "LEAST_CELLS", 1)
-    text = prediction.prediction_page(tmp_path, fields, types, "0.50").read_text()
-    links = re.findall(r'href="(report/[^"]+)"', text)
-    assert len(links) == 3 and "<img" not in text and all((tmp_path / link).is_file() for link in links)
-    slides = [(tmp_path / link).read_text() for link in links]
-    assert any("and " in slide and "more, less doubtful, in cells.csv" in slide for slide in slides)
-    assert all('href="../report.html"' in slide and slide.count("<img") <= 3 + 2 for slide in slides)
-    assert "no differential" in prediction.prediction_page(tmp_path, [], types, "0.50").read_text()
-    assert not (tmp_path / "report").exists()
+    text = page_of(*images)
+    assert text.count("<figure") == 3 and f"3 of {20 - left} classified cells; all are in cells.csv" in text
+    assert all(str(path.parent) in text for path in (pictures[0], tmp_path / "x")), "a line of a table per slide"
+    assert "no differential" in page_of()
 
 
-def test_several_trainings_share_one_axis(tmp_path, monkeypatch):
-    """The curves of all folders are in one chart, and data that differ are told."""
+def test_data_that_differ_are_told(tmp_path):
     data = Dataset(["NG"], [Sample(tmp_path / "a.jpg", 60, 60, [[0, 0, 9, 9]], [0], id=1)])
-    drawn = []
-    monkeypatch.setattr(comparison.figures, "training", lambda curves, _: drawn.append(curves))
-    for name, mAP in (("a", 0.5), ("b", nan)):
+    for name in "ab":
         (tmp_path / name).mkdir()
         run.write_evaluation(tmp_path / name, evaluate(data, [Detections([], [], [])]), [], data=name)
-        write_csv(tmp_path / name / "results.csv", [{"epoch": 1, "val/mAP": mAP}])
     values = comparison.compare([tmp_path / "a", tmp_path / "b"])
-    assert (
-        [list(curves) for curves in drawn] == [["a", "b"]] and drawn[0]["a"][1] == [0.5] and np.isnan(drawn[0]["b"][1])
-    )
     assert not values["same_data"] and values["table"][0][:3] == ["folder", "data", "mAP"]

@@ -22,7 +22,7 @@ from leuko.detections import Detections
 from leuko.metrics import binomial
 from leuko.metrics.consensus import Suspect, Vote
 from leuko.report import review
-from leuko.report.review import ReviewCell, ReviewField, field_of, write_pages, write_suspects
+from leuko.report.review import ReviewField, field_of, write_pages, write_suspects
 
 needs_browser = pytest.mark.skipif(not CHROMIUM, reason="no Chromium here (apt-get install chromium)")
 NASTY = "</script><script>alert(1)</script>\"'&<b>"
@@ -46,12 +46,20 @@ def browser(chromium, tmp_path) -> Browser:
     assert not chromium.errors
 
 
+def field(path: Path, types: list[str], *cells: tuple, size: tuple[int, int] = (WIDTH, HEIGHT)) -> ReviewField:
+    """A field of a prediction with cells of (box, {type: score}, why it is unclassified)."""
+    scores = np.array([[of.get(name, 0) for name in types] for _, of, _ in cells], np.float32).reshape(-1, len(types))
+    why = np.array([reason for *_, reason in cells], object)
+    found = Detections([box for box, *_ in cells], scores.max(1), scores.argmax(1), tuple(types), scores, why)
+    return field_of(path, size, found)
+
+
 def fields_of(pictures: list[Path]) -> list[ReviewField]:
     """Three fields: of two cells, one sure and one in doubt; of one that is unclassified; and an empty one."""
-    sure = ReviewCell(BOXES[0], "NG", 0.95, {"NG": 0.95, "EG": 0.03})
-    doubtful = ReviewCell(BOXES[1], "NG", 0.55, {"NG": 0.55, "EG": 0.41})
-    border = ReviewCell(BOXES[2], "", 0.7, {"M": 0.7, "L": 0.2}, why="border")
-    return [ReviewField(p, WIDTH, HEIGHT, c) for p, c in zip(pictures, [[sure, doubtful], [border], []], strict=True)]
+    sure = BOXES[0], {"NG": 0.95, "EG": 0.03}, ""
+    doubtful = BOXES[1], {"NG": 0.55, "EG": 0.41}, ""
+    border = BOXES[2], {"M": 0.7, "L": 0.2}, "border"
+    return [field(p, TYPES, *cells) for p, cells in zip(pictures, [[sure, doubtful], [border], []], strict=True)]
 
 
 def many(folder: Path, cells: int, types: list[str] = TYPES) -> list[ReviewField]:
@@ -63,10 +71,9 @@ def many(folder: Path, cells: int, types: list[str] = TYPES) -> list[ReviewField
         Image.fromarray(rng.integers(0, 255, (120, 150, 3), np.uint8)).save(path)
         boxes = [(30 * (n % 5) + 2, 30 * (n // 5) + 2, 30 * (n % 5) + 28, 30 * (n // 5) + 28) for n in range(20)]
         scores = rng.uniform(0.5, 1, 20)
-        of_field = [
-            ReviewCell(b, types[n % len(types)], s, {"": s}) for n, (b, s) in enumerate(zip(boxes, scores, strict=True))
-        ]
-        fields.append(ReviewField(path, 150, 120, of_field[: cells - 20 * i]))
+        named = [{types[n % len(types)]: score} for n, score in enumerate(scores)]
+        of_field = [(*cell, "") for cell in zip(boxes, named, strict=True)][: cells - 20 * i]
+        fields.append(field(path, types, *of_field, size=(150, 120)))
     return fields
 
 
@@ -278,11 +285,8 @@ def test_values_never_become_code(browser, pictures, tmp_path):
     hostile = tmp_path / "<img src=x onerror=alert(1)>.png"
     Image.new("RGB", (WIDTH, HEIGHT)).save(hostile)
     types = [NASTY, "${alert(1)}", "{{ 7*7 }}"]
-    cells = [
-        ReviewCell(BOXES[0], NASTY, 0.9, {NASTY: 0.9, types[1]: 0.1}),
-        ReviewCell(BOXES[1], types[2], 0.9, why=NASTY),
-    ]
-    page = page_of(tmp_path, [ReviewField(hostile, WIDTH, HEIGHT, cells, group=NASTY)], types, title=NASTY)
+    cells = (BOXES[0], {NASTY: 0.9, types[1]: 0.1}, ""), (BOXES[1], {types[2]: 0.9}, NASTY)
+    page = page_of(tmp_path, [replace(field(hostile, types, *cells), group=NASTY)], types, title=NASTY)
     text = page.read_text()
     assert len(re.findall("<script", text)) == 2 and "<img src=x" not in text
     assert "default-src 'none'" in text and "unsafe" not in text
@@ -451,7 +455,7 @@ def test_the_report_shows_who_changed_what(pictures, tmp_path, leuko):
     assert leuko("report", tmp_path).code == 0
     text = re.sub(r"\s+", " ", re.sub("<[^>]+>", " ", (tmp_path / "reviewed.html").read_text()))
     assert "signed by A. B." in text and "2 of 3 cells changed" in text
-    assert "NG 2 1 1 .500 1.000 .000" in text and "EG 0 1 0 - .000 .000" in text and "unclassified M" in text
+    assert "NG 2 1 1 .500 1.000" in text and "EG 0 1 0 - .000" in text and "unclassified M" in text
 
 
 def test_a_verdict_reaches_every_split_that_holds_the_image(pictures, tmp_path, leuko):
@@ -477,11 +481,10 @@ def test_a_verdict_reaches_every_split_that_holds_the_image(pictures, tmp_path, 
 
 
 def test_a_prediction_becomes_a_field():
-    scores = np.array([[0.9, 0.2, 0], [0, 0, 0.4]], np.float32)
-    cells = Detections(BOXES[:2], [0.9, 0.4], [0, 2], ("A", "B", "C"), scores, np.array(["", "border"], object))
-    first, second = field_of(Path("a.png"), (WIDTH, HEIGHT), cells).cells
-    assert (first.type, first.box, first.scores) == ("A", BOXES[0], pytest.approx({"A": 0.9, "B": 0.2}))
-    assert (second.type, second.why, second.scores) == ("", "border", pytest.approx({"C": 0.4}))
+    cells = (BOXES[0], {"A": 0.9, "B": 0.2}, ""), (BOXES[1], {"C": 0.4}, "border")
+    first, second = field(Path("a.png"), ["A", "B", "C"], *cells).cells
+    assert (first.type, first.box, first.text, first.suggestion) == ("A", BOXES[0], "0.90 · B 0.20", "")
+    assert (second.type, second.why, second.text, second.suggestion) == ("", "border", "C 0.40", "C")
     assert first.doubt == pytest.approx(0.3) and second.doubt == pytest.approx(0.6)
 
 

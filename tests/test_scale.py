@@ -165,7 +165,7 @@ def test_ray_finds_what_one_process_finds(words, slides, tmp_path, leuko, monkey
     threading.Thread(target=kill_a_worker, args=(f"LEUKO_TEST={tmp_path}", killed), daemon=True).start()
     try:
         with monkeypatch.context() as patch:
-            patch.setattr(predict.predicted, "write", lambda *_, **__: sys.exit(9))
+            patch.setattr(predict.prediction, "write", lambda *_, **__: sys.exit(9))
             assert leuko(*words, "--engine", "ray").code == 9 and killed
         done = leuko(*words, "--engine", "ray")
         assert done.code == 0 and "goes on in" in done.out and "10 images are done" in done.out

@@ -21,7 +21,7 @@ from leuko.baselines import ultralytics
 from leuko.data.dataset import Dataset, Sample
 from leuko.data.source import load
 from leuko.detections import Detections
-from leuko.engine import checkpoint, cost, evaluate, prediction, thresholds
+from leuko.engine import checkpoint, cost, evaluate, on_processes, thresholds
 from leuko.engine.ensemble import EnsembleMember
 from leuko.metrics import coco
 from leuko.models import create
@@ -152,7 +152,7 @@ def test_a_result_is_named_before_anything_runs(project, data, faster, tmp_path,
         assert (tmp_path / "val" / name / "metrics.json").is_file()
     stored = (faster / "weights/best.safetensors").read_bytes()
     monkeypatch.setattr(val, "predict_by", lambda *_, **__: pytest.fail("ran"))
-    monkeypatch.setattr(prediction, "predict_batches", lambda *_, **__: pytest.fail("ran"))
+    monkeypatch.setattr(on_processes, "predict_batches", lambda *_, **__: pytest.fail("ran"))
     leuko(*words, "--weights", faster, "--calibrate", "--name", "a/b").refused('"a/b"', "not a plain folder name")
     assert (faster / "weights/best.safetensors").read_bytes() == stored
     words = ["predict", "--weights", ".", "--source", load(data, "test").samples[0].image.parent, "--save", tmp_path]

@@ -26,7 +26,7 @@ from ..data.images import list_images, read_image
 from ..data.workers import worker_count
 from ..errors import LeukoError
 from ..models.base import DetectionModel
-from ..report import pictures, plots
+from ..report import pictures
 from .ultralytics import YOLO
 
 AUGMENTATIONS = ("hsv_h", "hsv_s", "hsv_v", "translate", "scale", "fliplr", "mosaic", "erasing", "close_mosaic")
@@ -79,7 +79,7 @@ def write_dataset(folder: Path, train_set: Dataset, val_set: Dataset) -> None:
             if image_header(image).orientation != 1:
                 pixels = read_image(image)
                 image.unlink()  # the link, never the file that it leads to
-                plots.write_image(image.with_suffix(".png"), pixels)
+                pictures.write_image(image.with_suffix(".png"), pixels)
 
 
 def _arguments(name: str, options: TrainOptions, folder: Path, device: torch.device) -> dict[str, object]:
@@ -139,7 +139,7 @@ def _loop_class(
             self.files = batch["im_file"]
             if self.epoch == 0 and self.batches < 2:
                 picture = pictures.batch(_items(batch), types)
-                plots.write_image(folder / f"train_batch{self.batches}.jpg", picture)
+                pictures.write_image(folder / f"train_batch{self.batches}.jpg", picture)
             return super().preprocess_batch(batch)
 
         def end_batch(self) -> None:

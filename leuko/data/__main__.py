@@ -26,6 +26,7 @@ from .tools import resize as resizer
 from .tools import review as reviewer
 from .tools import split as splitter
 from .tools import stats as statistics
+from .tools.builder import write_warnings
 from .tools.check import check as find_problems
 from .tools.findings import Group, as_json, counted, grouped, shortened
 
@@ -68,8 +69,8 @@ def stats(options: config.StatsOptions) -> None:
     write_csv(folder / "colours.csv", [c.row() for c in colours])
     if factor_rows := statistics.factors(datasets):
         write_csv(folder / "factors.csv", factor_rows)
-    run.write_warnings(folder, *datasets.values())
-    plots.data_statistics(whole, colours, statistics.factors({"all": whole}), folder / "stats.png")
+    write_warnings(folder, datasets)
+    plots.label_statistics(whole, folder / "stats.png")
     for name, dataset in datasets.items():
         if warnings := tables.warnings(name, dataset):
             print(warnings)

@@ -16,7 +16,6 @@ from ..config import is_table
 from ..errors import LeukoError, one_line
 from ..io import make_folder, plain
 from ..report.journal import Journal
-from ..report.predictions import Lazy
 from .predictor import Item, Predictor
 
 if TYPE_CHECKING:
@@ -27,10 +26,10 @@ FOLDER = "parquet"  # of the results
 BATCH = 16  # images that a worker takes at once; on a CPU, it looks at them one by one
 
 
-def predict_on_ray(predictor: Predictor, paths: Sequence[Path], journal: Journal, source: str) -> Sequence[list[dict]]:
-    """The records of images, each a list of one: of these files, or without any of what the ``source`` holds. Images
-    that the journal or the Parquet of an earlier process has, without an error and unchanged since, are not looked at
-    again."""
+def predict_on_ray(predictor: Predictor, paths: Sequence[Path], journal: Journal, source: str) -> list[int]:
+    """The numbers of the journal's records, each a list of that of one image: of these files, or without any of what
+    the ``source`` holds. Images that the journal or the Parquet of an earlier process has, without an error and
+    unchanged since, are not looked at again."""
     data = started()
     folder = make_folder(journal.folder / FOLDER)
     numbers = {record["image"]: number for number, (record,) in enumerate(journal) if is_current(record)}
@@ -43,16 +42,12 @@ def predict_on_ray(predictor: Predictor, paths: Sequence[Path], journal: Journal
         run(data.from_items(left), predictor, folder)
     if not paths:
         run(of_source(data, source).filter(lambda row: row["path"] not in done), predictor, folder)
-    errors = {}
-    for record in stored(folder, numbers):
-        if "error" in record:
-            errors[record["image"]] = record
-        else:
-            numbers[record["image"]] = journal.append([record])
-    for image in errors.keys() - numbers.keys():
-        numbers[image] = journal.append([errors[image]])
+    for is_error in (False, True):  # an image that one process could not read may be read by the next
+        for record in stored(folder, numbers):
+            if ("error" in record) == is_error:
+                numbers[record["image"]] = journal.append([record])
     order = [str(path) for path in paths] or sorted(numbers)
-    return Lazy(len(order), lambda i: journal[numbers[order[i]]])
+    return [numbers[image] for image in order]
 
 
 def is_current(record: dict) -> bool:

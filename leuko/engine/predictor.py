@@ -26,8 +26,8 @@ from ..errors import LeukoError
 from ..io import write_bytes
 from ..metrics import counting, doubles
 from ..registry import find_weights
-from ..report import plots
-from ..report.predictions import ImagePrediction
+from ..report import pictures
+from ..report.records import ImagePrediction
 from ..runtime.ensemble import members_of
 from ..runtime.typing_stage import OFF
 from . import thresholds
@@ -186,9 +186,9 @@ class Predictor:
                     image, cells = on_original(item.original, image, cells, self.options.max_pixels)
                 cells = counting.classify(cells, image.size, threshold)
                 looks = np.array([doubles.look(image.pixels, box) for box in cells.boxes], np.uint8)
-                picture = plots.draw_classified(image.pixels, cells, threshold) if item.picture else None
+                picture = pictures.draw_classified(image.pixels, cells, threshold) if item.picture else None
                 image.pixels = None  # where it is large, one copy is enough
-                data = plots.encoded(picture, item.picture.suffix) if item.picture else b""
+                data = pictures.encoded(picture, item.picture.suffix) if item.picture else b""
         except LeukoError as error:
             return _error(error)
         if item.picture:

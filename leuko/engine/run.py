@@ -100,7 +100,7 @@ class Run:
             cells = [one_type(p, len(types)).above(SHOWN_SCORE) for p in predictions]
             note = f"one type per cell, score >= {SHOWN_SCORE}"
             sheet = pictures.gt_and_predictions(self.val_set, cells, note)
-            plots.write_image(self.folder / "val_predictions.jpg", sheet)
+            pictures.write_image(self.folder / "val_predictions.jpg", sheet)
             self.best_evaluation = evaluation
         without = progress.epoch - max(progress.best_epoch, progress.extended_at)
         progress.stopped = options.epochs if 0 < options.patience <= without else 0

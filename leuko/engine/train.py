@@ -31,7 +31,7 @@ from ..errors import LeukoError
 from ..models import DetectionModel, batch_norm
 from ..models.base import param_groups
 from ..ops import ranks
-from ..report import pictures, plots
+from ..report import pictures
 from . import distributed
 from .ema import ModelEMA
 from .network import Network, autocast
@@ -255,4 +255,4 @@ class ToHost:
 def _draw_batches(run: Run, images: TrainingImages) -> None:
     """Two batches as the model sees them, ``train_batch0.jpg`` and ``train_batch1.jpg``."""
     for i, batch in enumerate(islice(TrainingLoader(images, min(run.options.batch, 16)).epoch(0), 2)):
-        plots.write_image(run.folder / f"train_batch{i}.jpg", pictures.batch(batch, run.train_set.types))
+        pictures.write_image(run.folder / f"train_batch{i}.jpg", pictures.batch(batch, run.train_set.types))

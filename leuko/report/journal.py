@@ -7,6 +7,7 @@ stays on the disk and is read again record by record, so that it may be larger t
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -22,38 +23,19 @@ from .run import new_run
 FILE = "unfinished.jsonl"  # is in the folder until its job is finished
 
 
-class Lines(Sequence):
-    """What the lines of a file of JSON hold, read when they are asked for; up to one that a crash cut off. ``end`` is
-    where that begins."""
+class Journal(Sequence):
+    """A file of JSON lines: ``head``, which says what the others are of, and the records, of which it is the sequence;
+    they are read when they are asked for, up to one that a crash cut off."""
 
-    def __init__(self, file: BinaryIO):
-        self._file, self._starts, self.end = file, array("q"), 0
+    def __init__(self, path: Path, file: BinaryIO):
+        self.path, self._file, self._starts, self._end = path, file, array("q"), 0
         for line in file:
             try:
                 json.loads(line if line.endswith(b"\n") else b"")
             except ValueError:
                 break
-            self.noted(line)
-
-    def noted(self, line: bytes) -> None:
-        """Know of a line that was written at the end."""
-        self._starts.append(self.end)
-        self.end += len(line)
-
-    def __len__(self) -> int:
-        return len(self._starts)
-
-    def __getitem__(self, number: int) -> Any:
-        self._file.seek(self._starts[number])
-        return json.loads(self._file.readline())
-
-
-class Journal(Sequence):
-    """A folder of results and, in it, a file with a line of JSON for the request and one for each record. It is the
-    sequence of the records, with those that an earlier process has left."""
-
-    def __init__(self, folder: Path, file: BinaryIO, lines: Lines):
-        self.folder, self._file, self._lines = folder, file, lines
+            self._starts.append(self._end)
+            self._end += len(line)
 
     @classmethod
     def open(cls, project: str | Path, name: str, request: dict) -> Journal:
@@ -71,62 +53,75 @@ class Journal(Sequence):
         path = new_run(project, name) / FILE
         with io_errors_as("written", path):
             new = cls._of(path, open(path, "x+b"), request)  # noqa: SIM115
-        return (
-            cls.open(project, name, request) if new is None else new
-        )  # where another process that looked for one was faster
+        if new is None:  # another process that looked for one was faster
+            return cls.open(project, name, request)
+        return new
 
     @classmethod
     def _of(cls, path: Path, file: BinaryIO, request: dict) -> Journal | None:
         """The journal that this file is; None if it belongs to another request or another process."""
         if lock(file) and path.exists():  # a process that finishes removes it before it gives up the lock
-            lines = Lines(file)
-            if not lines or lines[0] == request:
-                file.truncate(lines.end)
-                journal = cls(path.parent, file, lines)
-                if not lines:
-                    journal.append(request)
+            journal = cls(path, file)
+            if not journal._starts:
+                journal.append(request)
+            if journal.head == request:
+                file.truncate(journal._end)
                 return journal
         file.close()
         return None
 
+    @classmethod
+    def read(cls, path: Path) -> Journal:
+        """The whole file that :func:`write_journal` has written. Raises LeukoError."""
+        with io_errors_as("read", path):
+            journal = cls(path, open(path, "rb"))  # noqa: SIM115  as long as it is read
+        if not journal._starts or journal._end < path.stat().st_size:
+            raise LeukoError(f"{path}: line {len(journal._starts) + 1}: broken JSON; make this file again")
+        return journal
+
+    @property
+    def folder(self) -> Path:
+        """The folder of results that the file lies in."""
+        return self.path.parent
+
+    @property
+    def head(self) -> Any:
+        """What the first line says."""
+        return self._line(0)
+
+    def _line(self, number: int) -> Any:
+        self._file.seek(self._starts[number])
+        return json.loads(self._file.readline())
+
     def __len__(self) -> int:
-        return len(self._lines) - 1
+        return len(self._starts) - 1
 
     def __getitem__(self, number: int) -> Any:
-        return self._lines[number + 1]
+        return self._line(number + 1)
 
     def append(self, record: Any) -> int:
         """Write a record, and return its number; it is on the disk then. Raises LeukoError."""
-        line = _line(record)
-        with io_errors_as("written", self.folder / FILE):
-            self._file.seek(self._lines.end)
+        line = _encoded(record)
+        with io_errors_as("written", self.path):
+            self._file.seek(self._end)
             self._file.write(line)
             self._file.flush()
             os.fsync(self._file.fileno())
-        self._lines.noted(line)
+        self._starts.append(self._end)
+        self._end += len(line)
         return len(self) - 1
 
     def finish(self) -> None:
         """The job is finished: the folder holds its results, and the journal goes."""
-        with io_errors_as("written", self.folder / FILE):
-            (self.folder / FILE).unlink()
+        with io_errors_as("written", self.path):
+            self.path.unlink()
             self._file.close()
 
 
-def write_jsonl(path: Path, values: Iterable[Any]) -> None:
-    """Write values as lines of JSON, all or none, as :func:`read_jsonl` reads them. Raises LeukoError."""
-    write_lines(path, (_line(value).decode() for value in values))
+def write_journal(path: Path, head: Any, records: Iterable[Any]) -> None:
+    """Write a whole journal, or nothing, for :meth:`Journal.read`. Raises LeukoError."""
+    write_lines(path, (_encoded(value).decode() for value in itertools.chain([head], records)))
 
 
-def read_jsonl(path: Path) -> Lines:
-    """What the lines of a file hold, read when they are asked for. Raises LeukoError."""
-    with io_errors_as("read", path):
-        file = open(path, "rb")  # noqa: SIM115  as long as they are read
-        lines = Lines(file)
-    if not lines or lines.end < path.stat().st_size:
-        raise LeukoError(f"{path}: line {len(lines) + 1}: broken JSON; make this file again")
-    return lines
-
-
-def _line(content: Any) -> bytes:
+def _encoded(content: Any) -> bytes:
     return json.dumps(plain(content), allow_nan=False).encode() + b"\n"

@@ -6,31 +6,27 @@ again at any time. What a page says is in ``templates``; here are the numbers an
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import cv2
 import numpy as np
 
-from ..cells import colour
 from ..config import ReportOptions
 from ..data.dataset import Dataset, Sample
-from ..data.images import is_image, read_image
+from ..data.images import image_size, is_image
 from ..data.tools.findings import LEVELS, Finding, TypedBox, grouped, shortened
+from ..data.tools.review import Review, named, read_reviews
 from ..errors import LeukoError
-from ..io import make_folder, read_json, read_text, write_text
+from ..io import make_folder, read_bytes, read_json, read_text, write_text
+from ..metrics import differential
 from ..metrics.confusion import CONFUSED, EXTRA, MISSED
 from . import pictures
-from .agreement import agreement
 from .comparison import compare
-from .html import data_uri, environment
-from .run import RESULTS_LIMIT, read_count, read_evaluation, results_of
-from .style import css_colours
-from .tables import cost_lines, model_lines, per_class_lines, table2_of
+from .html import css_colours, data_uri, link, render
+from .run import RESULTS_LIMIT, read_count, read_evaluation, read_rows, results_of
+from .tables import cost_lines, model_lines, per_class_lines, rate, table2_of
 
-MAX_WIDTH = 1600  # pixels of a picture
 THUMBNAIL = 280  # pixels
 MAX_SHOWN = 12  # pictures of a group of findings
 MAX_PICTURES = 240  # of a page, about 4 MB
@@ -40,6 +36,7 @@ ERRORS = {
     MISSED: ("Missed cells", "Labelled and not found; below, what was seen there under the threshold."),
     CONFUSED: ("Confusions", "The label, the type that was found with its score, and the next likely type."),
 }
+REVIEWED = ["type", "before", "after", "kept", "of those before", "of those after"]
 
 
 def run(options: ReportOptions) -> None:
@@ -50,7 +47,7 @@ def run(options: ReportOptions) -> None:
     alone = len(folders) == 1
     own = "report.html" if (folders[0] / "metrics.json").is_file() else "reviewed.html"  # of a prediction
     out = Path(options.out or (folders[0] / own if alone else "runs/report/comparison.html"))
-    content = build(folders[0]) if alone else _render("comparison.html.j2", **compare(folders))
+    content = build(folders[0]) if alone else render("comparison.html.j2", **compare(folders), **OF_FILES)
     make_folder(out.parent)
     write_text(out, content)
     print(f"report: {out}")
@@ -60,9 +57,9 @@ def build(folder: str | Path) -> str:
     """The page of one run or validation folder, or of a prediction that a person has reviewed; LeukoError if it holds
     no results, or broken ones."""
     folder = Path(folder)
-    review = agreement(folder)
+    review = _agreement(folder)
     if review and not (folder / "metrics.json").is_file():  # of a prediction
-        return _render("reviewed.html.j2", folder=folder, review=review)
+        return render("reviewed.html.j2", folder=folder, review=review)
     evaluation, about = read_evaluation(folder)
     with results_of(folder):
         table, head = per_class_lines(evaluation), 1
@@ -70,7 +67,7 @@ def build(folder: str | Path) -> str:
             content = read_json(folder / "table.json", RESULTS_LIMIT)
             table, head = table2_of(content["rows"], content["cells"]), 2
         count = read_count(folder)
-        return _render(
+        return render(
             "run.html.j2",
             folder=folder,
             about=about,
@@ -82,13 +79,13 @@ def build(folder: str | Path) -> str:
             shades=css_colours([row["type"] for row in count["rows"]]) if count else [],
             errors=_errors(folder),
             review=review,
+            **OF_FILES,
         )
 
 
 def _errors(folder: Path) -> list[tuple[str, str, list[tuple], int]]:
     """Of each kind of error its title, a text, the cells that are shown, and how many there are more."""
-    path = folder / "errors.csv"
-    rows = list(csv.DictReader(io.StringIO(_text_of(path)))) if path.is_file() else []
+    rows = read_rows(folder / "errors.csv")
     galleries = []
     for kind, (title, text) in ERRORS.items():
         of_kind = [row for row in rows if row["error"] == kind]
@@ -107,6 +104,41 @@ def _error(folder: Path, row: dict[str, str]) -> tuple[str, str, str, str]:
         text = f"{float(row['score']):.2f}{second and f', then {second}'}"
     crop = folder / "errors" / Path(row["crop"]).name
     return _picture(crop)[0], Path(row["image"]).name, title, text
+
+
+def _agreement(folder: Path) -> dict[str, Any] | None:
+    """What the reviews in a folder changed, and how far the model agrees with the person (see ``agreement.html.j2``);
+    None where there is no review. Raises LeukoError for a broken one."""
+    if not any(folder.glob("review*.json")):
+        return None
+    reviews = read_reviews(folder)
+    types = reviews[0].types
+    number = {name: i for i, name in enumerate(types)}
+    matrix = np.zeros((len(types) + 1, len(types) + 1), dtype=int)  # rows: after; columns: before; last: neither
+    for review in reviews:
+        for cell in review.cells:
+            matrix[number.get(cell.after, -1), number.get(cell.before, -1)] += 1
+    table = [REVIEWED]
+    for name, after, before, kept in zip(types, matrix.sum(1), matrix.sum(0), np.diag(matrix), strict=False):
+        shares = [rate(kept / n) if n else "-" for n in (before, after)]
+        table.append([name, *(f"{n:,}" for n in (before, after, kept)), *shares])
+    return {
+        "signatures": [_signature(review) for review in reviews],
+        "cells": sum(len(review.cells) for review in reviews),
+        "kappa": rate(differential.kappa(matrix)),
+        "table": table,
+        "changes": [
+            (review.images[cell.image]["name"], named(cell.before), named(cell.after))
+            for review in reviews
+            for cell in review.changes()
+        ],
+    }
+
+
+def _signature(review: Review) -> str:
+    """The history of a review in words."""
+    steps = [f"{event['event']} by {event['by']} at {event['at']}" for event in review.events]
+    return f"{review.file.name}: {'; '.join(steps) or 'not signed'}"
 
 
 def check_page(
@@ -129,7 +161,7 @@ def check_page(
         figures = [[_labelled(image, samples.get(image), cells[images]) for image in images] for images in shown]
         sections.append((group, figures, len(group.images) - len({image for images in shown for image in images})))
     types = list(dict.fromkeys(name for dataset in datasets.values() for name in dataset.types))
-    return _render(
+    return render(
         "check.html.j2",
         src=src,
         images=len(samples),
@@ -137,28 +169,19 @@ def check_page(
         numbers={level: sum(f.level == level for f in findings) for level in LEVELS},
         table=lines,
         sections=sections,
-        colours=[(name, "#{:02x}{:02x}{:02x}".format(*colour(name, i))) for i, name in enumerate(types)],
+        colours=list(zip(types, css_colours(types), strict=True)),
         max_listed=MAX_LISTED,
         shortened=lambda text: shortened(text, src),
     )
 
 
-def _render(template: str, **values: object) -> str:
-    of_files = {"picture": _picture, "csv_lines": _csv_lines, "text_of": _text_of}
-    return environment(**of_files).get_template(template).render(values)
-
-
 def _picture(path: Path) -> tuple[str, int]:
-    """An image file as the text of a link, and its width; ("", 0) if it cannot be read. A PNG, which is a chart, stays
-    lossless."""
+    """An image file as the text of a link, and its width; ("", 0) if it cannot be read."""
     try:
-        image = read_image(path)[:, :, ::-1]
+        width, _ = image_size(path)
+        return link(read_bytes(path), "png" if path.suffix == ".png" else "jpeg"), width
     except LeukoError:
         return "", 0
-    if image.shape[1] > MAX_WIDTH:
-        height = round(image.shape[0] * MAX_WIDTH / image.shape[1])
-        image = cv2.resize(image, (MAX_WIDTH, height), interpolation=cv2.INTER_AREA)
-    return data_uri(image, "png" if path.suffix == ".png" else "jpeg"), image.shape[1]
 
 
 def _labelled(path: Path, about: tuple[Sample, list[str]] | None, cells: Sequence[TypedBox]) -> tuple[str, str, str]:
@@ -168,7 +191,7 @@ def _labelled(path: Path, about: tuple[Sample, list[str]] | None, cells: Sequenc
     counts = zip(np.bincount(sample.labels, minlength=len(types)), types, strict=True)
     labels = ", ".join(f"{number} {name}" for number, name in counts if number)
     try:
-        picture = data_uri(pictures.labelled(sample, types, cells, THUMBNAIL)[:, :, ::-1])
+        picture = data_uri(pictures.labelled(sample, types, cells, THUMBNAIL))
     except LeukoError:
         return "", path.name, "cannot be read"
     return picture, path.name, labels or "no label"
@@ -177,14 +200,10 @@ def _labelled(path: Path, about: tuple[Sample, list[str]] | None, cells: Sequenc
 def _csv_lines(path: Path) -> list[list[str]]:
     """The lines of a CSV file, numbers with at most three decimals, and paths without their folders; those of costs in
     the units of the terminal's table."""
+    rows = read_rows(path)
     if path.name == "cost.csv":
-        return cost_lines(list(csv.DictReader(io.StringIO(_text_of(path)))))
-    return [[_short(value) for value in line] for line in csv.reader(io.StringIO(_text_of(path)))]
-
-
-def _text_of(path: Path) -> str:
-    """The text of a small file."""
-    return read_text(path, RESULTS_LIMIT)
+        return cost_lines(rows)
+    return [list(rows[0]), *([_short(value) for value in row.values()] for row in rows)] if rows else []
 
 
 def _short(value: str) -> str:
@@ -193,3 +212,7 @@ def _short(value: str) -> str:
         return value.removesuffix(".0") if number == int(number) else f"{number:.3f}".rstrip("0").rstrip(".")
     except (ValueError, OverflowError):  # text, nan, inf
         return Path(value).name if "/" in value else value
+
+
+OF_FILES = {"picture": _picture, "csv_lines": _csv_lines, "text_of": lambda path: read_text(path, RESULTS_LIMIT)}
+"""What templates ask of a folder's files."""

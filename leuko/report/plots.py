@@ -1,150 +1,76 @@
-"""Pictures: cells drawn on their image, sheets of images, training curves, statistics of labels.
+"""The charts: of a training, of labels, and of a validation (curves, confusion, factors, agreement, calibration,
+intervals).
 
-Images are RGB uint8 arrays [H, W, 3]. A type has the same place and colour in every picture.
+A type has the same place and colour in every chart; a model has the same colour in all charts of a folder.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import replace
+import io
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import cv2
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from PIL import Image, ImageDraw, ImageFont
 
-from ..cells import UNCLASSIFIED, colour
+from ..cells import colour
 from ..data.dataset import Dataset
-from ..data.fit import fit, fitted
-from ..data.slides import Slide
-from ..data.tools.stats import Colour
-from ..detections import Detections
 from ..io import write_bytes
-from ..metrics.counting import Differential
-from .style import ACCENT, INK, bars, panels, type_colours
-from .tables import MEASURES
+from ..metrics.curves import PANELS, SCORES, ScoreCurve
+from ..metrics.matching import RECALLS
+from .tables import MEASURES, rate
 
-SHEET_CELL = 400  # pixels: the longer side of an image on a contact sheet
-MOST_SIDE = 8192  # pixels of a predicted field's picture
 HEAT_BINS = 48
-LEAST_SPAN = 40  # levels of colour that an axis shows at least, so that small differences look small
-MAX_NAMED = 12  # groups of images up to which each is named in a picture
+INK, ACCENT = "#222222", "#4d4d4d"
+# Models take these colours in their order, the reported one first (C0, C1, ...). They are Okabe and Ito's, which stay
+# apart with a colour-vision deficiency.
+COLOURS = (INK, "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8a6d3b", "#9a9a9a")
+STYLE = {
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.prop_cycle": matplotlib.cycler(color=COLOURS),
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 11,
+    "figure.constrained_layout.h_pad": 0.1,
+    "figure.constrained_layout.w_pad": 0.1,
+    "grid.color": "#e3e3e3",
+    "legend.edgecolor": "none",
+    "legend.fontsize": 8,
+    "legend.title_fontsize": 8,
+    "savefig.dpi": 120,
+    "text.parse_math": False,  # a name with dollar signs is not a formula
+}
 
 
-# ---------------------------------------------------------------- images
+@contextmanager
+def panels(
+    path: str | Path, width: float, height: float, rows: int = 1, columns: int = 1, **shared: Any
+) -> Iterator[list[Axes]]:
+    """Give ``rows`` x ``columns`` axes of a new figure (``width`` x ``height`` inches), row by row; at the end of the
+    block the figure is written. ``shared`` goes to ``Figure.subplots``."""
+    data = io.BytesIO()
+    with matplotlib.rc_context(STYLE):
+        # Without pyplot, which keeps every figure alive and is not safe in threads.
+        figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+        yield list(figure.subplots(rows, columns, squeeze=False, **shared).flat)
+        figure.savefig(data, format=Path(path).suffix[1:])
+    write_bytes(path, data.getvalue())
 
 
-def draw_cells(
-    image: np.ndarray,
-    boxes: np.ndarray,
-    labels: np.ndarray,
-    types: Sequence[str],
-    scores: np.ndarray | None = None,
-    tags: Sequence[str] = (),
-) -> np.ndarray:
-    """Return a copy of the image with each box in its type's colour and a tag, "NG" or "NG 0.93", or the given one.
-
-    Lines and letters grow with the image. A tag is above its box if there is room and inside it otherwise, and never
-    leaves the image; in an image smaller than the tag, only the box's colour tells the type.
-    """
-    height, width = image.shape[:2]
-    shorter = min(height, width)
-    line = max(1, round(math.sqrt(shorter) / 9))  # 2 pixels at 320, 3 at 600, 6 at 3264
-    font = ImageFont.load_default(size=max(12.0, shorter / 32))
-    picture = np.array(image)
-    for i in reversed(range(len(boxes))):  # the highest score last, on top
-        name = types[labels[i]]
-        rgb = colour(name, int(labels[i]))
-        x0, y0, x1, y1 = np.clip(boxes[i], 0, [width, height, width, height]).round().astype(int).tolist()
-        right, bottom = min(max(x1 - 1, x0), width - 1), min(max(y1 - 1, y0), height - 1)
-        x0, y0 = min(x0, right), min(y0, bottom)
-        inside = picture[y0 : bottom + 1, x0 : right + 1]
-        for edge in (inside[:line], inside[-line:], inside[:, :line], inside[:, -line:]):
-            edge[:] = rgb
-        tag = tags[i] if tags else name if scores is None else f"{name} {scores[i]:.2f}"
-        _draw_tag(picture, tag, (x0, y0), rgb, font)
-    return picture
+def type_colours(types: Sequence[str]) -> list[tuple[float, ...]]:
+    """The colour of each type as matplotlib takes it, RGB in 0..1."""
+    return [tuple(v / 255 for v in colour(name, i)) for i, name in enumerate(types)]
 
 
-def draw_classified(image: np.ndarray | Slide, cells: Detections, threshold: float) -> np.ndarray:
-    """Like :func:`draw_cells`, with unclassified cells in grey with a question mark, and the threshold in a corner. Of
-    a slide, or an image of more than ``MOST_SIDE`` pixels, the picture is smaller."""
-    if (longer := max(image.shape[:2])) > MOST_SIDE or isinstance(image, Slide):
-        image = fitted(image, min(longer, MOST_SIDE))
-        cells = replace(cells, boxes=cells.boxes * np.float32(max(image.shape[:2]) / longer))
-    types = [*cells.types, UNCLASSIFIED]
-    labels = np.where(cells.why == "", cells.labels, len(cells.types))
-    names = [f"{cells.types[k]}{'?' * bool(why)}" for k, why in zip(cells.labels, cells.why, strict=True)]
-    tags = [f"{name} {score:.2f}" for name, score in zip(names, cells.scores, strict=True)]
-    picture = draw_cells(image, cells.boxes, labels, types, tags=tags)
-    font = ImageFont.load_default(size=max(10.0, min(image.shape[:2]) / 40))
-    _draw_tag(picture, f"score from {threshold:.2f}", (0, image.shape[0]), (255, 255, 255), font)
-    return picture
-
-
-def _draw_tag(picture: np.ndarray, text: str, corner: tuple[int, int], rgb: tuple, font: Any) -> None:
-    height, width = picture.shape[:2]
-    left, top, right, bottom = font.getbbox(text)
-    pad = max(2, round(font.size / 6))
-    tag_width, tag_height = round(right - left) + 2 * pad, round(bottom - top) + 2 * pad
-    if tag_width > width or tag_height > height:
-        return
-    x = min(corner[0], width - tag_width)
-    y = corner[1] - tag_height if corner[1] >= tag_height else min(corner[1], height - tag_height)
-    luminance = 0.299 * rgb[0] + 0.587 * rgb[1] + 0.114 * rgb[2]
-    tag = Image.new("RGB", (tag_width, tag_height), rgb)
-    ImageDraw.Draw(tag).text((pad - left, pad - top), text, fill="black" if luminance > 140 else "white", font=font)
-    picture[y : y + tag_height, x : x + tag_width] = np.asarray(tag)
-
-
-def captioned(image: np.ndarray, *lines: str, step: int = 0) -> np.ndarray:
-    """An image [H, W, 3] uint8 with lines of text below it, on white, each ``step`` pixels high (0: as the image is
-    wide)."""
-    width = image.shape[1]
-    step = step or max(13, width // 15)
-    band = Image.new("RGB", (width, step * len(lines) + step // 2), "white")
-    draw, font = ImageDraw.Draw(band), ImageFont.load_default(0.8 * step)
-    for i, line in enumerate(lines):
-        draw.text((step // 2, step * i), line, (30, 30, 30), font)
-    return np.vstack([image, np.asarray(band)])
-
-
-def contact_sheet(images: Sequence[np.ndarray], columns: int) -> np.ndarray:
-    """Return one image with all ``images`` in rows of ``columns``, each fitted into a square, on white."""
-    gap = SHEET_CELL // 50
-    tiles = []
-    for image in images:
-        small = fit(image, SHEET_CELL)
-        height, width = small.shape[:2]
-        x, y = gap + (SHEET_CELL - width) // 2, gap + (SHEET_CELL - height) // 2
-        tiles.append(np.full((SHEET_CELL + gap, SHEET_CELL + gap, 3), 255, dtype=np.uint8))
-        tiles[-1][y : y + height, x : x + width] = small
-    return np.pad(grid(tiles, columns), ((0, gap), (0, gap), (0, 0)), constant_values=255)
-
-
-def grid(tiles: Sequence[np.ndarray], columns: int) -> np.ndarray:
-    """Images of one size [H, W, 3] uint8 in rows of at most ``columns``, the last row filled up with white."""
-    columns = min(columns, len(tiles))
-    tiles = [*tiles, *[np.full_like(tiles[0], 255)] * (-len(tiles) % columns)]
-    return np.vstack([np.hstack(tiles[i : i + columns]) for i in range(0, len(tiles), columns)])
-
-
-def write_image(path: str | Path, image: np.ndarray) -> None:
-    """Write an RGB uint8 image in the format of its suffix (.jpg, .png ...), completely or not at all."""
-    write_bytes(path, encoded(image.copy(), Path(path).suffix))
-
-
-def encoded(image: np.ndarray, suffix: str) -> memoryview:
-    """The bytes of a file with this suffix that holds an RGB uint8 image, whose memory is used for it."""
-    _, data = cv2.imencode(suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR, image))
-    return data.data
-
-
-# ---------------------------------------------------------------- charts
+# ---------------------------------------------------------------- a training
 
 
 def training_curves(rows: Sequence[dict], path: str | Path) -> None:
@@ -179,49 +105,14 @@ def training_curves(rows: Sequence[dict], path: str | Path) -> None:
         rate.set(title="learning rate", ylabel="learning rate")
 
 
+# ---------------------------------------------------------------- labels
+
+
 def label_statistics(dataset: Dataset, path: str | Path) -> None:
     """Draw what the labels are like: cells per type, box sizes, where boxes are, cells per image (without crowds)."""
     with panels(path, 11, 8, 2, 2) as axes:
-        _draw_labels(axes, dataset)
-
-
-def data_statistics(dataset: Dataset, colours: Sequence[Colour], factors: Sequence[dict], path: str | Path) -> None:
-    """Draw what a data set is like: the four panels of :func:`label_statistics`, the colours of its groups of images,
-    and its interference factors (see ``leuko.data.tools.stats``)."""
-    with panels(path, 16, 8, 2, 3) as (cells, sizes, tints, places, images, noted):
-        _draw_labels((cells, sizes, places, images), dataset)
-        _draw_colours(tints, colours)
-        _draw_factors(noted, factors)
-
-
-def differential_chart(
-    differential: Differential, path: str | Path, threshold: str, labelled: Sequence[float] = ()
-) -> None:
-    """Draw a differential count: percent of the classified cells per type, with exact 95 % limits; and the ``labelled``
-    percent, where it is known."""
-    rows = [row for row in differential.rows() if not row["why"]]
-    with panels(path, 7, 0.5 * len(rows) + 1.6) as (axes,):
-        spans = [(row["percent"], row["low95"], row["high95"]) for row in rows]
-        bars(axes, list(differential.types), spans, 0.7, color=type_colours(differential.types))
-        for i, row in enumerate(rows):
-            percent, high = np.nan_to_num([row["percent"], row["high95"]])
-            text = f"{percent:.1f} % ({row['cells']:,})"
-            axes.annotate(text, (high, i), (6, 0), textcoords="offset points", va="center")
-        if len(labelled):
-            style = {"color": INK, "markeredgecolor": "white", "markersize": 8, "label": "labelled"}
-            axes.plot(labelled, range(len(labelled)), "D", **style)
-            axes.legend(loc="lower right")
-        axes.set(xlim=(0, 120), xticks=range(0, 101, 20))  # room for the text beside a bar of 100 %
-        without = sum(differential.unclassified.values())
-        left = f", {without:,} unclassified" if without else ""
-        axes.set(title=f"{differential.classified:,} classified cells{left}", ylabel="type")
-        axes.set_xlabel(f"percent of the classified (line: exact 95 % limits)\nscore from {threshold}")
-
-
-def _draw_labels(panels: Sequence[Axes], dataset: Dataset) -> None:
-    """Cells per type, box sizes, where boxes are, and cells per image, crowds left out."""
-    for panel, draw in zip(panels, (_draw_types, _draw_sizes, _draw_heat, _draw_cells_per_image), strict=True):
-        draw(panel, dataset)
+        for panel, draw in zip(axes, (_draw_types, _draw_sizes, _draw_heat, _draw_cells_per_image), strict=True):
+            draw(panel, dataset)
 
 
 def _draw_types(axes: Axes, dataset: Dataset) -> None:
@@ -272,28 +163,162 @@ def _draw_heat(axes: Axes, dataset: Dataset) -> None:
     axes.grid(False)
 
 
-def _draw_colours(axes: Axes, colours: Sequence[Colour]) -> None:
-    """A dot per group in its colour: how bright, and how far from grey towards red or blue."""
-    mean = np.array([c.mean for c in colours])
-    at = np.stack([mean.mean(1), mean[:, 0] - mean[:, 2]], axis=1)
-    axes.scatter(*at.T, s=90, c=mean / 255, edgecolors=INK, linewidths=0.6)
-    if len(colours) <= MAX_NAMED:
-        for c, place in zip(colours, at, strict=True):
-            axes.annotate(f"{c.group} ({c.images:,})", place, (8, 0), textcoords="offset points", va="center")
-    middle, half = (at.min(0) + at.max(0)) / 2, np.maximum(np.ptp(at, axis=0), LEAST_SPAN) * 0.75
-    (x0, y0), (x1, y1) = middle - half, middle + half
-    axes.set(xlim=(x0, x1), ylim=(y0, y1), xlabel="brightness, 0 to 255", ylabel="red minus blue")
-    axes.set_title(f"mean colour of {len(colours):,} groups of images")
+# ---------------------------------------------------------------- a validation
 
 
-def _draw_factors(axes: Axes, factors: Sequence[dict]) -> None:
-    """Images and cells of each interference factor."""
-    axes.set(title="interference factors" if factors else "no interference factors are noted", xlabel="images or cells")
-    for shift, key, ink in ((-0.2, "images", "C1"), (0.2, "cells", "C5")):
-        noted = [row[key] for row in factors]
-        parts = axes.barh(np.arange(len(noted)) + shift, noted, 0.38, color=ink, label=key)
-        axes.bar_label(parts, [f"{n:,}" for n in noted], padding=3)
-    axes.set_yticks(range(len(factors)), [row["factor"] for row in factors])
-    axes.margins(x=0.15)
-    axes.invert_yaxis()
-    axes.legend()
+def precision_recall(
+    curves: dict[str, np.ndarray],
+    path: str | Path,
+    title: str = "",
+    shown: Sequence[int] = range(len(PANELS)),
+    colours: Sequence = (),
+) -> None:
+    """Precision against recall of each model or type: ``curves[name]`` is [7, 101], a row per entry of
+    ``curves.PANELS``; those whose indices are ``shown`` get a panel. No line where a curve is nan."""
+    colours = colours or [f"C{i}" for i in range(len(curves))]
+    columns = min(len(shown), 4)
+    rows = -(-len(shown) // columns)
+    with panels(path, 3.75 * columns, 3.6 * rows, rows, columns, sharey=True) as axes:
+        for panel, i in zip(axes, shown, strict=False):
+            for (name, of_panels), ink in zip(curves.items(), colours, strict=True):
+                if np.isfinite(of_panels[i]).all():
+                    panel.plot(RECALLS, of_panels[i], color=ink, label=f"{name} {rate(of_panels[i].mean())}")
+            panel.set(xlabel="recall", ylabel="precision", xlim=(0, 1.01), ylim=(0, 1.02))
+            panel.set_title(title + ("mean of IoU .50 to .95" if PANELS[i] == "mean" else f"IoU {PANELS[i]}"))
+            if panel.lines:
+                panel.legend(title="AP", loc="lower left")
+        for panel in axes[len(shown) :]:
+            panel.set_visible(False)
+
+
+def scores(curves: dict[str, ScoreCurve], path: str | Path) -> None:
+    """Precision, recall and F1 of each model against the score at IoU .5, the best F1 marked."""
+    with panels(path, 14, 4.4, 1, 3, sharey=True) as axes:
+        for panel, name in zip(axes, ("f1", "recall", "precision"), strict=True):
+            for i, (model, curve) in enumerate(curves.items()):
+                label = model
+                if name == "f1" and np.isfinite(curve.best_f1):
+                    panel.plot(curve.best_score, curve.best_f1, "o", color=f"C{i}", markersize=8, fillstyle="none")
+                    label = f"{model}: best {curve.best_f1:.3f} at {curve.best_score:.2f}"
+                panel.plot(SCORES, getattr(curve, name), color=f"C{i}", label=label)
+            panel.set(xlabel="score threshold", xlim=(0, 1), ylim=(0, 1.02))
+            panel.set_title(f"{'F1' if name == 'f1' else name}, IoU .50, all types")
+            panel.legend(loc="lower center")
+
+
+def confusion(counts: np.ndarray, types: Sequence[str], title: str, path: str | Path) -> None:
+    """A confusion matrix [types + 1, types + 1]: counts, and percent of the row; rows labels, columns predictions."""
+    k = len(types)
+    cells = counts.sum(1, keepdims=True)
+    percent = 100 * counts / np.maximum(cells, 1)
+    percent[k] = np.nan  # extra detections are a part of no cells
+    with panels(path, 1.15 * k + 3.2, 0.85 * k + 2.4) as (axes,):
+        axes.imshow(percent, cmap="Blues", vmin=0, vmax=100, aspect="auto")
+        for i, j in np.ndindex(k + 1, k + 1):
+            text = f"{counts[i, j]:,}\n{percent[i, j]:.1f} %" if i < k else f"{counts[i, j]:,}" if j < k else ""
+            ink = "white" if percent[i, j] > 55 else INK if counts[i, j] else "#9a9a9a"
+            axes.text(j, i, text, ha="center", va="center", color=ink, fontweight="bold" if i == j else None)
+        axes.set_xticks(range(k + 1), [*types, "missed"])
+        axes.set_yticks(range(k + 1), [*(f"{t} ({n:,})" for t, n in zip(types, cells[:k, 0], strict=True)), "extra"])
+        axes.axhline(k - 0.5, color=INK, linewidth=1)
+        axes.axvline(k - 0.5, color=INK, linewidth=1)
+        axes.set(xlabel="prediction", ylabel="label (cells)")
+        axes.set_title(title, fontsize=10)
+        axes.grid(False)
+
+
+def factors(rates: dict[str, Sequence[dict]], path: str | Path) -> None:
+    """Rates by interference factor with exact 95 % limits: a panel per measure, the models side by side."""
+    first = next(iter(rates.values()))
+    measures = Counter(row["measure"] for row in first)
+    width = 0.8 / len(rates)
+    size = 5.2 * len(measures), 0.28 * max(measures.values()) * (len(rates) + 1) + 1.8
+    with panels(path, *size, 1, len(measures)) as axes:
+        for panel, measure in zip(axes, measures, strict=True):
+            for i, (model, of_model) in enumerate(rates.items()):
+                shown = [row for row in of_model if row["measure"] == measure]
+                places = np.arange(len(shown)) + (i - (len(rates) - 1) / 2) * width
+                percent, low, high = np.nan_to_num([[row[k] for row in shown] for k in ("percent", "low", "high")])
+                limits = np.clip([percent - low, high - percent], 0, None)
+                style = {"color": f"C{i}", "ecolor": "#888888", "capsize": 2}
+                panel.barh(places, percent, 0.92 * width, xerr=limits, label=model, **style)
+            panel.invert_yaxis()
+            panel.set_yticks(range(len(shown)), [f"{row['factor']} ({row['total']:,})" for row in shown])
+            better = "lower is better" if measure == "impurity ratio" else "higher is better"
+            panel.set(title=f"{measure} ({better})", xlabel="percent, exact 95 % limits", xlim=(0, 105))
+        handles = panel.get_legend_handles_labels()
+        columns = max(1, min(4, 55 * len(measures) // (6 + max(map(len, rates)))))  # as the letters fit in
+        panel.figure.legend(*handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=10)
+
+
+def severity(rows: Sequence[dict], model: str, path: str | Path) -> None:
+    """mAP against the severity of each factor; rows hold factor, severity (0: without) and mAP."""
+    without = next(row["mAP"] for row in rows if not row["severity"])
+    with panels(path, 9, 5) as (axes,):
+        for name in dict.fromkeys(row["factor"] for row in rows if row["severity"]):
+            points = [(0, without), *sorted((row["severity"], row["mAP"]) for row in rows if row["factor"] == name)]
+            axes.plot(*zip(*points, strict=True), "o-", label=name, markersize=5)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set(xlabel="severity (0: the images as they are)", ylabel="mAP", ylim=(0, 1))
+        axes.set_title(f"{model}: mAP with each factor added to the images")
+        axes.legend(ncols=2)
+
+
+def agreement(shares: np.ndarray, rows: Sequence[dict], note: str, path: str | Path) -> None:
+    """Bland and Altman's chart of each type: difference of the ``shares`` [groups, 2, types] against their mean.
+    ``note`` is a line below."""
+    means, differences = shares.mean(1), shares[:, 1] - shares[:, 0]
+    with panels(path, 3.1 * len(rows), 3.4, 1, len(rows), sharey=True) as axes:
+        for k, (panel, row, ink) in enumerate(zip(axes, rows, type_colours([r["type"] for r in rows]), strict=True)):
+            panel.scatter(means[:, k], differences[:, k], s=16, color=ink, alpha=0.6)
+            for key, style in (("bias", "-"), ("low", "--"), ("high", "--")):
+                if np.isfinite(row[key]):
+                    panel.axhline(row[key], color=ACCENT, linestyle=style, linewidth=1)
+            limits = "bias {bias:+.1f}, limits {low:.1f} to {high:.1f}".format(**row)
+            panel.set(title=f"{row['type']}\n{limits}", xlabel="mean of both, percent")
+        axes[0].set_ylabel("found - labelled, points")
+        axes[0].figure.supxlabel(note, fontsize=9)
+
+
+def reliability(before: dict, after: dict | None, model: str, path: str | Path) -> None:
+    """The share of true positives against the score; a perfect score follows the diagonal."""
+    shown = {"as detected": before} | ({"calibrated on the validation split": after} if after else {})
+    with panels(path, 5.2 * len(shown), 4.6, 1, len(shown)) as axes:
+        for panel, (title, bins) in zip(axes, shown.items(), strict=True):
+            middle = (bins["edges"][:-1] + bins["edges"][1:]) / 2
+            accuracy = np.nan_to_num(bins["accuracy"])
+            parts = panel.bar(middle, accuracy, 0.094, color="C1", label="share of true positives")
+            panel.bar_label(parts, [f"{n:,}" for n in bins["number"]], padding=2, fontsize=7)
+            panel.plot([0, 1], [0, 1], color=ACCENT, linestyle="--", linewidth=1, label="a perfect score")
+            panel.set(xlabel="score", ylabel="share of true positives, IoU .50", xlim=(0, 1), ylim=(0, 1.06))
+            panel.set_title(f"{model}, {title}: error {bins['error']:.3f}")
+            panel.legend(loc="upper left")
+
+
+def intervals(rows: dict[str, dict[str, dict]], differences: Sequence[dict], path: str | Path) -> None:
+    """mAP and mAR of each model on one axis, ``rows[model][measure]``, with 95 % bootstrap intervals; and, where there
+    are any, the ``differences`` of mAP of the first to the others (rows with against, mAP_difference, low, high)."""
+    shift = {"mAP": -0.16, "mAR": 0.16}
+    with panels(path, 11 if differences else 7, 0.55 * len(rows) + 1.6, 1, 1 + bool(differences), sharey=True) as axes:
+        for i, of_model in enumerate(rows.values()):
+            for measure, marker in (("mAP", "o"), ("mAR", "s")):
+                value, low, high = (of_model[measure][key] for key in ("value", "low", "high"))
+                _interval(axes[0], i + shift[measure], value, low, high, rate(value), fmt=marker, color=f"C{i}")
+        for measure, marker in (("mAP", "o"), ("mAR", "s")):
+            axes[0].plot([], [], marker, color=ACCENT, label=measure)
+        axes[0].legend(loc="best")
+        axes[0].set(xlabel="mAP and mAR, 95 % bootstrap intervals", ylim=(len(rows) - 0.4, -0.6))
+        axes[0].set_yticks(range(len(rows)), list(rows))
+        names = list(rows)
+        for row in differences:
+            i, value = names.index(row["against"]), row["mAP_difference"]
+            _interval(axes[1], i, value, row["low"], row["high"], f"{value:+.3f}", fmt="o", color=f"C{i}")
+        if differences:
+            axes[1].axvline(0, color=ACCENT, linestyle="--", linewidth=1)
+            axes[1].set_xlabel(f"mAP of {names[0]} minus that of the model")
+
+
+def _interval(axes: Axes, y: float, value: float, low: float, high: float, text: str, **style: str) -> None:
+    error = np.nan_to_num([[value - low], [high - value]]).clip(0)
+    axes.errorbar(value, y, xerr=error, elinewidth=2, capsize=4, **style)
+    axes.annotate(text, (value, y), (0, 5), textcoords="offset points", ha="center", fontsize=8)

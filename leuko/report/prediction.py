@@ -1,187 +1,201 @@
-"""The page of a prediction, for slides without labels: the differential with its limits, cells by type in order of
-doubt, and the fields.
-
-Too many fields for one page are divided by slide (folder): ``report.html`` then lists the pages in ``report/``. Images
-are read one by one, reduced, and only those that are shown.
-"""
+"""What a prediction writes: all cells, the differential count, its page, the page for review, labels. Made of what was
+found on each image, which is read from the disk image by image, so that memory does not grow with their number."""
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Sequence
+import heapq
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
-import cv2
-import numpy as np
-
 from ..cells import UNCLASSIFIED, colour
-from ..config import MAX_PIXELS
-from ..data.fit import fitted
+from ..config import PredictOptions
+from ..data.tools.found import of_images, write_labels
 from ..detections import Detections
-from ..errors import LeukoError
-from ..io import io_errors_as, make_folder, write_text
-from ..metrics.counting import Differential, doubt, second_types
-from . import pictures
-from .html import data_uri, environment
-from .predictions import Chosen
-from .style import css_colours
+from ..errors import LeukoError, one_line
+from ..io import write_csv, write_json_rows, write_text
+from ..metrics import counting
+from ..metrics.counting import Differential
+from ..ops.pairs import box_sides
+from . import pictures, review, tables
+from .html import css_colours, data_uri, render
+from .records import ImagePrediction, Predictions, next_types
 
-MAX_FIELDS, MAX_CELLS = 300, 600  # that a page shows; the cells are divided among the types
-LEAST_CELLS = 12  # that are shown of each type, however many types there are
-MAX_LISTED = 100  # files that were not read
-THUMBNAIL, CROP = 220, 112  # pixels
-
-Field = tuple[Path, tuple[int, int], Detections]
-"""An image's file, its (width, height), and its cells of ``counting.classify``."""
+CELL_COLUMNS = ("image", "type", "best", "score", "second", "second_score", "why", "x0", "y0", "x1", "y1")
+COUNT_COLUMNS = ("of", "images", "type", "why", "cells", "percent", "low95", "high95")
+MAX_CELLS = 200  # that the page shows
+MAX_LISTED = 100  # files that were not read, on the page
+CROP = 112  # pixels
 
 
-@dataclass
-class Slide:
-    """The fields of one folder, or of all of them."""
+@dataclass(frozen=True)
+class About:
+    """What a prediction was made with: its options, the model's name and types, the score from which cells count and
+    where that comes from; ``least_cell``, the pixels of the network below which a cell is hardly found; the source's
+    files that were ``skipped`` and the ``hidden`` images."""
 
-    name: str
-    fields: Sequence[Field]
+    options: PredictOptions
+    model: str
     types: Sequence[str]
-    page: str = ""  # link to the slide's own page, if it has one
-
-    @cached_property
-    def count(self) -> Differential:
-        """The cells of each type, and those that are unclassified."""
-        return Differential.of((cells for *_, cells in self.fields), self.types)
-
-
-def prediction_page(
-    folder: Path,
-    fields: Sequence[Field],
-    types: Sequence[str],
-    threshold: str,
-    notes: Sequence[str] = (),
-    errors: Sequence[str] = (),
-    max_pixels: float = MAX_PIXELS,
-    has_review: bool = True,
-) -> Path:
-    """Write ``report.html`` into the folder of a prediction, and return its path.
-
-    ``threshold`` is the score from which cells are classified, and where it comes from; ``notes`` are lines about what
-    was not taken as it is, ``errors`` about files that were not read; ``max_pixels`` are the megapixels of the largest
-    image to read; ``has_review`` tells whether there are pictures and a page for review, too. Raises LeukoError where a
-    page cannot be written.
-    """
-    whole = Slide(folder.resolve().name, fields, types)
-    by_folder: dict[str, list[int]] = {}
-    for i, (path, *_) in enumerate(fields):
-        by_folder.setdefault(str(path.parent), []).append(i)
-    slides = [Slide(name, Chosen(fields, of_slide), types) for name, of_slide in sorted(by_folder.items())]
-    pages, is_divided = folder / "report", len(slides) > 1 and len(whole.fields) > MAX_FIELDS
-    if pages.exists():
-        with io_errors_as("removed", pages):
-            shutil.rmtree(pages)  # of an earlier prediction that was not finished
-    about = {"rule": f"one type per cell, score from {threshold}", "MAX_LISTED": MAX_LISTED, "has_review": has_review}
-    if is_divided:
-        make_folder(pages)
-        for number, slide in enumerate(slides, 1):
-            slide.page = f"report/{number:03}.html"
-            write_text(folder / slide.page, _page(slide, max_pixels, back="../report.html", **about))
-    about |= {"slides": slides, "notes": notes, "errors": errors}
-    write_text(folder / "report.html", _page(whole, 0 if is_divided else max_pixels, **about))
-    return folder / "report.html"
-
-
-def _page(slide: Slide, max_pixels: float, **about: object) -> str:
-    """The page of one slide, or of all; with ``max_pixels`` 0, without pictures."""
-    count, types = slide.count, [*slide.types, UNCLASSIFIED]
-    rows = [{**row, "found": row["cells"]} for row in count.rows() if not row["why"]]
-    rows.append({"type": "classified", "found": count.classified} | dict.fromkeys(("percent", "low95", "high95")))
-    shades = css_colours(types)
-    numbers = [*count.cells, sum(count.unclassified.values())]
-    galleries, thumbnails = _pictures(slide, max_pixels) if max_pixels else ([], [])
-    values = {"back": "", "slides": [], "notes": [], "errors": []} | about
-    values |= {"title": slide.name, "fields": len(slide.fields), "count": count, "rows": rows, "shades": shades}
-    values |= {"galleries": list(zip(types, shades, numbers, galleries, strict=False)), "thumbnails": thumbnails}
-    return environment().get_template("prediction.html.j2").render(values)
-
-
-def _pictures(slide: Slide, max_pixels: float) -> tuple[list[list[tuple]], list[tuple]]:
-    """The crops of the most doubtful cells of each type, and last of those unclassified; and the fields, those with the
-    most doubtful cells if not all are shown. Each is a picture, the name of its image, a title and a text."""
-    number = len(slide.types) + 1
-    most = max(MAX_CELLS // number, LEAST_CELLS)
-    groups = [_Most(most) for _ in range(number)]
-    doubtful = _Most(MAX_FIELDS)
-    for i, (*_, cells) in enumerate(slide.fields):
-        doubts = doubt(cells)
-        doubtful.add(float(doubts.max(initial=-1)), i)
-        for k, (label, why) in enumerate(zip(cells.labels.tolist(), cells.why, strict=True)):
-            groups[-1 if why else label].add(float(doubts[k]), (i, k))
-    fields = sorted(doubtful.items)
-    wanted: dict[int, list[int]] = {i: [] for i in fields}
-    for i, k in (each for group in groups for each in group.items):
-        wanted.setdefault(i, []).append(k)
-    crops, thumbnails = {}, {}
-    for i, chosen in wanted.items():
-        path, _, cells = field = slide.fields[i]
-        crops_of_field, thumbnail = _pictures_of(field, slide.types, chosen, max_pixels)
-        thumbnails[i] = thumbnail, path.name, path.name, _number(cells)
-        for k, crop in zip(chosen, crops_of_field, strict=True):
-            crops[i, k] = crop, path.name, *_said(cells, k, slide.types)
-    return [[crops[each] for each in group.items] for group in groups], [thumbnails[i] for i in fields]
-
-
-class _Most:
-    """The ``number`` of those added whose value is largest, in descending order; of equals, those that came first."""
-
-    def __init__(self, number: int):
-        self._number, self._kept = number, []
-
-    def add(self, value: float, item: object) -> None:
-        """Add one."""
-        self._kept.append((value, item))
-        if len(self._kept) > 2 * self._number:
-            self._cut()
-
-    def _cut(self) -> None:
-        self._kept = sorted(self._kept, key=lambda each: -each[0])[: self._number]
+    threshold: float
+    origin: str
+    least_cell: float
+    skipped: Sequence[str]
+    hidden: Sequence[str]
 
     @property
-    def items(self) -> list:
-        """Those."""
-        self._cut()
-        return [item for _, item in self._kept]
+    def score(self) -> str:
+        """The threshold in words."""
+        return f"{self.threshold:.2f} ({self.origin})"
+
+    @classmethod
+    def of(cls, record: dict) -> About:
+        """From what ``dataclasses.asdict`` makes of it."""
+        return cls(**record | {"options": PredictOptions(**record["options"])})
 
 
-def _pictures_of(field: Field, types: Sequence[str], chosen: Sequence[int], max_pixels: float) -> tuple[list[str], str]:
-    """The crops of the chosen cells of a field, and its thumbnail; "" where the image can no longer be read."""
-    path, (width, height), cells = field
-    as_thumbnail = [(0, 0, max(width, height) * CROP / THUMBNAIL / pictures.CONTEXT, 0)]  # whose crop is as fine
-    try:
-        image, _ = pictures.read_for_crops(path, [*cells.boxes[chosen].tolist(), *as_thumbnail], CROP, max_pixels)
-    except LeukoError:
-        return [""] * len(chosen), ""
-    boxes = cells.boxes * (np.array(image.shape[1::-1] * 2) / (width, height, width, height))
-    shades = [
-        colour(UNCLASSIFIED if why else types[n], n) for n, why in zip(cells.labels.tolist(), cells.why, strict=True)
+def write(folder: Path, about: About, predictions: Predictions, with_review: bool) -> None:
+    """Write the files of a prediction; on the terminal the count, and what was not read or not taken as it is. The page
+    for review is made where it is asked for. Raises LeukoError where a file cannot be written."""
+    types, options, total = list(about.types), about.options, predictions.count()
+    number = total.classified + sum(total.unclassified.values())
+    noted = notes(predictions, about)
+    document = {"threshold": {"value": about.threshold, "origin": about.origin}, "types": types}
+    document |= {"unreadable": predictions.errors, "skipped": about.skipped, "hidden": about.hidden, "notes": noted}
+    write_json_rows(folder / "cells.json", document, "cells", cell_rows(predictions))
+    write_csv(folder / "cells.csv", cell_rows(predictions), CELL_COLUMNS)
+    write_csv(folder / "differential.csv", count_rows(predictions), COUNT_COLUMNS)
+    write_text(folder / "report.html", page(folder.resolve().name, about, predictions, total, noted, with_review))
+    if with_review:
+        fields = [review.field_of(p.path, p.size, p.cells) for p in predictions]
+        said = {"title": options.source, "threshold": about.score, "max_pixels": options.max_pixels}
+        review.write_pages(folder, types, fields, **said)
+    print(f"{len(predictions)} images, {number} cells\n\n{tables.slide_count(total, about.score)}")
+    if number and total.unclassified.get(counting.BELOW) == number:
+        best = max(p.cells.scores.max(initial=0) for p in predictions)
+        remedy = "give a lower --threshold, or train the detector for longer"
+        noted = [f"no cell has a score of {about.threshold:g} or more, the highest is {best:.4g}; {remedy}", *noted]
+    for line in [*(f"not read: {error}" for error in predictions.errors), *noted]:
+        print(line, file=sys.stderr)
+    if options.labels:
+        images = of_images(((p.path, p.size) for p in predictions), types)
+        above = (p.cells[p.cells.why != counting.BELOW] for p in predictions)
+        print("\n".join(write_labels(folder / "labels", options.labels, images, above, "predicted", about.model)))
+
+
+def cell_rows(predictions: Predictions) -> Iterator[dict]:
+    """One row per cell: image, type (or ``unclassified``), the best type and its score, the second one's, why it is
+    unclassified, and the box in pixels."""
+    for path, cells in ((str(p.path), p.cells) for p in predictions):
+        for cell, label, score, why in zip(cells, *counting.second_types(cells), cells.why, strict=True):
+            second = cells.types[label] if label >= 0 else ""
+            row = {"image": path, "type": UNCLASSIFIED if why else cell.type, "best": cell.type}
+            row |= {"score": round(cell.score, 4), "second": second, "second_score": round(float(score), 4)}
+            yield row | {"why": why} | dict(zip(("x0", "y0", "x1", "y1"), (round(v, 2) for v in cell.box), strict=True))
+
+
+def count_rows(predictions: Predictions) -> Iterator[dict]:
+    """The rows of the differential of each slide and of each image, by name."""
+    groups = predictions.slides | {str(p.path): [i] for i, p in enumerate(predictions)}
+    for of, images in sorted(groups.items()):
+        for row in predictions.count(images).rows():
+            yield {"of": of, "images": len(images), **row}
+
+
+def notes(predictions: Predictions, about: About) -> list[str]:
+    """What a user may not expect of the images: a line of each kind, with its count."""
+
+    def those(which: Callable[[ImagePrediction], bool]) -> list[Path]:
+        return [p.path for p in predictions if which(p)]
+
+    unsearched = predictions.unsearched
+    turned = those(lambda p: p.header.orientation != 1)
+    stacks = those(lambda p: p.header.pages > 1)
+    pages = sum(p.header.pages - 1 for p in predictions)
+    stretched = those(lambda p: p.bits < p.header.depth)
+    bits = ", ".join(str(bits) for bits in sorted({p.bits for p in predictions if p.bits < p.header.depth}))
+    kinds = {
+        f"skipped: {len(about.skipped)} files not named like images": about.skipped,
+        f"passed over: {len(about.hidden)} images that are hidden or in hidden folders": about.hidden,
+        f"not turned: {len(turned)} images with an EXIF orientation, cells lie on the pixels as stored": turned,
+        f"pages left out: {pages}, all but the first of {len(stacks)} TIFFs": stacks,
+        f"brightened: {len(stretched)} images of 16 bits use only {bits}, and are scaled by these": stretched,
+        f"cells on two fields: not looked for in {len(unsearched)} folders, too large for a slide": unsearched,
+    }
+    full = tables.at_cap(those(lambda p: p.is_full), about.options.max_detections)
+    tiny = tables.tiny_cells(((p.path, p.cell[1]) for p in predictions if p.cell[1]), about.least_cell)
+    odd = tables.odd_cells(relative_sides(predictions)) if about.options.tiles else ""
+    return [
+        *filter(None, [full, tiny, odd]),
+        *(one_line(f"{text}, such as {paths[0]}") for text, paths in kinds.items() if paths),
     ]
-    crops = [_uri(pictures.crop(image, boxes[k], CROP, shades[k])) for k in chosen]
-    small = fitted(image, THUMBNAIL).copy()
-    scale = max(small.shape[:2]) / max(image.shape[:2])
-    for box, shade in zip((boxes * scale).round().astype(int).tolist(), shades, strict=True):
-        cv2.rectangle(small, box[:2], box[2:], shade, 2)
-    return crops, _uri(small)
 
 
-def _uri(image: np.ndarray) -> str:
-    return data_uri(np.ascontiguousarray(image[:, :, ::-1]), quality=80)
+def relative_sides(predictions: Predictions) -> list[tuple[float, float]]:
+    """How wide each classified cell is in pixels of its image, and how wide it was taken to be."""
+    return [(side, p.cell[0]) for p in predictions for side in box_sides(p.cells.boxes[p.cells.why == ""]).tolist()]
 
 
-def _said(cells: Detections, k: int, types: Sequence[str]) -> tuple[str, str]:
-    """What stands under a cell: its type and score, and the next type with its, or why it is unclassified."""
-    (second,), (score,) = second_types(cells[[k]])
-    then = f"then {types[second]} {score:.2f}" if second >= 0 else ""
-    return f"{types[cells.labels[k]]} {cells.scores[k]:.2f}", ", ".join(filter(None, [cells.why[k], then]))
+# ---------------------------------------------------------------- report.html
 
 
-def _number(cells: Detections) -> str:
-    n, left = len(cells), int((cells.why != "").sum())
-    return f"{n} cell{'' if n == 1 else 's'}" + (f", {left} unclassified" if left else "")
+def page(
+    title: str,
+    about: About,
+    predictions: Predictions,
+    total: Differential,
+    notes: Sequence[str],
+    has_review: bool,
+) -> str:
+    """The page of a prediction: the differential with its limits, files that were not read, the ``notes``, the count of
+    each slide, and the classified cells whose type is most doubtful."""
+    rows = [{**row, "found": row["cells"]} for row in total.rows() if not row["why"]]
+    rows.append({"type": "classified", "found": total.classified} | dict.fromkeys(("percent", "low95", "high95")))
+    slides = [(name, len(images), predictions.count(images)) for name, images in sorted(predictions.slides.items())]
+    return render(
+        "prediction.html.j2",
+        title=title,
+        fields=len(predictions),
+        count=total,
+        rows=rows,
+        shades=css_colours(about.types),
+        rule=f"one type per cell, score from {about.score}",
+        slides=slides,
+        notes=notes,
+        errors=predictions.errors,
+        max_listed=MAX_LISTED,
+        cells=doubtful_cells(predictions, about.options.max_pixels),
+        has_review=has_review,
+    )
+
+
+def doubtful_cells(predictions: Predictions, max_pixels: float) -> list[tuple[str, str, str, str]]:
+    """The most doubtful of the classified cells, each a picture ("" where its image can no longer be read), the name of
+    its image, its type with the score, and the next likely type with its."""
+    cells = (
+        (doubt, i, k)
+        for i, p in enumerate(predictions)
+        for k, (doubt, why) in enumerate(zip(counting.doubt(p.cells).tolist(), p.cells.why, strict=True))
+        if not why
+    )
+    chosen = [(i, k) for _, i, k in heapq.nlargest(MAX_CELLS, cells, key=lambda cell: cell[0])]
+    of_image: dict[int, list[int]] = {}
+    for i, k in chosen:
+        of_image.setdefault(i, []).append(k)
+    shown = {}
+    for i, numbers in of_image.items():
+        path, found = predictions[i].path, predictions[i].cells[numbers]
+        said = zip(numbers, _crops(path, found, max_pixels), found, next_types(found), strict=True)
+        for k, picture, cell, second in said:
+            shown[i, k] = picture, path.name, f"{cell.type} {cell.score:.2f}", second and f"then {second}"
+    return [shown[cell] for cell in chosen]
+
+
+def _crops(path: Path, cells: Detections, max_pixels: float) -> list[str]:
+    shades = [colour(cells.types[n], n) for n in cells.labels.tolist()]
+    try:
+        crops = pictures.crops(path, cells.boxes.tolist(), shades, CROP, max_pixels)
+    except LeukoError:
+        return [""] * len(cells)
+    return [data_uri(crop, quality=80) for crop in crops]

@@ -12,8 +12,6 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
-
 from ..cells import beside, colour
 from ..data.dataset import Dataset
 from ..detections import Detections
@@ -34,8 +32,7 @@ from ..metrics.calibration import Scaling
 from ..metrics.coco import Evaluation
 from ..metrics.confusion import Pairing
 from ..metrics.matching import Matches
-from . import figures, pictures, plots, review, tables
-from .style import type_colours
+from . import pictures, plots, review, tables
 from .tables import rate
 
 MAX_CROPS = 48  # of each kind of error; all errors are listed
@@ -90,7 +87,7 @@ def write_results(
     _write_errors(folder, pairings[reported.name], dataset.types)
     if worst := pictures.worst_first(pairings[reported.name]):
         sheet = pictures.gt_and_predictions(dataset, reported.counted, reported.rule, worst, max_images=8)
-        plots.write_image(folder / "worst.jpg", sheet)
+        pictures.write_image(folder / "worst.jpg", sheet)
     summary = _write_factors(folder, shown, pairings)
     if len(members) > 1:
         summary += _write_consensus(folder, dataset, members)
@@ -125,11 +122,8 @@ def _write_count(
     ]
     write_csv(folder / "confusion.csv", rows)
     title = f"{reported.name}: {len(dataset):,} images, {matrix[:-1].sum():,} cells; IoU >= {counting.SAME_CELL}\n"
-    figures.confusion(matrix, types, title + reported.rule, folder / "confusion.png")
+    plots.confusion(matrix, types, title + reported.rule, folder / "confusion.png")
     write_csv(folder / "count.csv", [{"model": name, **row} for name, c in counts.items() for row in c.rows])
-    found = counting.Differential(tuple(types), tuple(row["found"] for row in count.rows[:-1]), {})
-    labelled = [row["labelled_percent"] for row in count.rows[:-1]]
-    plots.differential_chart(found, folder / "count.png", reported.score, labelled)
     agreement, left_out = _write_groups(folder, dataset, reported)
     about = {"model": reported.name, "threshold": reported.threshold, "threshold_from": reported.threshold_from}
     about |= {"rule": reported.rule, "iou": counting.SAME_CELL, **asdict(count)}
@@ -159,7 +153,7 @@ def _write_groups(folder: Path, dataset: Dataset, reported: ModelResult) -> tupl
     if left_out:
         return [], left_out
     agreement = differential.bland_altman(large, dataset.types)
-    figures.agreement(differential.shares(large), agreement, reported.rule, folder / "agreement.png")
+    plots.agreement(differential.shares(large), agreement, reported.rule, folder / "agreement.png")
     return agreement, ""
 
 
@@ -167,21 +161,20 @@ def _write_errors(folder: Path, pairings: Sequence[Pairing], types: Sequence[str
     """List every error, and write the crops of the worst of each kind, image by image."""
     rows = confusion.errors(pairings, types)
     of_kind: Counter[str] = Counter()
-    of_image: dict[str, list[tuple[int, dict]]] = {}
+    of_image: dict[str, list[dict]] = {}
     for number, row in enumerate(rows, 1):
         of_kind[row["error"]] += 1
         if of_kind[row["error"]] <= MAX_CROPS:
             row["crop"] = f"errors/{number}.jpg"
-            of_image.setdefault(row["image"], []).append((number, row))
+            of_image.setdefault(row["image"], []).append(row)
     if of_image:
         make_folder(folder / "errors")
     for image, shown in of_image.items():
-        boxes = [[row[key] for key in confusion.BOX] for _, row in shown]
-        pixels, scale = pictures.read_for_crops(Path(image), boxes, CROP)
-        for (_, row), box in zip(shown, boxes, strict=True):
-            name = row["labelled"] or row["found"]
-            tile = pictures.crop(pixels, np.array(box) * scale, CROP, colour(name, types.index(name)))
-            plots.write_image(folder / row["crop"], tile)
+        boxes = [[row[key] for key in confusion.BOX] for row in shown]
+        names = [row["labelled"] or row["found"] for row in shown]
+        shades = [colour(name, types.index(name)) for name in names]
+        for row, crop in zip(shown, pictures.crops(Path(image), boxes, shades, CROP), strict=True):
+            pictures.write_image(folder / row["crop"], crop)
     columns = ("error", "image", "labelled", "found", "score", "second", "second_score", *confusion.BOX, "crop")
     write_csv(folder / "errors.csv", rows, columns)
 
@@ -192,7 +185,7 @@ def _write_factors(folder: Path, models: Sequence[ModelResult], pairings: dict[s
     if not rows:
         return ["the data notes no interference factors: no results by factor"]
     write_csv(folder / "factors.csv", rows)
-    figures.factors({f"{m.name}: {m.rule}": rates[m.name] for m in models}, folder / "factors.png")
+    plots.factors({f"{m.name}: {m.rule}": rates[m.name] for m in models}, folder / "factors.png")
     return []
 
 
@@ -205,7 +198,6 @@ def _write_consensus(folder: Path, dataset: Dataset, members: Sequence[ModelResu
         entries.append({**asdict(s), "image": str(sample.image.resolve()), "image_id": sample.id})
     write_json(folder / "consensus.json", {"types": dataset.types, "suspects": entries})
     if suspects:
-        plots.write_image(folder / "consensus.jpg", pictures.consensus(dataset, suspects))
         review.write_suspects(folder, dataset, suspects)
     shown = "them" if len(suspects) <= review.MOST_SUSPECTS else f"the surest {review.MOST_SUSPECTS:,}"
     return [f"{len(suspects):,} labels that the models doubt" + (f": review.html shows {shown}" if suspects else "")]
@@ -225,11 +217,11 @@ def _write_curves(folder: Path, types: Sequence[str], matches: dict[str, list[Ma
         for recall, precision in zip(matching.RECALLS.tolist(), curve.tolist(), strict=True)
     ]
     write_csv(folder / "precision_recall.csv", rows)
-    figures.precision_recall({name: c[-1] for name, c in by_recall.items()}, folder / "precision_recall.png")
+    plots.precision_recall({name: c[-1] for name, c in by_recall.items()}, folder / "precision_recall.png")
     reported, of_reported = next(iter(by_recall.items()))
-    about = {"title": f"{reported}, ", "shown": (0, 1, -1), "colours": type_colours(types)}
+    about = {"title": f"{reported}, ", "shown": (0, 1, -1), "colours": plots.type_colours(types)}
     of_types = dict(zip(types, of_reported, strict=False))
-    figures.precision_recall(of_types, folder / "precision_recall_types.png", **about)
+    plots.precision_recall(of_types, folder / "precision_recall_types.png", **about)
     by_score = {name: curves.score_curve(m) for name, m in matches.items()}
     rows = [
         {"model": name, "score": score, "precision": p, "recall": r, "f1": f1}
@@ -237,7 +229,7 @@ def _write_curves(folder: Path, types: Sequence[str], matches: dict[str, list[Ma
         for score, p, r, f1 in zip(curves.SCORES, c.precision, c.recall, c.f1, strict=True)
     ]
     write_csv(folder / "scores.csv", rows)
-    figures.scores(by_score, folder / "scores.png")
+    plots.scores(by_score, folder / "scores.png")
 
 
 def _write_calibration(folder: Path, matches: list[Matches], reported: ModelResult) -> None:
@@ -249,7 +241,7 @@ def _write_calibration(folder: Path, matches: list[Matches], reported: ModelResu
         folder / "calibration.json", {"iou": counting.SAME_CELL, "least_score": calibration.LEAST_SCORE, **about}
     )
     if len(scores):
-        figures.reliability(before, after, reported.name, folder / "calibration.png")
+        plots.reliability(before, after, reported.name, folder / "calibration.png")
 
 
 def _write_intervals(
@@ -274,7 +266,7 @@ def _write_intervals(
         value = own["value"] - m.evaluation.mAP
         gap = bootstrap.difference(samples[reported.name][:, 0], samples[m.name][:, 0], value)
         rows.append({"model": reported.name, "against": m.name, "mAP_difference": gap.pop("value"), **gap})
-    figures.intervals(intervals, rows, folder / "intervals.png")
+    plots.intervals(intervals, rows, folder / "intervals.png")
     if math.isnan(own["value"]):
         return ["no cell is labelled: there is no mAP, and nothing to compare"]
     span = f"{rate(own['low'])} to {rate(own['high'])} ({draws} draws)"

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from .. import __version__
@@ -22,21 +20,20 @@ from ..cells import colour
 from ..config import MAX_PIXELS
 from ..data.dataset import Dataset
 from ..data.fit import fitted
-from ..data.slides import open_image
+from ..data.slides import Slide, open_image
 from ..data.tools.review import CONSENSUS, PREDICTION, page_digest
 from ..detections import Detections
 from ..errors import LeukoError
 from ..io import io_errors_as, make_folder, write_text
-from ..metrics import binomial
+from ..metrics import binomial, counting
 from ..metrics.consensus import Suspect
-from .html import data_uri, environment
-from .predictions import Chosen
+from . import pictures
+from .html import data_uri, render
+from .records import next_types
 
 MAX_CELLS, MAX_FIELDS = 5000, 400  # of a page
 MOST_SUSPECTS = 5000
 CROP = 112  # pixels of a cell's picture
-CONTEXT = 1.6  # its side, in those of the cell
-GREY = (205, 205, 205)  # beyond the border of an image
 FIELD_SIDES = (1280, 960, 720, 540, 400, 280)  # pixels; the largest is taken that fits
 FIELDS_MB = 12  # of all fields of a page together, as text
 FIELD_MB = 0.4  # of one
@@ -46,50 +43,44 @@ FIELD_MB = 0.4  # of one
 class ReviewCell:
     """One cell as it is laid before a person: its box (xyxy in pixels of the stored image) and type.
 
-    A type is a name, "" (*unclassified*) or None (no leukocyte, as for a place that has no label). ``scores`` is the
-    cell's distribution over the types, where it is known; ``why`` says why it is unclassified, or what models say;
-    ``suggestion`` is the type that one key accepts, "" for none.
+    A type is a name, "" (*unclassified*) or None (no leukocyte, as for a place that has no label). ``doubt`` (0..1)
+    gives the cells their order; ``text`` and ``why`` stand below its picture; ``suggestion`` is the type that one key
+    accepts, "" for none.
     """
 
-    box: tuple[float, float, float, float]
+    box: Sequence[float]
     type: str | None
-    score: float = math.nan
-    scores: dict[str, float] = field(default_factory=dict)
+    score: float
+    doubt: float
+    text: str
     why: str = ""
     suggestion: str | None = ""
-
-    @property
-    def doubt(self) -> float:
-        """0..1: how close the second type is to the first, or how sure a suggestion is of another type."""
-        if self.scores:
-            first, second, *_ = [*sorted(self.scores.values(), reverse=True), 0.0]
-            return 1 - (first - second)
-        score = self.score if math.isfinite(self.score) else 0.5
-        return score if self.suggestion != "" else 1 - score
 
 
 @dataclass(frozen=True)
 class ReviewField:
-    """One image with its cells; ``group`` is the slide or patient, the image's folder if empty. ``others`` are cells
-    that are shown but not laid before the person, as (box, type)."""
+    """One image of ``size`` (width, height) with its cells; ``group`` is the slide or patient, the image's folder if
+    empty. ``others`` are cells that are shown but not laid before the person, as (box, type)."""
 
     path: Path
-    width: int
-    height: int
+    size: tuple[int, int]
     cells: Sequence[ReviewCell]
     group: str = ""
     others: Sequence[tuple[Sequence[float], str]] = ()
 
 
 def field_of(path: Path, size: tuple[int, int], cells: Detections) -> ReviewField:
-    """A field of this (width, height) with its cells of ``counting.one_type``, which know their types; those that say
-    ``why`` are unclassified."""
+    """A field with its cells of ``counting.classify``, which know their types."""
     of_cells = []
-    for i, cell in enumerate(cells):
-        why = "" if cells.why is None else str(cells.why[i])
-        scores = {name: score for name, score in cells.ranked(i) if score > 0}
-        of_cells.append(ReviewCell(cell.box, "" if why else cell.type, cell.score, scores, why))
-    return ReviewField(path, *size, of_cells)
+    about = zip(cells, cells.why, counting.doubt(cells).tolist(), next_types(cells), strict=True)
+    for cell, why, doubt, second in about:
+        if why:
+            text = f"{cell.type} {cell.score:.2f}"
+            of_cells.append(ReviewCell(cell.box, "", cell.score, doubt, text, str(why), suggestion=cell.type))
+        else:
+            text = " · ".join(filter(None, [f"{cell.score:.2f}", second]))
+            of_cells.append(ReviewCell(cell.box, cell.type, cell.score, doubt, text))
+    return ReviewField(path, size, of_cells)
 
 
 def write_pages(
@@ -105,9 +96,8 @@ def write_pages(
     """Write ``review.html``, and the pages in ``review/`` where there are several; returns all of them.
 
     ``threshold`` says in words which cells were counted; ``kind`` is ``PREDICTION``, or ``CONSENSUS`` where the cells
-    are labels that models doubt; ``max_pixels`` are the megapixels of the largest image to read. Fields are
-    asked for several times, and their pixels read one after the other, so that memory holds one page. Raises LeukoError
-    where a page cannot be written.
+    are labels that models doubt; ``max_pixels`` are the megapixels of the largest image to read. Images are read one
+    after the other, so that memory holds the pictures of one page. Raises LeukoError where a page cannot be written.
     """
     pages = list(_divide(fields))
     digests = [page_digest(_content(types, threshold, of_page)) for _, of_page in pages]
@@ -123,12 +113,14 @@ def write_pages(
         neighbours = [(files[n].name, names[n]) for n in (i - 1, i + 1) if 0 <= n < len(pages)]
         make_folder(files[i].parent)
         data = _content(types, threshold, of_page) | about | {"file": file}
-        write_text(files[i], _page(types, of_page, data, neighbours, max_pixels))
+        write_text(files[i], _page(data, neighbours, max_pixels))
     if several:
-        numbers = map(_numbers, pages)
-        listed = [(f"review/{file.name}", *about) for file, *about in zip(files, names, numbers, strict=True)]
-        text = environment().get_template("reviews.html.j2").render(title=title, digests=digests, pages=listed)
-        write_text(folder / "review.html", text)
+        numbers = ((len(of_page), [cell.type for each in of_page for cell in each.cells]) for _, of_page in pages)
+        listed = [
+            (f"review/{file.name}", name, fields, len(types), types.count(""))
+            for file, name, (fields, types) in zip(files, names, numbers, strict=True)
+        ]
+        write_text(folder / "review.html", render("reviews.html.j2", title=title, digests=digests, pages=listed))
     return [*([folder / "review.html"] if several else []), *files]
 
 
@@ -143,40 +135,35 @@ def write_suspects(folder: Path, dataset: Dataset, suspects: Sequence[Suspect]) 
         cells = []
         for s in doubted:
             votes = ", ".join(f"{v.type} {v.score:.2f}" if v.type else "nothing" for v in s.votes)
-            cells.append(ReviewCell(s.box, s.label or None, s.sure, why=votes, suggestion=s.says or None))
+            text = f"models: {s.says or 'nothing'}"
+            cells.append(ReviewCell(s.box, s.label or None, s.sure, s.sure, text, votes, s.says or None))
         rest = set(range(len(sample.boxes))) - {s.cell for s in doubted}
         others = [(sample.boxes[cell], dataset.types[sample.labels[cell]]) for cell in sorted(rest)]
-        fields.append(ReviewField(sample.image, sample.width, sample.height, cells, sample.group, others))
+        fields.append(ReviewField(sample.image, (sample.width, sample.height), cells, sample.group, others))
     return write_pages(folder, dataset.types, fields, title="Labels that the models doubt", kind=CONSENSUS)
-
-
-def _numbers(page: tuple[str, Sequence[ReviewField]]) -> tuple[int, int, int]:
-    cells = [cell for each in page[1] for cell in each.cells]
-    return len(page[1]), len(cells), sum(cell.type == "" for cell in cells)
 
 
 def _divide(fields: Sequence[ReviewField]) -> Iterator[tuple[str, Sequence[ReviewField]]]:
     """The pages as (slide, fields): all on one, or one per slide, or several for a slide that is larger."""
-    sizes, slides = [], {}
-    for i, each in enumerate(fields):
-        sizes.append(len(each.cells))
-        folder = each.path.resolve().parent
-        of_slide = slides.setdefault(each.group or str(folder), (each.group or "/".join(folder.parts[-2:]), []))
-        of_slide[1].append(i)
-    if len(fields) <= MAX_FIELDS and sum(sizes) <= MAX_CELLS:
+    if len(fields) <= MAX_FIELDS and sum(len(each.cells) for each in fields) <= MAX_CELLS:
         yield "", fields
         return
-    for slide, numbers in slides.values():
-        parts: list[list[int]] = [[]]
+    slides: dict[str, tuple[str, list[ReviewField]]] = {}
+    for each in fields:
+        folder = each.path.resolve().parent
+        of_slide = slides.setdefault(each.group or str(folder), (each.group or "/".join(folder.parts[-2:]), []))
+        of_slide[1].append(each)
+    for slide, of_slide in slides.values():
+        parts: list[list[ReviewField]] = [[]]
         cells = 0
-        for i in numbers:
-            cells += sizes[i]
+        for each in of_slide:
+            cells += len(each.cells)
             if parts[-1] and (cells > MAX_CELLS or len(parts[-1]) == MAX_FIELDS):
                 parts.append([])
-                cells = sizes[i]
-            parts[-1].append(i)
+                cells = len(each.cells)
+            parts[-1].append(each)
         for number, part in enumerate(parts, 1):
-            yield slide + (f", part {number} of {len(parts)}" if len(parts) > 1 else ""), Chosen(fields, part)
+            yield slide + (f", part {number} of {len(parts)}" if len(parts) > 1 else ""), part
 
 
 # ---------------------------------------------------------------- one page
@@ -185,15 +172,15 @@ def _divide(fields: Sequence[ReviewField]) -> Iterator[tuple[str, Sequence[Revie
 def _content(types: Sequence[str], threshold: str, fields: Sequence[ReviewField]) -> dict:
     """What ``review.json`` holds from the start: types, threshold, images, and cells in descending order of doubt."""
     images = [
-        {"name": f.path.name, "path": str(f.path.resolve()), "width": f.width, "height": f.height, "group": f.group}
+        {"name": f.path.name, "path": str(f.path.resolve()), "width": f.size[0], "height": f.size[1], "group": f.group}
         | {"others": [[_rounded(box), kind] for box, kind in f.others]}
         for f in fields
     ]
+    in_order = sorted(((i, cell) for i, f in enumerate(fields) for cell in f.cells), key=lambda item: -item[1].doubt)
     cells = [
-        {"image": i, "box": _rounded(cell.box), "before": cell.type, **_about(cell)}
-        for _, i, cell in sorted(
-            ((cell.doubt, i, cell) for i, each in enumerate(fields) for cell in each.cells), key=lambda c: -c[0]
-        )
+        {"image": i, "box": _rounded(cell.box), "before": cell.type, "score": round(cell.score, 4)}
+        | {"text": cell.text, "why": cell.why, "suggestion": cell.suggestion}
+        for i, cell in in_order
     ]
     return {"types": list(types), "threshold": threshold, "images": images, "cells": cells}
 
@@ -202,37 +189,17 @@ def _rounded(box: Sequence[float]) -> list[float]:
     return [round(float(v), 2) + 0.0 for v in box]  # no -0, which JavaScript writes as 0
 
 
-def _about(cell: ReviewCell) -> dict:
-    """What is said of a cell: its score, the next likely type, why it is unclassified, what is suggested."""
-    if cell.suggestion != "":
-        said = {"text": f"models: {cell.suggestion or 'nothing'}", "suggestion": cell.suggestion}
-        return {"score": round(cell.score, 4), "why": cell.why, **said}
-    ranked = sorted(cell.scores.items(), key=lambda item: -item[1])
-    others = [f"{name} {score:.2f}" for name, score in ranked if name != cell.type]
-    has_score = math.isfinite(cell.score)
-    said = [*([f"{cell.score:.2f}"] if has_score and (cell.type or not others) else []), *others[:1]]
-    suggestion = ranked[0][0] if cell.type == "" and ranked else ""
-    score = round(cell.score, 4) if has_score else None
-    return {"score": score, "text": " · ".join(said), "why": cell.why, "suggestion": suggestion}
-
-
-def _page(
-    types: Sequence[str],
-    fields: Sequence[ReviewField],
-    data: dict,
-    neighbours: Sequence[tuple[str, str]],
-    max_pixels: float,
-) -> str:
+def _page(data: dict, neighbours: Sequence[tuple[str, str]], max_pixels: float) -> str:
     crops: list[str] = [""] * len(data["cells"])
     of_image: dict[int, list[int]] = {}
     for number, cell in enumerate(data["cells"]):
         of_image.setdefault(cell["image"], []).append(number)
     whole = []
-    limit = min(FIELDS_MB / max(len(fields), 1), FIELD_MB) * 1e6
-    for i, (each, about) in enumerate(zip(fields, data["images"], strict=True)):
+    limit = min(FIELDS_MB / max(len(data["images"]), 1), FIELD_MB) * 1e6
+    for i, about in enumerate(data["images"]):
         about["sha256"] = ""
         try:
-            file = open_image(each.path, max_pixels)
+            file = open_image(about["path"], max_pixels)
             pixels = file.decode()
         except LeukoError:  # it has gone since: the page says so, and its review cannot be applied
             whole.append("")
@@ -240,48 +207,34 @@ def _page(
         about["sha256"] = file.sha256
         whole.append(_field(pixels, limit))
         for number in of_image.get(i, ()):
-            crops[number] = data_uri(_crop(pixels, data["cells"][number]["box"])[:, :, ::-1], quality=80)
-    groups = ["", *types, None]
+            crops[number] = data_uri(pictures.crop(pixels, data["cells"][number]["box"], CROP), quality=80)
+    groups = ["", *data["types"], None]
     galleries = [[n for n, cell in enumerate(data["cells"]) if cell["before"] == group] for group in groups]
     cells = [len(of_type) for of_type in galleries[1:-1]]
-    shares = [binomial.percent_of(n, sum(cells)) for n in cells]
-    names = ["unclassified", *types, "no leukocyte"]
-    template = environment(csp_hash=_csp_hash).get_template("review.html.j2")
-    return template.render(
+    names = ["unclassified", *data["types"], "no leukocyte"]
+    return render(
+        "review.html.j2",
         data=data,
         crops=crops,
         whole=whole,
         galleries=list(zip(names, galleries, strict=True)),
-        shares=shares,
+        shares=[binomial.percent_of(n, sum(cells)) for n in cells],
         classified=sum(cells),
-        colours=[colour(name, i) for i, name in enumerate(types)],
+        colours=[colour(name, i) for i, name in enumerate(data["types"])],
         neighbours=neighbours,
         is_consensus=data["kind"] == CONSENSUS,
+        csp_hash=_csp_hash,
     )
 
 
-def _field(pixels: np.ndarray, limit: float) -> str:
+def _field(pixels: np.ndarray | Slide, limit: float) -> str:
     """The field as the text of a link of at most ``limit`` characters, if that is possible at all."""
     longer = max(pixels.shape[:2])
     for side in (side for side in (min(longer, FIELD_SIDES[0]), *FIELD_SIDES[1:]) if side <= longer):
-        uri = data_uri(fitted(pixels, side)[:, :, ::-1], quality=75)
+        uri = data_uri(fitted(pixels, side), quality=75)
         if len(uri) <= limit:
             break
     return uri
-
-
-def _crop(pixels: np.ndarray, box: Sequence[float]) -> np.ndarray:
-    """A cell in the middle of its surroundings, [CROP, CROP, 3]; grey beyond the border of the image."""
-    x0, y0, x1, y1 = box
-    side = max(round(CONTEXT * max(x1 - x0, y1 - y0)), 8)
-    left, top = round((x0 + x1 - side) / 2), round((y0 + y1 - side) / 2)
-    height, width = pixels.shape[:2]
-    part = pixels[max(top, 0) : top + side, max(left, 0) : left + side]
-    if not part.size:  # the file has become another image
-        return np.full((CROP, CROP, 3), GREY[0], np.uint8)
-    beyond = max(-top, 0), max(top + side - height, 0), max(-left, 0), max(left + side - width, 0)
-    square = cv2.copyMakeBorder(part, *beyond, cv2.BORDER_CONSTANT, value=GREY)
-    return cv2.resize(square, (CROP, CROP), interpolation=cv2.INTER_AREA if side > CROP else cv2.INTER_LINEAR)
 
 
 def _csp_hash(text: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
+import io
 import itertools
 import json
 import os
@@ -15,10 +16,9 @@ from math import nan
 from pathlib import Path
 from typing import Any
 
-from ..data.dataset import Dataset
 from ..detections import MAX_DETECTIONS
 from ..errors import LeukoError
-from ..io import io_errors_as, plain, read_json, write_csv, write_json, write_text
+from ..io import io_errors_as, plain, read_json, read_text, write_csv, write_json
 from ..kinds import misfit
 from ..metrics.coco import Evaluation, TypeResult
 
@@ -124,6 +124,11 @@ def read_count(folder: Path) -> dict[str, Any] | None:
     return content
 
 
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file of results; [] where there is none. Raises LeukoError."""
+    return list(csv.DictReader(io.StringIO(read_text(path, RESULTS_LIMIT)))) if path.is_file() else []
+
+
 @contextlib.contextmanager
 def results_of(path: Path) -> Iterator[None]:
     """Raise LeukoError where what the block reads of ``path`` is not what leuko wrote."""
@@ -139,9 +144,3 @@ def _from_json(cls: type, values: dict[str, Any]) -> Any:
     """A dataclass from JSON, where null is nan."""
     given = {f.name: values[f.name] for f in dataclasses.fields(cls)}
     return cls(**{name: nan if value is None else value for name, value in given.items()})
-
-
-def write_warnings(folder: str | Path, *datasets: Dataset) -> None:
-    """Write ``warnings.txt``, a line for each warning about the data; no file if there is none."""
-    if lines := [str(warning) for dataset in datasets for warning in (*dataset.notes, *dataset.warnings)]:
-        write_text(Path(folder) / "warnings.txt", "\n".join(lines) + "\n")

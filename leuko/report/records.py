@@ -1,11 +1,10 @@
-"""What was found on many images, as it lies in files: read image by image, so that memory does not grow with them."""
+"""What was found on images, as it lies in journals: read image by image, so that memory does not grow with them."""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,8 @@ import numpy as np
 from ..data.header import ImageHeader
 from ..detections import Detections
 from ..metrics import counting, doubles
+from ..metrics.counting import Differential
+from .journal import Journal
 
 MOST_CELLS = 20_000  # of a slide in which doubles are looked for: that many take 0.2 GB, and seconds
 
@@ -32,11 +33,6 @@ class ImagePrediction:
     bits: int
     is_full: bool
     cell: tuple[float, float]
-
-    @property
-    def field(self) -> tuple[Path, tuple[int, int], Detections]:
-        """As pages show it: file, size and cells."""
-        return self.path, self.size, self.cells
 
     @classmethod
     def of(cls, record: dict, types: Sequence[str]) -> ImagePrediction:
@@ -58,26 +54,10 @@ class ImagePrediction:
         return record | {"looks": base64.b64encode(self.looks.tobytes()).decode()}
 
 
-class Lazy(Sequence):
-    """A sequence of ``length`` items, each made when it is asked for."""
-
-    def __init__(self, length: int, item: Callable[[int], object]):
-        self._length, self._item = length, item
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __getitem__(self, number: int) -> object:
-        if not 0 <= number < self._length:
-            raise IndexError(number)
-        return self._item(number)
-
-
-class Chosen(Lazy):
-    """The items of these numbers of a sequence, each read when it is asked for."""
-
-    def __init__(self, items: Sequence, numbers: Sequence[int]):
-        super().__init__(len(numbers), lambda i: items[numbers[i]])
+def next_types(cells: Detections) -> list[str]:
+    """The next likely type of each cell with its score, "" where no other was found there."""
+    seconds = zip(*counting.second_types(cells), strict=True)
+    return [f"{cells.types[label]} {score:.2f}" if label >= 0 else "" for label, score in seconds]
 
 
 class Predictions(Sequence[ImagePrediction]):
@@ -85,14 +65,15 @@ class Predictions(Sequence[ImagePrediction]):
     folder, shows, too, are unclassified. ``errors`` are about the other images, ``slides`` the numbers of the images
     of each folder, and ``unsearched`` the slides of so many cells that doubles were not looked for."""
 
-    def __init__(self, batches: Sequence[list[dict]], types: Sequence[str]):
-        """``batches`` hold the records of several images each: of :class:`ImagePrediction`, or ``{"error": text}``."""
-        self._batches, self._types, self._last = batches, tuple(types), (-1, [])
+    def __init__(self, batches: Sequence[tuple[Journal, int]], types: Sequence[str]):
+        """``batches`` are records of journals, each of them a list of the records of several images: of
+        :class:`ImagePrediction`, or ``{"error": text}``."""
+        self.types, self._batches, self._last = tuple(types), batches, (-1, [])
         self._places: list[tuple[int, int]] = []  # batch, and number in it
         self.errors: list[str] = []
         self.slides: dict[str, list[int]] = {}
-        for b, records in enumerate(batches):
-            for i, record in enumerate(records):
+        for b, (journal, number) in enumerate(batches):
+            for i, record in enumerate(journal[number]):
                 if "error" in record:
                     self.errors.append(record["error"])
                 else:
@@ -103,19 +84,20 @@ class Predictions(Sequence[ImagePrediction]):
 
     def _search(self, images: Sequence[int]) -> bool:
         """Find the doubles of a slide; False where it has too many cells for that."""
-        cells = list(islice(((i, k, look) for i in images for k, look in self._classified(i)), MOST_CELLS + 1))
-        if len(cells) > MOST_CELLS:
-            return False
-        if cells:
-            looks = np.stack([look for *_, look in cells])
-            for (i, k, _), is_double in zip(cells, doubles.doubles(looks, [i for i, *_ in cells]), strict=True):
-                if is_double:
-                    self._doubles.setdefault(i, []).append(k)
+        places: list[tuple[int, int]] = []  # image, and number of the cell
+        looks: list[np.ndarray] = []
+        for i in images:
+            found = self[i]
+            numbers = np.flatnonzero(found.cells.why == "").tolist()
+            places += [(i, k) for k in numbers]
+            looks += list(found.looks[numbers])
+            if len(places) > MOST_CELLS:
+                return False
+        is_double = doubles.doubles(np.stack(looks), [i for i, _ in places]) if places else []
+        for (i, k), is_one in zip(places, is_double, strict=True):
+            if is_one:
+                self._doubles.setdefault(i, []).append(k)
         return True
-
-    def _classified(self, number: int) -> list[tuple[int, np.ndarray]]:
-        prediction = self[number]
-        return [(k, prediction.looks[k]) for k in np.flatnonzero(prediction.cells.why == "").tolist()]
 
     def __len__(self) -> int:
         return len(self._places)
@@ -123,7 +105,12 @@ class Predictions(Sequence[ImagePrediction]):
     def __getitem__(self, number: int) -> ImagePrediction:
         batch, i = self._places[number]
         if batch != self._last[0]:
-            self._last = batch, self._batches[batch]
-        prediction = ImagePrediction.of(self._last[1][i], self._types)
+            journal, line = self._batches[batch]
+            self._last = batch, journal[line]
+        prediction = ImagePrediction.of(self._last[1][i], self.types)
         prediction.cells.why[self._doubles.get(number, [])] = counting.DOUBLE
         return prediction
+
+    def count(self, images: Iterable[int] | None = None) -> Differential:
+        """The differential of the images of these numbers, or of all."""
+        return Differential.of((self[i].cells for i in (range(len(self)) if images is None else images)), self.types)

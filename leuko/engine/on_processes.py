@@ -21,7 +21,6 @@ from ..data.loaded_image import is_large
 from ..data.workers import worker_count
 from ..errors import LeukoError, one_line
 from ..report.journal import Journal
-from ..report.predictions import Lazy
 from .predictor import Item, Predictor
 
 FEW = 8  # images per process, below which its start takes longer than it saves
@@ -37,9 +36,10 @@ def batches_of(paths: Sequence[Path], originals: dict[Path, Path], folder: Path 
 
 def predict_batches(
     predictor: Predictor, batches: Sequence[Sequence[Item]], journal: Journal, options: PredictOptions
-) -> Sequence[list[dict]]:
-    """The records of each batch's images, which the journal holds (see :meth:`Predictor.records`). Batches that it has,
-    with their pictures and without an error, and whose files have not changed since, are not looked at again."""
+) -> list[int]:
+    """The numbers of the journal's records, a list of those of each batch's images (see :meth:`Predictor.records`).
+    Batches that it has, with their pictures and without an error, and whose files have not changed since, are not
+    looked at again."""
     numbers = known_batches(journal, batches)
     todo = [i for i in range(len(batches)) if i not in numbers]
     images, left = (sum(len(batches[i]) for i in some) for some in (range(len(batches)), todo))
@@ -57,7 +57,7 @@ def predict_batches(
                 done = predictor.records(batches[i], done)
             numbers[i] = journal.append([item.about | record for item, record in zip(batches[i], done, strict=True)])
             bar.update(len(batches[i]))
-    return Lazy(len(batches), lambda i: journal[numbers[i]])
+    return [numbers[i] for i in range(len(batches))]
 
 
 def each_done(work: Callable, batches: Sequence[Sequence[Item]], workers: int) -> Iterator:
