@@ -13,7 +13,7 @@ from leuko.data.dataset import Dataset, Sample
 from leuko.data.formats import coco, yolo
 from leuko.data.images import list_images
 from leuko.data.source import load, splits
-from leuko.data.tools.convert import convert
+from leuko.data.tools.rewrite import convert
 
 
 def test_convert_keeps_splits_types_and_the_source(tmp_path, plain, leuko):

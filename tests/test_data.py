@@ -15,7 +15,7 @@ from leuko.data.dataset import Dataset, Sample
 from leuko.data.formats import FORMATS, coco, voc, yolo
 from leuko.data.images import list_images, read_image
 from leuko.data.source import load, split_name, splits
-from leuko.data.tools.convert import convert
+from leuko.data.tools.rewrite import convert
 from leuko.errors import LeukoError
 
 REAL = Path(__file__).parents[2] / "shared" / "data"

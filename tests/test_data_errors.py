@@ -19,7 +19,6 @@ from PIL import Image
 from leuko.data.cache import OnDisk
 from leuko.data.dataset import Dataset, Sample
 from leuko.data.formats import FORMATS, coco, voc, yolo
-from leuko.data.formats.sidecar import original_of
 from leuko.data.source import load
 from leuko.errors import LeukoError
 
@@ -363,10 +362,3 @@ def test_a_full_disk_is_reported(plain, monkeypatch):
     monkeypatch.setattr(tempfile, "TemporaryFile", lambda **_: Full())
     with pytest.raises(LeukoError, match=r"^--cache disk: .*No space left on device; .*TMPDIR"):
         OnDisk([sample.image for sample in plain.samples], 64)
-
-
-@pytest.mark.parametrize("originals", ['["1.jpg"]', '{"1.jpg": {"image": "a", "width": 1e999, "height": 1}}'])
-def test_broken_originals_are_reported(tmp_path, originals):
-    (tmp_path / "leuko.json").write_text(f'{{"originals": {originals}}}')
-    with pytest.raises(LeukoError, match=r"leuko\.json: .*originals"):
-        original_of(tmp_path / "1.jpg")

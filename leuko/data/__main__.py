@@ -20,9 +20,7 @@ from ..report import pages, plots, run, tables
 from ..synth.dataset import types_sheet
 from . import config, source
 from .dataset import Dataset
-from .tools import convert as converter
-from .tools import draw
-from .tools import resize as resizer
+from .tools import draw, rewrite
 from .tools import review as reviewer
 from .tools import split as splitter
 from .tools import stats as statistics
@@ -81,15 +79,15 @@ def stats(options: config.StatsOptions) -> None:
 def convert(options: config.ConvertOptions) -> None:
     """Write a data set in another format."""
     _require(options, "to", "the format to write: voc, coco or yolo")
-    datasets = converter.convert(**vars(options), progress=True)
+    datasets = rewrite.convert(**vars(options))
     print(f"{options.dst}: {options.to}")
     _print_written(options.dst, datasets)
 
 
 def resize(options: config.ResizeOptions) -> None:
     """Write a data set with all images scaled."""
-    datasets = resizer.resize(**vars(options), progress=True)
-    print(f"{options.dst}: longer side {options.size} pixels; leuko predict --originals draws on the originals")
+    datasets = rewrite.resize(**vars(options), progress=True)
+    print(f"{options.dst}: longer side {options.size} pixels")
     _print_written(options.dst, datasets)
 
 
@@ -148,12 +146,13 @@ def synth(options: config.SynthOptions) -> None:
 
 
 def _shown(group: Group, src: str) -> str:
-    """A group of findings for the terminal: its sentence, and the first few names or, without names, the first line."""
-    shown = MAX_NAMES if group.findings[0].summary else 1
+    """A group of findings for the terminal: its sentence and, of several, the first few images or the first line."""
     lines = [f"{group.level:<7} {group.text}"]
-    if examples := group.examples:
-        more = f" (and {len(examples) - shown} more)" if len(examples) > shown else ""
-        lines = [f"{lines[0]}:", f"{' ' * 8}{', '.join(examples[:shown])}{more}"]
+    if len(group.findings) > 1:
+        names = [image.name for image in group.images] or [finding.text for finding in group.findings]
+        shown = MAX_NAMES if group.images else 1
+        more = f" (and {len(names) - shown} more)" if len(names) > shown else ""
+        lines = [f"{lines[0]}:", f"{' ' * 8}{', '.join(names[:shown])}{more}"]
     wrap = {"width": WIDTH, "subsequent_indent": " " * 8, "break_on_hyphens": False}
     return "\n".join(textwrap.fill(one_line(shortened(line, src)), **wrap) for line in lines)
 
@@ -167,9 +166,6 @@ def _print_written(dst: str, datasets: dict[str, Dataset]) -> None:
     """Print what a data set that was written holds, and what of its source was changed or left out."""
     if (file := Path(dst) / "warnings.txt").is_file():
         print(f"{len(file.read_text(encoding='utf-8').splitlines())} warnings, listed in {file}")
-    for split, dataset in datasets.items():
-        for name, number in dataset.ignored.items():
-            print(f"{split}: {number} cells of the class {name} are left out, as the data YAML says")
     if datasets:
         print("cells and, in brackets, the images that they are on")
         print(tables.aligned(tables.table1(datasets), head=1))

@@ -155,11 +155,10 @@ class StatsOptions(_Measured):
 
 @dataclass
 class ResizeOptions(_Changed):
-    """Scale all images and boxes, linked to the originals."""
+    """Scale all images and boxes."""
 
     EXAMPLES: ClassVar[str] = """
     leuko data resize slides datasets/mini --size 600
-    leuko predict --weights runs/train/fcos --source datasets/mini --originals
     """
 
     size: int = 600

@@ -114,7 +114,10 @@ class _Checker:
 
     def notes(self) -> list[Note]:
         """A line for each thing that a person should know of the split as a whole."""
-        notes = []
+        notes = [
+            Note(f"{number} cells of the class {name} are left out, as the data YAML says")
+            for name, number in self.dataset.ignored.items()
+        ]
         if crowds := self.dataset.crowds():
             remedy = '"crowds: cells" in a data YAML takes each as a cell'
             text = f"{crowds} crowds (iscrowd 1) are left out of training, counts and measures; {remedy}"

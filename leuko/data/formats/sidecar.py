@@ -3,7 +3,7 @@
 Its sections: ``category_ids`` by class name, where they are not 1, 2, ...; ``ids`` (VOC): the images' ids by split and
 file name, where they are not 1, 2, ...; ``images`` (YOLO): by path in the folder each image's id, group and factors,
 its cells' factors and attributes in the order of the label file's lines, and crowds with boxes in fractions of the
-image, since YOLO would take them for cells; ``originals``: the images that those of a resized data set were made from.
+image, since YOLO would take them for cells. Other sections are passed over.
 The file is written only where there is something to keep.
 """
 
@@ -122,20 +122,3 @@ def _crowd(number: int, about: dict) -> Annotation:
     x0, y0, x1, y1 = map(float, about["box"])
     where = f"crowd {number} in {SIDECAR}"
     return Annotation(where, str(about["name"]), (x0, y0, x1, y1), crowd=True, **_of_cell(about))
-
-
-# ---------------------------------------------------------------- originals of a resized data set
-
-
-def original_of(image: Path) -> tuple[Path, int, int] | None:
-    """The original of an image of a resized data set, its width and its height; None where none is noted.
-
-    Raises LeukoError where the note is broken.
-    """
-    image = image.resolve()
-    for root in list(image.parents)[:3]:
-        about = read(root).get("originals", {}).get(image.relative_to(root).as_posix())
-        if about is not None:
-            with _reading(root, f"originals: {image.name}: "):
-                return (root / str(about["image"])).resolve(), int(about["width"]), int(about["height"])
-    return None

@@ -27,19 +27,12 @@ from ..dataset import Dataset, Sample
 from ..formats import FORMATS
 from ..images import list_images, read_image
 from . import builder
+from .rewrite import remake
 
 CODES = [t.code for t in TYPES]
 
 
-def synth(
-    dst: str | Path,
-    images: int = 0,
-    size: int = 320,
-    format: str = "coco",
-    *,
-    progress: bool = False,
-    **options: object,
-) -> dict[str, Dataset]:
+def synth(dst: str | Path, *, progress: bool = False, **options: object) -> dict[str, Dataset]:
     """Render a data set of Wright-stained fields with the five leukocyte types into the folder ``dst``.
 
     ``options`` are those of ``SynthOptions``; ``progress`` shows a progress bar. The image of a number depends on
@@ -49,7 +42,7 @@ def synth(
     Returns the splits by name. Raises LeukoError if an option is out of range, or if ``dst`` exists or cannot
     be written; ``dst`` appears only when it is complete.
     """
-    o = SynthOptions(dst=str(dst), images=images, size=size, format=format, **options)
+    o = SynthOptions(dst=str(dst), **options)
     o.images = o.images or (PAPER_IMAGES if o.preset == "paper" else 200)
     splits = _shares(o)
     if o.preset != "paper":
@@ -137,8 +130,7 @@ def _produce(
         places = [(split, number) for split, numbers in splits.items() for number in numbers]
         samples = builder.in_threads(job, places, "drawing", progress, o.workers)
         datasets = {split: Dataset(list(types), samples[r.start : r.stop]) for split, r in splits.items()}
-        for split, dataset in datasets.items():
-            FORMATS[o.format].write(dataset, folder, split)
+        builder.write_splits(folder, o.format, datasets)
     for sample in samples:
         sample.image = dst / sample.image.relative_to(folder)
     return datasets
@@ -184,7 +176,7 @@ def put_factor(
         rng = np.random.default_rng([seed, number])
         return with_factor(sample, read_image(sample.image), names[number % len(names)], severity, rng)
 
-    return builder.remake(src, dst, change, force=force, progress=progress, title="applying factors")
+    return remake(src, dst, change, force=force, progress=progress, title="applying factors")
 
 
 def with_factor(

@@ -14,7 +14,7 @@ from ...io import write_yaml
 from ..dataset import Dataset, Sample
 from ..formats import FORMATS
 from ..per_image import read_column, value_of
-from .builder import building, read_source, write_warnings
+from .builder import building, read_source, write_splits
 
 NAMES = {2: ("train", "test"), 3: ("train", "val", "test")}
 
@@ -53,9 +53,7 @@ def split(
         for i, name in enumerate(names)
     }
     with building(dst, force) as folder:
-        for name, dataset in parts.items():
-            FORMATS[form].write(dataset, folder, name)
-        write_warnings(folder, datasets)
+        write_splits(folder, form, parts, read=datasets)
         places = [FORMATS[form].PART.format(split=name) for name in names]
         for i in range(folds):
             content = {"path": ".", "train": places[:i] + places[i + 1 :], "val": places[i]}
