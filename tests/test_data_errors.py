@@ -163,7 +163,7 @@ BAD = {  # what is wrong: (format, how to do it, what the message must say)
     "bbox": (
         "coco",
         lambda d: edit_json(d, lambda c: c["annotations"][0].update(bbox=[1, 2, "3", 4])),
-        ("train.json: annotation 1: bbox [1, 2, '3', 4]",),
+        ("train.json: annotation 1: bbox: [1, 2, '3', 4]",),
     ),
     "bbox nan": (
         "coco",

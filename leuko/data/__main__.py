@@ -11,13 +11,10 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from ..cli import flag
 from ..errors import LeukoError, one_line
 from ..io import write_csv, write_json, write_text
 from ..report import pages, plots, run, tables
-from ..synth.dataset import types_sheet
 from . import config, source
 from .dataset import Dataset
 from .tools import draw, rewrite
@@ -99,9 +96,10 @@ def split(options: config.SplitOptions) -> None:
         raise LeukoError(f"--ratios: {error}; give numbers with colons between, such as 4:1") from error
     names = [name.strip() for name in options.names.split(",") if name.strip()]
     parts = splitter.split(**vars(options) | {"ratios": ratios, "names": names})
-    print(f"{options.dst}: divided anew")
+    groups = set().union(*(part.groups() for part in parts.values()))
+    kept = f"{len(groups)} groups, each in one split" if groups else "no groups (see --group-by)"
+    print(f"{options.dst}: divided anew; {kept}")
     _print_written(options.dst, parts)
-    print(f"\n{_largest_difference(parts, [1.0] * len(parts) if options.folds else ratios)}")
 
 
 def apply_review(options: config.ReviewOptions) -> None:
@@ -134,12 +132,6 @@ def synth(options: config.SynthOptions) -> None:
     datasets = draw.synth(**vars(options), progress=True)
     print(f"{options.dst}: {options.format}, {options.size}x{options.size} pixels, seed {options.seed}")
     _print_written(options.dst, datasets)
-    if sheet := options.sheet:
-        try:
-            types_sheet(options.seed).save(sheet)
-        except (OSError, ValueError) as error:  # ValueError: Pillow does not know the file's suffix
-            raise LeukoError(f"{sheet}: cannot be written: {error}; name a .png in a folder that exists") from error
-        print(f"{sheet}: the five types")
 
 
 # ---------------------------------------------------------------- options and tables
@@ -180,16 +172,3 @@ def _sizes(rows: Sequence[dict]) -> list[list[str]]:
         spans = [" ".join(f"{row[f'{key}_p{p}']:.0f}" for p in statistics.PERCENTILES) for key in ("px", "percent")]
         lines.append([str(row["type"]), str(row["cells"]), *(spans if row["cells"] else ("-", "-"))])
     return lines
-
-
-def _largest_difference(parts: dict[str, Dataset], shares: Sequence[float]) -> str:
-    """Where a division differs most from the ratios."""
-    types = next(iter(parts.values())).types
-    counts = np.array([[*d.counts(), len(d)] for d in parts.values()], dtype=float)
-    targets = np.array(shares)[:, None] / sum(shares) * counts.sum(0)
-    row, column = np.unravel_index(np.abs(counts - targets).argmax(), counts.shape)
-    what = f"cells of {types[column]}" if column < len(types) else "images"
-    difference = f"{counts[row, column]:.0f} {what} in {list(parts)[row]} instead of {targets[row, column]:.1f}"
-    groups = len(set().union(*(d.groups() for d in parts.values())))
-    kept = f"{groups} groups, each in one split" if groups else "no groups (see --group-by)"
-    return f"largest difference from the ratios: {difference}; {kept}"

@@ -24,6 +24,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal, get_args, get_origin, get_type_hints
 
 from ..errors import LeukoError, nearest
 from ..io import io_errors_as, read_list, read_yaml
@@ -35,24 +36,12 @@ YAML_FILES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 _ORDER = ("train", "val", "test")
 _ALIASES = {"train": "train", "training": "train", "test": "test", "testing": "test"}
 _ALIASES |= {"val": "val", "valid": "val", "validation": "val"}
-_CHOICES = {  # keys of a data YAML that take one of a few words, the default first
-    "format": ("", *FORMATS),
-    "voc_origin": (0, 1),
-    "bbox": ("", "xywh", "xyxy"),
-    "rows": ("", "polygons", "keypoints"),
-    "exif": ("", "turned", "stored"),
-    "crowds": ("regions", "cells"),
+_CHOICES = {"format": ("", *FORMATS)} | {  # keys of a data YAML that take one of a few words, the default first
+    key: get_args(hint) for key, hint in get_type_hints(ReadOptions).items() if get_origin(hint) is Literal
 }
 _KEYS = ("path", *_ORDER, "splits", "names", "nc", "ignore", "map", "types", *_CHOICES)
-_FOREIGN_KEYS = (  # of other tools; all but kpt_shape have no meaning here
-    "download",
-    "roboflow",
-    "channels",
-    "kpt_shape",
-    "flip_idx",
-    "kpt_names",
-    "task",
-)
+_FOREIGN_KEYS = ("download", "roboflow", "channels", "flip_idx", "kpt_names", "task")  # without a meaning here
+_POSE = "kpt_shape"  # Ultralytics' key of key points
 _EXPECTED = "expected Annotations/ (VOC), a COCO .json, images/ + labels/ (YOLO), or a data YAML"
 
 
@@ -106,12 +95,16 @@ class Source:
         return self.new_names.get(name, self.new_names.get("", name))
 
     def parse(self, split: str, problems: Problems) -> list[Labels]:
-        """Read the label files of a split; where the first part lists the classes, that list is for all."""
+        """Read the label files of a split, with the new names of classes; where the first part lists the classes, that
+        list is for all."""
         labels: list[Labels] = []
         for part in self.splits[split]:
             names = self.options.names or (labels[0].names if labels else {})
             options = replace(self.options, names=names, root=_root_of(part, self.options.root))
             labels.append(FORMATS[self.format].parse(part, problems, options))
+            labels[-1].names = names or labels[-1].names
+        for part in labels if self.new_names else ():
+            part.rename(self.new_name)
         if split == next(iter(self.splits)):
             labels[0].notes += [f"{message}; the split is left out" for message in self.missing.values()]
         return labels
@@ -184,7 +177,7 @@ def _part(path: Path, form: str = "") -> tuple[str, Path]:
 def _from_yaml(file: Path) -> Source:
     keys = read_yaml(file)
     for key in keys:
-        if key not in _KEYS + _FOREIGN_KEYS:
+        if key not in (*_KEYS, *_FOREIGN_KEYS, _POSE):
             raise LeukoError(f'{file}: unknown key "{key}"{nearest(str(key), _KEYS)}; the keys are {", ".join(_KEYS)}')
     names = parse_names(keys.get("names"), file)
     if names and keys.get("nc") not in (None, len(names)):
@@ -194,7 +187,7 @@ def _from_yaml(file: Path) -> Source:
         if chosen[key] not in words:
             listed = ", ".join(str(word) for word in words if word != "")
             raise LeukoError(f"{file}: {key}: {chosen[key]!r:.60} is not one of {listed}{_nearest(chosen[key], words)}")
-    if "kpt_shape" in keys:  # Ultralytics' pose models
+    if _POSE in keys:
         chosen["rows"] = "keypoints"
     form = chosen.pop("format")
     extra = keys.get("splits") or {}

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 
@@ -12,7 +12,6 @@ from ..errors import LeukoError
 from ..io import io_errors_as
 from . import per_image
 from .dataset import Dataset, LabelWarning
-from .formats import FORMATS
 from .formats.records import Labels, Problems
 from .locate import Source, find
 from .validate import validate
@@ -40,17 +39,13 @@ def load(data: str | Path, split: str, types: Sequence[str] | None = None, probl
     split = source.split_name(split)
     problems = problems or Problems()
     labels = source.parse(split, problems)
-    names = list((source.options.names or labels[0].names).values())
-    # The types are the same in every split, and a class to ignore may occur in another split only.
-    are_unknown = not (names or types or labels[0].categories)
-    other_names: Collection[str] = ()
-    if source.format != "yolo" and (source.options.ignore or are_unknown):
-        others = (part for name, parts in source.splits.items() if name != split for part in parts)
-        other_names = FORMATS[source.format].class_names(others)
-    if source.new_names:
-        for part in labels:
-            part.rename(source.new_name)
-        names, other_names = (list(dict.fromkeys(map(source.new_name, each))) for each in (names, other_names))
+    names = list(dict.fromkeys(labels[0].names.values()))
+    other_names: set[str] = set()
+    if source.options.ignore or not (names or types or labels[0].categories):
+        # The types are the same in every split, and a class to ignore may occur in another split only.
+        others = (name for name in source.splits if name != split)
+        parts = [part for name in others for part in source.parse(name, Problems(collect=True))]
+        other_names = {name for part in parts for name in part.class_names()}
     if source.types:
         names = _lay_types_over(labels, source)
     parts = source.splits[split]

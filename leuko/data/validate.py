@@ -43,13 +43,12 @@ def validate(
     and counted. Raises LeukoError.
     """
     records, ignore = [record for part in labels for record in part.records], options.ignore
-    category_ids: dict[
-        str, int
-    ] = {}  # several COCO files: the first one's ids, those of later ones where they are free
+    # Of several COCO files the first one's ids are kept, those of later ones where they are free.
+    category_ids: dict[str, int] = {}
     for name, number in (item for part in labels for item in part.categories.items()):
         taken = category_ids.values()
         category_ids.setdefault(name, number if number not in taken else max(taken) + 1)
-    every = {*names, *category_ids, *other_names, *(a.name for record in records for a in record.annotations)}
+    every = {*names, *other_names, *(name for part in labels for name in part.class_names())}
     for name in ignore:
         if name not in every:
             raise LeukoError(f'{source}: ignore: no class is called "{name}"{nearest(name, every)}; correct the name')
@@ -81,13 +80,13 @@ def validate(
     dataset.category_ids = [category_ids[name] for name in types]
     dataset.notes = [Note(note) for part in labels for note in part.notes] + checker.notes()
     if hidden := [file for part in labels for file in part.hidden]:
-        dataset.notes.append(Note(f"{_files(hidden)} left out, as hidden or a system's own"))
+        dataset.notes.append(Note(f"{_images(hidden)} left out, as hidden or a system's own", hidden))
     return dataset
 
 
-def _files(paths: Sequence[Path], what: str = "file") -> str:
-    """How many files, and the first of them."""
-    return f"1 {what} ({paths[0]})" if len(paths) == 1 else f"{len(paths)} {what}s (such as {paths[0]})"
+def _images(paths: Sequence[Path]) -> str:
+    """How many images, and the first of them."""
+    return f"1 image ({paths[0]})" if len(paths) == 1 else f"{len(paths)} images (such as {paths[0]})"
 
 
 def _place(record: Record, annotation: Annotation | None = None) -> str:
@@ -124,10 +123,10 @@ class _Checker:
             notes.append(Note(text, [s.image for s in self.dataset.samples if s.crowd.any()]))
         if self.turned:
             remedy = '"exif: turned" in a data YAML says that labels belong to the turned view, "exif: stored" that not'
-            text = f"{_files(self.turned, 'image')} with an EXIF orientation, which is ignored; {remedy}"
+            text = f"{_images(self.turned)} with an EXIF orientation, which is ignored; {remedy}"
             notes.append(Note(text, self.turned))
         if self.paged:
-            text = f"{_files(self.paged, 'image')} with more than one page, of which the first is read"
+            text = f"{_images(self.paged)} with more than one page, of which the first is read"
             notes.append(Note(text, self.paged))
         return notes
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from ...errors import LeukoError
 from ...io import read_text
@@ -50,7 +50,7 @@ class Record:
 class Labels:
     """The content of one folder, list or COCO file. ``names`` are its classes by index, where a ``classes.txt`` lists
     them; ``categories`` maps class names to ids, where there are ids. ``notes`` tell, one line each, what holds for the
-    whole; ``hidden`` are the files that were passed over (see ``images.is_hidden``)."""
+    whole; ``hidden`` are the images that were passed over (see ``images.is_hidden``)."""
 
     records: list[Record] = field(default_factory=list)
     names: dict[int, str] = field(default_factory=dict)
@@ -58,6 +58,10 @@ class Labels:
     warnings: list[LabelWarning] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     hidden: list[Path] = field(default_factory=list)
+
+    def class_names(self) -> set[str]:
+        """The names of its categories and of its objects' classes."""
+        return {*self.categories, *(a.name for record in self.records for a in record.annotations)}
 
     def rename(self, new_name: Callable[[str], str]) -> None:
         """Give all classes other names; several may become one."""
@@ -80,11 +84,11 @@ class ReadOptions:
     root: Path
     names: dict[int, str] = field(default_factory=dict)
     ignore: list[str] = field(default_factory=list)
-    voc_origin: int = 0
-    bbox: str = ""  # of COCO: "xywh" or "xyxy"; found out if empty
-    rows: str = ""  # of YOLO, where there are more than four numbers: "polygons" or "keypoints"; found out if empty
-    exif: str = ""  # "turned" where labels belong to the image as EXIF turns it, "stored" where they do not
-    crowds: str = "regions"  # or "cells": what COCO's iscrowd marks
+    voc_origin: Literal[0, 1] = 0
+    bbox: Literal["", "xywh", "xyxy"] = ""  # of COCO; found out if empty
+    rows: Literal["", "polygons", "keypoints"] = ""  # of YOLO, what more than four numbers are; found out if empty
+    exif: Literal["", "turned", "stored"] = ""  # "turned" where labels belong to the image as EXIF turns it
+    crowds: Literal["regions", "cells"] = "regions"  # what COCO's iscrowd marks
 
 
 class Problems:

@@ -10,53 +10,32 @@ The file is written only where there is something to keep.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from ...errors import LeukoError
 from ...io import read_json, write_text
+from ...kinds import fits, misfit
 from ..dataset import Dataset, LabelWarning, Sample
 from .records import Annotation, Record
 
 SIDECAR = "leuko.json"
-
-
-@contextmanager
-def _reading(folder: Path, where: str = "") -> Iterator[None]:
-    """Turn whatever a broken sidecar makes the block raise into a LeukoError that names it."""
-    try:
-        yield
-    except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
-        raise LeukoError(f"{folder / SIDECAR}: {where}broken ({error}); restore or remove the file") from error
+_SECTIONS = {"category_ids": dict[str, int], "ids": dict[str, dict[str, int]], "images": dict[str, dict]}
 
 
 def read(folder: Path) -> dict[str, dict]:
     """The sections of a folder's sidecar; {} without one. Raises LeukoError."""
-    if not (folder / SIDECAR).is_file():
-        return {}
-    content = read_json(folder / SIDECAR)
-    with _reading(folder):
-        if wrong := [key for key, section in content.items() if not isinstance(section, dict)]:
-            raise TypeError(f'"{wrong[0]}" is not a mapping')
-        return content
+    file = folder / SIDECAR
+    content = read_json(file) if file.is_file() else {}
+    if problem := misfit(content, _SECTIONS, optional=_SECTIONS, more=True):
+        raise LeukoError(f"{file}: {problem}; restore or remove the file")
+    return content
 
 
 def read_near(folder: Path) -> tuple[Path, dict[str, dict]]:
     """The folder of a data set that holds the images in ``folder``, at most two levels up, and its sidecar."""
     root = next((p for p in (folder, *list(folder.parents)[:2]) if (p / SIDECAR).is_file()), folder)
     return root, read(root)
-
-
-def ids(folder: Path, content: dict[str, dict], *keys: str) -> dict[str, int]:
-    """The ids by name in ``content[key]...``; LeukoError if they are not whole numbers."""
-    with _reading(folder, f"{keys[0]}: "):
-        entries = content
-        for key in keys:
-            entries = entries.get(key, {})
-        if not all(type(number) is int for number in entries.values()):
-            raise TypeError("does not map names to whole numbers")
-    return entries
 
 
 def update(folder: Path, **sections: dict) -> None:
@@ -98,13 +77,16 @@ def add_to(record: Record, root: Path, content: dict[str, dict], warnings: list[
     about = content.get("images", {}).get(record.image.relative_to(root).as_posix())
     if about is None:
         return
-    with _reading(root, f"{record.image.name}: "):
+    try:
         record.id, record.group = about.get("id"), str(about.get("group", ""))
-        if type(record.id) not in (int, type(None)):
+        if not fits(record.id, int | None):
             raise TypeError(f"id {record.id!r:.40} is not a whole number")
         record.factors = tuple(map(str, about.get("factors", ())))
         cells = [_of_cell(cell) for cell in about.get("cells", ())]
         crowds = [_crowd(i, crowd) for i, crowd in enumerate(about.get("crowds", ()), 1)]
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+        place = f"{root / SIDECAR}: {record.image.name}"
+        raise LeukoError(f"{place}: broken ({error}); restore or remove the file") from error
     if cells and len(cells) != len(record.annotations):
         problem = f"describes {len(cells)} cells, the label file {len(record.annotations)}"
         action = "their factors and attributes are left out"

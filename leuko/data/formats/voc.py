@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
@@ -20,8 +20,7 @@ from ...io import make_folder, parse_json, read_list, read_text, read_xml, write
 from ..dataset import Dataset, LabelWarning, Sample
 from ..images import is_hidden, is_image, list_images
 from . import sidecar
-from .files import inside, spelled
-from .place import check_names, place_images
+from .files import check_names, inside, place_images, spelled
 from .records import Annotation, Labels, Problems, ReadOptions, Record, read_names
 
 IMAGES, PART = "JPEGImages", "ImageSets/Main/{split}.txt"
@@ -60,8 +59,8 @@ def parse(part: Path, problems: Problems, options: ReadOptions) -> Labels:
     """Read the annotations of a folder, or those that a list of stems or of image paths names."""
     labels = Labels()
     root = _root(part)
-    images = _Images(_annotations(root), labels.hidden)
-    for file, image in annotation_files(part, labels.hidden):
+    images = _Images(root, labels.hidden)
+    for file, image in annotation_files(part):
         if not file.is_file():
             remedy = "label it, or save it in LabelImg without objects if it has no cells"
             problems.add("annotation", f"{part}: {file.stem}: no annotation {file}; {remedy}")
@@ -79,32 +78,22 @@ def parse(part: Path, problems: Problems, options: ReadOptions) -> Labels:
     if (classes := root / "classes.txt").is_file():
         labels.names = read_names(classes)
     extra = sidecar.read(root)
-    labels.categories = sidecar.ids(root, extra, "category_ids")
+    labels.categories = extra.get("category_ids", {})
     if not part.is_dir():
-        ids = sidecar.ids(root, extra, "ids", part.stem)
+        ids = extra.get("ids", {}).get(part.stem, {})
         for record in labels.records:
             record.id = ids.get(record.image.name)
     elif not labels.records:
         problems.add("empty", f"{part}: no annotations (.xml); label images with LabelImg or name another folder")
     else:
         labelled = {record.image for record in labels.records}
-        for image in images.all(labels.records[0].file):
-            if image not in labelled:
-                action = "left out (not known to be empty)"
-                labels.warnings.append(LabelWarning(image, "annotation", "the image has none", action))
+        action = "left out (not known to be empty)"
+        others = (image for image in images.found if image not in labelled)
+        labels.warnings += [LabelWarning(image, "annotation", "the image has none", action) for image in others]
     return labels
 
 
-def class_names(parts: Iterable[Path]) -> set[str]:
-    """The class names in all parts; those of files that cannot be parsed, an error when they are read, are missing."""
-    names: set[str] = set()
-    for file in {file for part in parts for file, _ in annotation_files(part) if file.is_file()}:
-        with suppress(LeukoError):
-            names |= {_text(element, "name") for element in _read(file).iterfind("object")}
-    return names
-
-
-def annotation_files(part: Path, hidden: list[Path] | None = None) -> Iterator[tuple[Path, Path | None]]:
+def annotation_files(part: Path) -> Iterator[tuple[Path, Path | None]]:
     """Yield (annotation, its image, or None where that is to be found by name) of a folder or list.
 
     Raises LeukoError where an entry of a list leaves the data set's folder.
@@ -112,7 +101,7 @@ def annotation_files(part: Path, hidden: list[Path] | None = None) -> Iterator[t
     root = _root(part)
     folder = _annotations(root) or root
     if part.is_dir():
-        yield from ((file, None) for file in _xml_files(folder, hidden))
+        yield from ((file, None) for file in _xml_files(folder))
         return
     for line in read_text(part).splitlines():
         name = line.strip()
@@ -141,54 +130,49 @@ def _root(part: Path) -> Path:
     return next((p for p in part.absolute().parents if _annotations(p)), part.parent)
 
 
-def _xml_files(folder: Path, hidden: list[Path] | None = None) -> list[Path]:
+def _xml_files(folder: Path) -> list[Path]:
     """The annotations in a folder and, if it is one of annotations only, in its sub-folders (CVAT)."""
-    found = []
-    for path in folder.rglob("*") if folder.name in ANNOTATION_FOLDERS else folder.iterdir():
-        if path.suffix.lower() == ".xml":
-            is_passed_over = any(map(is_hidden, path.relative_to(folder).parts))
-            (found if not is_passed_over else hidden if hidden is not None else []).append(path)
-    return sorted(found)
+    paths = folder.rglob("*") if folder.name in ANNOTATION_FOLDERS else folder.iterdir()
+    files = (path for path in paths if path.suffix.lower() == ".xml")
+    return sorted(file for file in files if not any(map(is_hidden, file.relative_to(folder).parts)))
 
 
 class _Images:
-    """The images that belong to the annotations of a ``folder`` of these, or to those beside them."""
+    """The images of a data set, in the folder of images beside its annotations, or beside each annotation."""
 
-    def __init__(self, folder: Path | None, hidden: list[Path]) -> None:
-        self.folder, self.hidden = folder, hidden
-        self.by_folder: dict[Path, dict[str, list[Path]]] = {}
+    def __init__(self, root: Path, hidden: list[Path]) -> None:
+        self.root, self.annotations = root, _annotations(root) or root
+        self.folder = next(root / name for name in IMAGE_FOLDERS if (root / name).is_dir())
+        self.hidden = hidden
 
-    def _by_stem(self, file: Path) -> dict[str, list[Path]]:
-        """The images near an annotation by stem and, where they are in sub-folders, by path without suffix."""
-        root = self.folder.parent if self.folder else file.parent
-        if root not in self.by_folder:
-            folder = next(root / name for name in IMAGE_FOLDERS if (root / name).is_dir())
-            by_stem = self.by_folder[root] = defaultdict(list)
-            for image in list_images(folder, recursive=folder != root, hidden=self.hidden):
-                path = spelled(image.relative_to(folder).with_suffix("").as_posix())
-                for name in {path, spelled(image.stem)}:
-                    by_stem[name].append(image)
-        return self.by_folder[root]
+    @cached_property
+    def found(self) -> list[Path]:
+        """All of them."""
+        return list_images(self.folder, recursive=self.folder != self.root, hidden=self.hidden)
 
-    def all(self, file: Path) -> list[Path]:
-        """All images near an annotation."""
-        return sorted({image for images in self._by_stem(file).values() for image in images})
+    @cached_property
+    def by_stem(self) -> dict[str, list[Path]]:
+        """They by their names without suffix."""
+        by_stem = defaultdict(list)
+        for image in self.found:
+            by_stem[spelled(image.stem)].append(image)
+        return by_stem
 
     def of(self, file: Path, name: str) -> Path:
-        """The image of an annotation: the one with its path, else its stem; ``name``, its ``filename``, decides between
-        several, or is used instead. Raises LeukoError."""
-        by_stem = self._by_stem(file)
-        place = file.relative_to(self.folder) if self.folder else Path(file.name)
-        same_stem = by_stem.get(spelled(place.with_suffix("").as_posix())) or by_stem.get(spelled(file.stem), [])
-        of_name = same_stem or by_stem.get(spelled(Path(name).stem), [])
-        same_name = [p for p in of_name if spelled(p.name) == spelled(name)]
-        if len(same_stem) > 1 and len(same_name) != 1:
-            raise LeukoError(f"{file}: several images fit ({', '.join(map(str, same_stem))}); keep one")
-        if not same_stem and not same_name:
-            raise LeukoError(
-                f'{file}: filename "{name}": no image called {file.stem}; add the image or remove the file'
-            )
-        return (same_name or same_stem)[0]
+        """The image of an annotation: the one of its stem, in the same sub-folder if there is one; ``name``, its
+        ``filename``, decides between several, or is used instead. Raises LeukoError."""
+        same_stem = self.by_stem.get(spelled(file.stem), [])
+        place = spelled(str(file.relative_to(self.annotations).parent))
+        same_place = [p for p in same_stem if spelled(str(p.relative_to(self.folder).parent)) == place]
+        fitting = same_place or same_stem or self.by_stem.get(spelled(Path(name).stem), [])
+        same_name = [p for p in fitting if spelled(p.name) == spelled(name)]
+        images = same_name or (same_stem and fitting)
+        if len(images) > 1:
+            raise LeukoError(f"{file}: several images fit ({', '.join(map(str, images))}); keep one")
+        if not images:
+            remedy = "add the image or remove the file"
+            raise LeukoError(f'{file}: filename "{name}": no image called {file.stem}; {remedy}')
+        return images[0]
 
 
 def _read(file: Path) -> Element:

@@ -21,8 +21,7 @@ from ...io import io_errors_as, make_folder, read_list, read_text, read_yaml, wr
 from ..dataset import Dataset, LabelWarning, Sample
 from ..images import is_hidden, is_image, list_images
 from . import sidecar
-from .files import ImageFinder, spelled
-from .place import check_names, place_images
+from .files import ImageFinder, check_names, place_images, spelled
 from .records import Annotation, Labels, Problems, ReadOptions, Record, parse_names, read_names
 
 IMAGES = PART = "images/{split}"
@@ -73,17 +72,13 @@ def label_folder(images: Path) -> Path:
     return images
 
 
-def _label_files(images: Path, hidden: list[Path] | None = None) -> dict[str, list[Path]]:
+def _label_files(images: Path) -> dict[str, list[Path]]:
     """The text files that may be labels of the images in a folder, by stem: in its folder of labels, and beside."""
     by_stem = defaultdict(list)
     with io_errors_as("read", images):
         for folder in dict.fromkeys((label_folder(images), images)):
             for file in sorted(folder.iterdir()) if folder.is_dir() else ():
-                if file.suffix.lower() != ".txt" or file.name in _CLASS_FILES:
-                    continue
-                if is_hidden(file.name):
-                    (hidden if hidden is not None else []).append(file)
-                else:
+                if file.suffix.lower() == ".txt" and file.name not in _CLASS_FILES and not is_hidden(file.name):
                     by_stem[spelled(file.stem)].append(file)
     return by_stem
 
@@ -98,7 +93,7 @@ def parse(part: Path, problems: Problems, options: ReadOptions) -> Labels:
     if images and not labels.names:
         raise LeukoError(f'{part}: YOLO labels without class names; write a data.yaml with "names: [NG, BG, ...]"')
     folders = dict.fromkeys(image.parent for image in images)
-    files = {folder: _label_files(folder, labels.hidden) for folder in folders}
+    files = {folder: _label_files(folder) for folder in folders}
     sidecars = {folder: sidecar.read_near(folder) for folder in folders}
     if images and not any(spelled(image.stem) in files[image.parent] for image in images):
         where = label_folder(images[0].parent)
@@ -120,8 +115,8 @@ def parse(part: Path, problems: Problems, options: ReadOptions) -> Labels:
     _add_annotations(part, rows, labels, options)
     for record in labels.records:
         sidecar.add_to(record, *sidecars[record.image.parent], labels.warnings)
-    for root, content in sidecars.values():
-        labels.categories |= sidecar.ids(root, content, "category_ids")
+    for _, content in sidecars.values():
+        labels.categories |= content.get("category_ids", {})
     if part.is_dir():
         for file in _orphans(part, folders, image_of):
             remedy = "add the image or remove the label file"

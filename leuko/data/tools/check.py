@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 
-from ...detections import MAX_DETECTIONS
 from ...errors import LeukoError
 from ...ops.box_iou import box_iou
 from .. import source
@@ -51,7 +50,7 @@ def check(src: str | Path, pixels: bool = True, progress: bool = False) -> tuple
         findings += [_of_warning(warning, split) for warning in dataset.warnings]
         findings += [Finding("the whole split", note, (split,), images=note.images) for note in dataset.notes]
     images = _distinct(datasets)
-    for examine in (_sizes, _same_boxes, _crowded, _missing):
+    for examine in (_sizes, _same_boxes, _missing):
         findings += examine(images)
     for examine in (_classes, _shared, _unlabelled):
         findings += examine(datasets)
@@ -134,13 +133,6 @@ def _same_boxes(images: Sequence[_Image]) -> Iterator[Finding]:
             kind = "nearly the same box" + (", two types" if len(names) == 2 else "")
             problem = f"{_shown(pair[0])} and {_shown(pair[1])} are nearly the same box"
             yield image.finding(kind, problem, type=" and ".join(names), cells=pair)
-
-
-def _crowded(images: Sequence[_Image]) -> Iterator[Finding]:
-    """Images with more cells than detectors find by default."""
-    for image in images:
-        if (cells := int((~image.sample.crowd).sum())) > MAX_DETECTIONS:
-            yield image.finding("more cells than are detected", f"{cells} cells are labelled, over {MAX_DETECTIONS}")
 
 
 def _missing(images: Sequence[_Image]) -> Iterator[Finding]:
