@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -159,11 +160,13 @@ def test_equal_images_of_one_name_keep_their_own_labels(tmp_path, pictures, name
     assert twin.read_bytes() == again.samples[1].image.read_bytes()
 
 
-@pytest.mark.parametrize(("origin", "corner"), [(0, "<xmin>10</xmin>"), (1, "<xmin>11</xmin>")])
-def test_voc_origins(tmp_path, plain, origin, corner):
-    voc.write(plain, tmp_path, "train", voc_origin=origin)
-    assert corner in (tmp_path / "Annotations" / "1.xml").read_text()
-    (tmp_path / "data.yaml").write_text(f"train: ImageSets/Main/train.txt\nvoc_origin: {origin}\n")
+def test_voc_of_the_official_convention(tmp_path, plain):
+    """The first and the last pixel inside the box, counted from 1."""
+    voc.write(plain, tmp_path, "train")
+    for file in (tmp_path / "Annotations").iterdir():
+        one_more = re.sub("<([xy]min)>([0-9.]+)<", lambda hit: f"<{hit[1]}>{float(hit[2]) + 1}<", file.read_text())
+        file.write_text(one_more)
+    (tmp_path / "data.yaml").write_text("train: ImageSets/Main/train.txt\nvoc_origin: 1\n")
     assert_same(plain, load(tmp_path, "train"))
 
 

@@ -194,7 +194,7 @@ BAD = {  # what is wrong: (format, how to do it, what the message must say)
     "yaml key": (
         "yolo",
         lambda d: (d / "data.yaml").write_text("nmes: [NG]\n"),
-        ('data.yaml: unknown key "nmes"', '"names"?'),
+        ('data.yaml: unknown "nmes"', '"names"?'),
     ),
     "yaml broken": ("yolo", lambda d: (d / "data.yaml").write_text("a: b\n- c\n"), ("data.yaml: line 2: broken YAML",)),
     "yaml bomb": ("yolo", lambda d: (d / "data.yaml").write_text("a: &a [b]\nc: [*a, *a]\n"), ("line 2", "aliases")),
@@ -224,7 +224,11 @@ BAD = {  # what is wrong: (format, how to do it, what the message must say)
         lambda d: (d / "data.yaml").write_text("train: train.json\nsplits: {train: other.json}\n"),
         ("data.yaml: train: is given on its own and under splits", "leave one out"),
     ),
-    "yaml format": ("yolo", lambda d: (d / "data.yaml").write_text(YAML + "format: yol\n"), ("'yol'", '"yolo"?')),
+    "yaml format": (
+        "yolo",
+        lambda d: (d / "data.yaml").write_text(YAML + "format: yol\n"),
+        ("format: 'yol' is not voc or coco or yolo",),
+    ),
     "yaml unclear": (
         "yolo",
         lambda d: (d / "data.yaml").write_text("train: label\n"),

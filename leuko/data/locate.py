@@ -21,13 +21,13 @@ A folder has Annotations/, *.json, images/ + labels/, or sub-folders train/, val
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, get_args, get_origin, get_type_hints
+from typing import Literal, get_origin, get_type_hints
 
-from ..errors import LeukoError, nearest
+from ..errors import LeukoError
 from ..io import io_errors_as, read_list, read_yaml
+from ..kinds import misfit
 from .formats import FORMATS, coco, voc
 from .formats.records import Labels, Problems, ReadOptions, parse_names
 from .images import is_hidden, is_image, list_images
@@ -36,12 +36,23 @@ YAML_FILES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 _ORDER = ("train", "val", "test")
 _ALIASES = {"train": "train", "training": "train", "test": "test", "testing": "test"}
 _ALIASES |= {"val": "val", "valid": "val", "validation": "val"}
-_CHOICES = {"format": ("", *FORMATS)} | {  # keys of a data YAML that take one of a few words, the default first
-    key: get_args(hint) for key, hint in get_type_hints(ReadOptions).items() if get_origin(hint) is Literal
+_NAME = str | int  # which YAML makes of a name of digits
+_PATHS = _NAME | list[_NAME]
+_CHOICES = {key: hint for key, hint in get_type_hints(ReadOptions).items() if get_origin(hint) is Literal}
+_KINDS = {  # of the values of a data YAML
+    "path": _NAME,
+    **dict.fromkeys(_ORDER, _PATHS),
+    "splits": dict[_NAME, _PATHS],
+    "names": object,
+    "nc": int,
+    "ignore": _PATHS,
+    "map": str | dict[_NAME, str],
+    "types": _NAME,
+    "format": Literal[tuple(FORMATS)],
+    **_CHOICES,
 }
-_KEYS = ("path", *_ORDER, "splits", "names", "nc", "ignore", "map", "types", *_CHOICES)
-_FOREIGN_KEYS = ("download", "roboflow", "channels", "flip_idx", "kpt_names", "task")  # without a meaning here
 _POSE = "kpt_shape"  # Ultralytics' key of key points
+_FOREIGN = dict.fromkeys(("download", "roboflow", "channels", _POSE, "flip_idx", "kpt_names", "task"), object)
 _EXPECTED = "expected Annotations/ (VOC), a COCO .json, images/ + labels/ (YOLO), or a data YAML"
 
 
@@ -175,24 +186,16 @@ def _part(path: Path, form: str = "") -> tuple[str, Path]:
 
 
 def _from_yaml(file: Path) -> Source:
-    keys = read_yaml(file)
-    for key in keys:
-        if key not in (*_KEYS, *_FOREIGN_KEYS, _POSE):
-            raise LeukoError(f'{file}: unknown key "{key}"{nearest(str(key), _KEYS)}; the keys are {", ".join(_KEYS)}')
+    keys = {key: value for key, value in read_yaml(file).items() if value is not None}
+    if problem := misfit(keys, _KINDS | _FOREIGN, optional=keys):
+        raise LeukoError(f"{file}: {problem}; the keys are {', '.join(_KINDS)}")
     names = parse_names(keys.get("names"), file)
     if names and keys.get("nc") not in (None, len(names)):
         raise LeukoError(f"{file}: nc: {keys['nc']}, but {len(names)} names; correct one of them")
-    chosen = {key: keys.get(key) or words[0] for key, words in _CHOICES.items()}
-    for key, words in _CHOICES.items():
-        if chosen[key] not in words:
-            listed = ", ".join(str(word) for word in words if word != "")
-            raise LeukoError(f"{file}: {key}: {chosen[key]!r:.60} is not one of {listed}{_nearest(chosen[key], words)}")
+    chosen = {key: keys[key] for key in _CHOICES if key in keys}
     if _POSE in keys:
         chosen["rows"] = "keypoints"
-    form = chosen.pop("format")
-    extra = keys.get("splits") or {}
-    if not isinstance(extra, dict):
-        raise LeukoError(f"{file}: splits: {extra!r:.60} is not a mapping of split names to files or folders")
+    form, extra = keys.get("format", ""), keys.get("splits", {})
     stated = {key: keys[key] for key in _ORDER if keys.get(key)}
     if both := [name for name in stated if extra.get(name)]:
         remedy = "leave one out, or give both in a list"
@@ -222,20 +225,12 @@ def _from_yaml(file: Path) -> Source:
     parts = {split: [part for _, part in parts] for split, parts in found.items()}
     ignore = [str(value) for value in _as_list(keys.get("ignore"))]
     types = file.parent / str(keys["types"]) if keys.get("types") else None
+    new_names = keys.get("map", {})
+    new_names = {"": new_names} if isinstance(new_names, str) else {str(old): new for old, new in new_names.items()}
+    if not all(new.strip() for new in new_names.values()):
+        raise LeukoError(f"{file}: map: gives a class an empty name; write one")
     options = ReadOptions(root, names, ignore, **chosen)
-    return Source(file, formats.pop(), parts, options, _new_names(file, keys.get("map")), types, missing)
-
-
-def _new_names(file: Path, names: object) -> dict[str, str]:
-    """What ``map`` says: new names by old ones, or, by "", one name for all classes."""
-    names = {"": names} if isinstance(names, str) else names or {}
-    if not isinstance(names, dict) or not all(isinstance(name, str) and name.strip() for name in names.values()):
-        raise LeukoError(f"{file}: map: {names!r:.60} is neither a name for all classes nor new names by old ones")
-    return {str(old): new.strip() for old, new in names.items()}
-
-
-def _nearest(word: object, words: Sequence[object]) -> str:
-    return nearest(str(word), [str(each) for each in words if each != ""])
+    return Source(file, formats.pop(), parts, options, new_names, types, missing)
 
 
 def _as_list(value: object) -> list:
