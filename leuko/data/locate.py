@@ -28,6 +28,7 @@ from typing import Literal, get_origin, get_type_hints
 from ..errors import LeukoError
 from ..io import io_errors_as, read_list, read_yaml
 from ..kinds import misfit
+from .dataset import Note
 from .formats import FORMATS, coco, voc
 from .formats.records import Labels, Problems, ReadOptions, parse_names
 from .images import is_hidden, is_image, list_images
@@ -36,6 +37,7 @@ YAML_FILES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 _ORDER = ("train", "val", "test")
 _ALIASES = {"train": "train", "training": "train", "test": "test", "testing": "test"}
 _ALIASES |= {"val": "val", "valid": "val", "validation": "val"}
+_POSE = "kpt_shape"  # Ultralytics' key of key points
 _NAME = str | int  # which YAML makes of a name of digits
 _PATHS = _NAME | list[_NAME]
 _CHOICES = {key: hint for key, hint in get_type_hints(ReadOptions).items() if get_origin(hint) is Literal}
@@ -50,9 +52,9 @@ _KINDS = {  # of the values of a data YAML
     "types": _NAME,
     "format": Literal[tuple(FORMATS)],
     **_CHOICES,
+    **dict.fromkeys(("download", "roboflow", "channels", "task"), object),  # of other tools
+    **dict.fromkeys((_POSE, "flip_idx", "kpt_names"), object),
 }
-_POSE = "kpt_shape"  # Ultralytics' key of key points
-_FOREIGN = dict.fromkeys(("download", "roboflow", "channels", _POSE, "flip_idx", "kpt_names", "task"), object)
 _EXPECTED = "expected Annotations/ (VOC), a COCO .json, images/ + labels/ (YOLO), or a data YAML"
 
 
@@ -105,20 +107,21 @@ class Source:
         """The name that the data YAML gives to a class."""
         return self.new_names.get(name, self.new_names.get("", name))
 
-    def parse(self, split: str, problems: Problems) -> list[Labels]:
+    def parse(self, split: str, problems: Problems) -> Labels:
         """Read the label files of a split, with the new names of classes; where the first part lists the classes, that
         list is for all."""
-        labels: list[Labels] = []
-        for part in self.splits[split]:
-            names = self.options.names or (labels[0].names if labels else {})
-            options = replace(self.options, names=names, root=_root_of(part, self.options.root))
-            labels.append(FORMATS[self.format].parse(part, problems, options))
-            labels[-1].names = names or labels[-1].names
-        for part in labels if self.new_names else ():
-            part.rename(self.new_name)
+        whole = Labels(names=self.options.names)
+        for number, part in enumerate(self.splits[split]):
+            options = replace(self.options, names=whole.names, root=_root_of(part, self.options.root))
+            labels = FORMATS[self.format].parse(part, problems, options)
+            if number == 0:
+                whole.names = whole.names or labels.names
+            whole.add(labels)
+        if self.new_names:
+            whole.rename(self.new_name)
         if split == next(iter(self.splits)):
-            labels[0].notes += [f"{message}; the split is left out" for message in self.missing.values()]
-        return labels
+            problems.notes += [Note(f"{message}; the split is left out") for message in self.missing.values()]
+        return whole
 
 
 @io_errors_as("read")
@@ -187,8 +190,8 @@ def _part(path: Path, form: str = "") -> tuple[str, Path]:
 
 def _from_yaml(file: Path) -> Source:
     keys = {key: value for key, value in read_yaml(file).items() if value is not None}
-    if problem := misfit(keys, _KINDS | _FOREIGN, optional=keys):
-        raise LeukoError(f"{file}: {problem}; the keys are {', '.join(_KINDS)}")
+    if problem := misfit(keys, _KINDS, optional=_KINDS):
+        raise LeukoError(f"{file}: {problem}; its keys are in docs/data.md")
     names = parse_names(keys.get("names"), file)
     if names and keys.get("nc") not in (None, len(names)):
         raise LeukoError(f"{file}: nc: {keys['nc']}, but {len(names)} names; correct one of them")

@@ -27,28 +27,21 @@ ROUNDING = 0.05  # pixels; beyond the border by less than this is the rounding o
 
 def validate(
     source: Path,
-    labels: Sequence[Labels],
+    labels: Labels,
     problems: Problems,
     options: ReadOptions,
-    *,
-    names: Sequence[str] = (),
     types: Sequence[str] | None = None,
     other_names: Iterable[str] = (),
 ) -> Dataset:
     """Check the content of one split's files and make it a data set.
 
-    ``source`` is what the user named, for messages. ``names`` are the classes in order, where they are listed;
-    otherwise they are COCO's categories, or the classes found here and, as ``other_names``, in the source's other
-    splits. ``types`` are the classes that the caller wants, matched by name. Classes in ``options.ignore`` are left out
-    and counted. Raises LeukoError.
+    ``source`` is what the user named, for messages. Its classes are the names listed, else COCO's categories, or those
+    found here and, as ``other_names``, in the source's other splits. ``types`` are the classes that the caller wants,
+    matched by name. Classes in ``options.ignore`` are left out and counted. Raises LeukoError.
     """
-    records, ignore = [record for part in labels for record in part.records], options.ignore
-    # Of several COCO files the first one's ids are kept, those of later ones where they are free.
-    category_ids: dict[str, int] = {}
-    for name, number in (item for part in labels for item in part.categories.items()):
-        taken = category_ids.values()
-        category_ids.setdefault(name, number if number not in taken else max(taken) + 1)
-    every = {*names, *other_names, *(name for part in labels for name in part.class_names())}
+    records, category_ids, ignore = labels.records, labels.categories, options.ignore
+    names = list(dict.fromkeys(labels.names.values()))
+    every = {*names, *other_names, *labels.class_names()}
     for name in ignore:
         if name not in every:
             raise LeukoError(f'{source}: ignore: no class is called "{name}"{nearest(name, every)}; correct the name')
@@ -65,7 +58,7 @@ def validate(
     if len(ids) < len(records) or None in ids:  # ids of several COCO files may clash
         for number, record in enumerate(records, 1):
             record.id = number
-    dataset = Dataset(types, [], [], [w for part in labels for w in part.warnings], dict.fromkeys(ignore, 0))
+    dataset = Dataset(types, [], [], problems.warnings, dict.fromkeys(ignore, 0))
     checker = _Checker(known, dataset, problems, options)
     for record in records:
         with problems.catch("image", f"{_place(record)}: image"):
@@ -78,9 +71,7 @@ def validate(
         if name not in category_ids:
             category_ids[name] = free = free + 1
     dataset.category_ids = [category_ids[name] for name in types]
-    dataset.notes = [Note(note) for part in labels for note in part.notes] + checker.notes()
-    if hidden := [file for part in labels for file in part.hidden]:
-        dataset.notes.append(Note(f"{_images(hidden)} left out, as hidden or a system's own", hidden))
+    dataset.notes = problems.notes + checker.notes()
     return dataset
 
 
@@ -116,6 +107,7 @@ class _Checker:
         notes = [
             Note(f"{number} cells of the class {name} are left out, as the data YAML says")
             for name, number in self.dataset.ignored.items()
+            if number
         ]
         if crowds := self.dataset.crowds():
             remedy = '"crowds: cells" in a data YAML takes each as a cell'
@@ -125,6 +117,8 @@ class _Checker:
             remedy = '"exif: turned" in a data YAML says that labels belong to the turned view, "exif: stored" that not'
             text = f"{_images(self.turned)} with an EXIF orientation, which is ignored; {remedy}"
             notes.append(Note(text, self.turned))
+        if hidden := self.problems.hidden:
+            notes.append(Note(f"{_images(hidden)} left out, as hidden or a system's own", hidden))
         if self.paged:
             text = f"{_images(self.paged)} with more than one page, of which the first is read"
             notes.append(Note(text, self.paged))

@@ -18,7 +18,7 @@ import numpy as np
 from ...errors import LeukoError
 from ...io import io_errors_as, make_folder, read_json, write_text
 from ...kinds import fits, misfit
-from ..dataset import Dataset
+from ..dataset import Dataset, Note
 from ..images import is_hidden
 from .files import ImageFinder, place_images
 from .records import Annotation, Labels, Problems, ReadOptions, Record
@@ -109,7 +109,8 @@ def parse(part: Path, problems: Problems, options: ReadOptions) -> Labels:
             if (image := _whole(entry, "image_id")) not in records:
                 raise LeukoError(f"image_id {image} is not among the images; correct it or remove the annotation")
             records[image].annotations.append(_annotation(where, entry, names))
-    labels = Labels(list(records.values()), notes=finder.notes())
+    problems.notes += finder.notes()
+    labels = Labels(list(records.values()))
     labels.categories = {name: number for number, name in sorted(names.items())}
     form = options.bbox or _bbox_form(part, labels.records)
     if form == "xyxy":
@@ -117,7 +118,7 @@ def parse(part: Path, problems: Problems, options: ReadOptions) -> Labels:
             record.annotations = [a._replace(box=_as_corners(a.box)) for a in record.annotations]
         if not options.bbox:
             said = 'as "bbox: xyxy" in a data YAML would say'
-            labels.notes.append(f"{part}: its boxes are corners (x0 y0 x1 y1), {said}")
+            problems.notes.append(Note(f"{part}: its boxes are corners (x0 y0 x1 y1), {said}"))
     return labels
 
 

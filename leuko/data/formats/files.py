@@ -14,6 +14,7 @@ from urllib.parse import unquote
 
 from ...errors import LeukoError
 from ...io import io_errors_as, make_folder
+from ..dataset import Note
 from ..images import list_images
 
 
@@ -72,12 +73,13 @@ class ImageFinder:
             raise LeukoError(f'"{name}" leaves the data set\'s folder, {self.root}; name an image inside it')
         return paths[0]
 
-    def notes(self) -> list[str]:
+    def notes(self) -> list[Note]:
         """A line about the images that were found elsewhere, if there are any."""
         if not self.moved:
             return []
         name, image = self.moved[0]
-        return [f"{len(self.moved)} images lie elsewhere than their label files say, such as {image} for {name}"]
+        text = f"{len(self.moved)} images lie elsewhere than their label files say, such as {image} for {name}"
+        return [Note(text, (image for _, image in self.moved))]
 
 
 def _shared(one: Sequence[str], other: Sequence[str]) -> int:

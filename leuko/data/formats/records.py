@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 from ...errors import LeukoError
 from ...io import read_text
-from ..dataset import LabelWarning
+from ..dataset import LabelWarning, Note
 
 
 class Annotation(NamedTuple):
@@ -48,16 +48,19 @@ class Record:
 
 @dataclass
 class Labels:
-    """The content of one folder, list or COCO file. ``names`` are its classes by index, where a ``classes.txt`` lists
-    them; ``categories`` maps class names to ids, where there are ids. ``notes`` tell, one line each, what holds for the
-    whole; ``hidden`` are the images that were passed over (see ``images.is_hidden``)."""
+    """The content of folders, lists or COCO files. ``names`` are the classes by index, where a ``classes.txt`` lists them;
+    ``categories`` maps class names to ids, where there are ids."""
 
     records: list[Record] = field(default_factory=list)
     names: dict[int, str] = field(default_factory=dict)
     categories: dict[str, int] = field(default_factory=dict)
-    warnings: list[LabelWarning] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    hidden: list[Path] = field(default_factory=list)
+
+    def add(self, other: Labels) -> None:
+        """Add the records and categories of another part; its ids are kept where they are free."""
+        self.records += other.records
+        for name, number in other.categories.items():
+            taken = self.categories.values()
+            self.categories.setdefault(name, number if number not in taken else max(taken) + 1)
 
     def class_names(self) -> set[str]:
         """The names of its categories and of its objects' classes."""
@@ -92,13 +95,18 @@ class ReadOptions:
 
 
 class Problems:
-    """Errors met while a data set is read. One of them is raised, with the number of others of its kind.
+    """What is met while a data set is read: errors, of which one is raised, with the number of others of its kind;
+    ``warnings`` of what was fixed or left out, ``notes`` of what holds for a whole split, and ``hidden`` images, which
+    were passed over (see ``images.is_hidden``).
 
-    With ``collect`` none is raised, and what can be read is read (for ``leuko data check``).
+    With ``collect`` no error is raised, and what can be read is read (for ``leuko data check``).
     """
 
     def __init__(self, collect: bool = False) -> None:
         self.by_kind: dict[str, list[str]] = {}
+        self.warnings: list[LabelWarning] = []
+        self.notes: list[Note] = []
+        self.hidden: list[Path] = []
         self.collect = collect
 
     def add(self, kind: str, message: str) -> None:

@@ -59,7 +59,7 @@ def parse(part: Path, problems: Problems, options: ReadOptions) -> Labels:
     """Read the annotations of a folder, or those that a list of stems or of image paths names."""
     labels = Labels()
     root = _root(part)
-    images = _Images(root, labels.hidden)
+    images = _Images(root, problems.hidden)
     for file, image in annotation_files(part):
         if not file.is_file():
             remedy = "label it, or save it in LabelImg without objects if it has no cells"
@@ -89,7 +89,7 @@ def parse(part: Path, problems: Problems, options: ReadOptions) -> Labels:
         labelled = {record.image for record in labels.records}
         action = "left out (not known to be empty)"
         others = (image for image in images.found if image not in labelled)
-        labels.warnings += [LabelWarning(image, "annotation", "the image has none", action) for image in others]
+        problems.warnings += [LabelWarning(image, "annotation", "the image has none", action) for image in others]
     return labels
 
 

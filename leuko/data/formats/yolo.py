@@ -89,7 +89,7 @@ def parse(part: Path, problems: Problems, options: ReadOptions) -> Labels:
     ``options.names`` are the class names by index; without them a ``classes.txt`` among the labels or above is read.
     """
     labels = Labels(names=options.names or _names_beside(part))
-    images = _images(part, labels, options)
+    images = _images(part, problems, options)
     if images and not labels.names:
         raise LeukoError(f'{part}: YOLO labels without class names; write a data.yaml with "names: [NG, BG, ...]"')
     folders = dict.fromkeys(image.parent for image in images)
@@ -106,15 +106,15 @@ def parse(part: Path, problems: Problems, options: ReadOptions) -> Labels:
             record = Record(file or image, image, [], relative=True)
             if file is None:
                 action = "taken as an image without cells"
-                labels.warnings.append(LabelWarning(image, f"label file {image.stem}.txt", "missing", action))
+                problems.warnings.append(LabelWarning(image, f"label file {image.stem}.txt", "missing", action))
             elif (other := image_of.setdefault(file, image)) is not image:
                 raise LeukoError(f"shares the labels {file} with {other.name}; keep one of them, or rename it")
             else:
                 rows += _rows(record, labels.names, problems)
             labels.records.append(record)
-    _add_annotations(part, rows, labels, options)
+    _add_annotations(part, rows, problems, options)
     for record in labels.records:
-        sidecar.add_to(record, *sidecars[record.image.parent], labels.warnings)
+        sidecar.add_to(record, *sidecars[record.image.parent], problems.warnings)
     for _, content in sidecars.values():
         labels.categories |= content.get("category_ids", {})
     if part.is_dir():
@@ -124,9 +124,9 @@ def parse(part: Path, problems: Problems, options: ReadOptions) -> Labels:
     return labels
 
 
-def _images(part: Path, labels: Labels, options: ReadOptions) -> list[Path]:
+def _images(part: Path, problems: Problems, options: ReadOptions) -> list[Path]:
     if part.is_dir():
-        return list_images(part, recursive=True, hidden=labels.hidden)
+        return list_images(part, recursive=True, hidden=problems.hidden)
     finder = ImageFinder(options.root)
     images = []
     for line in read_list(part):
@@ -134,7 +134,7 @@ def _images(part: Path, labels: Labels, options: ReadOptions) -> list[Path]:
             images.append(finder.find(line, dict.fromkeys((part.parent, options.root))))
         except LeukoError as error:
             raise LeukoError(f"{part}: {error}") from None
-    labels.notes += finder.notes()
+    problems.notes += finder.notes()
     return images
 
 
@@ -216,7 +216,7 @@ def _parsed(fields: list[str], names: dict[int, str]) -> tuple[str, list[float]]
     return names[int(index)], numbers
 
 
-def _add_annotations(part: Path, rows: Sequence[_Row], labels: Labels, options: ReadOptions) -> None:
+def _add_annotations(part: Path, rows: Sequence[_Row], problems: Problems, options: ReadOptions) -> None:
     """Turn lines into the annotations of their records; what more than four numbers mean is the same in all."""
     long = [row for row in rows if len(row.numbers) > 4]
     meaning = (options.rows or _meaning(part, rows, long)) if long else ""
@@ -240,7 +240,7 @@ def _add_annotations(part: Path, rows: Sequence[_Row], labels: Labels, options: 
     lines: dict[Path, list[int]] = {}
     for row in long:
         lines.setdefault(row.record.file, []).append(row.line)
-    labels.warnings += [
+    problems.warnings += [
         LabelWarning(file, f"line {', '.join(map(str, numbers))}", problem, action) for file, numbers in lines.items()
     ]
 
