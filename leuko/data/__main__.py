@@ -75,63 +75,52 @@ def stats(options: config.StatsOptions) -> None:
 
 def convert(options: config.ConvertOptions) -> None:
     """Write a data set in another format."""
-    _require(options, "to", "the format to write: voc, coco or yolo")
     datasets = rewrite.convert(**vars(options))
-    print(f"{options.dst}: {options.to}")
-    _print_written(options.dst, datasets)
+    _print_written(options.dst, options.to, datasets)
 
 
 def resize(options: config.ResizeOptions) -> None:
     """Write a data set with all images scaled."""
     datasets = rewrite.resize(**vars(options), progress=True)
-    print(f"{options.dst}: longer side {options.size} pixels")
-    _print_written(options.dst, datasets)
+    _print_written(options.dst, f"longer side {options.size} pixels", datasets)
 
 
 def split(options: config.SplitOptions) -> None:
     """Divide a data set anew."""
-    try:
-        ratios = [float(text) for text in options.ratios.split(":")]
-    except ValueError as error:
-        raise LeukoError(f"--ratios: {error}; give numbers with colons between, such as 4:1") from error
-    names = [name.strip() for name in options.names.split(",") if name.strip()]
-    parts = splitter.split(**vars(options) | {"ratios": ratios, "names": names})
+    parts = splitter.split(**vars(options))
     groups = set().union(*(part.groups() for part in parts.values()))
     kept = f"{len(groups)} groups, each in one split" if groups else "no groups (see --group-by)"
-    print(f"{options.dst}: divided anew; {kept}")
-    _print_written(options.dst, parts)
+    _print_written(options.dst, f"divided anew; {kept}", parts)
 
 
 def apply_review(options: config.ReviewOptions) -> None:
     """Write the labels that a person corrected as a data set."""
     rows, datasets = reviewer.apply_review(**vars(options))
-    print(f"{options.dst}: {len(rows)} cells changed, listed in reviewed.csv")
-    _print_written(options.dst, datasets)
+    _print_written(options.dst, f"{len(rows)} cells changed, listed in reviewed.csv", datasets)
 
 
 def factors(options: config.FactorOptions) -> None:
     """Write a data set with an interference factor on every image."""
     _require(options, "factor", "the name of a factor, several separated by commas, or all")
     datasets = draw.put_factor(**vars(options), progress=True)
-    print(f"{options.dst}: {options.factor}, severity {options.severity}")
-    _print_written(options.dst, datasets)
+    _print_written(options.dst, f"{options.factor}, severity {options.severity}", datasets)
 
 
 def compose(options: config.ComposeOptions) -> None:
     """Compose a data set from crops of single cells."""
     _require(options, "donors", "a folder with one folder of crops per class")
     datasets, uncertain = draw.compose(**vars(options), progress=True)
-    print(f"{options.dst}: {options.format}, {options.size}x{options.size} pixels, seed {options.seed}")
     if uncertain:
         print(f"{len(uncertain)} crops gave no cell, since its outline is uncertain, such as {uncertain[0]}")
-    _print_written(options.dst, datasets)
+    about = f"{options.format}, {options.size}x{options.size} pixels, seed {options.seed}"
+    _print_written(options.dst, about, datasets)
 
 
 def synth(options: config.SynthOptions) -> None:
     """Render a data set."""
     datasets = draw.synth(**vars(options), progress=True)
-    print(f"{options.dst}: {options.format}, {options.size}x{options.size} pixels, seed {options.seed}")
-    _print_written(options.dst, datasets)
+    about = f"{options.format}, {options.size}x{options.size} pixels, seed {options.seed}"
+    _print_written(options.dst, about, datasets)
 
 
 # ---------------------------------------------------------------- options and tables
@@ -154,13 +143,13 @@ def _require(options: object, name: str, what: str) -> None:
         raise LeukoError(f"{flag(name)} is missing: give {what}")
 
 
-def _print_written(dst: str, datasets: dict[str, Dataset]) -> None:
-    """Print what a data set that was written holds, and what of its source was changed or left out."""
+def _print_written(dst: str, about: str, datasets: dict[str, Dataset]) -> None:
+    """Print what a data set that was written is and holds, and what of its source was changed or left out."""
+    print(f"{dst}: {about}")
     if (file := Path(dst) / "warnings.txt").is_file():
         print(f"{len(file.read_text(encoding='utf-8').splitlines())} warnings, listed in {file}")
-    if datasets:
-        print("cells and, in brackets, the images that they are on")
-        print(tables.aligned(tables.table1(datasets), head=1))
+    print("cells and, in brackets, the images that they are on")
+    print(tables.aligned(tables.table1(datasets), head=1))
     if rows := statistics.factors(datasets):
         print("\n" + tables.aligned([list(rows[0]), *([str(v) for v in row.values()] for row in rows)], head=1))
 

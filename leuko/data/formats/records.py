@@ -48,8 +48,8 @@ class Record:
 
 @dataclass
 class Labels:
-    """The content of folders, lists or COCO files. ``names`` are the classes by index, where a ``classes.txt`` lists them;
-    ``categories`` maps class names to ids, where there are ids."""
+    """The content of folders, lists or COCO files. ``names`` are the classes by index, where a ``classes.txt`` lists
+    them; ``categories`` maps class names to ids, where there are ids."""
 
     records: list[Record] = field(default_factory=list)
     names: dict[int, str] = field(default_factory=dict)

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -25,8 +25,7 @@ from .findings import ERROR, Finding, TypedBox, grouped
 
 SAME_CELL = 0.8  # IoU above which two boxes are probably one cell's
 USUAL = 2.5  # times larger or smaller than a type's median cell is unusual
-NEARLY_ALL = 0.9  # share of the images that have a class, from which on the others are worth a look
-ALMOST_ALL = 0.98  # the same, from which on its cells were probably forgotten on the others
+NEARLY_ALL = 0.98  # share of the images that have a class, from which on it was probably forgotten on the others
 FEW = 8  # cells of a type below which it has no usual size, images below which a share means nothing
 
 
@@ -143,25 +142,19 @@ def _missing(images: Sequence[_Image]) -> Iterator[Finding]:
     for image, present in zip(images, names, strict=True):
         for name, share in usual.items():
             if name not in present:
-                kind = f"class {'' if share >= ALMOST_ALL else 'perhaps '}missing on an image"
-                percent = min(99, round(100 * share))
-                yield image.finding(kind, f"no {name} is labelled, although {percent} % have one", type=name)
+                problem = f"no {name} is labelled, although {min(99, round(100 * share))} % have one"
+                yield image.finding("class missing on an image", problem, type=name)
         if not present and not usual:
             yield image.finding("image without cells", "no cell is labelled")
 
 
 def _classes(datasets: dict[str, Dataset]) -> Iterator[Finding]:
-    """Classes that no cell has, in one split or in all."""
-    counts = {split: dict(zip(d.types, d.counts(), strict=True)) for split, d in datasets.items()}
-    for name in dict.fromkeys(name for dataset in datasets.values() for name in dataset.types):
-        without = [split for split in datasets if not counts[split].get(name)]
-        if len(without) == len(datasets):
-            yield Finding("unused class", f"class {name}: no cell has it")
-        else:
-            yield from (
-                Finding("class unused in a split", f"class {name}: no cell of {split} has it", (split,))
-                for split in without
-            )
+    """Classes that no cell has."""
+    counts: Counter[str] = Counter()
+    for dataset in datasets.values():
+        counts.update(dict(zip(dataset.types, dataset.counts().tolist(), strict=True)))
+    for name in (name for name, number in counts.items() if not number):
+        yield Finding("unused class", f"class {name}: no cell has it")
 
 
 def _shared(datasets: dict[str, Dataset]) -> Iterator[Finding]:

@@ -22,7 +22,7 @@ from ...synth.dataset import (
     random_picture,
 )
 from ...synth.factors import SEVERITIES, apply_factor
-from ..config import ComposeOptions, SynthOptions
+from ..config import ComposeOptions, FactorOptions, SynthOptions
 from ..dataset import Dataset, Sample
 from ..formats import FORMATS
 from ..images import list_images, read_image
@@ -147,36 +147,27 @@ def _crops(folder: Path) -> dict[str, list[Path]]:
     return crops
 
 
-def put_factor(
-    src: str | Path,
-    dst: str | Path,
-    factor: str,
-    severity: int = 3,
-    *,
-    seed: int = 0,
-    force: bool = False,
-    progress: bool = False,
-) -> dict[str, Dataset]:
+def put_factor(src: str | Path, dst: str | Path, *, progress: bool = False, **options: object) -> dict[str, Dataset]:
     """Write a data set with an interference factor applied to every image and tagged, in its own format.
 
-    The arguments are the options of ``leuko data factors`` (see ``FactorOptions``). A factor of the cell is tagged on
-    the cells that it concerns, a factor of the image on the image. A cell of which ``incomplete`` leaves less than a
-    tenth is dropped.
+    ``options`` are those of ``FactorOptions``. A factor of the cell is tagged on the cells that it concerns, a factor
+    of the image on the image. A cell of which ``incomplete`` leaves less than a tenth is dropped.
 
     Returns the splits as they are read back. Raises LeukoError if an argument is out of range, the data set cannot be
     read, or ``dst`` exists or cannot be written.
     """
-    names = factor_names(factor)
-    if severity not in SEVERITIES:
-        raise LeukoError(f"--severity {severity}: give 1 to 5")
-    if seed < 0:
-        raise LeukoError(f"--seed {seed}: give 0 or more")
+    o = FactorOptions(src=str(src), dst=str(dst), **options)
+    names = factor_names(o.factor)
+    if o.severity not in SEVERITIES:
+        raise LeukoError(f"--severity {o.severity}: give 1 to 5")
+    if o.seed < 0:
+        raise LeukoError(f"--seed {o.seed}: give 0 or more")
 
     def change(sample: Sample, number: int) -> tuple[np.ndarray, Sample]:
-        rng = np.random.default_rng([seed, number])
-        return with_factor(sample, read_image(sample.image), names[number % len(names)], severity, rng)
+        rng = np.random.default_rng([o.seed, number])
+        return with_factor(sample, read_image(sample.image), names[number % len(names)], o.severity, rng)
 
-    return remake(src, dst, change, force=force, progress=progress, title="applying factors")
+    return remake(src, dst, change, force=o.force, progress=progress, title="applying factors")
 
 
 def with_factor(

@@ -28,7 +28,6 @@ KINDS = {  # level and consequence: what stops, leaks, teaches something wrong, 
     "near duplicate, other labels": ("decide", "both are used"),
     "class missing on an image": ("decide", _LEARNED),
     "the whole split": ("note", ""),
-    "class perhaps missing on an image": ("note", _LEARNED),
     "image without cells": ("note", _LEARNED),
     _READERS: ("fixed", ""),
     "nearly the same box": ("note", _TWO_CELLS),
@@ -38,7 +37,6 @@ KINDS = {  # level and consequence: what stops, leaks, teaches something wrong, 
     "near duplicate": ("note", "both are used"),
     "split within another": ("note", "train on one, and validate on what is in neither"),
     "unused class": ("note", "a model cannot learn it"),
-    "class unused in a split": ("note", "it has no AP there"),
 }
 
 TypedBox = tuple[str, tuple[float, ...]]  # a cell's type and its box, xyxy in pixels

@@ -19,6 +19,7 @@ import numpy as np
 from ...errors import LeukoError, nearest
 from ...io import check_readable, digest, io_errors_as, read_json, write_csv
 from ...kinds import misfit
+from ..config import ReviewOptions
 from ..dataset import Dataset, LabelWarning, Note, Sample
 from ..images import image_size, list_images
 from .builder import building, check_format, read_source, with_cells, write_splits
@@ -153,46 +154,38 @@ def _check_cell(cell: ReviewedCell, images: Sequence[dict], types: Sequence[str]
 # ---------------------------------------------------------------- applying
 
 
-def apply_review(
-    review: str | Path,
-    dst: str | Path,
-    *,
-    data: str = "",
-    images: str = "",
-    format: str = "",
-    unsigned: bool = False,
-    force: bool = False,
-) -> tuple[list[dict], dict[str, Dataset]]:
+def apply_review(review: str | Path, dst: str | Path, **options: object) -> tuple[list[dict], dict[str, Dataset]]:
     """Write the labels that a person corrected as a data set; returns a row per change, and the data set.
 
-    Of a prediction these are the labels of all its images; of labels that models doubt, the data set ``data`` with
-    those changes. Cells keep their old type and score and who reviewed them as the attributes ``label_before``,
-    ``score`` and ``reviewed_by``, and ``reviewed.csv`` lists the changes. For the arguments see
-    ``config.ReviewOptions``. Raises LeukoError.
+    ``options`` are those of ``ReviewOptions``. Of a prediction these are the labels of all its images; of labels that
+    models doubt, the data set ``data`` with those changes. Cells keep their old type and score and who reviewed them as
+    the attributes ``label_before``, ``score`` and ``reviewed_by``, and ``reviewed.csv`` lists the changes. Raises
+    LeukoError.
     """
-    if format:
-        check_format("--format", format)
+    o = ReviewOptions(review=str(review), dst=str(dst), **options)
+    if o.format:
+        check_format("--format", o.format)
     reviews = read_reviews(review)
-    if waiting := [each.file for each in reviews if not each.by and not unsigned]:
+    if waiting := [each.file for each in reviews if not each.by and not o.unsigned]:
         raise LeukoError(f"{waiting[0]}: is not signed; sign it on its page, or give --unsigned")
     is_consensus = reviews[0].kind == CONSENSUS
-    if is_consensus != bool(data):
+    if is_consensus != bool(o.data):
         problem = "is about the labels of a data set" if is_consensus else "is of a prediction, not of a data set"
         raise LeukoError(f"{reviews[0].file}: {problem}; {'name it by' if is_consensus else 'leave out'} --data")
     if is_consensus:
-        form, datasets = read_source(data, dst, format)
+        form, datasets = read_source(o.data, dst, o.format)
         places = [_places(datasets, each) for each in reviews]
     else:
-        form, datasets = format or "coco", {SPLIT: Dataset(reviews[0].types, [])}
-        there = _by_name(list_images(images, recursive=True)) if images else None
+        form, datasets = o.format or "coco", {SPLIT: Dataset(reviews[0].types, [])}
+        there = _by_name(list_images(o.images, recursive=True)) if o.images else None
         places = [_add_images(datasets[SPLIT], each, there) for each in reviews]
     for each, of_images in zip(reviews, places, strict=True):
-        _correct(datasets, each, of_images, data)
+        _correct(datasets, each, of_images, o.data)
     if (number := len(reviews)) < (pages := len(reviews[0].digests)):
         note = Note(f"{number} of {pages} pages of the prediction: the others are left out")
         next(iter(datasets.values())).notes.append(note)
     rows = [_row(each, cell) for each in reviews for cell in each.changes()]
-    with building(dst, force) as folder:
+    with building(dst, o.force) as folder:
         write_splits(folder, form, datasets)
         write_csv(folder / "reviewed.csv", rows, COLUMNS)
     return rows, datasets
