@@ -1,21 +1,7 @@
 """What a path holds: VOC, COCO or YOLO, in which splits, and how its labels are to be read.
 
-A folder has Annotations/, *.json, images/ + labels/, or sub-folders train/, valid/, ...; or there is a data YAML:
-
-    path: slides                # relative to the YAML's folder, like everything below it
-    train: images/train         # a folder, COCO file, ImageSets list or list of image paths, or several of them
-    val: [a/val.json, b/val.json]
-    names: [NG, BG, EG, L, M]   # or a mapping of index to name
-    format: coco                # voc, coco or yolo, where it is not clear
-    ignore: [Platelets]         # classes to leave out and count
-    map: {band: NG}             # other names for classes, several may become one; "map: WBC" makes one of all
-    types: types.csv            # columns image and type: the type of all cells of an image that are not ignored
-    voc_origin: 1               # VOC in the official convention: pixels counted from 1
-    bbox: xyxy                  # COCO with corners instead of xywh
-    rows: keypoints             # YOLO: what more than four numbers are, polygons or keypoints
-    exif: turned                # labels belong to the image as its EXIF orientation turns it; or stored
-    crowds: cells               # COCO's iscrowd marks single cells, not regions
-    splits: {extra: more.json}  # splits of other names
+A folder has Annotations/, *.json, images/ + labels/, or sub-folders train/, valid/, ...; or there is a data YAML, whose
+keys docs/data.md explains.
 """
 
 from __future__ import annotations
@@ -142,19 +128,26 @@ def find(data: str | Path) -> Source:
 
 def _from_folder(folder: Path) -> Source:
     form, parts = _splits_in(folder)
-    options = ReadOptions(folder)
-    if parts:
-        return Source(folder, form, {split: [part] for split, part in parts.items()}, options)
-    inside = sorted(p for p in folder.iterdir() if p.is_dir() and not is_hidden(p.name))
-    found = {child.name: _part(child) for child in inside}
-    found = {name: (form, part) for name, (form, part) in found.items() if form}
-    formats = {form for form, _ in found.values()}
-    if not formats:
+    found = {split: [(form, part)] for split, part in parts.items()}
+    if not found:
+        inside = sorted(p for p in folder.iterdir() if p.is_dir() and not is_hidden(p.name))
+        found = {child.name: [place] for child in inside if (place := _part(child))[0]}
+    if not found:
         raise LeukoError(f"{folder}: a folder without annotations; {_EXPECTED}")
-    if len(formats) > 1:
-        listed = ", ".join(f"{split} {form}" for split, (form, _) in found.items())
-        raise LeukoError(f"{folder}: its folders hold different formats ({listed}); name one of them")
-    return Source(folder, formats.pop(), {name: [part] for name, (_, part) in found.items()}, options)
+    return _of_one_format(folder, found, ReadOptions(folder))
+
+
+def _of_one_format(
+    file: Path, found: dict[str, list[tuple[str, Path]]], options: ReadOptions, **about: object
+) -> Source:
+    """The source of parts whose formats are known; LeukoError where they differ, or none is."""
+    formats = {name for parts in found.values() for name, _ in parts if name}
+    if len(formats) != 1:
+        listed = ", ".join(f"{part} {name or 'unknown'}" for parts in found.values() for name, part in parts)
+        remedy = 'name one of them, or write "format: voc", "coco" or "yolo" in a data YAML'
+        raise LeukoError(f"{file}: the format is not clear ({listed}); {remedy}")
+    parts = {split: [part for _, part in parts] for split, parts in found.items()}
+    return Source(file, formats.pop(), parts, options, **about)
 
 
 def _root_of(part: Path, root: Path | None = None) -> Path:
@@ -221,11 +214,6 @@ def _from_yaml(file: Path) -> Source:
     found = {split: parts for split, parts in found.items() if split not in missing}
     if not found:
         raise LeukoError(next(iter(missing.values()), f'{file}: no split; write "train: FOLDER" and "val: FOLDER"'))
-    formats = {name for parts in found.values() for name, _ in parts if name}
-    if len(formats) != 1:
-        listed = ", ".join(f"{part} {name or 'unknown'}" for parts in found.values() for name, part in parts)
-        raise LeukoError(f'{file}: the format is not clear ({listed}); write "format: voc", "coco" or "yolo"')
-    parts = {split: [part for _, part in parts] for split, parts in found.items()}
     ignore = [str(value) for value in _as_list(keys.get("ignore"))]
     types = file.parent / str(keys["types"]) if keys.get("types") else None
     new_names = keys.get("map", {})
@@ -233,7 +221,7 @@ def _from_yaml(file: Path) -> Source:
     if not all(new.strip() for new in new_names.values()):
         raise LeukoError(f"{file}: map: gives a class an empty name; write one")
     options = ReadOptions(root, names, ignore, **chosen)
-    return Source(file, formats.pop(), parts, options, new_names, types, missing)
+    return _of_one_format(file, found, options, new_names=new_names, types=types, missing=missing)
 
 
 def _as_list(value: object) -> list:

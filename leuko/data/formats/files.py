@@ -9,6 +9,8 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from itertools import takewhile
+from operator import eq
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
@@ -62,7 +64,8 @@ class ImageFinder:
             return there
         parts = [spelled(part) for part in reversed(PurePosixPath(unquote(slashes)).parts)]
         alike = self._by_name.get(parts[0], []) if os.path.isdir(self.root) else []
-        shared = [_shared([spelled(part) for part in reversed(image.parts)], parts) for image in alike]
+        ends = ([spelled(part) for part in reversed(image.parts)] for image in alike)
+        shared = [len(list(takewhile(bool, map(eq, end, parts)))) for end in ends]
         best = [image for image, number in zip(alike, shared, strict=True) if number == max(shared)]
         if len(best) > 1:
             raise LeukoError(f'"{name}": several images fit ({best[0]}, {best[1]}); write which one is meant')
@@ -80,16 +83,6 @@ class ImageFinder:
         name, image = self.moved[0]
         text = f"{len(self.moved)} images lie elsewhere than their label files say, such as {image} for {name}"
         return [Note(text, (image for _, image in self.moved))]
-
-
-def _shared(one: Sequence[str], other: Sequence[str]) -> int:
-    """How many of their first parts two paths share."""
-    number = 0
-    for a, b in zip(one, other, strict=False):
-        if a != b:
-            break
-        number += 1
-    return number
 
 
 # ---------------------------------------------------------------- writing

@@ -66,7 +66,9 @@ def parse(part: Path, problems: Problems, options: ReadOptions) -> Labels:
             problems.add("annotation", f"{part}: {file.stem}: no annotation {file}; {remedy}")
             continue
         with problems.catch("annotation"):
-            element = _read(file)
+            element = read_xml(file)
+            if element.tag != "annotation":
+                raise LeukoError(f"{file}: line 1: <{element.tag}> is not a VOC annotation; remove the file")
             image = image or images.of(file, (element.findtext("filename") or "").strip())
             size, group = _size(element), (element.findtext("group") or "").strip()
             labels.records.append(Record(file, image, [], size=size, factors=_factors(element), group=group))
@@ -173,14 +175,6 @@ class _Images:
             remedy = "add the image or remove the file"
             raise LeukoError(f'{file}: filename "{name}": no image called {file.stem}; {remedy}')
         return images[0]
-
-
-def _read(file: Path) -> Element:
-    """The root of a VOC file; raises LeukoError."""
-    root = read_xml(file)
-    if root.tag != "annotation":
-        raise LeukoError(f"{file}: line 1: <{root.tag}> is not a VOC annotation; remove the file")
-    return root
 
 
 def _check_all_read(root: Element) -> None:

@@ -174,9 +174,8 @@ def _descend(part: np.ndarray, counts: np.ndarray, targets: np.ndarray) -> np.nd
     weight = 1 / np.maximum(targets, 1e-9)
     excess = np.eye(len(targets))[part].T @ counts - targets
     while True:
-        join = (counts[:, None] * (counts[:, None] + 2 * excess) * weight).sum(
-            2
-        )  # [groups, splits], change of the cost
+        # Changes of the cost: [groups, splits] where a group joins a split, [groups] where it leaves its own.
+        join = (counts[:, None] * (counts[:, None] + 2 * excess) * weight).sum(2)
         leave = (counts * (counts - 2 * excess[part]) * weight[part]).sum(1)
         change = join + leave[:, None]
         change[np.arange(len(part)), part] = 0
