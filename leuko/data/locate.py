@@ -176,7 +176,7 @@ def _part(path: Path, form: str = "") -> tuple[str, Path]:
     if not form and path.suffix.lower() == ".json":
         form = "coco"
     elif not form:
-        has_xml = any(file.is_file() for file, _ in voc.annotation_files(path))
+        has_xml = any(file.is_file() for file in voc.annotation_files(path))
         form = "voc" if has_xml or not all(map(is_image, read_list(path))) else "yolo"
     return form, path
 

@@ -11,7 +11,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
@@ -56,11 +56,11 @@ def _is_of_class(file: Path) -> bool:
 
 
 def parse(part: Path, problems: Problems, options: ReadOptions) -> Labels:
-    """Read the annotations of a folder, or those that a list of stems or of image paths names."""
+    """Read the annotations of a folder, or those that a list names."""
     labels = Labels()
     root = _root(part)
-    images = _Images(root, problems.hidden)
-    for file, image in annotation_files(part):
+    images = _Images(part, problems.hidden)
+    for file in annotation_files(part):
         if not file.is_file():
             remedy = "label it, or save it in LabelImg without objects if it has no cells"
             problems.add("annotation", f"{part}: {file.stem}: no annotation {file}; {remedy}")
@@ -69,7 +69,7 @@ def parse(part: Path, problems: Problems, options: ReadOptions) -> Labels:
             element = read_xml(file)
             if element.tag != "annotation":
                 raise LeukoError(f"{file}: line 1: <{element.tag}> is not a VOC annotation; remove the file")
-            image = image or images.of(file, (element.findtext("filename") or "").strip())
+            image = images.of(file, (element.findtext("filename") or "").strip())
             size, group = _size(element), (element.findtext("group") or "").strip()
             labels.records.append(Record(file, image, [], size=size, factors=_factors(element), group=group))
             with problems.catch("unread", str(file)):
@@ -95,34 +95,27 @@ def parse(part: Path, problems: Problems, options: ReadOptions) -> Labels:
     return labels
 
 
-def annotation_files(part: Path) -> Iterator[tuple[Path, Path | None]]:
-    """Yield (annotation, its image, or None where that is to be found by name) of a folder or list.
+def annotation_files(part: Path) -> Iterator[Path]:
+    """The annotations of a folder, or those that a list names by stems or by images, there or not.
 
     Raises LeukoError where an entry of a list leaves the data set's folder.
     """
     root = _root(part)
     folder = _annotations(root) or root
     if part.is_dir():
-        yield from ((file, None) for file in _xml_files(folder))
+        yield from _xml_files(folder)
         return
     for line in read_text(part).splitlines():
-        name = line.strip()
-        if line and (file := inside(root, folder, f"{line}.xml")) and file.is_file():
-            yield file, None  # a stem as it is, even "#12", " 7" or "scan.tif"
-            continue
-        if not name or name.startswith("#"):
-            continue
-        name = name.replace("\\", "/")
-        is_path = is_image(name) and ("/" in name or folder == root)
+        name = line.strip().replace("\\", "/")
         stem = name.rsplit(".", 1)[0] if is_image(name) else name
-        place = inside(root, part.parent if is_path else folder, name if is_path else f"{stem}.xml")
-        if place is None:
-            raise LeukoError(f'{part}: "{name}" leaves the data set\'s folder, {root}; name what is inside it')
-        if not is_path:
-            yield place, None
-        else:
-            beside = place.with_suffix(".xml")
-            yield beside if beside.is_file() else place.parent.parent / ANNOTATIONS / beside.name, place
+        as_it_is, named = (inside(root, folder, f"{each}.xml") for each in (line, stem))
+        if line and as_it_is and as_it_is.is_file():
+            yield as_it_is  # even "#12", " 7" or "scan.tif"
+        elif name and not name.startswith("#"):
+            if named is None:
+                raise LeukoError(f'{part}: "{name}" leaves the data set\'s folder, {root}; name what is inside it')
+            of_path = folder / f"{PurePosixPath(stem).name}.xml"  # JPEGImages/a.jpg has Annotations/a.xml
+            yield of_path if is_image(name) and of_path.is_file() and not named.is_file() else named
 
 
 def _root(part: Path) -> Path:
@@ -142,15 +135,17 @@ def _xml_files(folder: Path) -> list[Path]:
 class _Images:
     """The images of a data set, in the folder of images beside its annotations, or beside each annotation."""
 
-    def __init__(self, root: Path, hidden: list[Path]) -> None:
-        self.root, self.annotations = root, _annotations(root) or root
+    def __init__(self, part: Path, hidden: list[Path]) -> None:
+        root = _root(part)
+        self.annotations = _annotations(root) or root
         self.folder = next(root / name for name in IMAGE_FOLDERS if (root / name).is_dir())
+        self.recursive = self.folder != root or not part.is_dir()
         self.hidden = hidden
 
     @cached_property
     def found(self) -> list[Path]:
         """All of them."""
-        return list_images(self.folder, recursive=self.folder != self.root, hidden=self.hidden)
+        return list_images(self.folder, recursive=self.recursive, hidden=self.hidden)
 
     @cached_property
     def by_stem(self) -> dict[str, list[Path]]:
