@@ -129,15 +129,11 @@ class _Checker:
         header = image_header(record.image)
         size = header.width, header.height
         self.paged += [record.image] if header.pages > 1 else []
-        if self.options.exif == "turned" and header.orientation > 1:
-            self._turn_back(record, header)
-        elif record.size not in (None, size):
-            self._check_size(record, header)
         is_plain = header.orientation == 1 or (header.quarter_turn and record.size == size != size[::-1])
         if not is_plain and not self.options.exif:
             self.turned.append(record.image)
         kept: dict[tuple, tuple[Annotation, np.ndarray]] = {}
-        for annotation in record.annotations:
+        for annotation, corners in zip(record.annotations, self._corners(record, header).tolist(), strict=True):
             name = annotation.name
             if name in self.dataset.ignored:
                 self.dataset.ignored[name] += 1
@@ -145,7 +141,7 @@ class _Checker:
                 problem = f'unknown class "{name}", the data set\'s are {", ".join(self.known)}'
                 remedy = 'correct the label or "names", or list it under "ignore" in the data YAML'
                 self._error("class", record, annotation, f"{problem}{nearest(name, self.known)}; {remedy}")
-            elif (box := self._box(record, annotation, size)) is not None:
+            elif (box := self._box(record, annotation, corners, size)) is not None:
                 annotation = annotation._replace(crowd=annotation.crowd and self.options.crowds == "regions")
                 key = (name, annotation.crowd, box.tobytes())
                 if key in kept:
@@ -165,22 +161,26 @@ class _Checker:
             group=record.group,
         )
 
-    def _turn_back(self, record: Record, header: ImageHeader) -> None:
-        """Lay boxes that belong to the image as EXIF turns it over the pixels as they are stored."""
-        width, height = shown = header.shown_size
-        if record.size not in (None, shown):
-            problem = f"the size is given as {record.size[0]}x{record.size[1]}, the turned image's is {width}x{height}"
-            self._error("turned", record, None, f'{problem}; correct it, or leave out "exif: turned"')
-        scale = (width, height) * 2 if record.relative else (1, 1, 1, 1)
-        boxes = np.array([a.box for a in record.annotations], dtype=np.float64).reshape(-1, 4) * scale
-        stored = turn_boxes(boxes, header, back=True).tolist()
-        record.annotations = [a._replace(box=tuple(box)) for a, box in zip(record.annotations, stored, strict=True)]
-        record.relative = False
+    def _corners(self, record: Record, header: ImageHeader) -> np.ndarray:
+        """The boxes [N, 4] float64 in pixels as they are stored, also those of the image as EXIF turns it."""
+        is_turned = self.options.exif == "turned" and header.orientation > 1
+        width, height = size = header.shown_size if is_turned else header[:2]
+        if record.size not in (None, size):
+            self._check_size(record, header, is_turned)
+        boxes = np.array([a.box for a in record.annotations], dtype=np.float64).reshape(-1, 4)
+        if record.relative:
+            with np.errstate(over="ignore"):  # what is not finite is an error of its own
+                boxes *= (width, height) * 2
+        return turn_boxes(boxes, header, back=True) if is_turned else boxes
 
-    def _check_size(self, record: Record, header: ImageHeader) -> None:
+    def _check_size(self, record: Record, header: ImageHeader, is_turned: bool) -> None:
         """Replace a wrong stated size by the image's own, unless the boxes then belong to another image."""
         (width, height), (stated_width, stated_height) = header[:2], record.size
         stated = f"the size is given as {stated_width}x{stated_height}, the image's is {width}x{height}"
+        if is_turned:
+            remedy = 'correct it, or leave out "exif: turned"'
+            self._error("turned", record, None, f"{stated} before EXIF turns it; {remedy}")
+            return
         scale_x, scale_y = stated_width / width, stated_height / height
         if header.quarter_turn and (stated_width, stated_height) == header.shown_size:
             remedy = 'write "exif: turned" in a data YAML'
@@ -195,11 +195,11 @@ class _Checker:
                 LabelWarning(record.file, record.where or "size", stated, action, record.image)
             )
 
-    def _box(self, record: Record, annotation: Annotation, size: tuple[int, int]) -> np.ndarray | None:
+    def _box(
+        self, record: Record, annotation: Annotation, corners: Sequence[float], size: tuple[int, int]
+    ) -> np.ndarray | None:
         """The box as [4] float32 pixels inside the image, or None where it is dropped or an error."""
-        width, height = size
-        scale = (width, height) * 2 if record.relative else (1, 1, 1, 1)
-        x0, y0, x1, y1 = corners = [value * side for value, side in zip(annotation.box, scale, strict=True)]
+        (width, height), (x0, y0, x1, y1) = size, corners
         shown = f"box [{', '.join(f'{value:.6g}' for value in corners)}]"
         box = np.array((max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)), dtype=np.float32)
         is_point = min(x1 - x0, y1 - y0) <= MIN_SIDE

@@ -65,9 +65,6 @@ def _parts(o: SplitOptions) -> tuple[list[float], list[str]]:
     names = folds or given or list(NAMES.get(len(ratios), ()))
     if len(names) != len(ratios) or len(set(names)) != len(names):
         raise LeukoError(f"--names: give {len(ratios)} different names for {len(ratios)} splits, separated by commas")
-    for name in names:
-        if not re.fullmatch(r"[\w-]+", name):
-            raise LeukoError(f'--names: "{name}" is not a plain name; use letters, digits, - and _')
     return ratios, names
 
 
