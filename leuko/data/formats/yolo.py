@@ -9,6 +9,7 @@ crowds, factors, groups, attributes and ids: they go into a file beside it (see 
 from __future__ import annotations
 
 import os
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -160,15 +161,7 @@ def _is_label(file: Path) -> bool:
     if file.suffix.lower() != ".txt" or file.name in _CLASS_FILES or is_hidden(file.name) or not file.is_file():
         return False
     first = next(filter(None, map(str.split, read_text(file, LABELS_LIMIT).splitlines())), [])
-    return not first or (len(first) > 4 and all(map(_is_number, first)))
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+    return not first or (len(first) > 4 and re.fullmatch(r"[\d.eE+-]+", "".join(first)) is not None)
 
 
 def _names_beside(part: Path) -> dict[int, str]:

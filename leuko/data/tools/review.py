@@ -278,10 +278,11 @@ def _correct(datasets: dict[str, Dataset], review: Review, places: Places, data:
 
 
 def _find(sample: Sample, cell: ReviewedCell, types: Sequence[str]) -> int | None:
-    """The index of a reviewed cell among the labels, the next free one where it had none; None where it is gone."""
+    """The index of a reviewed cell among the labels, the next free one where it had none; None where it is gone, or a
+    new one is there already."""
     near = np.isclose(sample.boxes, cell.box, rtol=0, atol=ROUNDING).all(1)
     if not cell.before:
-        return None if near.any() else len(sample.boxes)
+        return None if cell.before is None and near.any() else len(sample.boxes)
     return next((i for i in np.flatnonzero(near).tolist() if types[sample.labels[i]] == cell.before), None)
 
 
