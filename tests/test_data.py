@@ -262,6 +262,7 @@ def test_classes_are_matched_by_name(tmp_path, plain):
     without = load(tmp_path, "test")
     assert without.types == ["NG", "BG", "L"] and without.category_ids == [1, 2, 4]
     assert without.ignored == {"M": 1, "EG": 1} and without.counts().sum() == 1
+    assert [note.split(" are")[0] for note in without.notes] == ["1 cells of the class M", "1 cells of the class EG"]
 
     (tmp_path / "val.json").write_text((tmp_path / "test.json").read_text().replace('"M"', '"smudge"'))
     (tmp_path / "data.yaml").write_text("test: test.json\nval: val.json\nignore: [M, smudge]\n")

@@ -262,6 +262,16 @@ def from_a_mac(root: Path) -> dict[str, str]:
     return {"all": "abc"}
 
 
+def voc_lists_of_images(root: Path) -> dict[str, str]:
+    for name, folder in (("a", "x"), ("b", "x"), ("c", "y")):
+        image(root / folder / f"{name}.jpg")
+        write(root / folder / f"{name}.xml", xml(name, f"{name}.jpg"))
+    write(root / "train.txt", "x/a.jpg\nx\\b.jpg\n")
+    write(root / "val.txt", "y/c.jpg\n")
+    write(root / "data.yaml", f"train: train.txt\nval: val.txt\nnames: {TYPES}\n")
+    return {"train": "ab", "val": "c"}
+
+
 def labels_beside_and_apart(root: Path) -> dict[str, str]:
     for name, folder in (("a", "labels"), ("b", "images"), ("c", "labels")):
         image(root / "images" / f"{name}.jpg")
@@ -272,7 +282,7 @@ def labels_beside_and_apart(root: Path) -> dict[str, str]:
 
 EXPORTS = [label_studio_yolo, label_studio_coco, cvat_ultralytics, cvat_yolo, cvat_coco_subsets, cvat_voc, official_voc]
 EXPORTS += [roboflow_coco, roboflow_yolo, fiftyone_coco, fiftyone_yolo, fiftyone_voc, digit_strings, corners]
-EXPORTS += [windows_lists, from_a_mac, labels_beside_and_apart]
+EXPORTS += [windows_lists, from_a_mac, labels_beside_and_apart, voc_lists_of_images]
 
 
 @pytest.mark.parametrize("export", EXPORTS, ids=lambda export: export.__name__)
