@@ -75,6 +75,7 @@ def stats(options: config.StatsOptions) -> None:
 
 def convert(options: config.ConvertOptions) -> None:
     """Write a data set in another format."""
+    _require(options, "to", "the format to write: voc, coco or yolo")
     datasets = rewrite.convert(**vars(options))
     _print_written(options.dst, options.to, datasets)
 
