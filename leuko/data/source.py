@@ -39,8 +39,8 @@ def load(data: str | Path, split: str, types: Sequence[str] | None = None, probl
     split = source.split_name(split)
     problems = problems or Problems()
     labels = source.parse(split, problems)
-    other_names: set[str] = set()
-    if source.options.ignore or not (labels.names or types or labels.categories):
+    known, other_names = {*labels.names.values(), *labels.class_names()}, set()
+    if not known.issuperset(source.options.ignore) or not (labels.names or types or labels.categories):
         # The types are the same in every split, and a class to ignore may occur in another split only.
         others = (name for name in source.splits if name != split)
         other_names = {name for other in others for name in source.parse(other, Problems(collect=True)).class_names()}
