@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 
 from ...errors import LeukoError
@@ -271,10 +272,8 @@ def _has_keypoints(numbers: Sequence[float], each: int) -> bool:
 
 def _is_outline(numbers: Sequence[float]) -> bool:
     """Whether a polygon fills as much of its bounding box as the outline of a cell does."""
-    points = np.array(numbers).reshape(-1, 2)
-    x, y = (points - points[0]).T
-    area = abs(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2
-    return bool(area >= _FILLED * np.ptp(x) * np.ptp(y) > 0)
+    points = np.array(numbers, dtype=np.float32).reshape(-1, 2)
+    return bool(cv2.contourArea(points) >= _FILLED * np.ptp(points, axis=0).prod() > 0)
 
 
 # ---------------------------------------------------------------- writing
