@@ -66,7 +66,7 @@ class Case:
         self.queue = list(self.fields.values())
         with tempfile.TemporaryDirectory() as folder:
             start = time.perf_counter()
-            for batch in batches_of(list(self.fields), {}, Path(folder), 1):
+            for batch in batches_of(list(self.fields), Path(folder), 1):
                 self.predictor.predict(batch)
             return (time.perf_counter() - start) / len(self.fields)
 

@@ -50,5 +50,12 @@ def misfit(
         if key not in kinds and not more:
             return f'unknown "{key}"{nearest(str(key), kinds)}'
         if key in kinds and not fits(value, kinds[key], finite):
-            return f"{key}: {value!r:.60} is not {getattr(kinds[key], '__name__', None) or kinds[key]}"
+            return f"{key}: {value!r:.60} is not {_named(kinds[key])}"
     return ""
+
+
+def _named(hint: Any) -> str:
+    """A hint in words."""
+    if get_origin(hint) is Literal:
+        return " or ".join(dict.fromkeys(str(value) for value in get_args(hint) if value not in ("", None)))
+    return hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint)

@@ -12,7 +12,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from .config import MergeOptions
-from .data.formats.place import link_or_copy
+from .data.formats.files import link_or_copy
 from .errors import LeukoError, one_line
 from .io import io_errors_as, make_folder, write_yaml
 from .predict import SHARD

@@ -17,8 +17,7 @@ from typing import NamedTuple
 
 from . import __version__
 from .config import PredictOptions
-from .data.formats.sidecar import original_of
-from .data.images import IMAGE_SUFFIXES, image_size, is_hidden, list_images
+from .data.images import IMAGE_SUFFIXES, is_hidden, list_images
 from .data.slides import SLIDE_SUFFIXES
 from .engine import on_processes
 from .engine.on_ray import predict_on_ray
@@ -48,7 +47,6 @@ def predict(options: PredictOptions) -> Path:
     source = Source([], [], []) if options.is_remote else find_images(options.source)
     predictor = Predictor(**asdict(options))
     models = predictor.models
-    originals = {path: original(path, options.max_pixels) for path in source.images} if options.originals else {}
     threshold, others = models.threshold, [list(map(str, each)) for each in (source.skipped, source.hidden)]
     model = models.name, models.types, threshold.value, threshold.origin, models.least_cell
     about = About(options, *model, *others)
@@ -63,7 +61,7 @@ def predict(options: PredictOptions) -> Path:
         numbers = predict_on_ray(predictor, source.images, journal, options.source)
     else:
         pictures = make_folder(folder / "images") if len(source.images) <= options.pictures else None
-        batches = on_processes.batches_of(source.images, originals, pictures, predictor.batch_size)
+        batches = on_processes.batches_of(source.images, pictures, predictor.batch_size)
         numbers = on_processes.predict_batches(predictor, batches[index::shards], journal, options)
     if pictures:
         remove_others(pictures, (journal[number] for number in numbers))
@@ -150,14 +148,3 @@ def find_images(source: str) -> Source:
         passed_over = f" but {len(hidden)} hidden ones" if hidden else ""
         raise LeukoError(f"{source}: no image there{passed_over}; {remedy}")
     return Source(found, skipped, hidden)
-
-
-def original(path: Path, max_pixels: float) -> Path:
-    """The original of a resized image; LeukoError where none is noted, or it is not there as it was."""
-    link = original_of(path)
-    if link is None:
-        raise LeukoError(f"{path}: no original is noted for it; --originals is for what leuko data resize made")
-    found, width, height = link
-    if image_size(found, max_pixels) != (width, height):
-        raise LeukoError(f"{found}: is no longer {width}x{height} pixels as when it was resized; resize it anew")
-    return found

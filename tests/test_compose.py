@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-import shutil
 
 import cv2
 import numpy as np
 import pytest
-from conftest import untrained
 
 from leuko.cells import TYPES
 from leuko.data import source
 from leuko.data.dataset import Dataset, Sample
 from leuko.data.formats import coco
-from leuko.data.formats.sidecar import original_of
 from leuko.data.images import read_image
-from leuko.data.tools.resize import resize
+from leuko.data.tools.rewrite import resize
 from leuko.synth import compose
 from leuko.synth.cutout import box_of, cell_mask
 from leuko.synth.render import Look, render
@@ -113,16 +110,17 @@ def test_the_command_composes_the_same_fields_again(donors, tmp_path, leuko):
     leuko("data", "compose", tmp_path / "c", *words[:2], "--cells", "3-1").refused("cells 3-1", "1-6")
 
 
-def test_a_resized_data_set_scales_its_boxes_and_links_its_originals(data, tmp_path, leuko):
+def test_a_resized_data_set_scales_its_boxes(data, tmp_path, leuko):
     mini = tmp_path / "mini"
     assert leuko("data", "resize", data, mini, "--size", 64).code == 0
     for split in ("train", "val", "test"):
         big, small = source.load(data, split), source.load(mini, split)
         for a, b in zip(big.samples, small.samples, strict=True):
             np.testing.assert_allclose(b.boxes, a.boxes * 64 / 80, atol=1e-3)
-            assert (b.width, b.height) == (64, 64) and original_of(b.image) == (a.image.resolve(), 80, 80)
-    resize(data, tmp_path / "again", 64)
-    assert json.loads((mini / "leuko.json").read_text())["originals"].keys()
+            assert (b.width, b.height) == (64, 64)
+    originals = {"images/000000.jpg": {"image": "../data/images/000000.jpg", "width": 80, "height": 80}}
+    (mini / "leuko.json").write_text(json.dumps({"originals": originals}))  # as leuko once wrote it
+    resize(mini, tmp_path / "again", 64)
     leuko("data", "resize", data, mini, "--size", 5).refused("--size 5")
     leuko("data", "resize", data, data, "--size", 64, "--force").refused("source")
 
@@ -160,18 +158,3 @@ def test_no_label_is_lost_silently(tmp_path, leuko):
     empty = Dataset(CODES, [Sample(picture, 96, 96, [], [], 1)])
     coco.write(empty, tmp_path / "empty", "train")
     assert leuko("data", "factors", tmp_path / "empty", tmp_path / "h", "--factor", "overlap").code == 0
-
-
-def test_one_broken_original_stops_nothing(data, tmp_path, leuko):
-    shutil.copytree(data, tmp_path / "data")
-    leuko("data", "resize", tmp_path / "data", tmp_path / "mini", "--size", 64)
-    victim = tmp_path / "data/images/000003.jpg"
-    content = victim.read_bytes()
-    victim.unlink()
-    victim.write_bytes(content[: len(content) // 2])
-    weights = untrained(tmp_path / "weights.safetensors", CODES)
-    words = ["predict", "--weights", weights, "--save", tmp_path / "runs", "--originals", "--source"]
-    result = leuko(*words, tmp_path / "mini/images")
-    assert result.code == 0 and "truncated" in result.err, result.err
-    assert (tmp_path / "runs/weights/cells.json").is_file()
-    leuko(*words, data / "images").refused("no original is noted")

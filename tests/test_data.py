@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from leuko.data.dataset import Dataset, Sample
 from leuko.data.formats import FORMATS, coco, voc, yolo
 from leuko.data.images import list_images, read_image
 from leuko.data.source import load, split_name, splits
-from leuko.data.tools.convert import convert
+from leuko.data.tools.rewrite import convert
 from leuko.errors import LeukoError
 
 REAL = Path(__file__).parents[2] / "shared" / "data"
@@ -159,11 +160,13 @@ def test_equal_images_of_one_name_keep_their_own_labels(tmp_path, pictures, name
     assert twin.read_bytes() == again.samples[1].image.read_bytes()
 
 
-@pytest.mark.parametrize(("origin", "corner"), [(0, "<xmin>10</xmin>"), (1, "<xmin>11</xmin>")])
-def test_voc_origins(tmp_path, plain, origin, corner):
-    voc.write(plain, tmp_path, "train", voc_origin=origin)
-    assert corner in (tmp_path / "Annotations" / "1.xml").read_text()
-    (tmp_path / "data.yaml").write_text(f"train: ImageSets/Main/train.txt\nvoc_origin: {origin}\n")
+def test_voc_of_the_official_convention(tmp_path, plain):
+    """The first and the last pixel inside the box, counted from 1."""
+    voc.write(plain, tmp_path, "train")
+    for file in (tmp_path / "Annotations").iterdir():
+        one_more = re.sub("<([xy]min)>([0-9.]+)<", lambda hit: f"<{hit[1]}>{float(hit[2]) + 1}<", file.read_text())
+        file.write_text(one_more)
+    (tmp_path / "data.yaml").write_text("train: ImageSets/Main/train.txt\nvoc_origin: 1\n")
     assert_same(plain, load(tmp_path, "train"))
 
 
@@ -259,6 +262,7 @@ def test_classes_are_matched_by_name(tmp_path, plain):
     without = load(tmp_path, "test")
     assert without.types == ["NG", "BG", "L"] and without.category_ids == [1, 2, 4]
     assert without.ignored == {"M": 1, "EG": 1} and without.counts().sum() == 1
+    assert [note.split(" are")[0] for note in without.notes] == ["1 cells of the class M", "1 cells of the class EG"]
 
     (tmp_path / "val.json").write_text((tmp_path / "test.json").read_text().replace('"M"', '"smudge"'))
     (tmp_path / "data.yaml").write_text("test: test.json\nval: val.json\nignore: [M, smudge]\n")

@@ -204,7 +204,7 @@ def test_csv_goes_by_path(tmp_path, leuko):
         coco.write(Dataset(TYPES, [sample]), tmp_path / "data" / folder, folder)
     table = tmp_path / "groups.csv"
     table.write_text("image,group\ntrain/images/001.png,A\ntest/images/001.png,C\n")
-    parts = split(tmp_path / "data", tmp_path / "new", [1, 1], group_by=str(table))
+    parts = split(tmp_path / "data", tmp_path / "new", ratios="1:1", group_by=str(table))
     assert {s.image.parts[-3]: s.group for d in parts.values() for s in d.samples} == {"train": "A", "test": "C"}
     words = ["data", "split", tmp_path / "data", tmp_path / "bad", "--group-by", table]
     table.write_text("image,group\n001.png,A\n001.png,C\n")

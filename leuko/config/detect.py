@@ -223,8 +223,6 @@ class PredictOptions(DetectOptions):
     max_pixels: int = MAX_PIXELS
     """Megapixels of the largest image that is read; a larger one is listed as not read. A pixel takes up to 12 bytes of
     memory."""
-    originals: bool = False
-    """Draw and list the cells on the originals of images that leuko data resize made."""
 
     def check(self) -> None:
         """Raise LeukoError naming the flag whose value cannot be used."""
@@ -239,9 +237,8 @@ class PredictOptions(DetectOptions):
         index, shards = self.shard_of
         if not 0 <= index < shards:
             raise LeukoError(f"--shard {self.shard}: give i/n, such as 1/4, with i from 1 to n")
-        for flag in ("shard", "originals"):
-            if self.engine == "ray" and getattr(self, flag):
-                raise LeukoError(f"--{flag} is not for --engine ray; leave one of them out")
+        if self.engine == "ray" and self.shard:
+            raise LeukoError("--shard is not for --engine ray; leave one of them out")
         if self.is_remote and self.engine != "ray":
             raise LeukoError(f"--source {self.source}: is read by Ray; give --engine ray, too")
 

@@ -11,18 +11,13 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from ..cli import flag
 from ..errors import LeukoError, one_line
 from ..io import write_csv, write_json, write_text
 from ..report import pages, plots, run, tables
-from ..synth.dataset import types_sheet
 from . import config, source
 from .dataset import Dataset
-from .tools import convert as converter
-from .tools import draw
-from .tools import resize as resizer
+from .tools import draw, rewrite
 from .tools import review as reviewer
 from .tools import split as splitter
 from .tools import stats as statistics
@@ -82,79 +77,65 @@ def stats(options: config.StatsOptions) -> None:
 def convert(options: config.ConvertOptions) -> None:
     """Write a data set in another format."""
     _require(options, "to", "the format to write: voc, coco or yolo")
-    datasets = converter.convert(**vars(options), progress=True)
-    print(f"{options.dst}: {options.to}")
-    _print_written(options.dst, datasets)
+    datasets = rewrite.convert(**vars(options))
+    _print_written(options.dst, options.to, datasets)
 
 
 def resize(options: config.ResizeOptions) -> None:
     """Write a data set with all images scaled."""
-    datasets = resizer.resize(**vars(options), progress=True)
-    print(f"{options.dst}: longer side {options.size} pixels; leuko predict --originals draws on the originals")
-    _print_written(options.dst, datasets)
+    datasets = rewrite.resize(**vars(options), progress=True)
+    _print_written(options.dst, f"longer side {options.size} pixels", datasets)
 
 
 def split(options: config.SplitOptions) -> None:
     """Divide a data set anew."""
-    try:
-        ratios = [float(text) for text in options.ratios.split(":")]
-    except ValueError as error:
-        raise LeukoError(f"--ratios: {error}; give numbers with colons between, such as 4:1") from error
-    names = [name.strip() for name in options.names.split(",") if name.strip()]
-    parts = splitter.split(**vars(options) | {"ratios": ratios, "names": names})
-    print(f"{options.dst}: divided anew")
-    _print_written(options.dst, parts)
-    print(f"\n{_largest_difference(parts, [1.0] * len(parts) if options.folds else ratios)}")
+    parts = splitter.split(**vars(options))
+    groups = set().union(*(part.groups() for part in parts.values()))
+    kept = f"{len(groups)} groups, each in one split" if groups else "no groups (see --group-by)"
+    _print_written(options.dst, f"divided anew; {kept}", parts)
 
 
 def apply_review(options: config.ReviewOptions) -> None:
     """Write the labels that a person corrected as a data set."""
     rows, datasets = reviewer.apply_review(**vars(options))
-    print(f"{options.dst}: {len(rows)} cells changed, listed in reviewed.csv")
-    _print_written(options.dst, datasets)
+    _print_written(options.dst, f"{len(rows)} cells changed, listed in reviewed.csv", datasets)
 
 
 def factors(options: config.FactorOptions) -> None:
     """Write a data set with an interference factor on every image."""
     _require(options, "factor", "the name of a factor, several separated by commas, or all")
     datasets = draw.put_factor(**vars(options), progress=True)
-    print(f"{options.dst}: {options.factor}, severity {options.severity}")
-    _print_written(options.dst, datasets)
+    _print_written(options.dst, f"{options.factor}, severity {options.severity}", datasets)
 
 
 def compose(options: config.ComposeOptions) -> None:
     """Compose a data set from crops of single cells."""
     _require(options, "donors", "a folder with one folder of crops per class")
     datasets, uncertain = draw.compose(**vars(options), progress=True)
-    print(f"{options.dst}: {options.format}, {options.size}x{options.size} pixels, seed {options.seed}")
     if uncertain:
         print(f"{len(uncertain)} crops gave no cell, since its outline is uncertain, such as {uncertain[0]}")
-    _print_written(options.dst, datasets)
+    about = f"{options.format}, {options.size}x{options.size} pixels, seed {options.seed}"
+    _print_written(options.dst, about, datasets)
 
 
 def synth(options: config.SynthOptions) -> None:
     """Render a data set."""
     datasets = draw.synth(**vars(options), progress=True)
-    print(f"{options.dst}: {options.format}, {options.size}x{options.size} pixels, seed {options.seed}")
-    _print_written(options.dst, datasets)
-    if sheet := options.sheet:
-        try:
-            types_sheet(options.seed).save(sheet)
-        except (OSError, ValueError) as error:  # ValueError: Pillow does not know the file's suffix
-            raise LeukoError(f"{sheet}: cannot be written: {error}; name a .png in a folder that exists") from error
-        print(f"{sheet}: the five types")
+    about = f"{options.format}, {options.size}x{options.size} pixels, seed {options.seed}"
+    _print_written(options.dst, about, datasets)
 
 
 # ---------------------------------------------------------------- options and tables
 
 
 def _shown(group: Group, src: str) -> str:
-    """A group of findings for the terminal: its sentence, and the first few names or, without names, the first line."""
-    shown = MAX_NAMES if group.findings[0].summary else 1
+    """A group of findings for the terminal: its sentence and, of several, the first few images or the first line."""
     lines = [f"{group.level:<7} {group.text}"]
-    if examples := group.examples:
-        more = f" (and {len(examples) - shown} more)" if len(examples) > shown else ""
-        lines = [f"{lines[0]}:", f"{' ' * 8}{', '.join(examples[:shown])}{more}"]
+    if len(group.findings) > 1:
+        names = [image.name for image in group.images] or [finding.text for finding in group.findings]
+        shown = MAX_NAMES if group.images else 1
+        more = f" (and {len(names) - shown} more)" if len(names) > shown else ""
+        lines = [f"{lines[0]}:", f"{' ' * 8}{', '.join(names[:shown])}{more}"]
     wrap = {"width": WIDTH, "subsequent_indent": " " * 8, "break_on_hyphens": False}
     return "\n".join(textwrap.fill(one_line(shortened(line, src)), **wrap) for line in lines)
 
@@ -164,16 +145,13 @@ def _require(options: object, name: str, what: str) -> None:
         raise LeukoError(f"{flag(name)} is missing: give {what}")
 
 
-def _print_written(dst: str, datasets: dict[str, Dataset]) -> None:
-    """Print what a data set that was written holds, and what of its source was changed or left out."""
+def _print_written(dst: str, about: str, datasets: dict[str, Dataset]) -> None:
+    """Print what a data set that was written is and holds, and what of its source was changed or left out."""
+    print(f"{dst}: {about}")
     if (file := Path(dst) / "warnings.txt").is_file():
         print(f"{len(file.read_text(encoding='utf-8').splitlines())} warnings, listed in {file}")
-    for split, dataset in datasets.items():
-        for name, number in dataset.ignored.items():
-            print(f"{split}: {number} cells of the class {name} are left out, as the data YAML says")
-    if datasets:
-        print("cells and, in brackets, the images that they are on")
-        print(tables.aligned(tables.table1(datasets), head=1))
+    print("cells and, in brackets, the images that they are on")
+    print(tables.aligned(tables.table1(datasets), head=1))
     if rows := statistics.factors(datasets):
         print("\n" + tables.aligned([list(rows[0]), *([str(v) for v in row.values()] for row in rows)], head=1))
 
@@ -185,16 +163,3 @@ def _sizes(rows: Sequence[dict]) -> list[list[str]]:
         spans = [" ".join(f"{row[f'{key}_p{p}']:.0f}" for p in statistics.PERCENTILES) for key in ("px", "percent")]
         lines.append([str(row["type"]), str(row["cells"]), *(spans if row["cells"] else ("-", "-"))])
     return lines
-
-
-def _largest_difference(parts: dict[str, Dataset], shares: Sequence[float]) -> str:
-    """Where a division differs most from the ratios."""
-    types = next(iter(parts.values())).types
-    counts = np.array([[*d.counts(), len(d)] for d in parts.values()], dtype=float)
-    targets = np.array(shares)[:, None] / sum(shares) * counts.sum(0)
-    row, column = np.unravel_index(np.abs(counts - targets).argmax(), counts.shape)
-    what = f"cells of {types[column]}" if column < len(types) else "images"
-    difference = f"{counts[row, column]:.0f} {what} in {list(parts)[row]} instead of {targets[row, column]:.1f}"
-    groups = len(set().union(*(d.groups() for d in parts.values())))
-    kept = f"{groups} groups, each in one split" if groups else "no groups (see --group-by)"
-    return f"largest difference from the ratios: {difference}; {kept}"

@@ -108,13 +108,10 @@ class ConvertOptions(_Changed):
     EXAMPLES: ClassVar[str] = """
     leuko data convert slides datasets/slides --to coco
     leuko data convert slides.yaml datasets/slides --to yolo --force
-    leuko data convert train.json datasets/official --to voc --voc-origin 1
     """
 
     to: str = ""
     """Format to write: voc, coco or yolo."""
-    voc_origin: Literal[0, 1] = 0
-    """0: VOC as LabelImg writes it; 1: the official convention."""
 
 
 @dataclass
@@ -155,11 +152,10 @@ class StatsOptions(_Measured):
 
 @dataclass
 class ResizeOptions(_Changed):
-    """Scale all images and boxes, linked to the originals."""
+    """Scale all images and boxes."""
 
     EXAMPLES: ClassVar[str] = """
     leuko data resize slides datasets/mini --size 600
-    leuko predict --weights runs/train/fcos --source datasets/mini --originals
     """
 
     size: int = 600
@@ -215,5 +211,3 @@ class SynthOptions(_Drawn):
     """paper: images and cells per type and split as in Li et al. 2022, factors tagged."""
     images: int = 0
     """Images in all; 0: 200, or the paper's 6273."""
-    sheet: str = ""
-    """Also draw the five types side by side into this file."""

@@ -1,32 +1,20 @@
 """What a path holds: VOC, COCO or YOLO, in which splits, and how its labels are to be read.
 
-A folder has Annotations/, *.json, images/ + labels/, or sub-folders train/, valid/, ...; or there is a data YAML:
-
-    path: slides                # relative to the YAML's folder, like everything below it
-    train: images/train         # a folder, COCO file, ImageSets list or list of image paths, or several of them
-    val: [a/val.json, b/val.json]
-    names: [NG, BG, EG, L, M]   # or a mapping of index to name
-    format: coco                # voc, coco or yolo, where it is not clear
-    ignore: [Platelets]         # classes to leave out and count
-    map: {band: NG}             # other names for classes, several may become one; "map: WBC" makes one of all
-    types: types.csv            # columns image and type: the type of all cells of an image that are not ignored
-    voc_origin: 1               # VOC in the official convention: pixels counted from 1
-    bbox: xyxy                  # COCO with corners instead of xywh
-    rows: keypoints             # YOLO: what more than four numbers are, polygons or keypoints
-    exif: turned                # labels belong to the image as its EXIF orientation turns it; or stored
-    crowds: cells               # COCO's iscrowd marks single cells, not regions
-    splits: {extra: more.json}  # splits of other names
+A folder has Annotations/, *.json, images/ + labels/, or sub-folders train/, valid/, ...; or there is a data YAML, whose
+keys docs/data.md explains.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal, get_origin, get_type_hints
 
-from ..errors import LeukoError, nearest
+from ..errors import LeukoError
 from ..io import io_errors_as, read_list, read_yaml
+from ..kinds import misfit
+from .dataset import Note
 from .formats import FORMATS, coco, voc
 from .formats.records import Labels, Problems, ReadOptions, parse_names
 from .images import is_hidden, is_image, list_images
@@ -35,24 +23,24 @@ YAML_FILES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 _ORDER = ("train", "val", "test")
 _ALIASES = {"train": "train", "training": "train", "test": "test", "testing": "test"}
 _ALIASES |= {"val": "val", "valid": "val", "validation": "val"}
-_CHOICES = {  # keys of a data YAML that take one of a few words, the default first
-    "format": ("", *FORMATS),
-    "voc_origin": (0, 1),
-    "bbox": ("", "xywh", "xyxy"),
-    "rows": ("", "polygons", "keypoints"),
-    "exif": ("", "turned", "stored"),
-    "crowds": ("regions", "cells"),
+_POSE = "kpt_shape"  # Ultralytics' key of key points
+_NAME = str | int  # which YAML makes of a name of digits
+_PATHS = _NAME | list[_NAME]
+_CHOICES = {key: hint for key, hint in get_type_hints(ReadOptions).items() if get_origin(hint) is Literal}
+_KINDS = {  # of the values of a data YAML
+    "path": _NAME,
+    **dict.fromkeys(_ORDER, _PATHS),
+    "splits": dict[_NAME, _PATHS],
+    "names": object,
+    "nc": int,
+    "ignore": _PATHS,
+    "map": str | dict[_NAME, str],
+    "types": _NAME,
+    "format": Literal[tuple(FORMATS)],
+    **_CHOICES,
+    **dict.fromkeys(("download", "roboflow", "channels", "task"), object),  # of other tools
+    **dict.fromkeys((_POSE, "flip_idx", "kpt_names"), object),
 }
-_KEYS = ("path", *_ORDER, "splits", "names", "nc", "ignore", "map", "types", *_CHOICES)
-_FOREIGN_KEYS = (  # of other tools; all but kpt_shape have no meaning here
-    "download",
-    "roboflow",
-    "channels",
-    "kpt_shape",
-    "flip_idx",
-    "kpt_names",
-    "task",
-)
 _EXPECTED = "expected Annotations/ (VOC), a COCO .json, images/ + labels/ (YOLO), or a data YAML"
 
 
@@ -105,16 +93,21 @@ class Source:
         """The name that the data YAML gives to a class."""
         return self.new_names.get(name, self.new_names.get("", name))
 
-    def parse(self, split: str, problems: Problems) -> list[Labels]:
-        """Read the label files of a split; where the first part lists the classes, that list is for all."""
-        labels: list[Labels] = []
-        for part in self.splits[split]:
-            names = self.options.names or (labels[0].names if labels else {})
-            options = replace(self.options, names=names, root=_root_of(part, self.options.root))
-            labels.append(FORMATS[self.format].parse(part, problems, options))
+    def parse(self, split: str, problems: Problems) -> Labels:
+        """Read the label files of a split, with the new names of classes; where the first part lists the classes, that
+        list is for all."""
+        whole = Labels(names=self.options.names)
+        for number, part in enumerate(self.splits[split]):
+            options = replace(self.options, names=whole.names, root=_root_of(part, self.options.root))
+            labels = FORMATS[self.format].parse(part, problems, options)
+            if number == 0:
+                whole.names = whole.names or labels.names
+            whole.add(labels)
+        if self.new_names:
+            whole.rename(self.new_name)
         if split == next(iter(self.splits)):
-            labels[0].notes += [f"{message}; the split is left out" for message in self.missing.values()]
-        return labels
+            problems.notes += [Note(f"{message}; the split is left out") for message in self.missing.values()]
+        return whole
 
 
 @io_errors_as("read")
@@ -135,19 +128,26 @@ def find(data: str | Path) -> Source:
 
 def _from_folder(folder: Path) -> Source:
     form, parts = _splits_in(folder)
-    options = ReadOptions(folder)
-    if parts:
-        return Source(folder, form, {split: [part] for split, part in parts.items()}, options)
-    inside = sorted(p for p in folder.iterdir() if p.is_dir() and not is_hidden(p.name))
-    found = {child.name: _part(child) for child in inside}
-    found = {name: (form, part) for name, (form, part) in found.items() if form}
-    formats = {form for form, _ in found.values()}
-    if not formats:
+    found = {split: [(form, part)] for split, part in parts.items()}
+    if not found:
+        inside = sorted(p for p in folder.iterdir() if p.is_dir() and not is_hidden(p.name))
+        found = {child.name: [place] for child in inside if (place := _part(child))[0]}
+    if not found:
         raise LeukoError(f"{folder}: a folder without annotations; {_EXPECTED}")
-    if len(formats) > 1:
-        listed = ", ".join(f"{split} {form}" for split, (form, _) in found.items())
-        raise LeukoError(f"{folder}: its folders hold different formats ({listed}); name one of them")
-    return Source(folder, formats.pop(), {name: [part] for name, (_, part) in found.items()}, options)
+    return _of_one_format(folder, found, ReadOptions(folder))
+
+
+def _of_one_format(
+    file: Path, found: dict[str, list[tuple[str, Path]]], options: ReadOptions, **about: object
+) -> Source:
+    """The source of parts whose formats are known; LeukoError where they differ, or none is."""
+    formats = {name for parts in found.values() for name, _ in parts if name}
+    if len(formats) != 1:
+        listed = ", ".join(f"{part} {name or 'unknown'}" for parts in found.values() for name, part in parts)
+        remedy = 'name one of them, or write "format: voc", "coco" or "yolo" in a data YAML'
+        raise LeukoError(f"{file}: the format is not clear ({listed}); {remedy}")
+    parts = {split: [part for _, part in parts] for split, parts in found.items()}
+    return Source(file, formats.pop(), parts, options, **about)
 
 
 def _root_of(part: Path, root: Path | None = None) -> Path:
@@ -176,30 +176,22 @@ def _part(path: Path, form: str = "") -> tuple[str, Path]:
     if not form and path.suffix.lower() == ".json":
         form = "coco"
     elif not form:
-        has_xml = any(file.is_file() for file, _ in voc.annotation_files(path))
+        has_xml = any(file.is_file() for file in voc.annotation_files(path))
         form = "voc" if has_xml or not all(map(is_image, read_list(path))) else "yolo"
     return form, path
 
 
 def _from_yaml(file: Path) -> Source:
-    keys = read_yaml(file)
-    for key in keys:
-        if key not in _KEYS + _FOREIGN_KEYS:
-            raise LeukoError(f'{file}: unknown key "{key}"{nearest(str(key), _KEYS)}; the keys are {", ".join(_KEYS)}')
+    keys = {key: value for key, value in read_yaml(file).items() if value is not None}
+    if problem := misfit(keys, _KINDS, optional=_KINDS):
+        raise LeukoError(f"{file}: {problem}; its keys are in docs/data.md")
     names = parse_names(keys.get("names"), file)
     if names and keys.get("nc") not in (None, len(names)):
         raise LeukoError(f"{file}: nc: {keys['nc']}, but {len(names)} names; correct one of them")
-    chosen = {key: keys.get(key) or words[0] for key, words in _CHOICES.items()}
-    for key, words in _CHOICES.items():
-        if chosen[key] not in words:
-            listed = ", ".join(str(word) for word in words if word != "")
-            raise LeukoError(f"{file}: {key}: {chosen[key]!r:.60} is not one of {listed}{_nearest(chosen[key], words)}")
-    if "kpt_shape" in keys:  # Ultralytics' pose models
+    chosen = {key: keys[key] for key in _CHOICES if key in keys}
+    if _POSE in keys:
         chosen["rows"] = "keypoints"
-    form = chosen.pop("format")
-    extra = keys.get("splits") or {}
-    if not isinstance(extra, dict):
-        raise LeukoError(f"{file}: splits: {extra!r:.60} is not a mapping of split names to files or folders")
+    form, extra = keys.get("format", ""), keys.get("splits", {})
     stated = {key: keys[key] for key in _ORDER if keys.get(key)}
     if both := [name for name in stated if extra.get(name)]:
         remedy = "leave one out, or give both in a list"
@@ -222,27 +214,14 @@ def _from_yaml(file: Path) -> Source:
     found = {split: parts for split, parts in found.items() if split not in missing}
     if not found:
         raise LeukoError(next(iter(missing.values()), f'{file}: no split; write "train: FOLDER" and "val: FOLDER"'))
-    formats = {name for parts in found.values() for name, _ in parts if name}
-    if len(formats) != 1:
-        listed = ", ".join(f"{part} {name or 'unknown'}" for parts in found.values() for name, part in parts)
-        raise LeukoError(f'{file}: the format is not clear ({listed}); write "format: voc", "coco" or "yolo"')
-    parts = {split: [part for _, part in parts] for split, parts in found.items()}
     ignore = [str(value) for value in _as_list(keys.get("ignore"))]
     types = file.parent / str(keys["types"]) if keys.get("types") else None
+    new_names = keys.get("map", {})
+    new_names = {"": new_names} if isinstance(new_names, str) else {str(old): new for old, new in new_names.items()}
+    if not all(new.strip() for new in new_names.values()):
+        raise LeukoError(f"{file}: map: gives a class an empty name; write one")
     options = ReadOptions(root, names, ignore, **chosen)
-    return Source(file, formats.pop(), parts, options, _new_names(file, keys.get("map")), types, missing)
-
-
-def _new_names(file: Path, names: object) -> dict[str, str]:
-    """What ``map`` says: new names by old ones, or, by "", one name for all classes."""
-    names = {"": names} if isinstance(names, str) else names or {}
-    if not isinstance(names, dict) or not all(isinstance(name, str) and name.strip() for name in names.values()):
-        raise LeukoError(f"{file}: map: {names!r:.60} is neither a name for all classes nor new names by old ones")
-    return {str(old): new.strip() for old, new in names.items()}
-
-
-def _nearest(word: object, words: Sequence[object]) -> str:
-    return nearest(str(word), [str(each) for each in words if each != ""])
+    return _of_one_format(file, found, options, new_names=new_names, types=types, missing=missing)
 
 
 def _as_list(value: object) -> list:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 
@@ -12,7 +12,6 @@ from ..errors import LeukoError
 from ..io import io_errors_as
 from . import per_image
 from .dataset import Dataset, LabelWarning
-from .formats import FORMATS
 from .formats.records import Labels, Problems
 from .locate import Source, find
 from .validate import validate
@@ -40,43 +39,35 @@ def load(data: str | Path, split: str, types: Sequence[str] | None = None, probl
     split = source.split_name(split)
     problems = problems or Problems()
     labels = source.parse(split, problems)
-    names = list((source.options.names or labels[0].names).values())
-    # The types are the same in every split, and a class to ignore may occur in another split only.
-    are_unknown = not (names or types or labels[0].categories)
-    other_names: Collection[str] = ()
-    if source.format != "yolo" and (source.options.ignore or are_unknown):
-        others = (part for name, parts in source.splits.items() if name != split for part in parts)
-        other_names = FORMATS[source.format].class_names(others)
-    if source.new_names:
-        for part in labels:
-            part.rename(source.new_name)
-        names, other_names = (list(dict.fromkeys(map(source.new_name, each))) for each in (names, other_names))
+    known, other_names = {*labels.names.values(), *labels.class_names()}, set()
+    if not known.issuperset(source.options.ignore) or not (labels.names or types or labels.categories):
+        # The types are the same in every split, and a class to ignore may occur in another split only.
+        others = (name for name in source.splits if name != split)
+        other_names = {name for other in others for name in source.parse(other, Problems(collect=True)).class_names()}
     if source.types:
-        names = _lay_types_over(labels, source)
+        _lay_types_over(labels, source, problems)
     parts = source.splits[split]
     named = parts[0] if source.file.is_dir() and len(parts) == 1 else source.file
-    dataset = validate(named, labels, problems, source.options, names=names, types=types, other_names=other_names)
+    dataset = validate(named, labels, problems, source.options, types, other_names)
     dataset.split = split
     return dataset
 
 
-def _lay_types_over(labels: Sequence[Labels], source: Source) -> list[str]:
-    """Give the cells that are not ignored the type that a table says of their image, leave out images of which it says
-    nothing, and return all types of the table."""
-    table = per_image.read_column(source.types, "type")
-    for part in labels:
-        typed = []
-        for record in part.records:
-            if kind := per_image.value_of(table, record.image):
-                cells = (a if a.name in source.options.ignore else a._replace(name=kind) for a in record.annotations)
-                record.annotations = list(cells)
-                typed.append(record)
-            else:
-                problem = f"{source.types.name} gives it no type"
-                part.warnings.append(LabelWarning(record.image, "type", problem, "image left out (no type)"))
-        part.records = typed
-        part.categories = {name: number for name, number in part.categories.items() if name in source.options.ignore}
-    return [*in_order(kind for kind in table.values() if kind), *source.options.ignore]
+def _lay_types_over(labels: Labels, source: Source, problems: Problems) -> None:
+    """Give the cells that are not ignored the type that a table says of their image, and leave out images of which it
+    says nothing. The types are those of the table."""
+    table, ignore = per_image.read_column(source.types, "type"), source.options.ignore
+    typed = []
+    for record in labels.records:
+        if kind := per_image.value_of(table, record.image):
+            record.annotations = [a if a.name in ignore else a._replace(name=kind) for a in record.annotations]
+            typed.append(record)
+        else:
+            problem = f"{source.types.name} gives it no type"
+            problems.warnings.append(LabelWarning(record.image, "type", problem, "image left out (no type)"))
+    labels.records = typed
+    labels.categories = {name: number for name, number in labels.categories.items() if name in ignore}
+    labels.names = dict(enumerate([*in_order(kind for kind in table.values() if kind), *ignore]))
 
 
 def load_all(data: str | Path) -> dict[str, Dataset]:
@@ -94,8 +85,8 @@ def groups(data: str | Path, split: str) -> set[str]:
     """The groups (smears, patients) in a split's label files; its images need not be there. Empty without the split."""
     source = find(data)
     name = source.own_name(split)
-    labels = source.parse(name, Problems()) if name in source.splits else []
-    return {record.group for part in labels for record in part.records if record.group}
+    records = source.parse(name, Problems()).records if name in source.splits else []
+    return {record.group for record in records if record.group}
 
 
 def check_groups(groups_by_split: dict[str, set[str]], data: str | Path) -> None:

@@ -27,29 +27,21 @@ ROUNDING = 0.05  # pixels; beyond the border by less than this is the rounding o
 
 def validate(
     source: Path,
-    labels: Sequence[Labels],
+    labels: Labels,
     problems: Problems,
     options: ReadOptions,
-    *,
-    names: Sequence[str] = (),
     types: Sequence[str] | None = None,
     other_names: Iterable[str] = (),
 ) -> Dataset:
     """Check the content of one split's files and make it a data set.
 
-    ``source`` is what the user named, for messages. ``names`` are the classes in order, where they are listed;
-    otherwise they are COCO's categories, or the classes found here and, as ``other_names``, in the source's other
-    splits. ``types`` are the classes that the caller wants, matched by name. Classes in ``options.ignore`` are left out
-    and counted. Raises LeukoError.
+    ``source`` is what the user named, for messages. Its classes are the names listed, else COCO's categories, or those
+    found here and, as ``other_names``, in the source's other splits. ``types`` are the classes that the caller wants,
+    matched by name. Classes in ``options.ignore`` are left out and counted. Raises LeukoError.
     """
-    records, ignore = [record for part in labels for record in part.records], options.ignore
-    category_ids: dict[
-        str, int
-    ] = {}  # several COCO files: the first one's ids, those of later ones where they are free
-    for name, number in (item for part in labels for item in part.categories.items()):
-        taken = category_ids.values()
-        category_ids.setdefault(name, number if number not in taken else max(taken) + 1)
-    every = {*names, *category_ids, *other_names, *(a.name for record in records for a in record.annotations)}
+    records, category_ids, ignore = labels.records, labels.categories, options.ignore
+    names = list(dict.fromkeys(labels.names.values()))
+    every = {*names, *other_names, *labels.class_names()}
     for name in ignore:
         if name not in every:
             raise LeukoError(f'{source}: ignore: no class is called "{name}"{nearest(name, every)}; correct the name')
@@ -66,7 +58,7 @@ def validate(
     if len(ids) < len(records) or None in ids:  # ids of several COCO files may clash
         for number, record in enumerate(records, 1):
             record.id = number
-    dataset = Dataset(types, [], [], [w for part in labels for w in part.warnings], dict.fromkeys(ignore, 0))
+    dataset = Dataset(types, [], [], problems.warnings, dict.fromkeys(ignore, 0))
     checker = _Checker(known, dataset, problems, options)
     for record in records:
         with problems.catch("image", f"{_place(record)}: image"):
@@ -79,15 +71,13 @@ def validate(
         if name not in category_ids:
             category_ids[name] = free = free + 1
     dataset.category_ids = [category_ids[name] for name in types]
-    dataset.notes = [Note(note) for part in labels for note in part.notes] + checker.notes()
-    if hidden := [file for part in labels for file in part.hidden]:
-        dataset.notes.append(Note(f"{_files(hidden)} left out, as hidden or a system's own"))
+    dataset.notes = problems.notes + checker.notes()
     return dataset
 
 
-def _files(paths: Sequence[Path], what: str = "file") -> str:
-    """How many files, and the first of them."""
-    return f"1 {what} ({paths[0]})" if len(paths) == 1 else f"{len(paths)} {what}s (such as {paths[0]})"
+def _images(paths: Sequence[Path]) -> str:
+    """How many images, and the first of them."""
+    return f"1 image ({paths[0]})" if len(paths) == 1 else f"{len(paths)} images (such as {paths[0]})"
 
 
 def _place(record: Record, annotation: Annotation | None = None) -> str:
@@ -114,17 +104,23 @@ class _Checker:
 
     def notes(self) -> list[Note]:
         """A line for each thing that a person should know of the split as a whole."""
-        notes = []
+        notes = [
+            Note(f"{number} cells of the class {name} are left out, as the data YAML says")
+            for name, number in self.dataset.ignored.items()
+            if number
+        ]
         if crowds := self.dataset.crowds():
             remedy = '"crowds: cells" in a data YAML takes each as a cell'
             text = f"{crowds} crowds (iscrowd 1) are left out of training, counts and measures; {remedy}"
             notes.append(Note(text, [s.image for s in self.dataset.samples if s.crowd.any()]))
         if self.turned:
             remedy = '"exif: turned" in a data YAML says that labels belong to the turned view, "exif: stored" that not'
-            text = f"{_files(self.turned, 'image')} with an EXIF orientation, which is ignored; {remedy}"
+            text = f"{_images(self.turned)} with an EXIF orientation, which is ignored; {remedy}"
             notes.append(Note(text, self.turned))
+        if hidden := self.problems.hidden:
+            notes.append(Note(f"{_images(hidden)} left out, as hidden or a system's own", hidden))
         if self.paged:
-            text = f"{_files(self.paged, 'image')} with more than one page, of which the first is read"
+            text = f"{_images(self.paged)} with more than one page, of which the first is read"
             notes.append(Note(text, self.paged))
         return notes
 
@@ -133,15 +129,11 @@ class _Checker:
         header = image_header(record.image)
         size = header.width, header.height
         self.paged += [record.image] if header.pages > 1 else []
-        if self.options.exif == "turned" and header.orientation > 1:
-            self._turn_back(record, header)
-        elif record.size not in (None, size):
-            self._check_size(record, header)
         is_plain = header.orientation == 1 or (header.quarter_turn and record.size == size != size[::-1])
         if not is_plain and not self.options.exif:
             self.turned.append(record.image)
         kept: dict[tuple, tuple[Annotation, np.ndarray]] = {}
-        for annotation in record.annotations:
+        for annotation, corners in zip(record.annotations, self._corners(record, header).tolist(), strict=True):
             name = annotation.name
             if name in self.dataset.ignored:
                 self.dataset.ignored[name] += 1
@@ -149,7 +141,7 @@ class _Checker:
                 problem = f'unknown class "{name}", the data set\'s are {", ".join(self.known)}'
                 remedy = 'correct the label or "names", or list it under "ignore" in the data YAML'
                 self._error("class", record, annotation, f"{problem}{nearest(name, self.known)}; {remedy}")
-            elif (box := self._box(record, annotation, size)) is not None:
+            elif (box := self._box(record, annotation, corners, size)) is not None:
                 annotation = annotation._replace(crowd=annotation.crowd and self.options.crowds == "regions")
                 key = (name, annotation.crowd, box.tobytes())
                 if key in kept:
@@ -169,22 +161,26 @@ class _Checker:
             group=record.group,
         )
 
-    def _turn_back(self, record: Record, header: ImageHeader) -> None:
-        """Lay boxes that belong to the image as EXIF turns it over the pixels as they are stored."""
-        width, height = shown = header.shown_size
-        if record.size not in (None, shown):
-            problem = f"the size is given as {record.size[0]}x{record.size[1]}, the turned image's is {width}x{height}"
-            self._error("turned", record, None, f'{problem}; correct it, or leave out "exif: turned"')
-        scale = (width, height) * 2 if record.relative else (1, 1, 1, 1)
-        boxes = np.array([a.box for a in record.annotations], dtype=np.float64).reshape(-1, 4) * scale
-        stored = turn_boxes(boxes, header, back=True).tolist()
-        record.annotations = [a._replace(box=tuple(box)) for a, box in zip(record.annotations, stored, strict=True)]
-        record.relative = False
+    def _corners(self, record: Record, header: ImageHeader) -> np.ndarray:
+        """The boxes [N, 4] float64 in pixels as they are stored, also those of the image as EXIF turns it."""
+        is_turned = self.options.exif == "turned" and header.orientation > 1
+        width, height = size = header.shown_size if is_turned else header[:2]
+        if record.size not in (None, size):
+            self._check_size(record, header, is_turned)
+        boxes = np.array([a.box for a in record.annotations], dtype=np.float64).reshape(-1, 4)
+        if record.relative:
+            with np.errstate(over="ignore"):  # what is not finite is an error of its own
+                boxes *= (width, height) * 2
+        return turn_boxes(boxes, header, back=True) if is_turned else boxes
 
-    def _check_size(self, record: Record, header: ImageHeader) -> None:
+    def _check_size(self, record: Record, header: ImageHeader, is_turned: bool) -> None:
         """Replace a wrong stated size by the image's own, unless the boxes then belong to another image."""
         (width, height), (stated_width, stated_height) = header[:2], record.size
         stated = f"the size is given as {stated_width}x{stated_height}, the image's is {width}x{height}"
+        if is_turned:
+            remedy = 'correct it, or leave out "exif: turned"'
+            self._error("turned", record, None, f"{stated} before EXIF turns it; {remedy}")
+            return
         scale_x, scale_y = stated_width / width, stated_height / height
         if header.quarter_turn and (stated_width, stated_height) == header.shown_size:
             remedy = 'write "exif: turned" in a data YAML'
@@ -199,11 +195,11 @@ class _Checker:
                 LabelWarning(record.file, record.where or "size", stated, action, record.image)
             )
 
-    def _box(self, record: Record, annotation: Annotation, size: tuple[int, int]) -> np.ndarray | None:
+    def _box(
+        self, record: Record, annotation: Annotation, corners: Sequence[float], size: tuple[int, int]
+    ) -> np.ndarray | None:
         """The box as [4] float32 pixels inside the image, or None where it is dropped or an error."""
-        width, height = size
-        scale = (width, height) * 2 if record.relative else (1, 1, 1, 1)
-        x0, y0, x1, y1 = corners = [value * side for value, side in zip(annotation.box, scale, strict=True)]
+        (width, height), (x0, y0, x1, y1) = size, corners
         shown = f"box [{', '.join(f'{value:.6g}' for value in corners)}]"
         box = np.array((max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)), dtype=np.float32)
         is_point = min(x1 - x0, y1 - y0) <= MIN_SIDE

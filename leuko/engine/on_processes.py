@@ -27,10 +27,10 @@ FEW = 8  # images per process, below which its start takes longer than it saves
 MOST_WORKERS = 16
 
 
-def batches_of(paths: Sequence[Path], originals: dict[Path, Path], folder: Path | None, size: int) -> list[list[Item]]:
-    """The images in batches of ``size``, with their originals and, if a folder is given, their pictures in it."""
+def batches_of(paths: Sequence[Path], folder: Path | None, size: int) -> list[list[Item]]:
+    """The images in batches of ``size``, with their pictures in the folder, if one is given."""
     pictures = named_pictures(paths) if folder else ((path, None) for path in paths)
-    items = [Item(path, folder / name if name else None, originals.get(path)) for path, name in pictures]
+    items = [Item(path, folder / name if name else None) for path, name in pictures]
     return [items[at : at + size] for at in range(0, len(items), size)]
 
 

@@ -11,7 +11,7 @@ import functools
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,12 +54,11 @@ class Models(Ensemble):
 
 
 class Item(NamedTuple):
-    """An image to predict on: its file or name, the file of its annotated picture if there is to be one, its original
-    with ``--originals``, and, where the image is no file on this machine, its file's bytes or its pixels."""
+    """An image to predict on: its file or name, the file of its annotated picture if there is to be one, and,
+    where the image is no file on this machine, its file's bytes or its pixels."""
 
     path: Path
     picture: Path | None = None
-    original: Path | None = None
     data: bytes = b""
     pixels: np.ndarray | None = None
 
@@ -67,10 +66,9 @@ class Item(NamedTuple):
     def about(self) -> dict:
         """What tells that a record is of this image, and that its file, by size and time, is still the same."""
         stats = []
-        for path in (self.path, self.original) if self.original else (self.path,):
-            with contextlib.suppress(OSError, ValueError):
-                status = os.stat(path)
-                stats.append([status.st_size, status.st_mtime_ns])
+        with contextlib.suppress(OSError, ValueError):
+            status = os.stat(self.path)
+            stats.append([status.st_size, status.st_mtime_ns])
         return {"image": str(self.path), "picture": self.picture.name if self.picture else "", "stat": stats}
 
 
@@ -182,8 +180,6 @@ class Predictor:
                 is_full = self.models.places(found.above(threshold), image) >= number
                 sides = self.models.cell(image)
                 cells = counting.one_type(found, len(self.models.types))
-                if item.original:
-                    image, cells = on_original(item.original, image, cells, self.options.max_pixels)
                 cells = counting.classify(cells, image.size, threshold)
                 looks = np.array([doubles.look(image.pixels, box) for box in cells.boxes], np.uint8)
                 picture = pictures.draw_classified(image.pixels, cells, threshold) if item.picture else None
@@ -217,10 +213,3 @@ def _column(values: list) -> np.ndarray:
     column = np.empty(len(values), object)
     column[:] = values
     return column
-
-
-def on_original(path: Path, image: LoadedImage, cells: Detections, max_pixels: float) -> tuple[LoadedImage, Detections]:
-    """The original of a resized image, and the detections on it."""
-    whole = LoadedImage.of_file(path, (), with_pixels=True, max_pixels=max_pixels)
-    scale = np.array([new / old for new, old in zip(whole.size, image.size, strict=True)] * 2, dtype=np.float32)
-    return whole, replace(cells, boxes=cells.boxes * scale)

@@ -20,10 +20,10 @@ MOST_CELLS = 20_000  # of a slide in which doubles are looked for: that many tak
 
 @dataclass(frozen=True)
 class ImagePrediction:
-    """What was found on an image: its file (with ``--originals`` that of its original), ``size`` (width, height), the
-    cells (of ``counting.classify``), their looks [N, 32, 32] (see ``doubles``), and what the file says of itself, with
-    the ``bits`` that its channels use; ``is_full`` where there may be more cells, beyond ``--max-detections``;
-    ``cell`` is the width that a cell was taken to have, in pixels of the image and of the network, 0 if not known."""
+    """What was found on an image: its file, ``size`` (width, height), the cells (of ``counting.classify``), their looks
+    [N, 32, 32] (see ``doubles``), and what the file says of itself, with the ``bits`` that its channels use;
+    ``is_full`` where there may be more cells, beyond ``--max-detections``; ``cell`` is the width that a cell was taken
+    to have, in pixels of the image and of the network, 0 if not known."""
 
     path: Path
     size: tuple[int, int]

@@ -142,10 +142,7 @@ def slide_count(differential: Differential, threshold: str) -> str:
 def warnings(split: str, dataset: Dataset, max_detections: int = MAX_DETECTIONS, max_shown: int = 3) -> str:
     """Return what was fixed or left out in a split, with the first few warnings, and which images have more cells than
     are detected; "" if there is nothing to say."""
-    lines = [
-        f"{split}: {n} cells of the class {name} left out, as the data YAML says" for name, n in dataset.ignored.items()
-    ]
-    lines += [f"{split}: {note}" for note in dataset.notes]
+    lines = [f"{split}: {note}" for note in dataset.notes]
     if dataset.warnings:
         lines += [f"{split}: {len(dataset.warnings)} warnings, all in warnings.txt, such as:"]
         lines += [f"  {warning}" for warning in dataset.warnings[:max_shown]]

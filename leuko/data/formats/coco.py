@@ -8,20 +8,19 @@ Masks and areas are not kept: leuko's cells are boxes, and an area is its box's.
 from __future__ import annotations
 
 import json
-import math
 import re
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from ...errors import LeukoError
 from ...io import io_errors_as, make_folder, read_json, write_text
-from ..dataset import Dataset
+from ...kinds import fits, misfit
+from ..dataset import Dataset, Note
 from ..images import is_hidden
-from .files import ImageFinder
-from .place import place_images
+from .files import ImageFinder, place_images
 from .records import Annotation, Labels, Problems, ReadOptions, Record
 from .sidecar import SIDECAR
 
@@ -33,6 +32,13 @@ _NO_CATEGORY = ("none", "", None)
 _FAR, _NEAR = 1.1, 1.02  # times the image's side: a box beyond the first leaves it, one within the second fits
 _MANY, _ENOUGH = 0.3, 4  # of the boxes: as corners mistaken for sizes, those in three of four quarters leave the image
 _LISTS = {"image": "images", "annotation": "annotations", "category": "categories"}
+_OPTIONAL = ("iscrowd", "factors")
+_KINDS = {  # what the entries must hold, beside whole numbers
+    "category": {"name": str},
+    "image": {"file_name": str, "factors": list[str] | None},
+    "annotation": {"bbox": list[float], "iscrowd": Literal[0, 1, False, True, "0", "1", None]}
+    | {"factors": list[str] | None},
+}
 
 
 # ---------------------------------------------------------------- reading
@@ -75,24 +81,45 @@ def is_coco(file: Path) -> bool:
 
 def parse(part: Path, problems: Problems, options: ReadOptions) -> Labels:
     """Read a COCO file; raises LeukoError where it is broken as a whole, and adds single errors to ``problems``."""
-    reader = _Reader(part)
-    finder = ImageFinder(options.root)
-    reader.each("image", partial(reader.add_image, finder), problems)
-    reader.each("annotation", reader.add_annotation, problems)
-    labels = Labels(list(reader.records.values()), notes=finder.notes())
-    labels.categories = {name: number for number, name in sorted(reader.names.items())}
+    content = read_json(part)
+    for key in _LISTS.values():
+        if not isinstance(content, dict) or not isinstance(content.get(key), list):
+            raise LeukoError(f'{part}: no list "{key}"; a COCO file has {", ".join(_LISTS.values())}')
+    names: dict[int, str] = {}
+    categories: dict[int, dict] = {}
+    for where, number, entry in _entries(part, content, "category", problems):
+        with problems.catch("category", f"{part}: {where}"):
+            name = entry["name"].strip()
+            if not name or name in names.values():
+                raise LeukoError("its name is empty or used twice; give it one of its own")
+            names[number], categories[number] = name, entry
+    for number in _root_categories(categories, content["annotations"]):
+        del names[number]
+    finder, folders = ImageFinder(options.root), _image_folders(part)
+    records: dict[int, Record] = {}
+    for where, number, entry in _entries(part, content, "image", problems):
+        with problems.catch("image", f"{part}: {where}"):
+            is_stated = entry.get("width") is not None and entry.get("height") is not None
+            size = (_whole(entry, "width"), _whole(entry, "height")) if is_stated else None
+            image, factors = finder.find(entry["file_name"], folders), tuple(entry.get("factors") or ())
+            group = str(next((entry[key] for key in _GROUPS if entry.get(key) is not None), ""))
+            records[number] = Record(part, image, [], where, number, size, factors=factors, group=group)
+    for where, _, entry in _entries(part, content, "annotation", problems):
+        with problems.catch("annotation", f"{part}: {where}"):
+            if (image := _whole(entry, "image_id")) not in records:
+                raise LeukoError(f"image_id {image} is not among the images; correct it or remove the annotation")
+            records[image].annotations.append(_annotation(where, entry, names))
+    problems.notes += finder.notes()
+    labels = Labels(list(records.values()))
+    labels.categories = {name: number for number, name in sorted(names.items())}
     form = options.bbox or _bbox_form(part, labels.records)
     if form == "xyxy":
         for record in labels.records:
             record.annotations = [a._replace(box=_as_corners(a.box)) for a in record.annotations]
-    if form != options.bbox and form == "xyxy":
-        labels.notes.append(f'{part}: its boxes are corners (x0 y0 x1 y1), as "bbox: xyxy" in a data YAML would say')
+        if not options.bbox:
+            said = 'as "bbox: xyxy" in a data YAML would say'
+            problems.notes.append(Note(f"{part}: its boxes are corners (x0 y0 x1 y1), {said}"))
     return labels
-
-
-def class_names(parts: Iterable[Path]) -> set[str]:
-    """The names of all categories of the files."""
-    return {name for file in parts for name in _Reader(file).names.values()}
 
 
 def _as_corners(box: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
@@ -120,129 +147,64 @@ def _bbox_form(part: Path, records: Sequence[Record]) -> str:
     )
 
 
-class _Reader:
-    """The content of a COCO file: ``names`` of the categories and ``records`` of the images, both by id."""
+def _root_categories(categories: dict[int, dict], annotations: Sequence[object]) -> list[int]:
+    """Categories that are only the supercategory of the others (Roboflow), and that no cell has."""
+    above = {str(entry.get("supercategory")) for entry in categories.values()}
+    used = {str(entry.get("category_id")) for entry in annotations if isinstance(entry, dict)}
+    roots = (n for n, e in categories.items() if e["name"] in above and e.get("supercategory") in _NO_CATEGORY)
+    return [number for number in roots if str(number) not in used]
 
-    def __init__(self, file: Path) -> None:
-        self.file = file
-        self.names: dict[int, str] = {}
-        self.records: dict[int, Record] = {}
-        self.content = read_json(file)
-        for key in _LISTS.values():
-            if not isinstance(self.content, dict) or not isinstance(self.content.get(key), list):
-                raise LeukoError(f'{file}: no list "{key}"; a COCO file has {", ".join(_LISTS.values())}')
-        split, stem, here = split_name(file), file.stem.removeprefix("instances_"), file.parent
-        self.folders = [  # where the images may lie
-            root / place
-            for root in (here, *([here.parent] if here.name == "annotations" else []))
-            for place in (".", "images", "data", f"images/{split}", split, stem)
-        ]
-        problems = Problems()
-        self.each("category", self.add_category, problems)
-        problems.stop()
-        self._drop_root_category()
 
-    def _drop_root_category(self) -> None:
-        """Forget a category that is only the supercategory of the others (Roboflow), and that no cell has."""
-        categories = self.content["categories"]
-        above = {entry.get("supercategory") for entry in categories if entry.get("supercategory") != entry["name"]}
-        used = {str(entry.get("category_id")) for entry in self.content["annotations"] if isinstance(entry, dict)}
-        roots = [entry for entry in categories if entry["name"] in above and entry.get("supercategory") in _NO_CATEGORY]
-        for entry in roots:
-            if str(entry["id"]) not in used:
-                del self.names[_whole(entry, "id")]
+def _image_folders(file: Path) -> list[Path]:
+    """Where the images of a COCO file may lie."""
+    split, stem, here = split_name(file), file.stem.removeprefix("instances_"), file.parent
+    roots = (here, *([here.parent] if here.name == "annotations" else []))
+    return [root / place for root in roots for place in (".", "images", "data", f"images/{split}", split, stem)]
 
-    def each(self, kind: str, add: Callable[[str, dict], None], problems: Problems) -> None:
-        """Call ``add(where, entry)`` for the entries of a list; ``where`` is, for example, ``image 7 (a.jpg)``."""
-        seen = set()
-        for i, entry in enumerate(self.content[_LISTS[kind]], 1):
-            where = f"{kind} number {i}"
-            try:
-                if not isinstance(entry, dict):
-                    raise LeukoError(f"{entry!r:.40} is not a mapping; remove it")
-                if "id" in entry or kind != "annotation":
-                    number, name = _whole(entry, "id"), entry.get("file_name", entry.get("name"))
-                    where = f"{kind} {number} ({name})" if isinstance(name, str) else f"{kind} {number}"
-                    if number in seen:
-                        raise LeukoError("its id is used twice; give it one of its own")
-                    seen.add(number)
-                add(where, entry)
-            except LeukoError as error:
-                problems.add(kind, f"{self.file}: {where}: {error}")
 
-    def add_category(self, _: str, entry: dict) -> None:
-        name = entry.get("name")
-        if not isinstance(name, str) or not name.strip():
-            raise LeukoError(f'"name" is {name!r}; give the class a name')
-        if name.strip() in self.names.values():
-            raise LeukoError("its name is used twice; keep one")
-        self.names[_whole(entry, "id")] = name.strip()
-
-    def add_image(self, finder: ImageFinder, where: str, entry: dict) -> None:
-        name = entry.get("file_name")
-        if not isinstance(name, str) or not name:
-            raise LeukoError(f'"file_name" is {name!r}; name the image')
+def _entries(file: Path, content: dict, kind: str, problems: Problems) -> Iterator[tuple[str, int, dict]]:
+    """The entries of a list that hold what they must: place, for example ``image 7 (a.jpg)``, id (annotations may have
+    none), and entry."""
+    seen = set()
+    for i, entry in enumerate(content[_LISTS[kind]], 1):
+        where, number = f"{kind} number {i}", -i
         try:
-            image = finder.find(name, self.folders)
+            if isinstance(entry, dict) and ("id" in entry or kind != "annotation"):
+                number, name = _whole(entry, "id"), entry.get("file_name", entry.get("name"))
+                where = f"{kind} {number} ({name})" if isinstance(name, str) else f"{kind} {number}"
+            if problem := misfit(entry, _KINDS[kind], _OPTIONAL, finite=False, more=True):
+                raise LeukoError(f"{problem}; correct or remove it")
+            if number in seen:
+                raise LeukoError("its id is used twice; give it one of its own")
         except LeukoError as error:
-            raise LeukoError(f"file_name {error}") from None
-        is_stated = entry.get("width") is not None and entry.get("height") is not None
-        number = _whole(entry, "id")
-        self.records[number] = Record(
-            self.file,
-            image,
-            [],
-            where=where,
-            id=number,
-            size=(_whole(entry, "width"), _whole(entry, "height")) if is_stated else None,
-            factors=_factors(entry),
-            group=str(next((entry[key] for key in _GROUPS if entry.get(key) is not None), "")),
-        )
-
-    def add_annotation(self, where: str, entry: dict) -> None:
-        image, category, box = _whole(entry, "image_id"), _whole(entry, "category_id"), entry.get("bbox")
-        if image not in self.records:
-            raise LeukoError(f"image_id {image} is not among the images; correct it or remove the annotation")
-        if category not in self.names:
-            listed = ", ".join(f"{number} {name}" for number, name in self.names.items())
-            raise LeukoError(f"unknown class, category_id {category}; the categories are {listed}; correct it")
-        if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
-            raise LeukoError(f"bbox {box!r:.60} is not [x, y, width, height]; correct or remove it")
-        x, y, width, height = map(float, box)
-        corners, crowd = (x, y, x + width, y + height), _crowd(entry)
-        attributes = {key: value for key, value in entry.items() if key not in _OWN}
-        if isinstance(attributes.get(_RESERVED), dict):
-            attributes |= attributes.pop(_RESERVED)
-        annotation = Annotation(where, self.names[category], corners, crowd, _factors(entry), attributes)
-        self.records[image].annotations.append(annotation)
+            problems.add(kind, f"{file}: {where}: {error}")
+        else:
+            seen.add(number)
+            yield where, number, entry
 
 
-def _is_number(value: object) -> bool:
-    """Whether a JSON value is a number that a float can hold."""
-    return isinstance(value, float) or (type(value) is int and abs(value) < 2**63)
+def _annotation(where: str, entry: dict, names: dict[int, str]) -> Annotation:
+    category, box = _whole(entry, "category_id"), entry["bbox"]
+    if category not in names:
+        listed = ", ".join(f"{number} {name}" for number, name in names.items())
+        raise LeukoError(f"unknown class, category_id {category}; the categories are {listed}; correct it")
+    if len(box) != 4:
+        raise LeukoError(f"bbox: {box!r:.60} is not [x, y, width, height]; correct or remove it")
+    x, y, width, height = map(float, box)
+    attributes = {key: value for key, value in entry.items() if key not in _OWN}
+    if isinstance(attributes.get(_RESERVED), dict):
+        attributes |= attributes.pop(_RESERVED)
+    corners, is_crowd = (x, y, x + width, y + height), entry.get("iscrowd") in (1, "1")
+    return Annotation(where, names[category], corners, is_crowd, tuple(entry.get("factors") or ()), attributes)
 
 
 def _whole(entry: dict, key: str) -> int:
     value = entry.get(key)
     if isinstance(value, str) and re.fullmatch(r"-?\d{1,18}", value, re.ASCII):
         return int(value)  # some exporters write ids as texts
-    if not _is_number(value) or not math.isfinite(value) or value != int(value):
+    if not fits(value, float) or value != int(value):
         raise LeukoError(f'"{key}" is {value!r:.40}, not a whole number; correct it')
     return int(value)
-
-
-def _crowd(entry: dict) -> bool:
-    value = entry.get("iscrowd")
-    if value not in (None, False, True, "0", "1"):
-        raise LeukoError(f'"iscrowd" is {value!r:.40}, neither 0 nor 1; correct it')
-    return value in (True, "1")
-
-
-def _factors(entry: dict) -> tuple[str, ...]:
-    factors = entry.get("factors") or []
-    if not isinstance(factors, list) or not all(isinstance(factor, str) for factor in factors):
-        raise LeukoError(f'"factors" is {factors!r:.40}, not a list of names; correct it')
-    return tuple(factors)
 
 
 # ---------------------------------------------------------------- writing

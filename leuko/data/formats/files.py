@@ -1,16 +1,22 @@
-"""Where the images are that label files and lists name: inside the data set's folder, whatever tool wrote the names."""
+"""The files of a data set: the images that labels name, whatever tool wrote the names, are found, and others added."""
 
 from __future__ import annotations
 
+import filecmp
 import os
+import shutil
 import unicodedata
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
+from itertools import takewhile
+from operator import eq
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
 from ...errors import LeukoError
+from ...io import io_errors_as, make_folder
+from ..dataset import Note
 from ..images import list_images
 
 
@@ -58,7 +64,8 @@ class ImageFinder:
             return there
         parts = [spelled(part) for part in reversed(PurePosixPath(unquote(slashes)).parts)]
         alike = self._by_name.get(parts[0], []) if os.path.isdir(self.root) else []
-        shared = [_shared([spelled(part) for part in reversed(image.parts)], parts) for image in alike]
+        ends = ([spelled(part) for part in reversed(image.parts)] for image in alike)
+        shared = [len(list(takewhile(bool, map(eq, end, parts)))) for end in ends]
         best = [image for image, number in zip(alike, shared, strict=True) if number == max(shared)]
         if len(best) > 1:
             raise LeukoError(f'"{name}": several images fit ({best[0]}, {best[1]}); write which one is meant')
@@ -69,19 +76,55 @@ class ImageFinder:
             raise LeukoError(f'"{name}" leaves the data set\'s folder, {self.root}; name an image inside it')
         return paths[0]
 
-    def notes(self) -> list[str]:
+    def notes(self) -> list[Note]:
         """A line about the images that were found elsewhere, if there are any."""
         if not self.moved:
             return []
         name, image = self.moved[0]
-        return [f"{len(self.moved)} images lie elsewhere than their label files say, such as {image} for {name}"]
+        text = f"{len(self.moved)} images lie elsewhere than their label files say, such as {image} for {name}"
+        return [Note(text, (image for _, image in self.moved))]
 
 
-def _shared(one: Sequence[str], other: Sequence[str]) -> int:
-    """How many of their first parts two paths share."""
-    number = 0
-    for a, b in zip(one, other, strict=False):
-        if a != b:
-            break
-        number += 1
-    return number
+# ---------------------------------------------------------------- writing
+
+
+def place_images(
+    images: Sequence[Path], folder: Path, fits: Callable[[int, Path], bool] = lambda number, placed: True
+) -> list[Path]:
+    """Put images into one folder, byte for byte, under names whose stems are unique there; return their new paths.
+
+    An image that is in the folder already is used again if ``fits(number of the image, its path)``. A different image
+    of the same name is put beside it as ``NAME-2``. Files are hard-linked, or copied where the file system cannot link.
+    Raises LeukoError.
+    """
+    by_stem = {p.stem.casefold(): p for p in make_folder(folder).iterdir()}
+    placed: dict[Path, None] = {}
+    for number, image in enumerate(images):
+        with io_errors_as(f"copied to {folder}", image):
+            stem, attempt = image.stem, 1
+            while old := by_stem.get(stem.casefold()):
+                is_same = old.suffix == image.suffix and (old.samefile(image) or filecmp.cmp(old, image, shallow=False))
+                if old not in placed and is_same and fits(number, old):
+                    break
+                attempt += 1
+                stem = f"{image.stem}-{attempt}"
+            else:
+                old = by_stem[stem.casefold()] = folder / (stem + image.suffix)
+                link_or_copy(image, old)
+        placed[old] = None
+    return list(placed)
+
+
+def link_or_copy(file: Path, to: Path) -> None:
+    """Link a file, or copy it where the file system cannot link; OSError where neither is possible."""
+    try:
+        os.link(file.resolve(), to)  # resolved, since otherwise a symbolic link itself would be linked
+    except OSError:
+        shutil.copyfile(file, to)
+
+
+def check_names(file: Path, old: Sequence[str], new: Sequence[str]) -> None:
+    """Raise LeukoError where the folder to write to holds a data set of other classes."""
+    if list(old) != list(new):
+        listed = f"{', '.join(old)}, not {', '.join(new)}"
+        raise LeukoError(f"{file}: the folder holds the classes {listed}; write into another folder")

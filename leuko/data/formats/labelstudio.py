@@ -20,7 +20,7 @@ from ...cells import colour
 from ...io import make_folder, write_json, write_text
 from ..dataset import Dataset, Sample
 from ..header import image_header, turn_boxes
-from .place import place_images
+from .files import place_images
 
 IMAGES = "images"
 URL = f"/data/local-files/?d={IMAGES}/"

@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from ...errors import LeukoError
 from ...io import read_text
-from ..dataset import LabelWarning
+from ..dataset import LabelWarning, Note
 
 
 class Annotation(NamedTuple):
@@ -48,16 +48,23 @@ class Record:
 
 @dataclass
 class Labels:
-    """The content of one folder, list or COCO file. ``names`` are its classes by index, where a ``classes.txt`` lists
-    them; ``categories`` maps class names to ids, where there are ids. ``notes`` tell, one line each, what holds for the
-    whole; ``hidden`` are the files that were passed over (see ``images.is_hidden``)."""
+    """The content of folders, lists or COCO files. ``names`` are the classes by index, where a ``classes.txt`` lists
+    them; ``categories`` maps class names to ids, where there are ids."""
 
     records: list[Record] = field(default_factory=list)
     names: dict[int, str] = field(default_factory=dict)
     categories: dict[str, int] = field(default_factory=dict)
-    warnings: list[LabelWarning] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    hidden: list[Path] = field(default_factory=list)
+
+    def add(self, other: Labels) -> None:
+        """Add the records and categories of another part; its ids are kept where they are free."""
+        self.records += other.records
+        for name, number in other.categories.items():
+            taken = self.categories.values()
+            self.categories.setdefault(name, number if number not in taken else max(taken) + 1)
+
+    def class_names(self) -> set[str]:
+        """The names of its categories and of its objects' classes."""
+        return {*self.categories, *(a.name for record in self.records for a in record.annotations)}
 
     def rename(self, new_name: Callable[[str], str]) -> None:
         """Give all classes other names; several may become one."""
@@ -80,21 +87,26 @@ class ReadOptions:
     root: Path
     names: dict[int, str] = field(default_factory=dict)
     ignore: list[str] = field(default_factory=list)
-    voc_origin: int = 0
-    bbox: str = ""  # of COCO: "xywh" or "xyxy"; found out if empty
-    rows: str = ""  # of YOLO, where there are more than four numbers: "polygons" or "keypoints"; found out if empty
-    exif: str = ""  # "turned" where labels belong to the image as EXIF turns it, "stored" where they do not
-    crowds: str = "regions"  # or "cells": what COCO's iscrowd marks
+    voc_origin: Literal[0, 1] = 0
+    bbox: Literal["", "xywh", "xyxy"] = ""  # of COCO; found out if empty
+    rows: Literal["", "polygons", "keypoints"] = ""  # of YOLO, what more than four numbers are; found out if empty
+    exif: Literal["", "turned", "stored"] = ""  # "turned" where labels belong to the image as EXIF turns it
+    crowds: Literal["regions", "cells"] = "regions"  # what COCO's iscrowd marks
 
 
 class Problems:
-    """Errors met while a data set is read. One of them is raised, with the number of others of its kind.
+    """What is met while a data set is read: errors, of which one is raised, with the number of others of its kind;
+    ``warnings`` of what was fixed or left out, ``notes`` of what holds for a whole split, and ``hidden`` images, which
+    were passed over (see ``images.is_hidden``).
 
-    With ``collect`` none is raised, and what can be read is read (for ``leuko data check``).
+    With ``collect`` no error is raised, and what can be read is read (for ``leuko data check``).
     """
 
     def __init__(self, collect: bool = False) -> None:
         self.by_kind: dict[str, list[str]] = {}
+        self.warnings: list[LabelWarning] = []
+        self.notes: list[Note] = []
+        self.hidden: list[Path] = []
         self.collect = collect
 
     def add(self, kind: str, message: str) -> None:

@@ -3,60 +3,39 @@
 Its sections: ``category_ids`` by class name, where they are not 1, 2, ...; ``ids`` (VOC): the images' ids by split and
 file name, where they are not 1, 2, ...; ``images`` (YOLO): by path in the folder each image's id, group and factors,
 its cells' factors and attributes in the order of the label file's lines, and crowds with boxes in fractions of the
-image, since YOLO would take them for cells; ``originals``: the images that those of a resized data set were made from.
+image, since YOLO would take them for cells. Other sections are passed over.
 The file is written only where there is something to keep.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from ...errors import LeukoError
 from ...io import read_json, write_text
+from ...kinds import fits, misfit
 from ..dataset import Dataset, LabelWarning, Sample
 from .records import Annotation, Record
 
 SIDECAR = "leuko.json"
-
-
-@contextmanager
-def _reading(folder: Path, where: str = "") -> Iterator[None]:
-    """Turn whatever a broken sidecar makes the block raise into a LeukoError that names it."""
-    try:
-        yield
-    except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
-        raise LeukoError(f"{folder / SIDECAR}: {where}broken ({error}); restore or remove the file") from error
+_SECTIONS = {"category_ids": dict[str, int], "ids": dict[str, dict[str, int]], "images": dict[str, dict]}
 
 
 def read(folder: Path) -> dict[str, dict]:
     """The sections of a folder's sidecar; {} without one. Raises LeukoError."""
-    if not (folder / SIDECAR).is_file():
-        return {}
-    content = read_json(folder / SIDECAR)
-    with _reading(folder):
-        if wrong := [key for key, section in content.items() if not isinstance(section, dict)]:
-            raise TypeError(f'"{wrong[0]}" is not a mapping')
-        return content
+    file = folder / SIDECAR
+    content = read_json(file) if file.is_file() else {}
+    if problem := misfit(content, _SECTIONS, optional=_SECTIONS, more=True):
+        raise LeukoError(f"{file}: {problem}; restore or remove the file")
+    return content
 
 
 def read_near(folder: Path) -> tuple[Path, dict[str, dict]]:
     """The folder of a data set that holds the images in ``folder``, at most two levels up, and its sidecar."""
     root = next((p for p in (folder, *list(folder.parents)[:2]) if (p / SIDECAR).is_file()), folder)
     return root, read(root)
-
-
-def ids(folder: Path, content: dict[str, dict], *keys: str) -> dict[str, int]:
-    """The ids by name in ``content[key]...``; LeukoError if they are not whole numbers."""
-    with _reading(folder, f"{keys[0]}: "):
-        entries = content
-        for key in keys:
-            entries = entries.get(key, {})
-        if not all(type(number) is int for number in entries.values()):
-            raise TypeError("does not map names to whole numbers")
-    return entries
 
 
 def update(folder: Path, **sections: dict) -> None:
@@ -98,13 +77,16 @@ def add_to(record: Record, root: Path, content: dict[str, dict], warnings: list[
     about = content.get("images", {}).get(record.image.relative_to(root).as_posix())
     if about is None:
         return
-    with _reading(root, f"{record.image.name}: "):
+    try:
         record.id, record.group = about.get("id"), str(about.get("group", ""))
-        if type(record.id) not in (int, type(None)):
+        if not fits(record.id, int | None):
             raise TypeError(f"id {record.id!r:.40} is not a whole number")
         record.factors = tuple(map(str, about.get("factors", ())))
         cells = [_of_cell(cell) for cell in about.get("cells", ())]
         crowds = [_crowd(i, crowd) for i, crowd in enumerate(about.get("crowds", ()), 1)]
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+        place = f"{root / SIDECAR}: {record.image.name}"
+        raise LeukoError(f"{place}: broken ({error}); restore or remove the file") from error
     if cells and len(cells) != len(record.annotations):
         problem = f"describes {len(cells)} cells, the label file {len(record.annotations)}"
         action = "their factors and attributes are left out"
@@ -122,20 +104,3 @@ def _crowd(number: int, about: dict) -> Annotation:
     x0, y0, x1, y1 = map(float, about["box"])
     where = f"crowd {number} in {SIDECAR}"
     return Annotation(where, str(about["name"]), (x0, y0, x1, y1), crowd=True, **_of_cell(about))
-
-
-# ---------------------------------------------------------------- originals of a resized data set
-
-
-def original_of(image: Path) -> tuple[Path, int, int] | None:
-    """The original of an image of a resized data set, its width and its height; None where none is noted.
-
-    Raises LeukoError where the note is broken.
-    """
-    image = image.resolve()
-    for root in list(image.parents)[:3]:
-        about = read(root).get("originals", {}).get(image.relative_to(root).as_posix())
-        if about is not None:
-            with _reading(root, f"originals: {image.name}: "):
-                return (root / str(about["image"])).resolve(), int(about["width"]), int(about["height"])
-    return None

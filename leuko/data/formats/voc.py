@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path, PurePosixPath
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
@@ -20,8 +20,7 @@ from ...io import make_folder, parse_json, read_list, read_text, read_xml, write
 from ..dataset import Dataset, LabelWarning, Sample
 from ..images import is_hidden, is_image, list_images
 from . import sidecar
-from .files import inside, spelled
-from .place import check_names, place_images
+from .files import check_names, inside, place_images, spelled
 from .records import Annotation, Labels, Problems, ReadOptions, Record, read_names
 
 IMAGES, PART = "JPEGImages", "ImageSets/Main/{split}.txt"
@@ -57,18 +56,20 @@ def _is_of_class(file: Path) -> bool:
 
 
 def parse(part: Path, problems: Problems, options: ReadOptions) -> Labels:
-    """Read the annotations of a folder, or those that a list of stems or of image paths names."""
+    """Read the annotations of a folder, or those that a list names."""
     labels = Labels()
     root = _root(part)
-    images = _Images(_annotations(root), labels.hidden)
-    for file, image in annotation_files(part, labels.hidden):
+    images = _Images(part, problems.hidden)
+    for file in annotation_files(part):
         if not file.is_file():
             remedy = "label it, or save it in LabelImg without objects if it has no cells"
             problems.add("annotation", f"{part}: {file.stem}: no annotation {file}; {remedy}")
             continue
         with problems.catch("annotation"):
-            element = _read(file)
-            image = image or images.of(file, (element.findtext("filename") or "").strip())
+            element = read_xml(file)
+            if element.tag != "annotation":
+                raise LeukoError(f"{file}: line 1: <{element.tag}> is not a VOC annotation; remove the file")
+            image = images.of(file, (element.findtext("filename") or "").strip())
             size, group = _size(element), (element.findtext("group") or "").strip()
             labels.records.append(Record(file, image, [], size=size, factors=_factors(element), group=group))
             with problems.catch("unread", str(file)):
@@ -79,59 +80,42 @@ def parse(part: Path, problems: Problems, options: ReadOptions) -> Labels:
     if (classes := root / "classes.txt").is_file():
         labels.names = read_names(classes)
     extra = sidecar.read(root)
-    labels.categories = sidecar.ids(root, extra, "category_ids")
+    labels.categories = extra.get("category_ids", {})
     if not part.is_dir():
-        ids = sidecar.ids(root, extra, "ids", part.stem)
+        ids = extra.get("ids", {}).get(part.stem, {})
         for record in labels.records:
             record.id = ids.get(record.image.name)
     elif not labels.records:
         problems.add("empty", f"{part}: no annotations (.xml); label images with LabelImg or name another folder")
     else:
         labelled = {record.image for record in labels.records}
-        for image in images.all(labels.records[0].file):
-            if image not in labelled:
-                action = "left out (not known to be empty)"
-                labels.warnings.append(LabelWarning(image, "annotation", "the image has none", action))
+        action = "left out (not known to be empty)"
+        others = (image for image in images.found if image not in labelled)
+        problems.warnings += [LabelWarning(image, "annotation", "the image has none", action) for image in others]
     return labels
 
 
-def class_names(parts: Iterable[Path]) -> set[str]:
-    """The class names in all parts; those of files that cannot be parsed, an error when they are read, are missing."""
-    names: set[str] = set()
-    for file in {file for part in parts for file, _ in annotation_files(part) if file.is_file()}:
-        with suppress(LeukoError):
-            names |= {_text(element, "name") for element in _read(file).iterfind("object")}
-    return names
-
-
-def annotation_files(part: Path, hidden: list[Path] | None = None) -> Iterator[tuple[Path, Path | None]]:
-    """Yield (annotation, its image, or None where that is to be found by name) of a folder or list.
+def annotation_files(part: Path) -> Iterator[Path]:
+    """The annotations of a folder, or those that a list names by stems or by images, there or not.
 
     Raises LeukoError where an entry of a list leaves the data set's folder.
     """
     root = _root(part)
     folder = _annotations(root) or root
     if part.is_dir():
-        yield from ((file, None) for file in _xml_files(folder, hidden))
+        yield from _xml_files(folder)
         return
     for line in read_text(part).splitlines():
-        name = line.strip()
-        if line and (file := inside(root, folder, f"{line}.xml")) and file.is_file():
-            yield file, None  # a stem as it is, even "#12", " 7" or "scan.tif"
-            continue
-        if not name or name.startswith("#"):
-            continue
-        name = name.replace("\\", "/")
-        is_path = is_image(name) and ("/" in name or folder == root)
+        name = line.strip().replace("\\", "/")
         stem = name.rsplit(".", 1)[0] if is_image(name) else name
-        place = inside(root, part.parent if is_path else folder, name if is_path else f"{stem}.xml")
-        if place is None:
-            raise LeukoError(f'{part}: "{name}" leaves the data set\'s folder, {root}; name what is inside it')
-        if not is_path:
-            yield place, None
-        else:
-            beside = place.with_suffix(".xml")
-            yield beside if beside.is_file() else place.parent.parent / ANNOTATIONS / beside.name, place
+        as_it_is, named = (inside(root, folder, f"{each}.xml") for each in (line, stem))
+        if line and as_it_is and as_it_is.is_file():
+            yield as_it_is  # even "#12", " 7" or "scan.tif"
+        elif name and not name.startswith("#"):
+            if named is None:
+                raise LeukoError(f'{part}: "{name}" leaves the data set\'s folder, {root}; name what is inside it')
+            of_path = folder / f"{PurePosixPath(stem).name}.xml"  # JPEGImages/a.jpg has Annotations/a.xml
+            yield of_path if is_image(name) and of_path.is_file() and not named.is_file() else named
 
 
 def _root(part: Path) -> Path:
@@ -141,62 +125,51 @@ def _root(part: Path) -> Path:
     return next((p for p in part.absolute().parents if _annotations(p)), part.parent)
 
 
-def _xml_files(folder: Path, hidden: list[Path] | None = None) -> list[Path]:
+def _xml_files(folder: Path) -> list[Path]:
     """The annotations in a folder and, if it is one of annotations only, in its sub-folders (CVAT)."""
-    found = []
-    for path in folder.rglob("*") if folder.name in ANNOTATION_FOLDERS else folder.iterdir():
-        if path.suffix.lower() == ".xml":
-            is_passed_over = any(map(is_hidden, path.relative_to(folder).parts))
-            (found if not is_passed_over else hidden if hidden is not None else []).append(path)
-    return sorted(found)
+    paths = folder.rglob("*") if folder.name in ANNOTATION_FOLDERS else folder.iterdir()
+    files = (path for path in paths if path.suffix.lower() == ".xml")
+    return sorted(file for file in files if not any(map(is_hidden, file.relative_to(folder).parts)))
 
 
 class _Images:
-    """The images that belong to the annotations of a ``folder`` of these, or to those beside them."""
+    """The images of a data set, in the folder of images beside its annotations, or beside each annotation."""
 
-    def __init__(self, folder: Path | None, hidden: list[Path]) -> None:
-        self.folder, self.hidden = folder, hidden
-        self.by_folder: dict[Path, dict[str, list[Path]]] = {}
+    def __init__(self, part: Path, hidden: list[Path]) -> None:
+        root = _root(part)
+        self.annotations = _annotations(root) or root
+        self.folder = next(root / name for name in IMAGE_FOLDERS if (root / name).is_dir())
+        self.recursive = self.folder != root or not part.is_dir()
+        self.hidden = hidden
 
-    def _by_stem(self, file: Path) -> dict[str, list[Path]]:
-        """The images near an annotation by stem and, where they are in sub-folders, by path without suffix."""
-        root = self.folder.parent if self.folder else file.parent
-        if root not in self.by_folder:
-            folder = next(root / name for name in IMAGE_FOLDERS if (root / name).is_dir())
-            by_stem = self.by_folder[root] = defaultdict(list)
-            for image in list_images(folder, recursive=folder != root, hidden=self.hidden):
-                path = spelled(image.relative_to(folder).with_suffix("").as_posix())
-                for name in {path, spelled(image.stem)}:
-                    by_stem[name].append(image)
-        return self.by_folder[root]
+    @cached_property
+    def found(self) -> list[Path]:
+        """All of them."""
+        return list_images(self.folder, recursive=self.recursive, hidden=self.hidden)
 
-    def all(self, file: Path) -> list[Path]:
-        """All images near an annotation."""
-        return sorted({image for images in self._by_stem(file).values() for image in images})
+    @cached_property
+    def by_stem(self) -> dict[str, list[Path]]:
+        """They by their names without suffix."""
+        by_stem = defaultdict(list)
+        for image in self.found:
+            by_stem[spelled(image.stem)].append(image)
+        return by_stem
 
     def of(self, file: Path, name: str) -> Path:
-        """The image of an annotation: the one with its path, else its stem; ``name``, its ``filename``, decides between
-        several, or is used instead. Raises LeukoError."""
-        by_stem = self._by_stem(file)
-        place = file.relative_to(self.folder) if self.folder else Path(file.name)
-        same_stem = by_stem.get(spelled(place.with_suffix("").as_posix())) or by_stem.get(spelled(file.stem), [])
-        of_name = same_stem or by_stem.get(spelled(Path(name).stem), [])
-        same_name = [p for p in of_name if spelled(p.name) == spelled(name)]
-        if len(same_stem) > 1 and len(same_name) != 1:
-            raise LeukoError(f"{file}: several images fit ({', '.join(map(str, same_stem))}); keep one")
-        if not same_stem and not same_name:
-            raise LeukoError(
-                f'{file}: filename "{name}": no image called {file.stem}; add the image or remove the file'
-            )
-        return (same_name or same_stem)[0]
-
-
-def _read(file: Path) -> Element:
-    """The root of a VOC file; raises LeukoError."""
-    root = read_xml(file)
-    if root.tag != "annotation":
-        raise LeukoError(f"{file}: line 1: <{root.tag}> is not a VOC annotation; remove the file")
-    return root
+        """The image of an annotation: the one of its stem, in the same sub-folder if there is one; ``name``, its
+        ``filename``, decides between several, or is used instead. Raises LeukoError."""
+        same_stem = self.by_stem.get(spelled(file.stem), [])
+        place = spelled(str(file.relative_to(self.annotations).parent))
+        same_place = [p for p in same_stem if spelled(str(p.relative_to(self.folder).parent)) == place]
+        fitting = same_place or same_stem or self.by_stem.get(spelled(Path(name).stem), [])
+        same_name = [p for p in fitting if spelled(p.name) == spelled(name)]
+        images = same_name or (same_stem and fitting)
+        if len(images) > 1:
+            raise LeukoError(f"{file}: several images fit ({', '.join(map(str, images))}); keep one")
+        if not images:
+            remedy = "add the image or remove the file"
+            raise LeukoError(f'{file}: filename "{name}": no image called {file.stem}; {remedy}')
+        return images[0]
 
 
 def _check_all_read(root: Element) -> None:
@@ -265,7 +238,7 @@ def _value(text: str | None) -> int | float | str:
 # ---------------------------------------------------------------- writing
 
 
-def write(dataset: Dataset, folder: str | Path, split: str, voc_origin: int = 0) -> list[Path]:
+def write(dataset: Dataset, folder: str | Path, split: str) -> list[Path]:
     """Write one split into a VOC folder: annotations, images (linked or copied) and its ``ImageSets`` list.
 
     Factors, groups and crowds become the extra elements ``factor``, ``group`` and ``crowd``; attributes are elements of
@@ -281,7 +254,7 @@ def write(dataset: Dataset, folder: str | Path, split: str, voc_origin: int = 0)
     write_text(classes, "".join(f"{name}\n" for name in dataset.types), errors="strict")
 
     def text(number: int, image: Path) -> str:
-        return _xml(dataset.samples[number], image, dataset.types, voc_origin)
+        return _xml(dataset.samples[number], image, dataset.types)
 
     def fits(number: int, image: Path) -> bool:
         file = labels / f"{image.stem}.xml"
@@ -300,7 +273,7 @@ def write(dataset: Dataset, folder: str | Path, split: str, voc_origin: int = 0)
     return images
 
 
-def _xml(sample: Sample, image: Path, types: Sequence[str], voc_origin: int) -> str:
+def _xml(sample: Sample, image: Path, types: Sequence[str]) -> str:
     root = Element("annotation")
     _add(root, "folder", image.parent.name)
     _add(root, "filename", image.name)
@@ -311,7 +284,7 @@ def _xml(sample: Sample, image: Path, types: Sequence[str], voc_origin: int) -> 
         _add(root, "group", sample.group)
     for factor in sample.factors:
         _add(root, "factor", factor)
-    for i, (x0, y0, x1, y1) in enumerate(sample.boxes.tolist()):
+    for i, corners in enumerate(sample.boxes.tolist()):
         cell = ElementTree.SubElement(root, "object")
         _add(cell, "name", types[sample.labels[i]])
         for key, value in sample.attributes[i].items():
@@ -321,7 +294,7 @@ def _xml(sample: Sample, image: Path, types: Sequence[str], voc_origin: int) -> 
         if sample.crowd[i]:
             _add(cell, "crowd", "1")
         box = ElementTree.SubElement(cell, "bndbox")
-        for tag, number in zip(_CORNERS, (x0 + voc_origin, y0 + voc_origin, x1, y1), strict=True):
+        for tag, number in zip(_CORNERS, corners, strict=True):
             _add(box, tag, str(int(number)) if number == int(number) else repr(number))
     ElementTree.indent(root, "\t")
     return ElementTree.tostring(root, encoding="unicode") + "\n"

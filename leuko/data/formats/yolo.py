@@ -9,11 +9,13 @@ crowds, factors, groups, attributes and ids: they go into a file beside it (see 
 from __future__ import annotations
 
 import os
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 
 from ...errors import LeukoError
@@ -21,8 +23,7 @@ from ...io import io_errors_as, make_folder, read_list, read_text, read_yaml, wr
 from ..dataset import Dataset, LabelWarning, Sample
 from ..images import is_hidden, is_image, list_images
 from . import sidecar
-from .files import ImageFinder, spelled
-from .place import check_names, place_images
+from .files import ImageFinder, check_names, place_images, spelled
 from .records import Annotation, Labels, Problems, ReadOptions, Record, parse_names, read_names
 
 IMAGES = PART = "images/{split}"
@@ -73,17 +74,13 @@ def label_folder(images: Path) -> Path:
     return images
 
 
-def _label_files(images: Path, hidden: list[Path] | None = None) -> dict[str, list[Path]]:
+def _label_files(images: Path) -> dict[str, list[Path]]:
     """The text files that may be labels of the images in a folder, by stem: in its folder of labels, and beside."""
     by_stem = defaultdict(list)
     with io_errors_as("read", images):
         for folder in dict.fromkeys((label_folder(images), images)):
             for file in sorted(folder.iterdir()) if folder.is_dir() else ():
-                if file.suffix.lower() != ".txt" or file.name in _CLASS_FILES:
-                    continue
-                if is_hidden(file.name):
-                    (hidden if hidden is not None else []).append(file)
-                else:
+                if file.suffix.lower() == ".txt" and file.name not in _CLASS_FILES and not is_hidden(file.name):
                     by_stem[spelled(file.stem)].append(file)
     return by_stem
 
@@ -94,11 +91,11 @@ def parse(part: Path, problems: Problems, options: ReadOptions) -> Labels:
     ``options.names`` are the class names by index; without them a ``classes.txt`` among the labels or above is read.
     """
     labels = Labels(names=options.names or _names_beside(part))
-    images = _images(part, labels, options)
+    images = _images(part, problems, options)
     if images and not labels.names:
         raise LeukoError(f'{part}: YOLO labels without class names; write a data.yaml with "names: [NG, BG, ...]"')
     folders = dict.fromkeys(image.parent for image in images)
-    files = {folder: _label_files(folder, labels.hidden) for folder in folders}
+    files = {folder: _label_files(folder) for folder in folders}
     sidecars = {folder: sidecar.read_near(folder) for folder in folders}
     if images and not any(spelled(image.stem) in files[image.parent] for image in images):
         where = label_folder(images[0].parent)
@@ -111,17 +108,17 @@ def parse(part: Path, problems: Problems, options: ReadOptions) -> Labels:
             record = Record(file or image, image, [], relative=True)
             if file is None:
                 action = "taken as an image without cells"
-                labels.warnings.append(LabelWarning(image, f"label file {image.stem}.txt", "missing", action))
+                problems.warnings.append(LabelWarning(image, f"label file {image.stem}.txt", "missing", action))
             elif (other := image_of.setdefault(file, image)) is not image:
                 raise LeukoError(f"shares the labels {file} with {other.name}; keep one of them, or rename it")
             else:
                 rows += _rows(record, labels.names, problems)
             labels.records.append(record)
-    _add_annotations(part, rows, labels, options)
+    _add_annotations(part, rows, problems, options)
     for record in labels.records:
-        sidecar.add_to(record, *sidecars[record.image.parent], labels.warnings)
-    for root, content in sidecars.values():
-        labels.categories |= sidecar.ids(root, content, "category_ids")
+        sidecar.add_to(record, *sidecars[record.image.parent], problems.warnings)
+    for _, content in sidecars.values():
+        labels.categories |= content.get("category_ids", {})
     if part.is_dir():
         for file in _orphans(part, folders, image_of):
             remedy = "add the image or remove the label file"
@@ -129,9 +126,9 @@ def parse(part: Path, problems: Problems, options: ReadOptions) -> Labels:
     return labels
 
 
-def _images(part: Path, labels: Labels, options: ReadOptions) -> list[Path]:
+def _images(part: Path, problems: Problems, options: ReadOptions) -> list[Path]:
     if part.is_dir():
-        return list_images(part, recursive=True, hidden=labels.hidden)
+        return list_images(part, recursive=True, hidden=problems.hidden)
     finder = ImageFinder(options.root)
     images = []
     for line in read_list(part):
@@ -139,7 +136,7 @@ def _images(part: Path, labels: Labels, options: ReadOptions) -> list[Path]:
             images.append(finder.find(line, dict.fromkeys((part.parent, options.root))))
         except LeukoError as error:
             raise LeukoError(f"{part}: {error}") from None
-    labels.notes += finder.notes()
+    problems.notes += finder.notes()
     return images
 
 
@@ -165,15 +162,7 @@ def _is_label(file: Path) -> bool:
     if file.suffix.lower() != ".txt" or file.name in _CLASS_FILES or is_hidden(file.name) or not file.is_file():
         return False
     first = next(filter(None, map(str.split, read_text(file, LABELS_LIMIT).splitlines())), [])
-    return not first or (len(first) > 4 and all(map(_is_number, first)))
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+    return not first or (len(first) > 4 and re.fullmatch(r"[\d.eE+-]+", "".join(first)) is not None)
 
 
 def _names_beside(part: Path) -> dict[int, str]:
@@ -221,7 +210,7 @@ def _parsed(fields: list[str], names: dict[int, str]) -> tuple[str, list[float]]
     return names[int(index)], numbers
 
 
-def _add_annotations(part: Path, rows: Sequence[_Row], labels: Labels, options: ReadOptions) -> None:
+def _add_annotations(part: Path, rows: Sequence[_Row], problems: Problems, options: ReadOptions) -> None:
     """Turn lines into the annotations of their records; what more than four numbers mean is the same in all."""
     long = [row for row in rows if len(row.numbers) > 4]
     meaning = (options.rows or _meaning(part, rows, long)) if long else ""
@@ -245,7 +234,7 @@ def _add_annotations(part: Path, rows: Sequence[_Row], labels: Labels, options: 
     lines: dict[Path, list[int]] = {}
     for row in long:
         lines.setdefault(row.record.file, []).append(row.line)
-    labels.warnings += [
+    problems.warnings += [
         LabelWarning(file, f"line {', '.join(map(str, numbers))}", problem, action) for file, numbers in lines.items()
     ]
 
@@ -283,10 +272,8 @@ def _has_keypoints(numbers: Sequence[float], each: int) -> bool:
 
 def _is_outline(numbers: Sequence[float]) -> bool:
     """Whether a polygon fills as much of its bounding box as the outline of a cell does."""
-    points = np.array(numbers).reshape(-1, 2)
-    x, y = (points - points[0]).T
-    area = abs(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2
-    return bool(area >= _FILLED * np.ptp(x) * np.ptp(y) > 0)
+    points = np.array(numbers, dtype=np.float32).reshape(-1, 2)
+    return bool(cv2.contourArea(points) >= _FILLED * np.ptp(points, axis=0).prod() > 0)
 
 
 # ---------------------------------------------------------------- writing

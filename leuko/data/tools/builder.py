@@ -1,5 +1,5 @@
-"""Writing a data set: read from another one or not, its images made or changed, in a folder that appears when all is
-done, or not at all, and replaces only a data set."""
+"""What all that writes a data set shares: its source, images, and a folder that appears when all is done or not at all,
+and replaces only a data set."""
 
 from __future__ import annotations
 
@@ -17,24 +17,29 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from ...errors import LeukoError
+from ...errors import LeukoError, nearest
 from ...io import io_errors_as, write_text
 from .. import source
-from ..dataset import Dataset, LabelWarning, Sample
+from ..dataset import Dataset, Sample
 from ..formats import FORMATS, coco, sidecar
 from ..images import IMAGE_SUFFIXES
-from ..validate import MIN_SIDE
 
 T, R = TypeVar("T"), TypeVar("R")
 _CONTENT = ("images", "labels", "JPEGImages", "Annotations", "ImageSets")
 _CONTENT += ("classes.txt", "data.yaml", "warnings.txt", "reviewed.csv", sidecar.SIDECAR)
-_SUFFIXES = (*IMAGE_SUFFIXES, ".xml", ".txt", ".json", ".csv", ".cache")  # of files in a data set's folders
+_SUFFIXES = (*IMAGE_SUFFIXES, ".xml", ".txt", ".json", ".yaml", ".csv", ".cache")  # of a data set's files
 
 
 def check_size(size: int) -> None:
     """Raise LeukoError unless ``size``, the side of an image in pixels, is usable."""
     if not 64 <= size <= 8192:
         raise LeukoError(f"--size {size}: give 64 to 8192 pixels")
+
+
+def check_format(flag: str, form: str) -> None:
+    """Raise LeukoError unless ``form``, given by an option, is a format."""
+    if form not in FORMATS:
+        raise LeukoError(f"{flag} {form}: is not a format{nearest(form, FORMATS)}; give {', '.join(FORMATS)}")
 
 
 def read_source(
@@ -63,12 +68,14 @@ def read_source(
     return form, datasets
 
 
-def write_warnings(folder: Path, datasets: dict[str, Dataset]) -> None:
-    """Write ``warnings.txt``, a line for each thing that was fixed or left out, if anything was."""
-    lines = [str(warning) for dataset in datasets.values() for warning in (*dataset.notes, *dataset.warnings)]
+def write_splits(folder: Path, form: str, datasets: dict[str, Dataset], read: dict[str, Dataset] | None = None) -> None:
+    """Write splits in a format, and into ``warnings.txt`` a line for each thing that was fixed or left out, if any was.
+    ``read`` are the splits of the source, where they are others."""
     for split, dataset in datasets.items():
-        for name, number in dataset.ignored.items():
-            lines.append(f"{split}: class {name}: {number} cells; left out, as the data YAML says")
+        FORMATS[form].write(dataset, folder, split)
+    read = read or datasets
+    lines = [f"{split}: {note}" for split, dataset in read.items() for note in dataset.notes]
+    lines += [str(warning) for dataset in read.values() for warning in dataset.warnings]
     if lines:
         write_text(folder / "warnings.txt", "\n".join(dict.fromkeys(lines)) + "\n")
 
@@ -102,24 +109,20 @@ def _check_free(dst: Path, force: bool) -> None:
     """Refuse a destination that would be overwritten without consent, or that holds more than a data set."""
     if dst.exists() and not dst.is_dir():
         raise LeukoError(f"{dst}: is a file; name a folder")
-    if not dst.exists() or not (content := sorted(dst.iterdir())):
+    if not dst.exists() or not any(dst.iterdir()):
         return
     if not force:
         raise LeukoError(f"{dst}: exists and is not empty; choose another folder, or replace its data set with --force")
-    foreign = [p for p in content if p.name not in _CONTENT]
-    foreign = [p for p in foreign if not coco.is_coco(p) and not re.fullmatch(r"fold\d+\.yaml", p.name)]
-    inside = (p for top in content for p in sorted(top.rglob("*")))
-    foreign += [p for p in inside if p.is_file() and p.suffix.lower() not in _SUFFIXES]
-    if foreign:
-        name = foreign[0].relative_to(dst)
-        raise LeukoError(f'{dst}: holds "{name}", which is no part of a data set; choose another folder')
+    for path in sorted(dst.rglob("*")):
+        top = dst / path.relative_to(dst).parts[0]
+        is_ours = top.name in _CONTENT or coco.is_coco(top) or re.fullmatch(r"fold\d+\.yaml", top.name)
+        if not is_ours or (path.is_file() and path.suffix.lower() not in _SUFFIXES):
+            name = path.relative_to(dst)
+            raise LeukoError(f'{dst}: holds "{name}", which is no part of a data set; choose another folder')
     try:
         source.find(dst)
     except LeukoError as error:
         raise LeukoError(f"{dst}: holds no data set to replace ({error}); choose another folder") from error
-
-
-# ---------------------------------------------------------------- images made or changed
 
 
 def in_threads(function: Callable[[T], R], items: Iterable[T], title: str, progress: bool, workers: int = 0) -> list[R]:
@@ -151,65 +154,3 @@ def save_image(path: Path, image: np.ndarray) -> None:
     _, data = cv2.imencode(path.suffix, image[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95] if is_jpeg else [])
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data.tobytes())
-
-
-def remake(
-    src: str | Path,
-    dst: str | Path,
-    change: Callable[[Sample, int], tuple[np.ndarray, Sample]],
-    *,
-    title: str,
-    force: bool = False,
-    progress: bool = False,
-    keep_originals: bool = False,
-) -> dict[str, Dataset]:
-    """Write a data set with every image changed, in its own format, and return it as it reads back.
-
-    ``change`` gives the new image of the data set's ``number``-th sample, and what is then known about it. JPEGs become
-    JPEGs, all others PNGs, under their old names. An image that is in several splits with the same labels is changed
-    once; with different labels it becomes two. Cells that are lost, or shrink to a pixel, are listed in
-    ``warnings.txt``. With ``keep_originals`` the sidecar holds the original of each image. Raises LeukoError.
-    """
-    form, datasets = read_source(src, dst)
-    with building(dst, force) as folder:
-        made = folder / "made"
-
-        def job(item: tuple[int, Sample]) -> tuple[Sample, list[LabelWarning]]:
-            number, sample = item
-            image, changed = change(sample, number)
-            is_large = (changed.boxes[:, 2:] - changed.boxes[:, :2] > MIN_SIDE).all(1)
-            problem = f"is at most {MIN_SIDE:g} px wide or high after the change"
-            small = np.flatnonzero(~is_large)
-            warnings = [LabelWarning(sample.image, f"cell {i + 1}", problem, "dropped") for i in small]
-            if lost := len(sample.boxes) - len(changed.boxes):
-                warnings.append(LabelWarning(sample.image, f"{lost} cells", "lie on what was cut off", "dropped"))
-            suffix = sample.image.suffix if sample.image.suffix.lower() in (".jpg", ".jpeg") else ".png"
-            path = made / f"{number}" / f"{sample.image.stem}{suffix}"  # a folder each, as names may be the same
-            save_image(path, image)
-            changed = with_cells(changed, np.flatnonzero(is_large))
-            return replace(changed, image=path, width=image.shape[1], height=image.shape[0]), warnings
-
-        unique = {_content(s): s for dataset in datasets.values() for s in dataset.samples}
-        done = in_threads(job, enumerate(unique.values()), title, progress)
-        new = {key: sample for key, (sample, _) in zip(unique, done, strict=True)}
-        originals = {}
-        for split, dataset in datasets.items():
-            samples = [replace(new[_content(s)], id=s.id) for s in dataset.samples]
-            images = FORMATS[form].write(replace(dataset, samples=samples), folder, split)
-            for image, s in zip(images, dataset.samples, strict=True):
-                original = os.path.relpath(s.image.resolve(), Path(dst).resolve())
-                about = {"image": original, "width": s.width, "height": s.height}
-                originals[image.relative_to(folder).as_posix()] = about
-        shutil.rmtree(made)
-        next(iter(datasets.values())).warnings.extend(warning for _, warnings in done for warning in warnings)
-        write_warnings(folder, datasets)
-        if keep_originals:
-            sidecar.update(folder, originals=originals)
-    return source.load_all(dst)
-
-
-def _content(sample: Sample) -> tuple:
-    """An image with all that is known about it except its id, as a key."""
-    arrays = (sample.boxes.tobytes(), sample.labels.tobytes(), sample.crowd.tobytes())
-    about = (tuple(sample.cell_factors), repr(sample.attributes), sample.factors, sample.group)
-    return sample.image.resolve(), *arrays, *about

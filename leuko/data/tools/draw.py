@@ -22,24 +22,17 @@ from ...synth.dataset import (
     random_picture,
 )
 from ...synth.factors import SEVERITIES, apply_factor
-from ..config import ComposeOptions, SynthOptions
+from ..config import ComposeOptions, FactorOptions, SynthOptions
 from ..dataset import Dataset, Sample
 from ..formats import FORMATS
 from ..images import list_images, read_image
 from . import builder
+from .rewrite import remake
 
 CODES = [t.code for t in TYPES]
 
 
-def synth(
-    dst: str | Path,
-    images: int = 0,
-    size: int = 320,
-    format: str = "coco",
-    *,
-    progress: bool = False,
-    **options: object,
-) -> dict[str, Dataset]:
+def synth(dst: str | Path, *, progress: bool = False, **options: object) -> dict[str, Dataset]:
     """Render a data set of Wright-stained fields with the five leukocyte types into the folder ``dst``.
 
     ``options`` are those of ``SynthOptions``; ``progress`` shows a progress bar. The image of a number depends on
@@ -49,7 +42,7 @@ def synth(
     Returns the splits by name. Raises LeukoError if an option is out of range, or if ``dst`` exists or cannot
     be written; ``dst`` appears only when it is complete.
     """
-    o = SynthOptions(dst=str(dst), images=images, size=size, format=format, **options)
+    o = SynthOptions(dst=str(dst), **options)
     o.images = o.images or (PAPER_IMAGES if o.preset == "paper" else 200)
     splits = _shares(o)
     if o.preset != "paper":
@@ -137,8 +130,7 @@ def _produce(
         places = [(split, number) for split, numbers in splits.items() for number in numbers]
         samples = builder.in_threads(job, places, "drawing", progress, o.workers)
         datasets = {split: Dataset(list(types), samples[r.start : r.stop]) for split, r in splits.items()}
-        for split, dataset in datasets.items():
-            FORMATS[o.format].write(dataset, folder, split)
+        builder.write_splits(folder, o.format, datasets)
     for sample in samples:
         sample.image = dst / sample.image.relative_to(folder)
     return datasets
@@ -155,36 +147,27 @@ def _crops(folder: Path) -> dict[str, list[Path]]:
     return crops
 
 
-def put_factor(
-    src: str | Path,
-    dst: str | Path,
-    factor: str,
-    severity: int = 3,
-    *,
-    seed: int = 0,
-    force: bool = False,
-    progress: bool = False,
-) -> dict[str, Dataset]:
+def put_factor(src: str | Path, dst: str | Path, *, progress: bool = False, **options: object) -> dict[str, Dataset]:
     """Write a data set with an interference factor applied to every image and tagged, in its own format.
 
-    The arguments are the options of ``leuko data factors`` (see ``FactorOptions``). A factor of the cell is tagged on
-    the cells that it concerns, a factor of the image on the image. A cell of which ``incomplete`` leaves less than a
-    tenth is dropped.
+    ``options`` are those of ``FactorOptions``. A factor of the cell is tagged on the cells that it concerns, a factor
+    of the image on the image. A cell of which ``incomplete`` leaves less than a tenth is dropped.
 
     Returns the splits as they are read back. Raises LeukoError if an argument is out of range, the data set cannot be
     read, or ``dst`` exists or cannot be written.
     """
-    names = factor_names(factor)
-    if severity not in SEVERITIES:
-        raise LeukoError(f"--severity {severity}: give 1 to 5")
-    if seed < 0:
-        raise LeukoError(f"--seed {seed}: give 0 or more")
+    o = FactorOptions(src=str(src), dst=str(dst), **options)
+    names = factor_names(o.factor)
+    if o.severity not in SEVERITIES:
+        raise LeukoError(f"--severity {o.severity}: give 1 to 5")
+    if o.seed < 0:
+        raise LeukoError(f"--seed {o.seed}: give 0 or more")
 
     def change(sample: Sample, number: int) -> tuple[np.ndarray, Sample]:
-        rng = np.random.default_rng([seed, number])
-        return with_factor(sample, read_image(sample.image), names[number % len(names)], severity, rng)
+        rng = np.random.default_rng([o.seed, number])
+        return with_factor(sample, read_image(sample.image), names[number % len(names)], o.severity, rng)
 
-    return builder.remake(src, dst, change, force=force, progress=progress, title="applying factors")
+    return remake(src, dst, change, force=o.force, progress=progress, title="applying factors")
 
 
 def with_factor(

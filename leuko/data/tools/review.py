@@ -19,10 +19,10 @@ import numpy as np
 from ...errors import LeukoError, nearest
 from ...io import check_readable, digest, io_errors_as, read_json, write_csv
 from ...kinds import misfit
-from ..dataset import Dataset, LabelWarning, Sample
-from ..formats import FORMATS
+from ..config import ReviewOptions
+from ..dataset import Dataset, LabelWarning, Note, Sample
 from ..images import image_size, list_images
-from .builder import building, read_source, with_cells, write_warnings
+from .builder import building, check_format, read_source, with_cells, write_splits
 
 PREDICTION, CONSENSUS = "prediction", "consensus"
 COLUMNS = ("image", "before", "after", "x0", "y0", "x1", "y1", "score", "reviewed_by", "reviewed_at")
@@ -154,47 +154,39 @@ def _check_cell(cell: ReviewedCell, images: Sequence[dict], types: Sequence[str]
 # ---------------------------------------------------------------- applying
 
 
-def apply_review(
-    review: str | Path,
-    dst: str | Path,
-    *,
-    data: str = "",
-    images: str = "",
-    format: str = "",
-    unsigned: bool = False,
-    force: bool = False,
-) -> tuple[list[dict], dict[str, Dataset]]:
+def apply_review(review: str | Path, dst: str | Path, **options: object) -> tuple[list[dict], dict[str, Dataset]]:
     """Write the labels that a person corrected as a data set; returns a row per change, and the data set.
 
-    Of a prediction these are the labels of all its images; of labels that models doubt, the data set ``data`` with
-    those changes. Cells keep their old type and score and who reviewed them as the attributes ``label_before``,
-    ``score`` and ``reviewed_by``, and ``reviewed.csv`` lists the changes. For the arguments see
-    ``config.ReviewOptions``. Raises LeukoError.
+    ``options`` are those of ``ReviewOptions``. Of a prediction these are the labels of all its images; of labels that
+    models doubt, the data set ``data`` with those changes. Cells keep their old type and score and who reviewed them as
+    the attributes ``label_before``, ``score`` and ``reviewed_by``, and ``reviewed.csv`` lists the changes. Raises
+    LeukoError.
     """
-    if format and format not in FORMATS:
-        raise LeukoError(f"--format {format}: is not a format{nearest(format, FORMATS)}; give {', '.join(FORMATS)}")
+    o = ReviewOptions(review=str(review), dst=str(dst), **options)
+    if o.format:
+        check_format("--format", o.format)
     reviews = read_reviews(review)
-    if waiting := [each.file for each in reviews if not each.by and not unsigned]:
+    if waiting := [each.file for each in reviews if not each.by and not o.unsigned]:
         raise LeukoError(f"{waiting[0]}: is not signed; sign it on its page, or give --unsigned")
-    kind = reviews[0].kind
-    if (kind == CONSENSUS) != bool(data):
-        problem = "is about the labels of a data set" if kind == CONSENSUS else "is of a prediction, not of a data set"
-        raise LeukoError(f"{reviews[0].file}: {problem}; {'name it by' if kind == CONSENSUS else 'leave out'} --data")
-    if kind == CONSENSUS:
-        form, datasets = read_source(data, dst, format)
-        for each in reviews:
-            _correct(datasets, each, data)
+    is_consensus = reviews[0].kind == CONSENSUS
+    if is_consensus != bool(o.data):
+        problem = "is about the labels of a data set" if is_consensus else "is of a prediction, not of a data set"
+        raise LeukoError(f"{reviews[0].file}: {problem}; {'name it by' if is_consensus else 'leave out'} --data")
+    if is_consensus:
+        form, datasets = read_source(o.data, dst, o.format)
+        places = [_places(datasets, each) for each in reviews]
     else:
-        form, datasets = format or "coco", {SPLIT: _dataset(reviews, images)}
+        form, datasets = o.format or "coco", {SPLIT: Dataset(reviews[0].types, [])}
+        there = _by_name(list_images(o.images, recursive=True)) if o.images else None
+        places = [_add_images(datasets[SPLIT], each, there) for each in reviews]
+    for each, of_images in zip(reviews, places, strict=True):
+        _correct(datasets, each, of_images, o.data)
     if (number := len(reviews)) < (pages := len(reviews[0].digests)):
-        next(iter(datasets.values())).notes.append(
-            f"{number} of {pages} pages of the prediction: the others are left out"
-        )
+        note = Note(f"{number} of {pages} pages of the prediction: the others are left out")
+        next(iter(datasets.values())).notes.append(note)
     rows = [_row(each, cell) for each in reviews for cell in each.changes()]
-    with building(dst, force) as folder:
-        for split, dataset in datasets.items():
-            FORMATS[form].write(dataset, folder, split)
-        write_warnings(folder, datasets)
+    with building(dst, o.force) as folder:
+        write_splits(folder, form, datasets)
         write_csv(folder / "reviewed.csv", rows, COLUMNS)
     return rows, datasets
 
@@ -214,72 +206,65 @@ def _attributes(review: Review, cell: ReviewedCell) -> dict:
 
 
 def _by_name(paths: Iterable[Path]) -> dict[str, list[Path]]:
-    named_so: dict[str, list[Path]] = {}
+    by_name: dict[str, list[Path]] = {}
     for path in paths:
-        named_so.setdefault(path.name, []).append(path)
-    return named_so
+        by_name.setdefault(path.name, []).append(path)
+    return by_name
 
 
-def _located(review: Review, number: int, there: dict[str, list[Path]]) -> list[Path]:
+def _located(review: Review, image: dict, there: dict[str, list[Path]]) -> list[Path]:
     """Those of some paths, by name, that are a review's image, byte for byte; LeukoError where none is."""
-    image = review.images[number]
     same_name = [path for path in there.get(image["name"], ()) if path.is_file()]
     for path in same_name:
         check_readable(path)
-    same = [path for path in same_name if digest(path) == image["sha256"]]
-    if same:
+    if same := [path for path in same_name if digest(path) == image["sha256"]]:
         return same
     if same_name:
-        raise LeukoError(
-            f"{same_name[0]}: has changed since its review {review.file}; bring back the image, or review it anew"
-        )
-    raise LeukoError(
-        f"{review.file}: its image {image['path']} is not there; say by --images or --data where it is now"
-    )
+        remedy = "bring back the image, or review it anew"
+        raise LeukoError(f"{same_name[0]}: has changed since its review {review.file}; {remedy}")
+    remedy = "say by --images or --data where it is now"
+    raise LeukoError(f"{review.file}: its image {image['path']} is not there; {remedy}")
 
 
-def _dataset(reviews: Sequence[Review], folder: str) -> Dataset:
-    """The images of a prediction with the labels that they have after its review."""
-    there = _by_name(list_images(folder, recursive=True)) if folder else {}
-    types = reviews[0].types
-    dataset = Dataset(types, [])
-    for review in reviews:
-        for i, about in enumerate(review.images):
-            path = _located(review, i, there if folder else _by_name([Path(about["path"])]))[0]
-            of_image = [cell for cell in review.cells if cell.image == i]
-            cells = [cell for cell in of_image if cell.after]
-            for cell in of_image:
-                if cell.after == "":
-                    action = "left out, which leaves a leukocyte without a label"
-                    dataset.warnings.append(LabelWarning(path, f"cell at {cell.box}", "is unclassified", action))
-            boxes, labels = [cell.box for cell in cells], [types.index(cell.after) for cell in cells]
-            attributes = [_attributes(review, cell) for cell in cells]
-            number = len(dataset.samples) + 1
-            size = image_size(path)
-            sample = Sample(path, *size, boxes, labels, number, attributes=attributes, group=about["group"])
-            dataset.samples.append(sample)
-    return dataset
+Places = list[list[tuple[str, int]]]
+"""Of each image of a review the splits that hold it, and its indices there."""
 
 
-def _correct(datasets: dict[str, Dataset], review: Review, data: str) -> None:
-    """Put the changes of a review into every split that holds the image; one that lacks the cell keeps its labels, with
-    a warning. A cell that was left unclassified keeps its label, with a warning, too."""
-    places: dict[Path, list[tuple[str, int]]] = {}
+def _places(datasets: dict[str, Dataset], review: Review) -> Places:
+    """Where the images of a review are in the data set that it is about."""
+    held: dict[Path, list[tuple[str, int]]] = {}
     for split, dataset in datasets.items():
         for i, sample in enumerate(dataset.samples):
-            places.setdefault(sample.image, []).append((split, i))
-    there = _by_name(places)
-    located = {n: _located(review, n, there) for n in {cell.image for cell in review.cells}}
+            held.setdefault(sample.image, []).append((split, i))
+    there = _by_name(held)
+    return [[place for path in _located(review, image, there) for place in held[path]] for image in review.images]
+
+
+def _add_images(dataset: Dataset, review: Review, there: dict[str, list[Path]] | None) -> Places:
+    """Add the images of a prediction, with the cells that it found and that have a type after the review."""
+    places: Places = []
+    for i, about in enumerate(review.images):
+        path = _located(review, about, _by_name([Path(about["path"])]) if there is None else there)[0]
+        cells = [cell for cell in review.cells if cell.image == i and cell.before and cell.after != ""]
+        boxes, labels = [cell.box for cell in cells], [review.types.index(cell.before) for cell in cells]
+        places.append([(SPLIT, len(dataset))])
+        dataset.samples.append(Sample(path, *image_size(path), boxes, labels, len(dataset) + 1, group=about["group"]))
+    return places
+
+
+def _correct(datasets: dict[str, Dataset], review: Review, places: Places, data: str) -> None:
+    """Put the changes of a review into every split that holds the image; one that lacks the cell keeps its labels, with
+    a warning. A cell that was left unclassified keeps its label, or has none in a prediction, with a warning, too."""
     types = next(iter(datasets.values())).types
     for number, cell in enumerate(review.cells, 1):
         if cell.after and cell.after not in types:
             raise LeukoError(f'{review.file}: cell {number}: the type "{cell.after}" is not among {", ".join(types)}')
-        held = [place for path in located[cell.image] for place in places[path]]
         changed = 0
-        for split, i in held:
+        for split, i in places[cell.image]:
             dataset, sample = datasets[split], datasets[split].samples[i]
             if cell.after == "":
-                about = f"cell {number} of the review", "is unclassified", "keeps its label"
+                action = "keeps its label" if data else "left out, which leaves a leukocyte without a label"
+                about = f"cell {number} of the review at {cell.box}", "is unclassified", action
             elif (at := _find(sample, cell, types)) is not None:
                 dataset.samples[i] = _changed(sample, at, cell, types, _attributes(review, cell))
                 changed += 1
@@ -293,10 +278,11 @@ def _correct(datasets: dict[str, Dataset], review: Review, data: str) -> None:
 
 
 def _find(sample: Sample, cell: ReviewedCell, types: Sequence[str]) -> int | None:
-    """The index of a reviewed cell among the labels, the next free one where it had none; None where it is gone."""
+    """The index of a reviewed cell among the labels, the next free one where it had none; None where it is gone, or a
+    new one is there already."""
     near = np.isclose(sample.boxes, cell.box, rtol=0, atol=ROUNDING).all(1)
-    if cell.before is None:
-        return None if near.any() else len(sample.boxes)
+    if not cell.before:
+        return None if cell.before is None and near.any() else len(sample.boxes)
     return next((i for i in np.flatnonzero(near).tolist() if types[sample.labels[i]] == cell.before), None)
 
 

@@ -11,69 +11,61 @@ import numpy as np
 
 from ...errors import LeukoError
 from ...io import write_yaml
+from ..config import SplitOptions
 from ..dataset import Dataset, Sample
 from ..formats import FORMATS
 from ..per_image import read_column, value_of
-from .builder import building, read_source, write_warnings
+from .builder import building, read_source, write_splits
 
 NAMES = {2: ("train", "test"), 3: ("train", "val", "test")}
 
 
-def split(
-    src: str | Path,
-    dst: str | Path,
-    ratios: Sequence[float] = (4, 1),
-    *,
-    names: Sequence[str] = (),
-    folds: int = 0,
-    group_by: str = "",
-    seed: int = 0,
-    force: bool = False,
-) -> dict[str, Dataset]:
+def split(src: str | Path, dst: str | Path, **options: object) -> dict[str, Dataset]:
     """Divide a data set anew and write it in its own format, images linked; returns the splits.
 
-    All splits of the source are taken together, an image that is in several of them once. ``group_by`` is added to the
-    data set's own groups: what belongs together by either stays together. With ``folds`` there are so many equal parts,
-    and data YAMLs ``fold1.yaml`` ... that validate on one part each and train on the others. What reading fixes is
-    written fixed, and listed in ``warnings.txt``. For the arguments see ``config.SplitOptions``. Raises LeukoError.
+    ``options`` are those of ``SplitOptions``. All splits of the source are taken together, an image that is in several
+    of them once. ``group_by`` is added to the data set's own groups: what belongs together by either stays together.
+    With ``folds`` there are so many equal parts, and data YAMLs ``fold1.yaml`` ... that validate on one part each and
+    train on the others. What reading fixes is written fixed, and listed in ``warnings.txt``. Raises LeukoError.
     """
-    if folds:
-        ratios, names = [1.0] * folds, [f"part{i}" for i in range(1, folds + 1)]
-    names = list(names) or list(NAMES.get(len(ratios), ()))
-    _check(ratios, names, folds)
+    o = SplitOptions(src=str(src), dst=str(dst), **options)
+    ratios, names = _parts(o)
     form, datasets = read_source(src, dst, names=names)
     merged = merge(datasets)
-    if group_by:
-        groups = join([s.group for s in merged.samples], _groups(merged.samples, group_by))
+    if o.group_by:
+        groups = join([s.group for s in merged.samples], _groups(merged.samples, o.group_by))
         for sample, group in zip(merged.samples, groups, strict=True):
             sample.group = group
-    division = divide(merged, ratios, seed)
+    division = divide(merged, ratios, o.seed)
     parts = {
         name: replace(merged, samples=[s for s, part in zip(merged.samples, division, strict=True) if part == i])
         for i, name in enumerate(names)
     }
-    with building(dst, force) as folder:
-        for name, dataset in parts.items():
-            FORMATS[form].write(dataset, folder, name)
-        write_warnings(folder, datasets)
+    with building(dst, o.force) as folder:
+        write_splits(folder, form, parts, read=datasets)
         places = [FORMATS[form].PART.format(split=name) for name in names]
-        for i in range(folds):
+        for i in range(o.folds):
             content = {"path": ".", "train": places[:i] + places[i + 1 :], "val": places[i]}
             write_yaml(folder / f"fold{i + 1}.yaml", content | {"names": merged.types, "format": form})
     return parts
 
 
-def _check(ratios: Sequence[float], names: Sequence[str], folds: int) -> None:
-    if folds == 1 or folds < 0:
-        raise LeukoError(f"--folds {folds}: give at least 2")
+def _parts(o: SplitOptions) -> tuple[list[float], list[str]]:
+    """The wanted shares and the names of the splits; raises LeukoError naming the option that cannot be used."""
+    if o.folds == 1 or o.folds < 0:
+        raise LeukoError(f"--folds {o.folds}: give at least 2")
+    try:
+        ratios = [1.0] * o.folds or [float(text) for text in o.ratios.split(":")]
+    except ValueError as error:
+        raise LeukoError(f"--ratios: {error}; give numbers with colons between, such as 4:1") from error
     if len(ratios) < 2 or not all(0 < r < float("inf") for r in ratios):
-        shown = ":".join(f"{r:g}" for r in ratios)
-        raise LeukoError(f"--ratios {shown}: give two or more numbers above 0, such as 4:1")
+        raise LeukoError(f"--ratios {o.ratios}: give two or more numbers above 0, such as 4:1")
+    folds = [f"part{i}" for i in range(1, o.folds + 1)]
+    given = [name.strip() for name in o.names.split(",") if name.strip()]
+    names = folds or given or list(NAMES.get(len(ratios), ()))
     if len(names) != len(ratios) or len(set(names)) != len(names):
         raise LeukoError(f"--names: give {len(ratios)} different names for {len(ratios)} splits, separated by commas")
-    for name in names:
-        if not re.fullmatch(r"[\w-]+", name):
-            raise LeukoError(f'--names: "{name}" is not a plain name; use letters, digits, - and _')
+    return ratios, names
 
 
 def merge(datasets: dict[str, Dataset]) -> Dataset:
@@ -179,9 +171,8 @@ def _descend(part: np.ndarray, counts: np.ndarray, targets: np.ndarray) -> np.nd
     weight = 1 / np.maximum(targets, 1e-9)
     excess = np.eye(len(targets))[part].T @ counts - targets
     while True:
-        join = (counts[:, None] * (counts[:, None] + 2 * excess) * weight).sum(
-            2
-        )  # [groups, splits], change of the cost
+        # Changes of the cost: [groups, splits] where a group joins a split, [groups] where it leaves its own.
+        join = (counts[:, None] * (counts[:, None] + 2 * excess) * weight).sum(2)
         leave = (counts * (counts - 2 * excess[part]) * weight[part]).sum(1)
         change = join + leave[:, None]
         change[np.arange(len(part)), part] = 0
