@@ -17,16 +17,17 @@ from leuko.data.tools.rewrite import convert
 
 
 def test_convert_keeps_splits_types_and_the_source(tmp_path, plain, leuko):
-    """Through the command; the source is never touched."""
+    """The official VOC convention too, through the command; the source is never touched."""
     src = tmp_path / "src"
     for split, samples in (("train", plain.samples[:2]), ("extra", plain.samples[2:])):
         coco.write(Dataset(TYPES, samples, [7, 3, 4, 10, 1]), src, split)
     before = {p: p.read_bytes() for p in src.rglob("*") if p.is_file()}
     here = src
-    for step, words in enumerate((["voc"], ["yolo"], ["coco"])):
+    for step, words in enumerate((["voc", "--voc-origin", "1"], ["yolo"], ["coco"])):
         dst = tmp_path / str(step)
         assert leuko("data", "convert", here, dst, "--to", *words).code == 0
         here = dst
+    assert "<xmin>11</xmin>" in (tmp_path / "0/Annotations/1.xml").read_text()  # 10 counted from 0
     assert splits(here) == ["train", "extra"]
     for split in splits(src):
         assert everything(load(here, split)) == everything(load(src, split))
@@ -45,6 +46,7 @@ def test_convert_keeps_splits_types_and_the_source(tmp_path, plain, leuko):
     (tmp_path / "src.yaml").write_text("path: src\ntrain: train.json\n")
     leuko("data", "convert", tmp_path / "src.yaml", src, "--to", "voc", "--force").refused("is the source")
     leuko(*convert_to, tmp_path / "new", "--to", "yolov").refused('did you mean "yolo"')
+    leuko(*convert_to, tmp_path / "new", "--to", "yolo", "--voc-origin", "1").refused("about VOC")
     (tmp_path / "2/notes.txt").touch()
     leuko(*convert_to, tmp_path / "2", "--to", "voc", "--force").refused("notes.txt", "no part of a data set")
     assert not (tmp_path / "new").exists() and {p: p.read_bytes() for p in src.rglob("*") if p.is_file()} == before

@@ -108,10 +108,13 @@ class ConvertOptions(_Changed):
     EXAMPLES: ClassVar[str] = """
     leuko data convert slides datasets/slides --to coco
     leuko data convert slides.yaml datasets/slides --to yolo --force
+    leuko data convert train.json datasets/official --to voc --voc-origin 1
     """
 
     to: str = ""
     """Format to write: voc, coco or yolo."""
+    voc_origin: Literal[0, 1] = 0
+    """0: VOC as LabelImg writes it; 1: the official convention."""
 
 
 @dataclass

@@ -238,7 +238,7 @@ def _value(text: str | None) -> int | float | str:
 # ---------------------------------------------------------------- writing
 
 
-def write(dataset: Dataset, folder: str | Path, split: str) -> list[Path]:
+def write(dataset: Dataset, folder: str | Path, split: str, voc_origin: int = 0) -> list[Path]:
     """Write one split into a VOC folder: annotations, images (linked or copied) and its ``ImageSets`` list.
 
     Factors, groups and crowds become the extra elements ``factor``, ``group`` and ``crowd``; attributes are elements of
@@ -254,7 +254,7 @@ def write(dataset: Dataset, folder: str | Path, split: str) -> list[Path]:
     write_text(classes, "".join(f"{name}\n" for name in dataset.types), errors="strict")
 
     def text(number: int, image: Path) -> str:
-        return _xml(dataset.samples[number], image, dataset.types)
+        return _xml(dataset.samples[number], image, dataset.types, voc_origin)
 
     def fits(number: int, image: Path) -> bool:
         file = labels / f"{image.stem}.xml"
@@ -273,7 +273,7 @@ def write(dataset: Dataset, folder: str | Path, split: str) -> list[Path]:
     return images
 
 
-def _xml(sample: Sample, image: Path, types: Sequence[str]) -> str:
+def _xml(sample: Sample, image: Path, types: Sequence[str], voc_origin: int) -> str:
     root = Element("annotation")
     _add(root, "folder", image.parent.name)
     _add(root, "filename", image.name)
@@ -284,7 +284,7 @@ def _xml(sample: Sample, image: Path, types: Sequence[str]) -> str:
         _add(root, "group", sample.group)
     for factor in sample.factors:
         _add(root, "factor", factor)
-    for i, corners in enumerate(sample.boxes.tolist()):
+    for i, (x0, y0, x1, y1) in enumerate(sample.boxes.tolist()):
         cell = ElementTree.SubElement(root, "object")
         _add(cell, "name", types[sample.labels[i]])
         for key, value in sample.attributes[i].items():
@@ -294,7 +294,7 @@ def _xml(sample: Sample, image: Path, types: Sequence[str]) -> str:
         if sample.crowd[i]:
             _add(cell, "crowd", "1")
         box = ElementTree.SubElement(cell, "bndbox")
-        for tag, number in zip(_CORNERS, corners, strict=True):
+        for tag, number in zip(_CORNERS, (x0 + voc_origin, y0 + voc_origin, x1, y1), strict=True):
             _add(box, tag, str(int(number)) if number == int(number) else repr(number))
     ElementTree.indent(root, "\t")
     return ElementTree.tostring(root, encoding="unicode") + "\n"

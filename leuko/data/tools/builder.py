@@ -68,11 +68,13 @@ def read_source(
     return form, datasets
 
 
-def write_splits(folder: Path, form: str, datasets: dict[str, Dataset], read: dict[str, Dataset] | None = None) -> None:
+def write_splits(
+    folder: Path, form: str, datasets: dict[str, Dataset], read: dict[str, Dataset] | None = None, **how: int
+) -> None:
     """Write splits in a format, and into ``warnings.txt`` a line for each thing that was fixed or left out, if any was.
-    ``read`` are the splits of the source, where they are others."""
+    ``read`` are the splits of the source, where they are others; ``how`` is for the format's writer."""
     for split, dataset in datasets.items():
-        FORMATS[form].write(dataset, folder, split)
+        FORMATS[form].write(dataset, folder, split, **how)
     read = read or datasets
     lines = [f"{split}: {note}" for split, dataset in read.items() for note in dataset.notes]
     lines += [str(warning) for dataset in read.values() for warning in dataset.warnings]

@@ -9,25 +9,38 @@ from pathlib import Path
 
 import numpy as np
 
+from ...errors import LeukoError
+from ...io import write_yaml
 from .. import source
 from ..dataset import Dataset, LabelWarning, Sample
 from ..fit import fit
+from ..formats import voc
 from ..images import read_image
 from ..validate import MIN_SIDE
 from .builder import building, check_format, check_size, in_threads, read_source, save_image, with_cells, write_splits
 
 
-def convert(src: str | Path, dst: str | Path, to: str, *, force: bool = False) -> dict[str, Dataset]:
+def convert(
+    src: str | Path, dst: str | Path, to: str, *, voc_origin: int = 0, force: bool = False
+) -> dict[str, Dataset]:
     """Write all splits of a data set in another format (or the same), and return them as they were read.
 
     Boxes come back bit for bit, with class names and ids, splits, factors, groups, crowds and attributes; images are
     linked or copied, never encoded again. What reading fixes is written fixed, and listed in ``warnings.txt``.
-    For the arguments see ``config.ConvertOptions``. Raises LeukoError.
+    The official VOC convention (``voc_origin=1``) gets a data YAML that says so. For the arguments see
+    ``config.ConvertOptions``. Raises LeukoError.
     """
     check_format("--to", to)
+    if voc_origin and to != "voc":
+        raise LeukoError(f"--voc-origin: is about VOC, not {to}; leave it out")
     _, datasets = read_source(src, dst, to)
     with building(dst, force) as folder:
-        write_splits(folder, to, datasets)
+        write_splits(folder, to, datasets, **({"voc_origin": 1} if voc_origin else {}))
+        if voc_origin:
+            splits = {split: voc.PART.format(split=split) for split in datasets}
+            names = next(iter(datasets.values())).types
+            about = {"path": ".", "splits": splits, "names": names, "format": "voc", "voc_origin": 1}
+            write_yaml(folder / "data.yaml", about)
     return datasets
 
 
