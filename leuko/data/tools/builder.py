@@ -71,13 +71,17 @@ def read_source(
 def write_splits(
     folder: Path, form: str, datasets: dict[str, Dataset], read: dict[str, Dataset] | None = None, **how: int
 ) -> None:
-    """Write splits in a format, and into ``warnings.txt`` a line for each thing that was fixed or left out, if any was.
-    ``read`` are the splits of the source, where they are others; ``how`` is for the format's writer."""
+    """Write splits in a format, and ``warnings.txt`` about them or about ``read``, the splits of the source, where they
+    are others; ``how`` is for the format's writer."""
     for split, dataset in datasets.items():
         FORMATS[form].write(dataset, folder, split, **how)
-    read = read or datasets
-    lines = [f"{split}: {note}" for split, dataset in read.items() for note in dataset.notes]
-    lines += [str(warning) for dataset in read.values() for warning in dataset.warnings]
+    write_warnings(folder, read or datasets)
+
+
+def write_warnings(folder: Path, datasets: dict[str, Dataset]) -> None:
+    """Write ``warnings.txt``, a line for each thing that was fixed or left out, if anything was."""
+    lines = [f"{split}: {note}" for split, dataset in datasets.items() for note in dataset.notes]
+    lines += [str(warning) for dataset in datasets.values() for warning in dataset.warnings]
     if lines:
         write_text(folder / "warnings.txt", "\n".join(dict.fromkeys(lines)) + "\n")
 
