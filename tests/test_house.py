@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,10 @@ FLOORS = (  # lowest first; a room may import what lies below it, and its own fl
 )
 
 
+DRAWS = ("data.tools.draw", "data.transforms.", "data.crops", "data.typed", "engine.exporter", "engine.parity")
+LAZY = ("__init__", "cli")  # whose functions import what is asked for by name
+
+
 def module_name(path: Path) -> str:
     return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
 
@@ -37,16 +42,25 @@ def floor_of(module: str) -> int:
     return max(at)[1]
 
 
-def imports(path: Path, everywhere: bool = False) -> set[str]:
-    """The package's modules that a file imports at its top level, or anywhere in it."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    nodes = ast.walk(tree) if everywhere else tree.body
-    own = (module_name(path).split("."))[:-1]
-    found = set()
-    for node in nodes:
+def nodes(tree: ast.AST, runs: bool) -> Iterator[ast.AST]:
+    """All nodes below one; ``runs``: without those that only type checkers see."""
+    for node in ast.iter_child_nodes(tree):
+        if not (runs and isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"):
+            yield node
+            yield from nodes(node, runs)
+
+
+def imports(path: Path, runs: bool = False) -> set[str]:
+    """The package's modules that a file imports, in functions, too; ``runs``: without what only type checkers see. Of
+    ``LAZY`` modules, only what is imported at once."""
+    tree, module = ast.parse(path.read_text(encoding="utf-8")), module_name(path)
+    own, found = module.split(".")[:-1], set()
+    for node in tree.body if module in LAZY else nodes(tree, runs):
+        if isinstance(node, ast.Import):
+            assert not any(alias.name.split(".")[0] == "leuko" for alias in node.names), f"{path}: absolute import"
         if not isinstance(node, ast.ImportFrom) or not (node.level or (node.module or "").startswith("leuko")):
             continue
-        assert node.level or module_name(path) not in MODULES or "leuko.cli" in node.module, f"{path}: absolute import"
+        assert node.level or "leuko.cli" in node.module, f"{path}: absolute import"
         base = own[: len(own) - node.level + 1] + (node.module or "").split(".") if node.level else ["cli"]
         base = [part for part in base if part]
         for alias in node.names:
@@ -60,9 +74,8 @@ MODULES = {module_name(path): path for path in PACKAGE.rglob("*.py")}
 
 def test_imports_go_down_the_floors():
     for module, path in MODULES.items():
-        for name in imports(path, everywhere=True):
-            lazily = module in ("__init__", "cli")  # which import what they name when it is asked for
-            assert lazily or floor_of(name) <= floor_of(module), f"{module} imports {name}, which lies above it"
+        for name in imports(path):
+            assert floor_of(name) <= floor_of(module), f"{module} imports {name}, which lies above it"
 
 
 def test_rooms_know_what_they_may():
@@ -73,12 +86,14 @@ def test_rooms_know_what_they_may():
         room = module.split(".")[0]
         if module == "data.__main__":
             continue  # a command
-        for name in imports(path, everywhere=True):
+        for name in imports(path):
             assert name.split(".")[0] not in forbidden.get(room, ()), f"{module} imports {name}"
+            draws = name.startswith("synth.") and room != "synth"
+            assert not draws or module.startswith(DRAWS), f"{module} imports {name}, which is for what draws or stains"
 
 
 def test_there_is_no_circle():
-    edges = {module: imports(path) for module, path in MODULES.items()}
+    edges = {module: imports(path, runs=True) for module, path in MODULES.items()}
     done: set[str] = set()
 
     def visit(module: str, way: tuple[str, ...]) -> None:
