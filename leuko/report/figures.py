@@ -13,8 +13,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from ..metrics.coco import RECALLS
 from ..metrics.curves import PANELS, SCORES, ScoreCurve
-from ..metrics.matching import RECALLS
 from .style import ACCENT, INK, bars, panels, type_colours
 from .tables import rate
 
