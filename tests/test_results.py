@@ -20,7 +20,7 @@ from leuko.detections import Detections
 from leuko.io import write_json
 from leuko.metrics import bootstrap, calibration, coco, confusion, consensus, curves, differential
 from leuko.metrics.counting import one_type
-from leuko.ops.box_iou import box_iou
+from leuko.ops.pairs import box_iou
 from leuko.report import comparison, pages, results, run, tables
 
 

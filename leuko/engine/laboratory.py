@@ -14,7 +14,7 @@ from ..data.loader import sample_batches
 from ..detections import Detections
 from ..errors import LeukoError
 from ..metrics import calibration, coco, counting
-from ..ops.box_iou import box_iou
+from ..ops.pairs import box_iou
 from ..runtime.typing_stage import resized, typed
 from .adaptation import LabelledCells
 from .detect import detect

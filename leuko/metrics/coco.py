@@ -15,7 +15,7 @@ import numpy as np
 from ..data.dataset import Dataset
 from ..detections import MAX_DETECTIONS, Detections
 from ..errors import LeukoError
-from ..ops.box_iou import box_iou
+from ..ops.pairs import box_iou
 
 IOUS = np.linspace(0.5, 0.95, 10)
 AP50, AP75 = 0, 5  # indices of .50 and .75

@@ -11,7 +11,7 @@ import numpy as np
 from ..cells import CELL_FACTORS, FACTORS
 from ..data.dataset import Dataset, Sample
 from ..detections import Detections
-from ..ops.box_iou import box_iou
+from ..ops.pairs import box_iou
 from .binomial import percent_of
 from .counting import SAME_CELL, second_types
 

@@ -3,7 +3,7 @@
 Letters used in the models: N images, C channels, R points, anchors or RoIs, M ground-truth boxes and D detections of an
 image, K classes. Boxes are float32 xyxy; inside a detector they are in pixels of the resized image, whose ``sizes``
 [N, 2] are (height, width). Labels are 0-based. What differs in number between images is padded, so that one operator
-does the work of all images: with boxes of zeros, labels or scores of -1 (see :mod:`leuko.ops.padded`).
+does the work of all images: with boxes of zeros, labels or scores of -1 (see :mod:`leuko.ops.boxes`).
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ from ..detections import MAX_DETECTIONS
 from ..errors import LeukoError
 from ..ops import boxes as box_ops
 from ..ops import ranks
-from ..ops.nms import batched_nms, box_voting
-from ..ops.padded import best_first
+from ..ops.boxes import Found, batched_nms, best_first, box_voting
 from .conv_bn import IMAGE, fuse_conv_bn
 from .preprocess import Preprocess, scales, upload
 
@@ -47,14 +46,6 @@ class Targets(NamedTuple):
 
     boxes: Tensor  # [N, M, 4]
     labels: Tensor  # [N, M]
-
-
-class Found(NamedTuple):
-    """The detections of a batch, padded, in descending order of score."""
-
-    boxes: Tensor  # [N, D, 4]
-    scores: Tensor  # [N, D]
-    labels: Tensor  # [N, D]
 
 
 @dataclass(frozen=True)
@@ -159,7 +150,7 @@ class DetectionModel(nn.Module):
         scores = torch.where(scores > self.score_threshold, scores, -1.0).flatten(1)
         labels = torch.arange(classes, device=scores.device).repeat(rows).expand_as(scores)
         boxes = boxes.expand(-1, -1, classes, -1).flatten(1, 2)
-        found = Found(*batched_nms(boxes, scores, labels, self.nms_threshold, self.max_detections))
+        found = batched_nms(boxes, scores, labels, self.nms_threshold, self.max_detections)
         if self.box_voting and self.options.vote:
             candidates = best_first(boxes, scores, labels)
             return found._replace(boxes=box_voting(found, candidates, self.options.vote))

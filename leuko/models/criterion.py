@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..ops import boxes as box_ops
 from ..ops import ranks
-from ..ops.padded import take
+from ..ops.boxes import take
 from ..ops.roi_align import RoIs
 from .base import Targets
 from .matcher import IGNORED, CoreMatcher, IoUMatcher, PointMatcher, Sampler

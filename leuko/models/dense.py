@@ -10,10 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import boxes as box_ops
-from ..ops.nms import batched_nms
-from ..ops.padded import most, take, top
-from . import anchors
-from .base import DetectionModel, Found, ModelOptions, Targets
+from ..ops.boxes import Found, batched_nms, most, take, top
+from .base import DetectionModel, ModelOptions, Targets
 from .criterion import FCOSCriterion, FSAFCriterion
 from .fpn import FPN
 
@@ -111,7 +109,7 @@ class OneStage(DetectionModel):
 
     def points(self, pyramid: list[Tensor]) -> list[Tensor]:
         """Points (x, y) [R, 2] of each level."""
-        return [anchors.points(f, s, self.offset) for f, s in zip(pyramid, STRIDES, strict=True)]
+        return [box_ops.points(f, s, self.offset) for f, s in zip(pyramid, STRIDES, strict=True)]
 
     def losses(self, pyramid: list[Tensor], sizes: Tensor, targets: Targets) -> dict[str, Tensor]:
         # Over all levels: [N, R, K], [N, R, 4] and, with centerness, [N, R, 1].
@@ -142,4 +140,4 @@ class OneStage(DetectionModel):
             candidates.append((box_ops.distances_to_box(points[point], distances), total, label))
         boxes, total, labels = (torch.cat(parts, dim=1) for parts in zip(*candidates, strict=True))
         boxes = box_ops.clip(boxes, sizes)
-        return Found(*batched_nms(boxes, total, labels, self.nms_threshold, self.max_detections))
+        return batched_nms(boxes, total, labels, self.nms_threshold, self.max_detections)

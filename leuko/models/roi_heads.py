@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops import boxes as box_ops
+from ..ops.boxes import Found
 from ..ops.roi_align import RoIs, roi_align
-from .base import DetectionModel, Found, ModelOptions, Targets
+from .base import DetectionModel, ModelOptions, Targets
 from .criterion import RoICriterion, RPNCriterion
 from .fpn import FPN
 from .matcher import IoUMatcher, Sampler

@@ -17,7 +17,7 @@ import numpy as np
 
 from ...detections import MAX_DETECTIONS
 from ...errors import LeukoError
-from ...ops.box_iou import box_iou
+from ...ops.pairs import box_iou
 from .. import source
 from ..dataset import Dataset, LabelWarning, Sample
 from ..formats.records import Problems
