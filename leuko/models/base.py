@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -195,27 +195,20 @@ class DetectionModel(nn.Module):
         for row, target, count in zip(rows, targets, counts, strict=True):
             if count:
                 row[:count, :4], row[:count, 4] = target["boxes"], target["labels"]
-        good = torch.isfinite(rows).all(2) & box_ops.has_area(rows[..., :4]) & (rows[..., 4] >= 0)
-        if int((good & (rows[..., 4] < self.num_classes)).sum()) != sum(counts):
-            self._refuse(targets)
+        has_box = torch.isfinite(rows[..., :4]).all(2) & box_ops.has_area(rows[..., :4])
+        has_label = (rows[..., 4] >= 0) & (rows[..., 4] < self.num_classes)
+        is_given = torch.arange(most, device=rows.device) < rows.new_tensor(counts)[:, None]
+        wrong = is_given & ~(has_box & has_label)
+        if wrong.any():
+            i, k = torch.nonzero(wrong)[0].tolist()
+            *box, label = rows[i, k].tolist()
+            problem = f"the label {label:.0f}, which is not in 0..{self.num_classes - 1}"
+            if not has_box[i, k]:
+                problem = f"a box {box} that is not x0 < x1, y0 < y1"
+            raise LeukoError(f"image {i} of the batch has {problem}; fix its annotation")
         rows[..., :4] *= upload(scale, rows.device)
         rows = upload(rows, device)
         return Targets(rows[..., :4], rows[..., 4].long())
-
-    def _refuse(self, targets: list[Target]) -> NoReturn:
-        """LeukoError for the first box or label that is wrong."""
-        for i, target in enumerate(targets):
-            boxes, labels = target["boxes"].float().reshape(-1, 4), target["labels"]
-            good_box = torch.isfinite(boxes).all(1) & box_ops.has_area(boxes)
-            good_label = (labels >= 0) & (labels < self.num_classes)
-            if not good_box.all():
-                problem = f"a box {boxes[~good_box][0].tolist()} that is not x0 < x1, y0 < y1"
-            elif not good_label.all():
-                problem = f"the label {labels[~good_label][0].item()}, which is not in 0..{self.num_classes - 1}"
-            else:
-                continue
-            raise LeukoError(f"image {i} of the batch has {problem}; fix its annotation")
-        raise AssertionError("every target is right")
 
 
 def param_groups(model: DetectionModel) -> list[dict]:

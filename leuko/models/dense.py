@@ -100,10 +100,9 @@ class OneStage(DetectionModel):
         backbone: nn.Module,
         options: ModelOptions,
         extra: Literal["output", "input"],
-        relu: bool,
         **parts: object,
     ):
-        fpn = FPN(backbone.channels, options.channels, start=1, extra=extra, relu=relu)
+        fpn = FPN(backbone.channels, options.channels, extra)
         super().__init__(backbone=backbone, fpn=fpn, options=options, **parts)
         self.register_buffer("strides", torch.tensor(STRIDES, dtype=torch.float32), persistent=False)
 

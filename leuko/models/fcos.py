@@ -60,7 +60,7 @@ class FCOS(OneStage):
     lr_multipliers = MappingProxyType({"head.bbox_pred": START**-2, "head.scales": math.log(START * STRIDES[0]) ** -2})
 
     def __init__(self, *, num_classes: int, options: ModelOptions, groups: int = GROUPS, **parts: nn.Module):
-        super().__init__(num_classes=num_classes, options=options, extra="output", relu=True, **parts)
+        super().__init__(num_classes=num_classes, options=options, extra="output", **parts)
         self.head = FCOSHead(options.channels, num_classes, self.improved, min(groups, options.channels // 2))
         self.criterion = FCOSCriterion(
             matcher=PointMatcher(radius=CENTRE_RADIUS if self.improved else None),

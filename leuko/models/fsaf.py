@@ -34,6 +34,6 @@ class FSAF(OneStage):
     offset = 0.0
 
     def __init__(self, *, num_classes: int, options: ModelOptions, **parts: nn.Module):
-        super().__init__(num_classes=num_classes, options=options, extra="input", relu=False, **parts)
+        super().__init__(num_classes=num_classes, options=options, extra="input", **parts)
         self.head = FSAFHead(options.channels, num_classes)
         self.criterion = FSAFCriterion(matcher=CoreMatcher(), levels=len(STRIDES), class_weights=options.class_weights)
