@@ -12,7 +12,7 @@ from torch import nn
 
 from leuko.errors import LeukoError
 from leuko.models import DETECTORS, Backbone, ModelOptions, create, param_groups
-from leuko.models.conv_bn import FusedNorm, fuse_conv_bn
+from leuko.models.batch_norm import FusedNorm, fuse_conv_bn
 from leuko.models.dense import OneStage
 from leuko.models.preprocess import scales
 from leuko.ops import boxes

@@ -22,7 +22,7 @@ from ..errors import LeukoError
 from ..ops import boxes as box_ops
 from ..ops import ranks
 from ..ops.boxes import Found, batched_nms, best_first, box_voting
-from .conv_bn import IMAGE, fuse_conv_bn
+from .batch_norm import IMAGE, fuse_conv_bn
 from .preprocess import Preprocess, scales, upload
 
 LIMITS: dict[str, tuple[float, float]] = {

@@ -86,23 +86,16 @@ def flatten_hw(output: Tensor) -> Tensor:
 class OneStage(DetectionModel):
     """A dense head on P3 to P7, which a subclass builds. ``offset`` is the position of a cell's point, in strides."""
 
+    extra: Literal["output", "input"]  # of the FPN
     head: DenseHead
     criterion: FCOSCriterion | FSAFCriterion
     # Half that of the R-CNNs, as in MMDetection; at .01 the heads oscillate, and can fail to learn the types at all.
     default_lr = 0.005
     offset = 0.5
-    nms_threshold = 0.5
     candidates = 1000  # (point, class) pairs per level that go on to NMS, for 100 detections
 
-    def __init__(
-        self,
-        *,
-        backbone: nn.Module,
-        options: ModelOptions,
-        extra: Literal["output", "input"],
-        **parts: object,
-    ):
-        fpn = FPN(backbone.channels, options.channels, extra)
+    def __init__(self, *, backbone: nn.Module, options: ModelOptions, **parts: object):
+        fpn = FPN(backbone.channels, options.channels, self.extra)
         super().__init__(backbone=backbone, fpn=fpn, options=options, **parts)
         self.register_buffer("strides", torch.tensor(STRIDES, dtype=torch.float32), persistent=False)
 

@@ -98,7 +98,6 @@ class TwoStage(DetectionModel):
     allowed_border = -1
     rpn_beta = 0.0
     proposals = 1000
-    nms_threshold = 0.5
     box_voting = True
 
     def __init__(self, *, backbone: nn.Module, options: ModelOptions, **parts: object):
