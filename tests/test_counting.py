@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from leuko.data.dataset import Dataset, Sample
 from leuko.detections import Detections
 from leuko.engine.fusion import fuse
+from leuko.metrics import doubles
 from leuko.metrics.binomial import percent_of
 from leuko.metrics.counting import Differential, best_threshold, classify, one_type
 from leuko.ops.pairs import box_iou
+from leuko.synth.render import render
 
 TYPES = 4
 
@@ -87,6 +89,28 @@ def test_limits_are_exact(total):
                 p = limit / 100
                 assert sum(comb(total, k) * p**k * (1 - p) ** (total - k) for k in counts) == pytest.approx(0.025)
     assert percent_of(20, 200)[1:] == pytest.approx((6.216, 15.021), abs=0.001)
+
+
+def test_a_cell_on_two_overlapping_fields_is_counted_once():
+    """Fields cut from one rendered picture, the second darker and noisy, its boxes a little off; and other fields."""
+    rng = np.random.default_rng(3)
+    looks, images, cells = [], [], []
+    for number in range(24):
+        whole = render(rng, 360, 300, ["NG", "L", "M", "EG"])
+        for part, (left, top) in enumerate([(0, 0), (40, 30)]):
+            field = whole.image[top : top + 260, left : left + 310]
+            boxes = np.array(whole.boxes) - [left, top] * 2
+            if part:
+                field = np.clip(field * 0.95 + rng.normal(0, 3, field.shape), 0, 255).astype(np.uint8)
+                boxes = boxes + rng.normal(0, 1, boxes.shape)
+            for k, box in enumerate(boxes):
+                if (box[:2] > 4).all() and (box[2:] < [306, 256]).all():
+                    looks.append(doubles.look(field, box))
+                    images.append(2 * number + part)
+                    cells.append((number, k))
+    truth = np.array([cell in cells[:i] for i, cell in enumerate(cells)])
+    found = doubles.doubles(np.array(looks), images)
+    assert truth.sum() > 20 and not (found & ~truth).any() and (found & truth).sum() > 0.7 * truth.sum()
 
 
 def test_what_the_border_cuts_or_is_doubtful_stays_unclassified():

@@ -144,4 +144,4 @@ def schema() -> pyarrow.Schema:
     text, numbers, rows = pa.string(), pa.list_(pa.int64()), pa.list_(pa.list_(pa.float32()))
     columns = {"image": text, "picture": text, "stat": pa.list_(numbers), "error": text, "path": text, "size": numbers}
     columns |= {"header": numbers, "bits": pa.int64(), "boxes": rows, "type_scores": rows, "why": pa.list_(text)}
-    return pa.schema(columns | {"is_full": pa.bool_(), "cell": pa.list_(pa.float64())})
+    return pa.schema(columns | {"is_full": pa.bool_(), "cell": pa.list_(pa.float64()), "looks": text})

@@ -24,7 +24,7 @@ from ..data.memory import in_memory
 from ..detections import Detections
 from ..errors import LeukoError
 from ..io import write_bytes
-from ..metrics import counting
+from ..metrics import counting, doubles
 from ..registry import find_weights
 from ..report import plots
 from ..report.predictions import ImagePrediction
@@ -249,6 +249,7 @@ class Predictor:
                 if item.original:
                     image, cells = on_original(item.original, image, cells, self.options.max_pixels)
                 cells = counting.classify(cells, image.size, threshold)
+                looks = np.array([doubles.look(image.pixels, box) for box in cells.boxes], np.uint8)
                 picture = plots.draw_classified(image.pixels, cells, threshold) if item.picture else None
                 image.pixels = None  # where it is large, one copy is enough
                 data = plots.encoded(picture, item.picture.suffix) if item.picture else b""
@@ -257,7 +258,7 @@ class Predictor:
         if item.picture:
             write_bytes(item.picture, data)
         header = image.header or (*image.size, 1, 1, 8)
-        return ImagePrediction(image.path, image.size, cells, header, image.bits, is_full, sides).record()
+        return ImagePrediction(image.path, image.size, cells, looks, header, image.bits, is_full, sides).record()
 
 
 @functools.lru_cache(maxsize=1)

@@ -22,7 +22,7 @@ SAME_CELL = 0.5  # IoU above which two detections are of one cell
 DOUBTFUL = 0.5  # times the threshold: cells from there on are seen, but not classified
 MARGIN = 0.002  # of the image's shorter side (at least a pixel): a box as near to the border is cut by it
 
-BORDER, BELOW = "at the border", "below the threshold"
+BORDER, BELOW, DOUBLE = "at the border", "below the threshold", "on another field, too"
 """Why a cell is left unclassified, as cell analysers do."""
 
 
@@ -81,7 +81,7 @@ class Differential:
         for found in images:
             cells += np.bincount(found.labels[found.why == ""], minlength=len(types))
             reasons.update(reason for reason in found.why if reason)
-        unclassified = {reason: reasons[reason] for reason in (BELOW, BORDER) if reasons[reason]}
+        unclassified = {reason: reasons[reason] for reason in (BELOW, BORDER, DOUBLE) if reasons[reason]}
         return cls(tuple(types), tuple(cells.tolist()), unclassified)
 
     @property

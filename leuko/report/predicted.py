@@ -118,6 +118,7 @@ def notes(predictions: Predictions, about: About) -> list[str]:
     def those(which: Callable[[ImagePrediction], bool]) -> list[Path]:
         return [p.path for p in predictions if which(p)]
 
+    unsearched = predictions.unsearched
     turned = those(lambda p: p.header.orientation != 1)
     stacks = those(lambda p: p.header.pages > 1)
     pages = sum(p.header.pages - 1 for p in predictions)
@@ -129,6 +130,7 @@ def notes(predictions: Predictions, about: About) -> list[str]:
         f"not turned: {len(turned)} images with an EXIF orientation, cells lie on the pixels as stored": turned,
         f"pages left out: {pages}, all but the first of {len(stacks)} TIFFs": stacks,
         f"brightened: {len(stretched)} images of 16 bits use only {bits}, and are scaled by these": stretched,
+        f"cells on two fields: not looked for in {len(unsearched)} folders, too large for a slide": unsearched,
     }
     full = tables.at_cap(those(lambda p: p.is_full), about.options.max_detections)
     tiny = tables.tiny_cells(((p.path, p.cell[1]) for p in predictions if p.cell[1]), about.least_cell)
