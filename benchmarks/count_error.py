@@ -21,7 +21,7 @@ from leuko.engine.ensemble import EnsembleMember, load_members
 from leuko.engine.evaluate import predict_by
 from leuko.errors import LeukoError
 from leuko.metrics.counting import SAME_CELL, best_threshold, one_type
-from leuko.ops.box_iou import box_iou
+from leuko.ops.pairs import box_iou
 from leuko.report.tables import markdown
 
 SCORE = 0.5

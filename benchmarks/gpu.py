@@ -48,7 +48,7 @@ from leuko.engine.network import prepare
 from leuko.engine.train import be_deterministic
 from leuko.io import write_json
 from leuko.models import DetectionModel, create, param_groups
-from leuko.ops.cpu.roi_align import roi_align as own_roi_align
+from leuko.ops.roi_align import on_cpu as own_roi_align
 from leuko.report.tables import markdown
 from leuko.synth.render import Picture, render
 from leuko.train import train

@@ -228,7 +228,7 @@ def build(
     elif pretrained:
         pretrained = backbone_file(options.backbone) or True
     scratch = not options.pretrained and not options.weights
-    norm = "train" if scratch and options.norm == "frozen" else options.norm
+    norm = "train" if scratch else options.norm
     if norm != options.norm:
         print("from scratch: BatchNorm follows the batches and no stage is frozen, since nothing is pretrained")
     model = create(

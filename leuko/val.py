@@ -35,7 +35,7 @@ from .engine.thresholds import Threshold
 from .engine.tiling import cells_at_network
 from .errors import LeukoError
 from .io import write_csv, write_json, write_text, write_yaml
-from .metrics import calibration, coco, matching
+from .metrics import calibration, coco
 from .report import pages, pictures, plots, run, tables
 from .report.results import ModelResult, write_results
 from .report.tables import Row
@@ -225,7 +225,7 @@ def calibrate(members: Sequence[EnsembleMember], tuning: Tuning, options: ValOpt
     """Fit each member's scores on the split that is not reported, and keep the fit in its weights file."""
     fits = []
     for member in members:
-        matches = matching.match(tuning.dataset, tuning.predictions(member))
+        matches = coco.match(tuning.dataset, tuning.predictions(member))
         fits.append(calibration.fit(*calibration.outcomes(matches)))
         if fits[-1] is None:
             problem = f"too few of its detections on the {options.tune_split} split are true, or false, to learn from"

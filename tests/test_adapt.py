@@ -25,7 +25,7 @@ from leuko.engine.checkpoint import Weights, load_weights, save
 from leuko.engine.ensemble import EnsembleMember
 from leuko.io import digest
 from leuko.metrics import counting
-from leuko.metrics.prior import type_shares
+from leuko.metrics.calibration import type_shares
 from leuko.runtime.typing_stage import resized
 
 CPU = torch.device("cpu")

@@ -307,7 +307,7 @@ def test_help_teaches_by_example(leuko):
         ("lr: [1]\n", ("lr", "[1] is not a number")),
         ("augment: 1\n", ("augment", "1 is not text or a list")),
         ("data: 5\n", ("data", "5 is not text")),
-        ("norm: batch\n", ("norm", "'batch' is not one of frozen, train, gn")),
+        ("norm: batch\n", ("norm", "'batch' is not one of frozen, train")),
         ("- epochs\n", ("is not a mapping",)),
         ("epochs: [\n", ("broken YAML",)),
         ("name: 2024-02-30\n", ("broken YAML", "day is out of range")),

@@ -16,7 +16,7 @@ from leuko.engine.fusion import fuse
 from leuko.metrics import doubles
 from leuko.metrics.binomial import percent_of
 from leuko.metrics.counting import Differential, best_threshold, classify, one_type
-from leuko.ops.box_iou import box_iou
+from leuko.ops.pairs import box_iou
 from leuko.synth.render import render
 
 TYPES = 4

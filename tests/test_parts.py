@@ -19,15 +19,14 @@ from torchvision.ops import roi_align as torchvision_roi_align
 
 from leuko.data import images
 from leuko.errors import LeukoError
-from leuko.models import anchors, grid_rcnn
+from leuko.models import grid_rcnn
 from leuko.models.criterion import RPNCriterion, best_levels
 from leuko.models.matcher import IGNORED, NEGATIVE, CoreMatcher, IoUMatcher, PointMatcher, Sampler
 from leuko.models.preprocess import Preprocess, resize, scales
-from leuko.models.rpn import RPN
-from leuko.ops import boxes, nms
-from leuko.ops.box_iou import box_iou as numpy_iou
-from leuko.ops.cpu import conv3x3_at
-from leuko.ops.cpu import roi_align as cpu_roi_align
+from leuko.models.rpn import RPN, conv3x3_at
+from leuko.ops import boxes
+from leuko.ops import roi_align as roi_ops
+from leuko.ops.pairs import box_iou as numpy_iou
 from leuko.ops.roi_align import MAX_BIN, roi_align
 from leuko.synth.render import render
 
@@ -74,7 +73,7 @@ def test_iou_matcher_is_what_a_loop_finds(candidates, gt_boxes, how):
 @quick
 @given(some_boxes, st.sampled_from([None, 1.0, 3.0]))
 def test_point_matcher_is_what_a_loop_finds(gt_boxes, radius):
-    points = anchors.points(torch.zeros(1, 10, 11), 2)
+    points = boxes.points(torch.zeros(1, 10, 11), 2, offset=0.5)
     limits = [(-1.0, 4.0) if i % 2 else (4.0, 64.0) for i in range(len(points))]
     strides = torch.full((len(points),), 2.0)
     matcher = PointMatcher(None if radius is None else radius / 2)
@@ -116,7 +115,7 @@ def test_anchors_are_torchvisions_but_for_its_rounding():
     feature = torch.zeros(1, 8, 5, 7)
     reference = AnchorGenerator(((32,),), ((0.5, 1.0, 2.0),))
     (wanted,) = reference(ImageList(torch.zeros(1, 3, 20, 28), [(20, 28)]), [feature])
-    found = anchors.anchors(feature, 4, anchors.half_sides(8.0, (0.5, 1.0, 2.0)))
+    found, *_ = rpn().anchors([feature] * 5)
     assert found.shape == wanted.shape and (found - wanted).abs().max() <= 0.5
     size = found[:, 2:] - found[:, :2]
     assert torch.allclose(size.prod(1), torch.tensor(32.0**2)) and torch.allclose(
@@ -127,7 +126,7 @@ def test_anchors_are_torchvisions_but_for_its_rounding():
 @quick
 @given(some_boxes)
 def test_core_matcher_is_what_a_loop_finds(gt_boxes):
-    points = anchors.points(torch.zeros(1, 10, 11), 2, offset=0.0)
+    points = boxes.points(torch.zeros(1, 10, 11), 2, offset=0.0)
     matcher = CoreMatcher(core=0.4, min_overlap=0.052)
     (match,), (others,) = matcher(points, torch.full((len(points),), 2.0), padded(gt_boxes))
     for (x, y), found, besides in zip(points.tolist(), match.tolist(), others.tolist(), strict=True):
@@ -188,13 +187,13 @@ def test_grid_finds_the_box_that_its_heat_maps_mark(moves):
 
 def test_points_lie_in_the_middle_of_their_cells():
     wanted = [[(x + 0.5) * 8, (y + 0.5) * 8] for y in range(3) for x in range(2)]
-    assert anchors.points(torch.zeros(1, 1, 3, 2), 8).tolist() == wanted
+    assert boxes.points(torch.zeros(1, 1, 3, 2), 8, offset=0.5).tolist() == wanted
 
 
 def test_nms_drops_empty_boxes_and_keeps_groups_apart():
     given_boxes = tensor([(0, 0, 10, 10), (0, 0, 10, 9), (0, 0, 10, 10), (5, 5, 5, 9)])
     scores, groups = torch.tensor([0.5, 0.9, 0.4, 1.0]), torch.tensor([0, 0, 1, 0])
-    kept, kept_scores, kept_groups = nms.batched_nms(given_boxes[None], scores[None], groups[None], 0.5, 10)
+    kept, kept_scores, kept_groups = boxes.batched_nms(given_boxes[None], scores[None], groups[None], 0.5, 10)
     assert kept_scores[0].tolist() == pytest.approx([0.9, 0.4]) and kept_groups[0].tolist() == [0, 1]
     assert kept[0].tolist() == [[0, 0, 10, 9], [0, 0, 10, 10]]
 
@@ -214,9 +213,9 @@ def test_nms_of_a_batch_is_that_of_each_image(images):
         rows.append([*i, *[((0, 0, 9, 9), 0, -1.0)] * (9 - len(i))])
     given_boxes = torch.stack([tensor([b for b, _, _ in row]) for row in rows])
     groups, scores = (torch.tensor([[r[i] for r in row] for row in rows]) for i in (1, 2))
-    for way in (nms._kept_on_cpu, nms._kept):
-        with patch.object(nms, "_kept_on_cpu", way), patch.object(nms, "AT_ONCE", 20):
-            kept, kept_scores, kept_groups = nms.batched_nms(given_boxes, scores, groups, 0.5, 4)
+    for way in (boxes._kept_on_cpu, boxes._kept):
+        with patch.object(boxes, "_kept_on_cpu", way), patch.object(boxes, "AT_ONCE", 20):
+            kept, kept_scores, kept_groups = boxes.batched_nms(given_boxes, scores, groups, 0.5, 4)
         for found, score, group, expected in zip(kept, kept_scores, kept_groups, wanted, strict=True):
             number = int((score >= 0).sum())
             assert torch.cat([found, group[:, None]], 1)[:number].tolist() == [list(map(float, c)) for c in expected]
@@ -230,8 +229,8 @@ def test_box_voting_is_the_mean_by_score_of_what_overlaps(given_boxes, seed, thr
     candidates = padded(given_boxes)
     scores = torch.rand(candidates.shape[:2], generator=draw) + 0.01
     groups = torch.randint(0, 2, scores.shape, generator=draw)
-    kept = nms.batched_nms(candidates, scores, groups, 0.5, 100)
-    found = nms.box_voting(kept, (candidates, scores, groups), threshold)[0]
+    kept = boxes.batched_nms(candidates, scores, groups, 0.5, 100)
+    found = boxes.box_voting(kept, boxes.Found(candidates, scores, groups), threshold)[0]
     candidates, scores, groups = candidates[0], scores[0], groups[0]
     for i in range(len(given_boxes) and int((kept[1] >= 0).sum())):
         voters = (box_iou(kept[0][:, i], candidates)[0] >= threshold) & (groups == kept[2][0, i])
@@ -242,7 +241,7 @@ def test_box_voting_is_the_mean_by_score_of_what_overlaps(given_boxes, seed, thr
 
 def test_box_voting_leaves_a_box_of_next_to_no_area_as_it_is():
     speck = tensor([(5, 5, 5.0001, 5.0001)])[None], torch.ones(1, 1), torch.zeros(1, 1, dtype=torch.int64)
-    assert torch.equal(nms.box_voting(speck, speck, 0.8), speck[0])
+    assert torch.equal(boxes.box_voting(speck, speck, 0.8), speck[0])
 
 
 def rpn(channels: int = 8) -> RPN:
@@ -330,7 +329,7 @@ def test_roi_align_is_torchvisions(slivers):
         feature, torch.cat([image[:, None].float(), boxes_], dim=1), 7, 1 / 4, 0, aligned=True
     )
     weight = torch.randn(wanted.shape, generator=generator)
-    for function in (roi_align, cpu_roi_align.roi_align):
+    for function in (roi_align, roi_ops.on_cpu):
         found = function(feature, image, boxes_, stride=4, size=7)
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
         gradients = [
@@ -343,7 +342,7 @@ def test_slivers_do_not_blow_up_roi_align(monkeypatch):
     """The sums over cells that the CPU implementation allocates grow with the number of RoIs, not with the longest."""
     sizes = []
     monkeypatch.setattr(
-        cpu_roi_align.F,
+        roi_ops.F,
         "embedding_bag",
         lambda cells, *args, f=torch.nn.functional.embedding_bag, **kw: (
             sizes.append(cells.numel()) or f(cells, *args, **kw)
@@ -364,7 +363,7 @@ def test_conv3x3_at_single_cells_is_the_convolution(shape):
     feature, weight, bias = torch.randn(2, 5, *shape), torch.randn(6, 5, 3, 3), torch.randn(6)
     image, cell = torch.randint(0, 2, (20,)), torch.randint(0, shape[0] * shape[1], (20,))
     dense = torch.nn.functional.conv2d(feature, weight, bias, padding=1).flatten(2)[image, :, cell]
-    torch.testing.assert_close(conv3x3_at.conv3x3_at(feature, weight, bias, image, cell), dense, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(conv3x3_at(feature, weight, bias, image, cell), dense, rtol=1e-4, atol=1e-4)
 
 
 def test_level_choice_does_not_round_to_half_precision():

@@ -11,17 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import TYPES, table
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
+from test_metrics import assert_measures_are_pycocotools
 
 from leuko.data import source
 from leuko.data.dataset import Dataset, Sample
 from leuko.data.tools import stats
 from leuko.detections import Detections
 from leuko.io import write_json
-from leuko.metrics import bootstrap, calibration, coco, confusion, consensus, curves, differential, factors, matching
+from leuko.metrics import bootstrap, calibration, coco, confusion, consensus, curves, differential
 from leuko.metrics.counting import one_type
-from leuko.ops.box_iou import box_iou
+from leuko.ops.pairs import box_iou
 from leuko.report import comparison, pages, results, run, tables
 
 
@@ -44,28 +43,10 @@ def random_data(rng: np.random.Generator, images: int, types: int, most: int = 1
     return Dataset([f"t{k}" for k in range(types)], samples), predictions
 
 
-def test_matching_gives_what_the_evaluator_gives():
-    rng = np.random.default_rng(0)
-    for _ in range(300):
-        dataset, predictions = random_data(rng, int(rng.integers(1, 8)), int(rng.integers(1, 4)))
-        evaluation = coco.evaluate(dataset, predictions)
-        matches = matching.match(dataset, predictions)
-        curves_of = [[matching.precision_recall(m, t) for t in range(len(matching.IOUS))] for m in matches]
-        ours = [[np.mean([p for p, _ in of]), np.mean([recall for _, recall in of])] for of in curves_of]
-        np.testing.assert_allclose(ours, [[t.AP, t.AR] for t in evaluation.per_class], atol=1e-12)
-
-
-def test_both_evaluators_agree_to_the_last_digit(monkeypatch):
-    """faster-coco-eval and pycocotools, on random cases."""
+def test_measures_are_pycocotools_with_tied_scores_too():
     rng = np.random.default_rng(1)
-    cases = [random_data(rng, int(rng.integers(1, 5)), int(rng.integers(1, 4)), 8) for _ in range(2000)]
-    fast = [coco.evaluate(*case) for case in cases]
-    monkeypatch.setattr(coco, "COCO", COCO)
-    monkeypatch.setattr(coco, "COCOeval", COCOeval)
-    for case, ours in zip(cases, fast, strict=True):
-        theirs = coco.evaluate(*case)
-        for name in ("mAP", "mAP50", "mAP75", "mAR"):
-            np.testing.assert_allclose(getattr(ours, name), getattr(theirs, name), atol=1e-12)
+    for _ in range(1000):
+        assert_measures_are_pycocotools(*random_data(rng, int(rng.integers(1, 8)), int(rng.integers(1, 4))))
 
 
 def test_a_bootstrap_sample_counts_images_as_often_as_it_says():
@@ -76,7 +57,7 @@ def test_a_bootstrap_sample_counts_images_as_often_as_it_says():
         # No ties, whose order among copies would be another.
         predictions = [replace(f, scores=np.sort(rng.random(len(f)))[::-1]) for f in predictions]
         times = bootstrap.resample(dataset, 4, seed)
-        measured = bootstrap.mean_measures(matching.match(dataset, predictions), times)
+        measured = bootstrap.mean_measures(coco.match(dataset, predictions), times)
         for row, (mAP, mAR) in zip(times, measured, strict=True):
             again = [i for i, n in enumerate(row) for _ in range(n)]
             copied = Dataset(dataset.types, [dataset.samples[i] for i in again])
@@ -143,7 +124,7 @@ def test_another_type_is_a_confusion_and_not_a_miss():
 def test_factors_with_the_papers_counts():
     """Li et al. 2022, Cascade R-CNN and the ensemble: overlapping, incomplete, over-stained, impurity."""
     for hits, total, percent in ((25, 38, 65.79), (36, 38, 94.74), (84, 86, 97.67), (85, 86, 98.84)):
-        assert round(factors.rate("overlap", "cell accuracy", np.arange(total) < hits)["percent"], 2) == percent
+        assert round(confusion.rate("overlap", "cell accuracy", np.arange(total) < hits)["percent"], 2) == percent
     box = [[10, 10, 40, 40]]
     for hits, percent in ((412, 92.17), (426, 95.30)):
         samples = [Sample(Path(f"{i}"), 90, 90, box, [0], i, factors=("overstained",)) for i in range(447)]
@@ -173,14 +154,14 @@ def _hit(right: bool, extra: bool = False) -> Detections:
 
 def _rates(samples: list[Sample], predictions: list[Detections]) -> dict:
     dataset = Dataset(["NG"], samples)
-    rates = factors.by_factor(confusion.pair_all(dataset, predictions))
+    rates = confusion.by_factor(confusion.pair_all(dataset, predictions))
     return {(r["factor"], r["measure"]): r for r in rates}
 
 
 def test_curves_end_in_the_evaluators_area():
     rng = np.random.default_rng(5)
     dataset, predictions = random_data(rng, 30, 3)
-    matches = matching.match(dataset, predictions)
+    matches = coco.match(dataset, predictions)
     evaluation = coco.evaluate(dataset, predictions)
     areas = curves.precision_curves(matches).mean(-1)  # [types + 1, IoUs]
     assert areas[-1, -1] == pytest.approx(evaluation.mAP) and areas[-1, 0] == pytest.approx(evaluation.mAP50)
@@ -212,7 +193,7 @@ def test_curves_count_a_score_as_the_confusion_matrix_does(score):
     dataset = Dataset(["NG"], [Sample(Path("a.png"), 100, 100, [[10, 10, 40, 40]], [0], 1)])
     predictions = [Detections([[10, 10, 40, 40], [60, 60, 90, 90]], [score, score - 0.01], [0, 0])]
     counts = confusion.matrix(confusion.pair_all(dataset, predictions, score), 1)
-    curve, at = curves.score_curve(matching.match(dataset, predictions)), round(100 * score)
+    curve, at = curves.score_curve(coco.match(dataset, predictions)), round(100 * score)
     assert curves.SCORES[at] == score and counts.tolist() == [[1, 0], [0, 0]]
     assert (curve.recall[at], curve.precision[at], curve.precision[at - 1]) == (1, 1, 0.5)
     assert (curve.recall[at + 1], curve.best_score, curve.best_f1) == (0, score, 1)
@@ -470,7 +451,7 @@ def test_results_of_nothing(data, tmp_path):
     predictions = [many, *none[1:]]
     pairings = confusion.pair_all(dataset, predictions, score=0.99)
     assert (confusion.matrix(pairings, len(dataset.types))[:-1].sum(1) == dataset.counts()).all()
-    assert len(matching.match(dataset, predictions)[0].scores) == 100
+    assert len(coco.match(dataset, predictions)[0].scores) == 100
     empty = Dataset(dataset.types, [Sample(s.image, s.width, s.height, [], [], s.id) for s in dataset.samples])
     evaluation = coco.evaluate(empty, none)
     models = [results.ModelResult(name, none, evaluation, 0.5, "a default") for name in ("none", "nought")]
@@ -490,7 +471,7 @@ def test_a_flood_of_detections_on_one_image():
     dataset = Dataset(["NG", "BG"], [Sample(Path("a.png"), 100, 100, [[10, 10, 40, 40]], [0], 1)])
     suspects = consensus.suspects(dataset, [[flood], [flood]], ["a", "b"], [0.3, 0.3])
     assert {"unlabelled"} <= {s.kind for s in suspects} and len(suspects) <= 2 * consensus.MOST_VOTES
-    assert len(confusion.pair_all(dataset, [flood], 0.5, 0.5)) == 1 and len(matching.match(dataset, [flood])) == 2
+    assert len(confusion.pair_all(dataset, [flood], 0.5, 0.5)) == 1 and len(coco.match(dataset, [flood])) == 2
 
 
 def test_runs_on_the_same_data_are_compared_image_by_image(data, tmp_path):
@@ -504,7 +485,7 @@ def test_runs_on_the_same_data_are_compared_image_by_image(data, tmp_path):
         write_json(tmp_path / name / "table.json", {"split": "train"})
     table = comparison.compare([tmp_path / "a", tmp_path / "b"])["table"]
     times = bootstrap.resample(dataset, bootstrap.DRAWS)
-    one, other = (bootstrap.mean_measures(matching.match(dataset, found), times)[:, 0] for found in predictions)
+    one, other = (bootstrap.mean_measures(coco.match(dataset, found), times)[:, 0] for found in predictions)
     gap = bootstrap.difference(one, other, 0.0)
     assert table[0][1] == "mAP of a minus this" and table[1][1] == ""
     assert table[2][1].endswith(" ({low:+.3f} to {high:+.3f}, p {p:.3f})".format(**gap))

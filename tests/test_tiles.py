@@ -27,8 +27,7 @@ from leuko.engine.detect import Pipeline
 from leuko.engine.tiling import Tiling
 from leuko.errors import LeukoError
 from leuko.metrics.counting import one_type
-from leuko.ops.box_iou import box_iou
-from leuko.ops.pairs import overlapping_pairs, share_of_smaller
+from leuko.ops.pairs import box_iou, overlapping_pairs, share_of_smaller
 from leuko.report.tables import odd_cells
 from leuko.synth.render import render
 

@@ -383,7 +383,7 @@ def test_a_run_goes_from_training_to_prediction_on_any_device(device, data, tmp_
 OPTIONS = {
     # 192 px: torch 2.14.1 leaves NaN in the bf16 gradient of a 3x3 convolution of a map of one cell, P6 at 64 px
     "fcos": "--model fcos --channels 64 --imgsz 192 --amp bf16 --channels-last --normalize-features --cache ram",
-    "cascade_rcnn": "--model cascade_rcnn --norm gn --augment none --normalize-features --batch 4",
+    "cascade_rcnn": "--model cascade_rcnn --norm train --augment none --normalize-features --batch 4",
     "pretrained": "--model fcos_improved --channels 64 --pretrained --clip inf --workers 1",
 }
 

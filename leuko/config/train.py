@@ -119,10 +119,10 @@ class TrainOptions:
     as often (repeat-factor sampling, Gupta et al. 2019); 0: each image once per epoch."""
     type_weights: Literal["none", "balanced"] = "none"
     """Weights in the loss of the types; balanced: by 1 / sqrt(cells), the mean over all cells being 1."""
-    norm: Literal["frozen", "train", "gn"] = "frozen"
-    """Backbone's norm layers: frozen BatchNorm statistics, BatchNorm that follows the batches, or GroupNorm."""
+    norm: Literal["frozen", "train"] = "frozen"
+    """Statistics of the backbone's BatchNorm: frozen, or those of the batches."""
     freeze: bool = True
-    """Leave the backbone's stem and first stage as pretrained (ignored without pretrained weights and with gn)."""
+    """Leave the backbone's stem and first stage as pretrained (ignored without pretrained weights)."""
     normalize_features: bool = False
     """Divide the backbone's maps by their standard deviation, as measured on the first batch (for EfficientNet and
     similar networks). FCOS, whose heads have norm layers, does not."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..cells import NONE
 from ..errors import LeukoError
-from ..ops.box_iou import box_iou
+from ..ops.pairs import box_iou
 from ..synth.cutout import cell_box
 from . import source
 from .crops import MARGIN, crops_of, stain_of

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..metrics.prior import type_shares
+from ..metrics.calibration import type_shares
 from ..models.typer import Typer
 from .typer_training import SMOOTHING, features_of, to_batch
 

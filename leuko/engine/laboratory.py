@@ -13,8 +13,8 @@ from ..data.loaded_image import LoadedImage
 from ..data.loader import sample_batches
 from ..detections import Detections
 from ..errors import LeukoError
-from ..metrics import calibration, counting, matching
-from ..ops.box_iou import box_iou
+from ..metrics import calibration, coco, counting
+from ..ops.pairs import box_iou
 from ..runtime.typing_stage import resized, typed
 from .adaptation import LabelledCells
 from .ensemble import EnsembleMember
@@ -109,7 +109,7 @@ class LabelledFields:
             each[of_cell[of_cell >= 0]] = own[of_cell >= 0]
             predictions.append(typed(found, each[:, :-1], types, factors, (sample.width, sample.height)))
         cells = [counting.one_type(p, len(types)) for p in predictions]
-        fit = calibration.fit(*calibration.outcomes(matching.match(self.dataset, predictions)))
+        fit = calibration.fit(*calibration.outcomes(coco.match(self.dataset, predictions)))
         return counting.best_threshold(self.dataset, cells), fit
 
 

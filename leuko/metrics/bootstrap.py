@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..data.dataset import Dataset
-from .matching import IOUS, RECALLS, Matches
+from .coco import IOUS, RECALLS, Matches
 
 DRAWS = 1000
 CHUNK = 50  # bootstrap samples that are computed together
@@ -43,7 +43,7 @@ def mean_measures(matches: Sequence[Matches], times: np.ndarray) -> np.ndarray:
 def _ap_ar(matches: Matches, times: np.ndarray) -> np.ndarray:
     """AP and recall of one type, means over the IoU thresholds, [2, draws]; nan where a sample has no cell.
 
-    ``matching.precision_recall`` for all samples at once. Only the columns of true positives are computed, since
+    ``coco.precision_recall`` for all samples at once. Only the columns of true positives are computed, since
     precision is interpolated from them; what is below the last one changes nothing.
     """
     cells = times @ matches.cells.astype(np.float32)

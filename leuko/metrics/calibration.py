@@ -1,4 +1,5 @@
-"""Whether a detection of score .8 is right four times out of five: reliability, calibration error, Platt scaling."""
+"""What scores are worth: whether a detection of score .8 is right four times out of five (reliability, calibration
+error, Platt scaling), and how frequent types are by the probabilities of a classifier."""
 
 from __future__ import annotations
 
@@ -8,11 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from .matching import Matches, pooled
+from .coco import Matches, pooled
 
 BINS = 10
 LEAST_SCORE = 0.05  # detections below it are not calibrated
 EPS = 1e-6
+SMOOTHING = 0.05  # of all cells, added to each type: none is taken for absent
+ROUNDS = 60
 
 
 def outcomes(matches: Sequence[Matches]) -> tuple[np.ndarray, np.ndarray]:
@@ -68,6 +71,18 @@ def fit(scores: np.ndarray, tp: np.ndarray) -> Scaling | None:
         if np.abs(step).max() < 1e-8:
             break
     return Scaling(float(1 / max(w[0], 0.05)), float(w[1]))
+
+
+def type_shares(probabilities: np.ndarray) -> np.ndarray:
+    """The share of each type [K], summing to 1, from probabilities [N, K] of a classifier that learned all types
+    equally often: by expectation maximisation (Saerens, Latinne and Decaestecker 2002)."""
+    number, types = probabilities.shape
+    shares = np.full(types, 1 / types)
+    for _ in range(ROUNDS if number else 0):
+        joint = probabilities * shares
+        expected = (joint / joint.sum(1, keepdims=True)).sum(0)
+        shares = (expected + SMOOTHING * number) / (number * (1 + SMOOTHING * types))
+    return shares
 
 
 def _logit(p: np.ndarray) -> np.ndarray:

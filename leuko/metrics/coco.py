@@ -1,26 +1,25 @@
-"""COCO's measures, from the one evaluator that leuko uses everywhere.
+"""COCO's measures: which detection matches which cell, precision and recall, average precision.
 
-Predictions are a list with one ``Detections`` per sample of a data set, in its order. The evaluator is
-faster-coco-eval, which agrees with pycocotools to rounding. Areas are those of the boxes.
+Predictions are a list with one ``Detections`` per sample of a data set, in its order. They are matched once
+(``match``); from the ``Matches`` follow COCO's measures, which are pycocotools' to rounding, the curves, the
+calibration, and the measures on any bootstrap sample of the images.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from faster_coco_eval import COCO
-from faster_coco_eval import COCOeval_faster as COCOeval
 
-from ..data.dataset import Dataset, Sample
+from ..data.dataset import Dataset
 from ..detections import MAX_DETECTIONS, Detections
 from ..errors import LeukoError
+from ..ops.pairs import box_iou
 
-AP50, AP75 = 0, 5  # indices of .50 and .75 among COCO's ten IoU thresholds
+IOUS = np.linspace(0.5, 0.95, 10)
+AP50, AP75 = 0, 5  # indices of .50 and .75
+RECALLS = np.linspace(0, 1, 101)
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,8 @@ def evaluate(dataset: Dataset, predictions: Sequence[Detections], max_detections
     Raises LeukoError if the predictions do not fit the data set (see ``check``).
     """
     check(dataset, predictions)
-    precision, recall = _precision_recall(dataset, predictions, max_detections)
+    curves = [precision_recall(m) for m in match(dataset, predictions, max_detections)]
+    precision, recall = (np.stack(of_types, axis=-1) for of_types in zip(*curves, strict=True))  # [10(, 101), types]
 
     def measures(types: int | slice) -> list[float]:
         return [_mean(v[..., types]) for v in (precision, precision[AP50], precision[AP75], recall)]
@@ -69,6 +69,80 @@ def evaluate(dataset: Dataset, predictions: Sequence[Detections], max_detections
     support = zip(dataset.types, cells.sum(0).tolist(), (cells > 0).sum(0).tolist(), strict=True)
     per_class = [TypeResult(name, *measures(k), *numbers) for k, (name, *numbers) in enumerate(support)]
     return Evaluation(*measures(slice(None)), int(cells.sum()), len(dataset), per_class, max_detections)
+
+
+@dataclass(frozen=True)
+class Matches:
+    """The D detections of one type on all images, in descending order of score, at COCO's ten IoU thresholds.
+
+    ``images`` [D] int are indices of the images, ``scores`` [D] float32 in 0..1; ``tp`` [10, D] bool marks true
+    positives, ``ignored`` [10, D] bool detections on a crowd. ``cells`` [images] int are the type's cells per image,
+    without crowds.
+    """
+
+    images: np.ndarray
+    scores: np.ndarray
+    tp: np.ndarray
+    ignored: np.ndarray
+    cells: np.ndarray
+
+
+def match(dataset: Dataset, predictions: Sequence[Detections], max_detections: int = MAX_DETECTIONS) -> list[Matches]:
+    """Match the detections of each type, the ``max_detections`` best of each image, with its cells: one ``Matches`` per
+    type of the data set."""
+    result = []
+    for k, cells in enumerate(dataset.counts_per_image().T):
+        parts = []
+        for i, (sample, detections) in enumerate(zip(dataset.samples, predictions, strict=True)):
+            best = detections[detections.labels == k]
+            best = best[np.argsort(-best.scores, kind="stable")[:max_detections]]
+            of_type = sample.labels == k
+            matched = _match_image(best.boxes, sample.boxes[of_type], sample.crowd[of_type])
+            parts.append((np.full(len(best), i), best.scores, *matched))
+        images, scores, tp, ignored = (np.concatenate(arrays, axis=-1) for arrays in zip(*parts, strict=True))
+        order = np.argsort(-scores, kind="stable")
+        result.append(Matches(images[order], scores[order], tp[:, order], ignored[:, order], cells))
+    return result
+
+
+def _match_image(boxes: np.ndarray, gt_boxes: np.ndarray, crowd: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """COCO's matching for one image and type: true positives and ignored, [10, D] bool each.
+
+    Boxes [D, 4] in descending order of score, gt_boxes [M, 4], crowd [M] bool. Each detection takes the free cell of
+    the largest IoU, of equal ones the last.
+    """
+    tp = np.zeros((len(IOUS), len(boxes)), dtype=bool)
+    crowd = crowd[::-1]
+    overlap = box_iou(boxes, gt_boxes[::-1], crowd)
+    free = np.tile(~crowd, (len(IOUS), 1))  # [10, M]
+    for d in np.flatnonzero((overlap * ~crowd).max(1, initial=0) >= IOUS[0]):
+        with_free = overlap[d] * free
+        cell = with_free.argmax(1)
+        hit = np.flatnonzero(with_free.max(1) >= IOUS)
+        tp[hit, d] = True
+        free[hit, cell[hit]] = False
+    on_crowd = (overlap >= IOUS[:, None, None]).any(2, where=crowd)
+    return tp, on_crowd & ~tp
+
+
+def pooled(matches: Sequence[Matches]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scores [D] of all types' detections, and which are true positives, and which count, [D] bool each, at IoU .50."""
+    parts = [(m.scores, m.tp[0], ~m.ignored[0]) for m in matches]
+    return tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))  # type: ignore[return-value]
+
+
+def precision_recall(matches: Matches) -> tuple[np.ndarray, np.ndarray]:
+    """COCO's interpolated precision at the recalls of ``RECALLS`` [10, 101], and the largest recall [10]; nan without
+    cells."""
+    cells = matches.cells.sum()
+    if not cells:
+        return np.full((len(IOUS), len(RECALLS)), np.nan), np.full(len(IOUS), np.nan)
+    tp = np.pad(np.cumsum(matches.tp, axis=1), ((0, 0), (1, 0)))  # [10, 1 + D]
+    precision = tp[:, 1:] / np.maximum(np.cumsum(~matches.ignored, axis=1), 1)
+    envelope = np.pad(np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1], ((0, 0), (0, 1)))
+    recall = tp / cells
+    at_recalls = [e[np.searchsorted(r[1:], RECALLS)] for e, r in zip(envelope, recall, strict=True)]
+    return np.array(at_recalls), recall[:, -1]
 
 
 def check(dataset: Dataset, predictions: Sequence[Detections]) -> None:
@@ -105,46 +179,12 @@ def to_coco_results(dataset: Dataset, predictions: Sequence[Detections]) -> list
     ]
 
 
-def _precision_recall(
-    dataset: Dataset, predictions: Sequence[Detections], max_detections: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return precision [10 IoUs, 101 recalls, types] and recall [10 IoUs, types]; -1 for a type without cells."""
-    crowds, scores = [s.crowd.astype(int) for s in dataset.samples], [p.scores for p in predictions]
-    with contextlib.redirect_stdout(io.StringIO()):  # the evaluator prints its progress
-        gt = _index(dataset, dataset.samples, "iscrowd", crowds)
-        evaluator = COCOeval(gt, _index(dataset, predictions, "score", scores), "bbox")
-        evaluator.params.areaRng = [[0, float("inf")]]
-        evaluator.params.areaRngLbl = ["all"]
-        evaluator.params.maxDets = [max_detections]
-        evaluator.evaluate()
-        evaluator.accumulate()
-    return np.asarray(evaluator.eval["precision"])[..., 0, 0], np.asarray(evaluator.eval["recall"])[..., 0, 0]
-
-
-def _index(dataset: Dataset, cells: Sequence[Sample | Detections], key: str, values: Sequence[np.ndarray]) -> COCO:
-    """The cells of each image, with one more value per cell under ``key``, as a COCO object. Images and types are
-    numbered by their position, since a data set's own ids may repeat."""
-    ids = itertools.count(1)  # id 0 would read as "not matched"
-    coco = COCO()
-    coco.dataset = {
-        "images": [{"id": i, "width": s.width, "height": s.height} for i, s in enumerate(dataset.samples)],
-        "categories": [{"id": k, "name": name} for k, name in enumerate(dataset.types)],
-        "annotations": [
-            {"id": next(ids), "image_id": i, "category_id": label, "bbox": box, "area": box[2] * box[3], key: value}
-            for i, (c, of_image) in enumerate(zip(cells, values, strict=True))
-            for box, label, value in zip(_xywh(c.boxes), c.labels.tolist(), of_image.tolist(), strict=True)
-        ],
-    }
-    coco.createIndex()
-    return coco
-
-
 def _xywh(boxes: np.ndarray) -> list[list[float]]:
     boxes = boxes.astype(np.float64)
     return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).tolist()
 
 
 def _mean(values: np.ndarray) -> float:
-    """Mean over the types that have cells; COCO marks the others by -1."""
-    known = values[values > -1]
+    """Mean over the types that have cells."""
+    known = values[np.isfinite(values)]
     return float(known.mean()) if known.size else float("nan")

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..data.dataset import Dataset, Sample
 from ..detections import Detections
-from ..ops.box_iou import box_iou
+from ..ops.pairs import box_iou
 
 AGREE_IOU = 0.5  # of the votes with each other, and with the label
 MOST_VOTES = 1000  # of one model per image, those of the highest scores: no field holds more leukocytes

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .matching import IOUS, Matches, pooled, precision_recall
+from .coco import IOUS, Matches, pooled, precision_recall
 
 PANELS = ("0.50", "0.75", "0.80", "0.85", "0.90", "0.95", "mean")
 """The IoU thresholds of the paper's Figure 3, and the mean over all ten."""
@@ -17,7 +17,7 @@ SCORES = np.arange(101) / 100
 def precision_curves(matches: Sequence[Matches]) -> np.ndarray:
     """Precision at 101 recalls, [types + 1, 7, 101]: each type and the mean of the types, at each IoU of ``PANELS``;
     nan for a type without cells."""
-    by_type = np.array([[precision_recall(m, t)[0] for t in range(len(IOUS))] for m in matches])  # [types, 10, 101]
+    by_type = np.array([precision_recall(m)[0] for m in matches])  # [types, 10, 101]
     known = by_type[np.isfinite(by_type).all((1, 2))]
     mean = known.mean(0) if len(known) else np.full(by_type.shape[1:], np.nan)
     curves = np.concatenate([by_type, mean[None]])

@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import copy
-import math
 from pathlib import Path
 from typing import Literal
 
 import timm
 import torch
-from timm.layers import GroupNormAct
 from torch import Tensor, nn
 
 from ..errors import LeukoError, nearest
-from .conv_bn import fuse_conv_bn
+from .batch_norm import fuse_conv_bn
 from .pretrained import copy_weights, imagenet_weights
 
 STRIDES = (4, 8, 16, 32)
-Norm = Literal["frozen", "train", "gn"]
+Norm = Literal["frozen", "train"]
 
 
 class Backbone(nn.Module):
     """A timm network [N, 3, H, W] -> its maps C2 to C5, ``channels`` of them at strides 4, 8, 16, 32.
 
     ``norm``: ``"frozen"`` keeps BatchNorm's pretrained statistics (its scale and shift still learn); ``"train"``
-    updates them with the batches; ``"gn"`` replaces it by GroupNorm. With ``freeze``, everything up to C2 (the stem and
-    the first stage) is kept, statistics too; with GroupNorm nothing is frozen, since its parameters are new.
+    updates them with the batches. With ``freeze``, everything up to C2 (the stem and the first stage) is kept,
+    statistics too.
     With ``normalize_features``, each map is divided by its standard deviation, which :meth:`init_scale` measures once.
     It is about 9 in networks that end their blocks without activation (EfficientNet) and below 1 in a ResNet; an FPN
     and heads without norm layers diverge on the former at learning rates that suit the latter.
@@ -50,9 +48,7 @@ class Backbone(nn.Module):
         self.image_mean, self.image_std = tuple(config.mean), tuple(config.std)
         self.name, self.norm = name, norm
         self._try_size()
-        if norm == "gn":
-            self._use_group_norm()
-        elif freeze:
+        if freeze:
             self._freeze()
         if norm == "frozen":
             fuse_conv_bn(self.body)
@@ -84,22 +80,6 @@ class Backbone(nn.Module):
             reached = reached or within
             for parameter in module.parameters(recurse=False):
                 parameter.requires_grad_(False)
-
-    def _use_group_norm(self) -> None:
-        replaced = 0
-        for parent in list(self.body.modules()):
-            for child_name, child in parent.named_children():
-                if isinstance(child, nn.BatchNorm2d):
-                    groups = math.gcd(32, child.num_features)
-                    if hasattr(child, "act"):  # timm's BatchNorm with an activation inside
-                        norm = GroupNormAct(child.num_features, num_groups=groups)
-                        norm.act = child.act
-                    else:
-                        norm = nn.GroupNorm(groups, child.num_features)
-                    setattr(parent, child_name, norm)
-                    replaced += 1
-        if not replaced:
-            raise LeukoError(f'backbone "{self.name}" has no BatchNorm that GroupNorm could replace; omit --norm')
 
     def train(self, mode: bool = True) -> Backbone:
         super().train(mode)

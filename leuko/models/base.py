@@ -3,7 +3,7 @@
 Letters used in the models: N images, C channels, R points, anchors or RoIs, M ground-truth boxes and D detections of an
 image, K classes. Boxes are float32 xyxy; inside a detector they are in pixels of the resized image, whose ``sizes``
 [N, 2] are (height, width). Labels are 0-based. What differs in number between images is padded, so that one operator
-does the work of all images: with boxes of zeros, labels or scores of -1 (see :mod:`leuko.ops.padded`).
+does the work of all images: with boxes of zeros, labels or scores of -1 (see :mod:`leuko.ops.boxes`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +21,8 @@ from ..detections import MAX_DETECTIONS
 from ..errors import LeukoError
 from ..ops import boxes as box_ops
 from ..ops import ranks
-from ..ops.nms import batched_nms, box_voting
-from ..ops.padded import best_first
-from .conv_bn import IMAGE, fuse_conv_bn
+from ..ops.boxes import Found, batched_nms, best_first, box_voting
+from .batch_norm import IMAGE, fuse_conv_bn
 from .preprocess import Preprocess, scales, upload
 
 LIMITS: dict[str, tuple[float, float]] = {
@@ -47,14 +46,6 @@ class Targets(NamedTuple):
 
     boxes: Tensor  # [N, M, 4]
     labels: Tensor  # [N, M]
-
-
-class Found(NamedTuple):
-    """The detections of a batch, padded, in descending order of score."""
-
-    boxes: Tensor  # [N, D, 4]
-    scores: Tensor  # [N, D]
-    labels: Tensor  # [N, D]
 
 
 @dataclass(frozen=True)
@@ -159,7 +150,7 @@ class DetectionModel(nn.Module):
         scores = torch.where(scores > self.score_threshold, scores, -1.0).flatten(1)
         labels = torch.arange(classes, device=scores.device).repeat(rows).expand_as(scores)
         boxes = boxes.expand(-1, -1, classes, -1).flatten(1, 2)
-        found = Found(*batched_nms(boxes, scores, labels, self.nms_threshold, self.max_detections))
+        found = batched_nms(boxes, scores, labels, self.nms_threshold, self.max_detections)
         if self.box_voting and self.options.vote:
             candidates = best_first(boxes, scores, labels)
             return found._replace(boxes=box_voting(found, candidates, self.options.vote))
@@ -204,27 +195,20 @@ class DetectionModel(nn.Module):
         for row, target, count in zip(rows, targets, counts, strict=True):
             if count:
                 row[:count, :4], row[:count, 4] = target["boxes"], target["labels"]
-        good = torch.isfinite(rows).all(2) & box_ops.has_area(rows[..., :4]) & (rows[..., 4] >= 0)
-        if int((good & (rows[..., 4] < self.num_classes)).sum()) != sum(counts):
-            self._refuse(targets)
+        has_box = torch.isfinite(rows[..., :4]).all(2) & box_ops.has_area(rows[..., :4])
+        has_label = (rows[..., 4] >= 0) & (rows[..., 4] < self.num_classes)
+        is_given = torch.arange(most, device=rows.device) < rows.new_tensor(counts)[:, None]
+        wrong = is_given & ~(has_box & has_label)
+        if wrong.any():
+            i, k = torch.nonzero(wrong)[0].tolist()
+            *box, label = rows[i, k].tolist()
+            problem = f"the label {label:.0f}, which is not in 0..{self.num_classes - 1}"
+            if not has_box[i, k]:
+                problem = f"a box {box} that is not x0 < x1, y0 < y1"
+            raise LeukoError(f"image {i} of the batch has {problem}; fix its annotation")
         rows[..., :4] *= upload(scale, rows.device)
         rows = upload(rows, device)
         return Targets(rows[..., :4], rows[..., 4].long())
-
-    def _refuse(self, targets: list[Target]) -> NoReturn:
-        """LeukoError for the first box or label that is wrong."""
-        for i, target in enumerate(targets):
-            boxes, labels = target["boxes"].float().reshape(-1, 4), target["labels"]
-            good_box = torch.isfinite(boxes).all(1) & box_ops.has_area(boxes)
-            good_label = (labels >= 0) & (labels < self.num_classes)
-            if not good_box.all():
-                problem = f"a box {boxes[~good_box][0].tolist()} that is not x0 < x1, y0 < y1"
-            elif not good_label.all():
-                problem = f"the label {labels[~good_label][0].item()}, which is not in 0..{self.num_classes - 1}"
-            else:
-                continue
-            raise LeukoError(f"image {i} of the batch has {problem}; fix its annotation")
-        raise AssertionError("every target is right")
 
 
 def param_groups(model: DetectionModel) -> list[dict]:

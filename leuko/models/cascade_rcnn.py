@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..ops.boxes import clip
+from ..ops.boxes import Found, clip
 from ..ops.roi_align import RoIs
-from .base import Found, ModelOptions, Targets
+from .base import ModelOptions, Targets
 from .roi_heads import BBOX_STD, TwoFCHead, TwoStage
 
 IOUS = (0.5, 0.6, 0.7)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..ops import boxes as box_ops
 from ..ops import ranks
-from ..ops.padded import take
+from ..ops.boxes import take
 from ..ops.roi_align import RoIs
 from .base import Targets
 from .matcher import IGNORED, CoreMatcher, IoUMatcher, PointMatcher, Sampler
@@ -40,11 +40,6 @@ def weighted_focal(logits: Tensor, targets: Tensor, class_weights: Tensor | None
 def log_iou(predicted: Tensor, target: Tensor) -> Tensor:
     """-ln IoU of paired boxes [P, 4]: [P] (Yu et al. 2016)."""
     return -box_ops.paired_iou(predicted, target).clamp(min=box_ops.EPS).log()
-
-
-def giou(predicted: Tensor, target: Tensor) -> Tensor:
-    """1 - GIoU of paired boxes [P, 4]: [P] in 0..2 (Rezatofighi et al. 2019)."""
-    return 1 - box_ops.paired_giou(predicted, target)
 
 
 def smooth_l1(predicted: Tensor, target: Tensor, beta: float) -> Tensor:
@@ -125,26 +120,16 @@ class FCOSCriterion(Criterion):
         at, gt_boxes = points[positives.point] / unit, positives.gt_boxes / unit  # [P, 2], [P, 4]
         quality = centerness_of(box_ops.box_to_distances(at, gt_boxes))  # [P]
         predicted = box_ops.distances_to_box(at, distances[positives.image, positives.point])  # [P, 4]
+        box_loss = 1 - box_ops.paired_giou(predicted, gt_boxes) if self.improved else log_iou(predicted, gt_boxes)
+        class_loss = weighted_focal(cls_logits, positives.one_hot(cls_logits), self.class_weights)  # [N, R, K]
+        at_positives = centerness[positives.image, positives.point, 0].float()  # [P]
+        centerness_loss = F.binary_cross_entropy_with_logits(at_positives, quality, reduction="sum")
+        number = ranks.normaliser(len(quality), quality.device)
         return {
-            "class": self.class_loss(cls_logits, positives),
-            "box": self.box_loss(predicted, gt_boxes, quality),
-            "centerness": self.centerness_loss(centerness[positives.image, positives.point, 0], quality),
+            "class": class_loss.sum() / number,
+            "box": (box_loss * quality).sum() / ranks.normaliser(quality.sum(), quality.device, least=box_ops.EPS),
+            "centerness": centerness_loss / number,
         }
-
-    def class_loss(self, cls_logits: Tensor, positives: Positives) -> Tensor:
-        """Sum over all points and classes [N, R, K], divided by the number of positives."""
-        loss = weighted_focal(cls_logits, positives.one_hot(cls_logits), self.class_weights)
-        return loss.sum() / ranks.normaliser(len(positives.point), loss.device)
-
-    def box_loss(self, predicted: Tensor, gt_boxes: Tensor, quality: Tensor) -> Tensor:
-        """Mean over the positives [P, 4], weighted by their centerness [P]."""
-        loss = giou(predicted, gt_boxes) if self.improved else log_iou(predicted, gt_boxes)  # [P]
-        return (loss * quality).sum() / ranks.normaliser(quality.sum(), loss.device, least=box_ops.EPS)
-
-    def centerness_loss(self, logits: Tensor, quality: Tensor) -> Tensor:
-        """Mean cross entropy over the positives [P]."""
-        loss = F.binary_cross_entropy_with_logits(logits.float(), quality, reduction="sum")
-        return loss / ranks.normaliser(len(quality), loss.device)
 
 
 def centerness_of(distances: Tensor) -> Tensor:

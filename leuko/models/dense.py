@@ -10,10 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import boxes as box_ops
-from ..ops.nms import batched_nms
-from ..ops.padded import most, take, top
-from . import anchors
-from .base import DetectionModel, Found, ModelOptions, Targets
+from ..ops.boxes import Found, batched_nms, most, take, top
+from .base import DetectionModel, ModelOptions, Targets
 from .criterion import FCOSCriterion, FSAFCriterion
 from .fpn import FPN
 
@@ -88,30 +86,22 @@ def flatten_hw(output: Tensor) -> Tensor:
 class OneStage(DetectionModel):
     """A dense head on P3 to P7, which a subclass builds. ``offset`` is the position of a cell's point, in strides."""
 
+    extra: Literal["output", "input"]  # of the FPN
     head: DenseHead
     criterion: FCOSCriterion | FSAFCriterion
     # Half that of the R-CNNs, as in MMDetection; at .01 the heads oscillate, and can fail to learn the types at all.
     default_lr = 0.005
     offset = 0.5
-    nms_threshold = 0.5
     candidates = 1000  # (point, class) pairs per level that go on to NMS, for 100 detections
 
-    def __init__(
-        self,
-        *,
-        backbone: nn.Module,
-        options: ModelOptions,
-        extra: Literal["output", "input"],
-        relu: bool,
-        **parts: object,
-    ):
-        fpn = FPN(backbone.channels, options.channels, start=1, extra=extra, relu=relu)
+    def __init__(self, *, backbone: nn.Module, options: ModelOptions, **parts: object):
+        fpn = FPN(backbone.channels, options.channels, self.extra)
         super().__init__(backbone=backbone, fpn=fpn, options=options, **parts)
         self.register_buffer("strides", torch.tensor(STRIDES, dtype=torch.float32), persistent=False)
 
     def points(self, pyramid: list[Tensor]) -> list[Tensor]:
         """Points (x, y) [R, 2] of each level."""
-        return [anchors.points(f, s, self.offset) for f, s in zip(pyramid, STRIDES, strict=True)]
+        return [box_ops.points(f, s, self.offset) for f, s in zip(pyramid, STRIDES, strict=True)]
 
     def losses(self, pyramid: list[Tensor], sizes: Tensor, targets: Targets) -> dict[str, Tensor]:
         # Over all levels: [N, R, K], [N, R, 4] and, with centerness, [N, R, 1].
@@ -142,4 +132,4 @@ class OneStage(DetectionModel):
             candidates.append((box_ops.distances_to_box(points[point], distances), total, label))
         boxes, total, labels = (torch.cat(parts, dim=1) for parts in zip(*candidates, strict=True))
         boxes = box_ops.clip(boxes, sizes)
-        return Found(*batched_nms(boxes, total, labels, self.nms_threshold, self.max_detections))
+        return batched_nms(boxes, total, labels, self.nms_threshold, self.max_detections)

@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck
 
-from ..ops.boxes import has_area
+from ..ops.boxes import Found, has_area
 from ..ops.roi_align import RoIs
-from .base import Found, ModelOptions, Targets
+from .base import ModelOptions, Targets
 from .batch_norm import BatchNorm
 from .roi_heads import SIZE, ClassHead, TwoStage, output_layer, pool
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from ..ops.boxes import Found
 from ..ops.roi_align import RoIs
-from .base import Found, ModelOptions, Targets
+from .base import ModelOptions, Targets
 from .roi_heads import TwoFCHead, TwoStage
 
 

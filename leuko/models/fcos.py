@@ -52,6 +52,7 @@ class FCOSHead(DenseHead):
 class FCOS(OneStage):
     """FCOS on P3 to P7."""
 
+    extra = "output"
     improved = False
     wants_normalized_features = False  # the heads have norm layers, and boxes are tighter from maps as they are
     channels_multiple = GROUPS
@@ -60,7 +61,7 @@ class FCOS(OneStage):
     lr_multipliers = MappingProxyType({"head.bbox_pred": START**-2, "head.scales": math.log(START * STRIDES[0]) ** -2})
 
     def __init__(self, *, num_classes: int, options: ModelOptions, groups: int = GROUPS, **parts: nn.Module):
-        super().__init__(num_classes=num_classes, options=options, extra="output", relu=True, **parts)
+        super().__init__(num_classes=num_classes, options=options, **parts)
         self.head = FCOSHead(options.channels, num_classes, self.improved, min(groups, options.channels // 2))
         self.criterion = FCOSCriterion(
             matcher=PointMatcher(radius=CENTRE_RADIUS if self.improved else None),

@@ -7,34 +7,27 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+LEVELS = 5
+
 
 class FPN(nn.Module):
-    """Maps of a backbone [N, C_i, H_i, W_i] (finest first) -> ``levels`` maps of ``channels`` channels each.
+    """Maps C2 to C5 of a backbone [N, C_i, H_i, W_i] -> :data:`LEVELS` maps of ``channels`` channels each.
 
-    The first ``start`` maps are left aside. ``extra`` says where the levels above the backbone's last come from:
-    ``"pool"`` (every second cell of the last map), ``"output"`` (stride-2 convolutions on the last map) or ``"input"``
-    (the first of them on the backbone's last map instead). The second extra convolution sees its input through a ReLU
-    if ``relu`` is set.
+    ``extra`` says where the levels above the backbone's last come from: ``"pool"`` (every second cell of the last map),
+    ``"output"`` (stride-2 convolutions on the last map, the second through a ReLU) or ``"input"`` (the first of them on
+    the backbone's last map instead). The latter two leave C2 aside.
     """
 
-    def __init__(
-        self,
-        in_channels: list[int],
-        channels: int,
-        start: int = 0,
-        levels: int = 5,
-        extra: Literal["pool", "output", "input"] = "pool",
-        relu: bool = False,
-    ):
+    def __init__(self, in_channels: list[int], channels: int, extra: Literal["pool", "output", "input"] = "pool"):
         super().__init__()
-        self.start, self.levels, self.extra, self.relu = start, levels, extra, relu
-        in_channels = in_channels[start:]
+        self.extra, self.start = extra, 0 if extra == "pool" else 1
+        in_channels = in_channels[self.start :]
         self.lateral = nn.ModuleList(nn.Conv2d(c, channels, 1) for c in in_channels)
         self.output = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in in_channels)
         self.extra_convs = nn.ModuleList()
         if extra != "pool":
             first = in_channels[-1] if extra == "input" else channels
-            for i in range(levels - len(in_channels)):
+            for i in range(LEVELS - len(in_channels)):
                 self.extra_convs.append(nn.Conv2d(channels if i else first, channels, 3, stride=2, padding=1))
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -47,9 +40,8 @@ class FPN(nn.Module):
             merged[i - 1] = merged[i - 1] + F.interpolate(merged[i], size=merged[i - 1].shape[-2:], mode="nearest")
         pyramid = [conv(x) for conv, x in zip(self.output, merged, strict=True)]
         if self.extra == "pool":
-            while len(pyramid) < self.levels:
-                pyramid.append(F.max_pool2d(pyramid[-1], 1, stride=2))
+            pyramid.append(F.max_pool2d(pyramid[-1], 1, stride=2))
         for i, conv in enumerate(self.extra_convs):
             below = features[-1] if i == 0 and self.extra == "input" else pyramid[-1]
-            pyramid.append(conv(F.relu(below) if i and self.relu else below))
+            pyramid.append(conv(F.relu(below) if i and self.extra == "output" else below))
         return pyramid

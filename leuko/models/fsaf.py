@@ -30,10 +30,11 @@ class FSAFHead(DenseHead):
 class FSAF(OneStage):
     """FSAF on P3 to P7; a point lies at the top left corner of its cell."""
 
+    extra = "input"
     default_clip = 10.0  # as in MMDetection; nothing else limits towers without norm
     offset = 0.0
 
     def __init__(self, *, num_classes: int, options: ModelOptions, **parts: nn.Module):
-        super().__init__(num_classes=num_classes, options=options, extra="input", relu=False, **parts)
+        super().__init__(num_classes=num_classes, options=options, **parts)
         self.head = FSAFHead(options.channels, num_classes)
         self.criterion = FSAFCriterion(matcher=CoreMatcher(), levels=len(STRIDES), class_weights=options.class_weights)

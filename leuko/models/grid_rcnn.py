@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from ..ops import boxes as box_ops
 from ..ops import ranks
+from ..ops.boxes import Found
 from ..ops.roi_align import RoIs
-from .base import Found, ModelOptions, Targets
+from .base import ModelOptions, Targets
 from .roi_heads import ClassHead, TwoStage, pool
 
 GRID = 3  # points along a side

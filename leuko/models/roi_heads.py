@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops import boxes as box_ops
+from ..ops.boxes import Found
 from ..ops.roi_align import RoIs, roi_align
-from .base import DetectionModel, Found, ModelOptions, Targets
+from .base import DetectionModel, ModelOptions, Targets
 from .criterion import RoICriterion, RPNCriterion
 from .fpn import FPN
 from .matcher import IoUMatcher, Sampler
@@ -26,28 +27,19 @@ BBOX_STD = (0.1, 0.2)
 def pool(pyramid: list[Tensor], rois: RoIs, size: int, scale: float = 1.0) -> Tensor:
     """RoIAlign of each RoI from the level that suits its area (FPN, eq. 1): [R, C, size, size]. ``scale`` enlarges the
     box about its centre; the level stays that of the box itself."""
-    levels = len(ROI_STRIDES)
-    level = (box_ops.area(rois.boxes).sqrt() / 56 + 1e-6).log2().floor().clamp(0, levels - 1)  # [R]
-    if torch.jit.is_tracing():
-        return _pool_for_export(pyramid, rois, level, size, scale)
-    counts = (level == torch.arange(levels, device=level.device)[:, None]).sum(1).tolist()
+    numbers = range(len(ROI_STRIDES))
+    level = (box_ops.area(rois.boxes).sqrt() / 56 + 1e-6).log2().floor().clamp(0, numbers[-1])  # [R]
+    exported = torch.jit.is_tracing()
+    if exported:  # a graph cannot split RoIs by what it counts
+        of_levels = [torch.nonzero(level == i).flatten() for i in numbers]
+    else:
+        counts = (level == torch.arange(len(numbers), device=level.device)[:, None]).sum(1).tolist()
+        of_levels = level.argsort()[: sum(counts)].split(counts)  # boxes of nan, from weights that diverged, come last
     image, boxes = rois if scale == 1 else (rois.image, box_ops.scaled(rois.boxes, scale))
-    pooled = torch.zeros(len(boxes), pyramid[0].shape[1], size, size, device=boxes.device)
-    order = level.argsort()[: sum(counts)]  # where weights have diverged, boxes of nan come last and are on no level
-    for feature, stride, here in zip(pyramid, ROI_STRIDES, order.split(counts), strict=False):
-        if len(here):
+    pooled = torch.zeros(boxes.shape[0], pyramid[0].shape[1], size, size, device=boxes.device)
+    for feature, stride, here in zip(pyramid, ROI_STRIDES, of_levels, strict=False):
+        if exported or len(here):
             pooled[here] = roi_align(feature, image[here], boxes[here], stride, size)
-    return pooled
-
-
-def _pool_for_export(pyramid: list[Tensor], rois: RoIs, level: Tensor, size: int, scale: float) -> Tensor:
-    """The same in a graph that is exported, which cannot split RoIs by what it counts."""
-    pooled = pyramid[0].new_zeros(rois.boxes.shape[0], pyramid[0].shape[1], size, size)
-    for i, stride in enumerate(ROI_STRIDES):
-        here = torch.nonzero(level == i).flatten()
-        image, boxes = rois.at(here)
-        part = roi_align(pyramid[i], image, boxes if scale == 1 else box_ops.scaled(boxes, scale), stride, size)
-        pooled = pooled.index_put((here,), part)
     return pooled
 
 
@@ -106,7 +98,6 @@ class TwoStage(DetectionModel):
     allowed_border = -1
     rpn_beta = 0.0
     proposals = 1000
-    nms_threshold = 0.5
     box_voting = True
 
     def __init__(self, *, backbone: nn.Module, options: ModelOptions, **parts: object):

@@ -7,15 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops import boxes as box_ops
-from ..ops.cpu.conv3x3_at import conv3x3_at
-from ..ops.nms import batched_nms
-from ..ops.padded import take, top
-from . import anchors
+from ..ops.boxes import batched_nms, take, top
 from .base import Targets
 from .criterion import RPNCriterion
 
 STRIDES = (4, 8, 16, 32, 64)
-RATIOS = (0.5, 1.0, 2.0)
+RATIOS = (0.5, 1.0, 2.0)  # height / width
 SCALE = 8.0  # an anchor's side in strides
 
 
@@ -37,7 +34,9 @@ class RPN(nn.Module):
             nn.init.zeros_(conv.bias)
         self.criterion, self.proposals, self.candidates = criterion, proposals, candidates
         self.nms_threshold = 0.7
-        self.register_buffer("half_sides", anchors.half_sides(SCALE, RATIOS), persistent=False)
+        ratios = torch.tensor(RATIOS)
+        half_sides = torch.stack([SCALE / ratios.sqrt(), SCALE * ratios.sqrt()], dim=1) * 0.5  # [A, 2] strides
+        self.register_buffer("half_sides", half_sides, persistent=False)
 
     def forward(self, pyramid: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Objectness logits [N, R] and deltas [N, R, 4] of each level."""
@@ -49,8 +48,12 @@ class RPN(nn.Module):
         return logits, deltas
 
     def anchors(self, pyramid: list[Tensor]) -> list[Tensor]:
-        """Anchors [R, 4] of each level."""
-        return [anchors.anchors(f, s, self.half_sides) for f, s in zip(pyramid, STRIDES, strict=True)]
+        """Anchors [R, 4] of each level, R = H * W * A, about ``(column, row) * stride``."""
+        levels = []
+        for feature, stride in zip(pyramid, STRIDES, strict=True):
+            centre, half = box_ops.points(feature, stride, offset=0.0)[:, None], self.half_sides * stride
+            levels.append(torch.cat([centre - half, centre + half], dim=2).reshape(-1, 4))
+        return levels
 
     @torch.no_grad()
     def propose(
@@ -100,3 +103,18 @@ class RPN(nn.Module):
         logits = F.linear(hidden, self.objectness.weight.flatten(1), self.objectness.bias)  # [S, A]
         deltas = F.linear(hidden, self.bbox_pred.weight.flatten(1), self.bbox_pred.bias).unflatten(1, (-1, 4))
         return logits[sample, kind].float(), deltas[sample, kind].float()
+
+
+def conv3x3_at(feature: Tensor, weight: Tensor, bias: Tensor, image_index: Tensor, cell: Tensor) -> Tensor:
+    """``F.conv2d(feature, weight, bias, padding=1)`` at S cells only: [S, K].
+
+    feature [N, C, H, W], weight [K, C, 3, 3], bias [K]; image_index [S] into N, cell [S] into the H*W cells.
+    """
+    width = feature.shape[-1]
+    padded = F.pad(feature, (1, 1, 1, 1)).permute(0, 2, 3, 1)  # [N, H+2, W+2, C]
+    rows, columns = padded.shape[1:3]
+    corner = (image_index * rows + cell // width) * columns + cell % width  # [S] top left of each 3x3 window
+    step = torch.arange(3, device=cell.device)
+    window = (step[:, None] * columns + step).flatten()  # [9]
+    patches = F.embedding(corner[:, None] + window, padded.flatten(0, 2)).flatten(1)  # [S, 9*C]
+    return F.linear(patches, weight.permute(0, 2, 3, 1).flatten(1), bias)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import LeukoError, nearest
-from .conv_bn import fuse_conv_bn
+from .batch_norm import fuse_conv_bn
 from .pretrained import copy_weights, imagenet_weights
 
 

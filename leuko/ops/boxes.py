@@ -1,16 +1,34 @@
-"""Box geometry: areas, IoU, clipping, and the two ways of encoding a box relative to an anchor or a point.
+"""Boxes as tensors: their geometry, what a network predicts of them, batches of them, and which of them are kept.
 
-Boxes are [..., 4] float ``xyxy`` in pixels; sizes are (height, width).
+Boxes are [..., 4] float ``xyxy`` in pixels; sizes are (height, width). Letters: N images, R boxes of each. Images that
+have fewer boxes than others are padded, so that one operator does the work of all: boxes without area and scores below
+0 are padding; they match nothing, and nothing is found there.
 """
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torchvision import ops
 
 EPS = 1e-6
+MANY = 2**31 - 1
+AT_ONCE = 20_000  # boxes that one call of NMS compares on a GPU, all with all: 50 MB of bits
+
+
+class Found(NamedTuple):
+    """The detections of a batch, padded, in descending order of score; groups of an NMS stand where labels do."""
+
+    boxes: Tensor  # [N, R, 4]
+    scores: Tensor  # [N, R]
+    labels: Tensor  # [N, R]
+
+
+# ---------------------------------------------------------------- geometry
 
 
 def area(boxes: Tensor) -> Tensor:
@@ -62,6 +80,19 @@ def scaled(boxes: Tensor, factor: float) -> Tensor:
     return torch.cat([centre - half, centre + half], dim=-1)
 
 
+# ---------------------------------------------------------------- points, and boxes relative to points and anchors
+
+
+def points(feature: Tensor, stride: int, offset: float) -> Tensor:
+    """Where a dense head predicts: image coordinates (x, y) of the cells of ``feature`` [..., H, W], [H*W, 2]:
+    ``(column + offset) * stride``."""
+    y, x = (
+        torch.arange(offset * stride, side * stride, stride, device=feature.device, dtype=torch.float32)
+        for side in feature.shape[-2:]
+    )
+    return torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).flatten(0, 1)
+
+
 def distances_to_box(points: Tensor, distances: Tensor) -> Tensor:
     """Points [R, 2] (x, y) and their distances [R, 4] to left, top, right, bottom -> boxes [R, 4] (FCOS, eq. 1)."""
     return torch.cat([points - distances[..., :2], points + distances[..., 2:]], dim=-1)
@@ -97,3 +128,117 @@ class DeltaCoder:
         log_ratio = (deltas[..., 2:] * self.std[1]).clamp(-self.max_log_ratio, self.max_log_ratio)
         half = anchor_size * log_ratio.exp() * 0.5
         return torch.cat([centre - half, centre + half], dim=-1)
+
+
+# ---------------------------------------------------------------- padded batches
+
+
+def take(values: Tensor, index: Tensor) -> Tensor:
+    """Rows ``index`` [N, D] of ``values`` [N, R, ...]: [N, D, ...]."""
+    index = index.reshape(*index.shape, *[1] * (values.dim() - 2))
+    return values.gather(1, index.expand(-1, -1, *values.shape[2:]))
+
+
+def most(counts: Tensor) -> int | list[int]:
+    """The largest of each row of ``counts`` [..., N]; it waits for a GPU. For a graph that is exported, which has the
+    same shapes whatever the data, it is as many as there may be."""
+    return (counts.new_full(counts.shape[:-1], MANY) if torch.jit.is_tracing() else counts.amax(-1)).tolist()
+
+
+def top(scores: Tensor, number: int, least: float = -1.0) -> tuple[Tensor, Tensor]:
+    """The ``number`` best of scores [N, R], in descending order, and their indices; all, where there are fewer. A graph
+    that is exported fills up with ``least`` and index 0."""
+    if not torch.jit.is_tracing():
+        return scores.topk(min(number, scores.shape[1]))
+    rows = scores.shape[1]
+    scores, index = F.pad(scores, (0, number), value=least).topk(number)
+    return scores, torch.where(index < rows, index, torch.zeros_like(index))
+
+
+def best_first(boxes: Tensor, scores: Tensor, groups: Tensor, limit: int | None = None) -> Found:
+    """Boxes [N, R, 4], scores [N, R] and groups [N, R] in descending order of score, cut to the number of the image
+    with most of them (but at least 1), and to ``limit``; for a graph that is exported, cut to the limit alone."""
+    if torch.jit.is_tracing():
+        if limit is None:
+            return Found(boxes, scores, groups)
+        scores, order = top(scores, limit)
+        return Found(take(boxes, order), scores, take(groups, order))
+    length = max(1, most((scores >= 0).sum(1)))
+    scores, order = scores.sort(dim=1, descending=True, stable=True)
+    scores, order = scores[:, :length][:, :limit], order[:, :length][:, :limit]
+    return Found(take(boxes, order), scores, take(groups, order))
+
+
+# ---------------------------------------------------------------- non-maximum suppression (NMS), and box voting
+
+
+def batched_nms(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float, limit: int) -> Found:
+    """NMS within each group (a class or a pyramid level) of each image; at most ``limit`` boxes per image remain.
+
+    Boxes [N, R, 4], scores [N, R], groups [N, R] -> the same three of the D boxes that remain, in descending order of
+    score; padding has boxes of zeros and scores of -1.
+    """
+    scores = torch.where(has_area(boxes), scores.float(), -1.0)
+    boxes, scores, groups = best_first(boxes.float(), scores, groups)
+    on_device = _kept_on_cpu if boxes.device.type == "cpu" else _kept
+    kept = (_kept_in_onnx if torch.jit.is_tracing() else on_device)(boxes, scores, groups, threshold)
+    scores = torch.where(kept & (scores >= 0), scores, -1.0)
+    boxes, scores, groups = best_first(boxes, scores, groups, limit)
+    return Found(torch.where((scores >= 0)[..., None], boxes, 0.0), scores, groups)
+
+
+def _kept(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float) -> Tensor:
+    """Which boxes remain, [N, R] bool: one NMS for several images, which are moved side by side, and the groups one
+    below the other, so that none meets another."""
+    images = torch.arange(len(boxes), device=boxes.device)[:, None].expand_as(groups)
+    apart = boxes + (torch.stack([images, groups], dim=2) * (boxes.amax() + 1)).repeat(1, 1, 2)
+    kept = torch.zeros_like(scores, dtype=torch.bool)
+    step = max(1, AT_ONCE // boxes.shape[1])
+    for some, score, keep in zip(apart.split(step), scores.split(step), kept.split(step), strict=True):
+        keep.view(-1)[ops.nms(some.flatten(0, 1), score.flatten(), threshold)] = True
+    return kept
+
+
+def _kept_on_cpu(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float) -> Tensor:
+    """The same, where comparing few boxes counts for more than few calls."""
+    kept = torch.zeros_like(scores, dtype=torch.bool)
+    for keep, box, score, group, number in zip(kept, boxes, scores, groups, (scores >= 0).sum(1).tolist(), strict=True):
+        keep[ops.batched_nms(box[:number], score[:number], group[:number], threshold)] = True
+    return kept
+
+
+def _kept_in_onnx(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float) -> Tensor:
+    """The same in a graph that is exported, by ONNX's operator, for which the groups are moved apart."""
+    apart = boxes + (groups * (boxes.amax() + 1))[..., None]
+    image, _, row = _NonMaxSuppression.apply(apart, scores[:, None], threshold).unbind(1)
+    return torch.zeros_like(scores).index_put((image, row), torch.ones_like(row, dtype=scores.dtype)) > 0
+
+
+class _NonMaxSuppression(torch.autograd.Function):
+    """ONNX's operator: boxes [N, R, 4], scores [N, 1, R] -> rows (image, 0, box) [P, 3] of what remains."""
+
+    @staticmethod
+    def forward(_: object, boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
+        kept = _kept_on_cpu(boxes, scores[:, 0], torch.zeros_like(scores[:, 0]), threshold)
+        image, row = torch.nonzero(kept).unbind(1)
+        return torch.stack([image, torch.zeros_like(image), row], dim=1)
+
+    @staticmethod
+    def symbolic(graph, boxes, scores, threshold: float):
+        numbers = torch.tensor([MANY]), torch.tensor([threshold]), torch.tensor([-0.5])  # padding has a score of -1
+        constants = (graph.op("Constant", value_t=number) for number in numbers)
+        return graph.op("NonMaxSuppression", boxes, scores, *constants)
+
+
+def box_voting(found: Found, candidates: Found, threshold: float) -> Tensor:
+    """Box voting (Gidaris and Komodakis 2015, section 4): each box that NMS has kept becomes the mean, weighted by
+    score, of all boxes of its group whose IoU with it is ``threshold`` or more, itself included.
+
+    What NMS found among the candidates, (boxes, scores, groups) each -> boxes [N, D, 4].
+    """
+    (kept, _, kept_groups), (boxes, scores, groups) = found, candidates
+    weights = (iou(kept, boxes) >= threshold) & (kept_groups[:, :, None] == groups[:, None])  # [N, D, R]
+    weights = weights * scores.clamp(min=0)[:, None]
+    total = weights.sum(2)[..., None]  # [N, D, 1]
+    mean = (weights[..., None] * boxes[:, None]).sum(2) / total  # no matrix product: autocast would round it
+    return torch.where(total > 0, mean, kept)  # the IoU of a box of almost no area is 0, even with itself

@@ -13,7 +13,7 @@ from ..data.dataset import Dataset
 from ..detections import Detections
 from ..errors import LeukoError
 from ..io import read_json
-from ..metrics import bootstrap, matching
+from ..metrics import bootstrap, coco
 from ..metrics.coco import Evaluation
 from .run import read_count, read_evaluation, read_rows, results_of
 from .tables import MEASURES, Row, ap_columns, rate, record, signed
@@ -115,7 +115,7 @@ def _differences(results: Sequence[Results]) -> list[dict]:
         dataset = source.load(first.about["data"], read_json(first.folder / "table.json")["split"])
         if dataset.counts().tolist() != [t.cells for t in first.evaluation.per_class]:
             raise LeukoError(f"{first.about['data']}: has changed since")
-        matches = [matching.match(dataset, r.predictions(dataset), r.evaluation.max_detections) for r in results]
+        matches = [coco.match(dataset, r.predictions(dataset), r.evaluation.max_detections) for r in results]
     except (LeukoError, KeyError):
         return [gap | missing for gap in gaps]
     times = bootstrap.resample(dataset, bootstrap.DRAWS)

@@ -22,8 +22,8 @@ from matplotlib.ticker import MaxNLocator
 from ..cells import colour
 from ..data.dataset import Dataset
 from ..io import write_bytes
+from ..metrics.coco import RECALLS
 from ..metrics.curves import PANELS, SCORES, ScoreCurve
-from ..metrics.matching import RECALLS
 from .tables import MEASURES, rate
 
 HEAT_BINS = 48

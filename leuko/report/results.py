@@ -16,22 +16,11 @@ from ..cells import beside, colour
 from ..data.dataset import Dataset
 from ..detections import Detections
 from ..io import make_folder, write_csv, write_json
-from ..metrics import (
-    bootstrap,
-    calibration,
-    confusion,
-    consensus,
-    counting,
-    curves,
-    differential,
-    factors,
-    matching,
-)
+from ..metrics import bootstrap, calibration, coco, confusion, consensus, counting, curves, differential
 from ..metrics.binomial import percent_of
 from ..metrics.calibration import Scaling
-from ..metrics.coco import Evaluation
+from ..metrics.coco import Evaluation, Matches
 from ..metrics.confusion import Pairing
-from ..metrics.matching import Matches
 from . import pictures, plots, review, tables
 from .tables import rate
 
@@ -95,7 +84,7 @@ def write_results(
     queue = differential.review_queue(dataset, reported.cells, *about_members, reported.threshold)
     write_csv(folder / "review_queue.csv", queue, columns=("image", "group", "doubt", "why"))
     summary.append(f"{len(queue)} images for a person to review: review_queue.csv")
-    matches = {m.name: matching.match(dataset, m.predictions, m.evaluation.max_detections) for m in shown}
+    matches = {m.name: coco.match(dataset, m.predictions, m.evaluation.max_detections) for m in shown}
     _write_curves(folder, dataset.types, matches)
     _write_calibration(folder, matches[reported.name], reported)
     if draws:
@@ -180,7 +169,7 @@ def _write_errors(folder: Path, pairings: Sequence[Pairing], types: Sequence[str
 
 
 def _write_factors(folder: Path, models: Sequence[ModelResult], pairings: dict[str, list[Pairing]]) -> list[str]:
-    rates = {m.name: factors.by_factor(pairings[m.name]) for m in models}
+    rates = {m.name: confusion.by_factor(pairings[m.name]) for m in models}
     rows = [{"model": m.name, **row, "threshold": m.threshold} for m in models for row in rates[m.name]]
     if not rows:
         return ["the data notes no interference factors: no results by factor"]
@@ -214,7 +203,7 @@ def _write_curves(folder: Path, types: Sequence[str], matches: dict[str, list[Ma
         for model, of_model in by_recall.items()
         for name, of_type in zip([*beside(types, ["all"]), "all"], of_model, strict=True)
         for iou, curve in zip(curves.PANELS, of_type, strict=True)
-        for recall, precision in zip(matching.RECALLS.tolist(), curve.tolist(), strict=True)
+        for recall, precision in zip(coco.RECALLS.tolist(), curve.tolist(), strict=True)
     ]
     write_csv(folder / "precision_recall.csv", rows)
     plots.precision_recall({name: c[-1] for name, c in by_recall.items()}, folder / "precision_recall.png")

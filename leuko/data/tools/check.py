@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ...errors import LeukoError
-from ...ops.box_iou import box_iou
+from ...ops.pairs import box_iou
 from .. import source
 from ..dataset import Dataset, LabelWarning, Sample
 from ..formats.records import Problems

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.random import Generator
 
-from ...ops.box_iou import box_iou
+from ...ops.pairs import box_iou
 from ...synth.cutout import box_of, cell_mask
 from ..dataset import AugmentedSample
 from .geometric import FILL, keep_visible
