@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from leuko.data.dataset import Dataset, Sample
 from leuko.detections import Detections
-from leuko.engine.fusion import fuse
+from leuko.engine.fusion import Fusion
 from leuko.metrics import doubles
 from leuko.metrics.binomial import percent_of
 from leuko.metrics.counting import Differential, best_threshold, classify, one_type
@@ -41,7 +41,7 @@ def most_overlap(detections: Detections) -> float:
 def test_no_cell_is_counted_twice_and_none_is_lost(seed, number):
     rng = np.random.default_rng(seed)
     members = [random_detections(rng, number) for _ in range(3)]
-    for detections in (members[0], fuse([[m] for m in members], [(100, 100)])[0]):
+    for detections in (members[0], Fusion()([[m] for m in members], [(100, 100)])[0]):
         cells = one_type(detections, TYPES)
         assert most_overlap(cells) <= 0.5
         assert cells.type_scores.max(1, initial=0).tolist() == cells.scores.tolist()
