@@ -154,9 +154,9 @@ def test_bad_input_is_one_line(tmp_path, words, says, leuko):
 
 
 def test_the_command(tmp_path, leuko):
-    done = leuko("data", "synth", tmp_path / "a b", "--images", 5, "--size", 64, "--sheet", tmp_path / "types.png")
+    done = leuko("data", "synth", tmp_path / "a b", "--images", 5, "--size", 64)
     assert done.code == 0, done.err
-    assert "train" in done.out and (tmp_path / "types.png").stat().st_size > 10_000
+    assert "train" in done.out
     again = leuko("data", "synth", tmp_path / "a b")
     again.refused("exists and is not empty")
     assert again.err.count("\n") == 1

@@ -17,7 +17,6 @@ from ..cli import flag
 from ..errors import LeukoError, one_line
 from ..io import write_csv, write_json, write_text
 from ..report import pages, plots, run, tables
-from ..synth.dataset import types_sheet
 from . import config, source
 from .dataset import Dataset
 from .tools import convert as converter
@@ -136,12 +135,6 @@ def synth(options: config.SynthOptions) -> None:
     datasets = draw.synth(**vars(options), progress=True)
     print(f"{options.dst}: {options.format}, {options.size}x{options.size} pixels, seed {options.seed}")
     _print_written(options.dst, datasets)
-    if sheet := options.sheet:
-        try:
-            types_sheet(options.seed).save(sheet)
-        except (OSError, ValueError) as error:  # ValueError: Pillow does not know the file's suffix
-            raise LeukoError(f"{sheet}: cannot be written: {error}; name a .png in a folder that exists") from error
-        print(f"{sheet}: the five types")
 
 
 # ---------------------------------------------------------------- options and tables

@@ -215,5 +215,3 @@ class SynthOptions(_Drawn):
     """paper: images and cells per type and split as in Li et al. 2022, factors tagged."""
     images: int = 0
     """Images in all; 0: 200, or the paper's 6273."""
-    sheet: str = ""
-    """Also draw the five types side by side into this file."""

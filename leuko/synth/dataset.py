@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.random import Generator
-from PIL import Image, ImageDraw, ImageFont
 
 from ..cells import BY_CODE, IMAGE_FACTORS, TYPES, in_order
 from ..errors import LeukoError
@@ -199,25 +198,3 @@ def composed_picture(rng: Generator, shelf: dict[str, list[Donor]], size: int, l
 
 def _with_cell(donors: Iterable[Donor]) -> list[Donor]:
     return [donor for donor in donors if donor.cell is not None]
-
-
-# ---------------------------------------------------------------- the five types side by side
-
-
-def types_sheet(seed: int = 0, side: int = 190) -> Image.Image:
-    """The five types in the paper's order with the same look, each ``side`` pixels wide, with code and name below."""
-    rng = np.random.default_rng(seed)
-    look = replace(Look.draw(rng, 0.32 * side), crowding=0.5, pallor=0.6, glare=0.02, blur=0.6, noise=0.0)
-    gap, caption = 8, 34
-    sheet = Image.new("RGB", (len(TYPES) * (side + gap) - gap, side + caption), "white")
-    draw = ImageDraw.Draw(sheet)
-    for i, cell in enumerate(TYPES):
-        x, y = -1, -1
-        while min(x, y) < 0 or max(x, y) > 2 * side:  # until the cell is far enough from the border
-            field = render(rng, 3 * side, 3 * side, [cell.code], 0.32 * side, look)
-            x, y = ((field.boxes[0, :2] + field.boxes[0, 2:] - side) / 2).astype(int)
-        left = i * (side + gap)
-        sheet.paste(Image.fromarray(field.image[y : y + side, x : x + side]), (left, 0))
-        centre = (left + side / 2, side + caption / 2)
-        draw.text(centre, f"{cell.code}  {cell.name}", (40, 40, 40), ImageFont.load_default(side / 11), "mm")
-    return sheet
