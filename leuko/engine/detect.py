@@ -25,7 +25,7 @@ def detect(
     """Detections of each image, in pixels of the stored image: of its views or, with a ``tiling``, of its tiles. A
     ``typing`` stage then gives them their types. Both look at the stored pixels."""
     found = [tiling(model, image) for image in images] if tiling else detect_views(model, images)
-    return typing(images, found) if typing else found
+    return typing([image.pixels for image in images], found) if typing else found
 
 
 def detect_views(model: Network | ExportedDetector, images: Sequence[LoadedImage]) -> list[Detections]:
