@@ -13,7 +13,6 @@ from tqdm import tqdm
 from ..data.crops import augmented, balanced
 from ..data.typed import TypedCells
 from ..errors import LeukoError
-from ..metrics.differential import kappa
 from ..models.typer import Typer
 from .ema import ModelEMA
 
@@ -91,5 +90,9 @@ def rates(confusion: np.ndarray) -> dict[str, float]:
     """Of a confusion matrix as in :func:`measure`: the number of cells, the share with their own type (``right``), and
     Cohen's ``kappa``, the agreement beyond that of chance; nan without cells."""
     number = int(confusion.sum())
-    right = float(np.trace(confusion)) / number if number else math.nan
-    return {"cells": number, "right": right, "kappa": kappa(np.pad(confusion, ((0, 2), (0, 1))))}
+    if not number:
+        return {"cells": 0, "right": math.nan, "kappa": math.nan}
+    right, shares = float(np.trace(confusion)) / number, confusion / number
+    by_chance = float((shares.sum(1) * shares.sum(0)[:-1]).sum())
+    kappa = (right - by_chance) / (1 - by_chance) if by_chance < 1 else 1.0
+    return {"cells": number, "right": right, "kappa": kappa}

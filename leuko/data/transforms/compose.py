@@ -66,7 +66,6 @@ PRESETS: dict[str, list[dict]] = {
     ],
 }
 
-MOST_STEPS = 100  # transforms of a composition
 ENOUGH = 10_000  # images shown in a training, from which on "smear" does not reduce the home mAP (docs/travel.md)
 
 
@@ -112,8 +111,6 @@ def read_steps(given: str | list) -> list[Step]:
         where, given = given, read_yaml(path).get("augment")
     if not isinstance(given, list):
         raise LeukoError(f'{where}: augment: is not a list; write "- TRANSFORM: PROBABILITY" lines')
-    if len(given) > MOST_STEPS:
-        raise LeukoError(f"{where}: augment: {len(given):,} transforms; give at most {MOST_STEPS}")
     return [_step(entry, f"{where}: transform {i}") for i, entry in enumerate(given, 1)]
 
 
