@@ -22,36 +22,36 @@ from tqdm import tqdm
 
 from leuko.data import source
 from leuko.data.dataset import Dataset, Sample
-from leuko.engine.adaptation import SHARE, Adapted, LabelledCells, adapt_typer, probabilities, with_statistics
+from leuko.engine.adaptation import (
+    SHARE,
+    Adapted,
+    adapt_typer,
+    probabilities,
+    with_labels,
+    with_shares,
+    with_statistics,
+)
 from leuko.engine.checkpoint import load_weights
 from leuko.engine.ensemble import EnsembleMember
-from leuko.engine.laboratory import LabelledFields, in_types
-from leuko.engine.typer_training import TypingResult, features_of
+from leuko.engine.laboratory import LabelledField, box_factors, in_types, labelled_fields, scores
+from leuko.engine.typer_training import rates
 from leuko.metrics import coco, counting
-from leuko.runtime.typing_stage import typed as typed_cells
+from leuko.runtime.typing_stage import TypingStage
 
-CPU = torch.device("cpu")
 THRESHOLD = 0.3
 SURE = ("NG", "L", "M")  # the types whose labels are beyond doubt, and not rare, at all three centres
 
 
-def subset(fields: LabelledFields, chosen: np.ndarray) -> LabelledFields:
-    """Some of the fields."""
-    dataset = replace(fields.dataset, samples=[fields.dataset.samples[i] for i in chosen])
-    lists = (fields.found, fields.found_crops, fields.crops, fields.of_cell)
-    return LabelledFields(dataset, *([each[i] for i in chosen] for each in lists))
-
-
-def measure(fields: LabelledFields, chances: list[np.ndarray], factors: tuple[float, float], threshold: float) -> dict:
+def measure(fields: list[LabelledField], chances: list[np.ndarray], stage: TypingStage, threshold: float) -> dict:
     """The measures of found cells with their probabilities [cells, K + 1] on each field."""
-    dataset, types = fields.dataset, fields.dataset.types
+    dataset, types = Dataset(list(stage.types), [field.sample for field in fields]), stage.types
     number, predictions, true, given = len(types), [], [], []
-    for sample, found, of_cell, each in zip(dataset.samples, fields.found, fields.of_cell, chances, strict=True):
-        size = sample.width, sample.height
-        predictions.append(typed_cells(found, each[:, :-1], types, factors, size)[:100])
-        pairs = of_cell >= 0
-        true += sample.labels[~sample.crowd][pairs].tolist()
-        given += each[of_cell[pairs], :-1].argmax(1).tolist()
+    for field, each in zip(fields, chances, strict=True):
+        size = field.sample.width, field.sample.height
+        predictions.append(stage.typed(field.found, each[:, :-1], size)[:100])
+        pairs = field.of_cell >= 0
+        true += field.labels[pairs].tolist()
+        given += each[field.of_cell[pairs], :-1].argmax(1).tolist()
     true, given = np.array(true), np.array(given)
     cells = [counting.one_type(p, number).above(threshold) for p in predictions]
     counted = sum(np.bincount(c.labels, minlength=number) for c in cells)
@@ -60,12 +60,14 @@ def measure(fields: LabelledFields, chances: list[np.ndarray], factors: tuple[fl
     seen = np.array([types.index(t) for t in types if t in SURE])
     evaluation, of_any = coco.evaluate(dataset, predictions, 100), coco.evaluate(alone, merged, 100)
     common = np.isin(true, seen)
+    confusion = np.zeros((number, number + 1), dtype=int)
+    np.add.at(confusion, (true, given), 1)
     return {
         "cells": int(dataset.counts().sum()),
         "found": len(true),
         "right": float((true == given).mean()),
         "right NG L M": float((true == given)[common].mean()),
-        "kappa": TypingResult.of(true, np.eye(number + 1)[given], number).kappa,
+        "kappa": rates(confusion)["kappa"],
         "mAP": evaluation.mAP,
         "mAP NG L M": float(np.mean([row.AP for row in evaluation.per_class if row.type in SURE])),
         "mAP any": of_any.mAP,
@@ -93,46 +95,47 @@ def main() -> None:
     member = EnsembleMember.load(args.detector, typer=args.typer)
     stored = load_weights(args.typer).typer
     net = stored.build(Path(args.typer))
-    dataset: Dataset = in_types(source.load(args.data, source.splits(args.data)[0]), stored.types, args.data)
-    fields = LabelledFields.of(member, dataset, 0)
-    ends = np.cumsum([len(found) for found in fields.found])[:-1]
-    crops = np.concatenate(fields.found_crops)
-    sure = crops[np.concatenate([found.scores for found in fields.found]) >= 0.5 * THRESHOLD]
-    stage = with_statistics(net, sure, SHARE, 0, CPU)
-    features = {share: features_of(each, crops, CPU) for share, each in ((0.0, net), (SHARE, stage))}
+    dataset = in_types(source.load(args.data, source.splits(args.data)[0]), stored.types, args.data)
+    fields = labelled_fields(member, dataset, 0)
+    as_found = replace(member.typing, box_factors=(1.0, 1.0))
+    ends = np.cumsum([len(field.found) for field in fields])[:-1]
+    crops = np.concatenate([field.found_crops for field in fields])
+    sure = crops[np.concatenate([field.found.scores for field in fields]) >= 0.5 * THRESHOLD]
+    stage = with_statistics(net, sure, 0)
+    features = {share: each.features_of(crops) for share, each in ((0.0, net), (SHARE, stage))}
 
     def typed(adapted: Adapted) -> list[np.ndarray]:
         with torch.no_grad():
             logits = adapted.net.last(features[adapted.about["statistics"]])
         return np.split(logits.double().softmax(1).numpy(), ends)
 
-    def adapt(unlabelled: np.ndarray, labelled: LabelledCells | None = None, prior: bool = True) -> Adapted:
-        about = {"prior": prior, "seed": 0, "device": CPU}
-        return adapt_typer(net, stored.replay, unlabelled, labelled, stage=stage, **about)
-
-    nothing = typed(Adapted(net, {"statistics": 0.0}, np.zeros(len(stored.types)), None))
-    rows = {"nothing": [measure(fields, nothing, (1, 1), THRESHOLD)]}
+    zero = np.zeros(len(stored.types))
+    begun = Adapted(stage, {"statistics": 0.0 if stage is net else SHARE}, zero, None)
+    nothing = typed(Adapted(net, {"statistics": 0.0}, zero, None))
+    rows = {"nothing": [measure(fields, nothing, as_found, THRESHOLD)]}
     for name, prior in (("without labels, no shares", False), ("without labels", True)):
-        rows[name] = [measure(fields, typed(adapt(sure, prior=prior)), (1, 1), THRESHOLD)]
+        rows[name] = [measure(fields, typed(with_shares(begun, sure, prior)), as_found, THRESHOLD)]
     for few in args.cells:
         for draw in range(3):
             some = sure[np.random.default_rng(draw).choice(len(sure), few, replace=False)]
-            other = adapt_typer(net, stored.replay, some, None, prior=True, seed=0, device=CPU).net
-            chances = np.split(probabilities(other, crops, CPU), ends)
-            rows.setdefault(f"{few} cells without labels", []).append(measure(fields, chances, (1, 1), THRESHOLD))
+            other = adapt_typer(net, stored.replay, some, [], zero, prior=True, seed=0).net
+            chances = np.split(probabilities(other, crops), ends)
+            rows.setdefault(f"{few} cells without labels", []).append(measure(fields, chances, as_found, THRESHOLD))
     for number in args.labelled:
         for draw in tqdm(range(args.draws), f"{number} labelled"):
             order = np.random.default_rng(draw).permutation(len(dataset))
             chosen, others = np.sort(order[:number]), np.sort(order[number:])
-            ours, rest = subset(fields, chosen), subset(fields, others)
-            adapted, factors = adapt(sure, ours.cells()), ours.box_factors()
+            ours, rest = [fields[i] for i in chosen], [fields[i] for i in others]
+            fitted, of_labelled, about = with_labels(net, stage, stored.replay, ours)
+            adapted = with_shares(Adapted(fitted, begun.about | about, zero, of_labelled), sure, prior=True)
+            drawn = replace(member.typing, box_factors=box_factors(ours))
             chances = typed(adapted)
-            value, _ = ours.scores(member, adapted.chances, [chances[i] for i in chosen], factors)
-            result = measure(rest, [chances[i] for i in others], factors, value or THRESHOLD)
-            before = measure(rest, [nothing[i] for i in others], (1, 1), THRESHOLD)
+            value, _ = scores(ours, drawn, adapted.chances, [chances[i] for i in chosen])
+            result = measure(rest, [chances[i] for i in others], drawn, value or THRESHOLD)
+            before = measure(rest, [nothing[i] for i in others], as_found, THRESHOLD)
             result["gain"] = result["right"] - before["right"]
             result["statistics"] = adapted.about["statistics"]
-            result["last layer"] = float(adapted.about.get("last_layer", False))
+            result["last layer"] = float(adapted.about["last_layer"])
             rows.setdefault(f"{number} fields with labels", []).append(result)
     if args.out:
         Path(args.out).write_text(json.dumps(rows, indent=1))

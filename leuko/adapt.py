@@ -27,7 +27,7 @@ from .engine.adaptation import LEAST_FIELDS, adapt_typer, probabilities
 from .engine.checkpoint import save
 from .engine.ensemble import EnsembleMember
 from .engine.environment import environment
-from .engine.laboratory import LabelledFields, in_types, unlabelled_crops
+from .engine.laboratory import box_factors, in_types, labelled_fields, scores, unlabelled_crops
 from .engine.metadata import ADAPTED, BOX_FACTORS, LEAST_FACTOR, MOST_FACTOR, SHIFT
 from .engine.network import choose_device
 from .errors import LeukoError, one_line
@@ -61,27 +61,25 @@ def adapt(options: AdaptOptions) -> Path:
     if paths and not len(crops):
         because = errors[0] if len(errors) == len(paths) else "no cell was found there"
         raise LeukoError(f"{options.source}: nothing to learn from on its {len(paths)} images ({because})")
-    fields = LabelledFields.of(member, dataset, workers) if dataset else None
+    fields = labelled_fields(member, dataset, workers) if dataset else []
     before = weights.typer.about
+    shift = np.array(before.get(SHIFT, np.zeros(len(weights.types))))
     net = weights.typer.build(weights.path).to(device)
-    cells = fields.cells() if fields else None
-    arguments = {"prior": options.prior, "seed": options.seed, "device": device}
-    arguments["shift"] = np.array(before.get(SHIFT, np.zeros(len(weights.types))))
-    adapted = adapt_typer(net, weights.typer.replay, crops, cells, **arguments)
+    adapted = adapt_typer(net, weights.typer.replay, crops, fields, shift, prior=options.prior, seed=options.seed)
 
     about = adapted.about | {"leuko": __version__, "source": options.source, "data": options.data}
-    about |= {"fields": len(paths) - len(errors), "labelled_fields": len(dataset) if dataset else 0}
-    labelled = [sample.image for sample in dataset.samples] if dataset else []
-    names = sorted(path.name for path in [*paths, *labelled])  # often patients' numbers, and so not in the weights
+    about |= {"fields": len(paths) - len(errors), "labelled_fields": len(fields)}
+    files = [*paths, *(field.sample.image for field in fields)]
+    names = sorted(path.name for path in files)  # often patients' numbers, and so not in the weights
     listed = "\n".join(names).encode("utf-8", "surrogateescape")
     about |= {"files": len(names), "files_sha256": hashlib.sha256(listed).hexdigest()}
     kept = {key: value for key, value in weights.about.items() if key not in ("calibration", "val")}
     factors = member.typing.box_factors
     if fields:
-        ours = fields.box_factors()
+        ours = box_factors(fields)
+        of_found = [probabilities(adapted.net, field.found_crops) for field in fields]
+        value, scaling = scores(fields, replace(member.typing, box_factors=ours), adapted.chances, of_found)
         factors = tuple(float(np.clip(a * b, LEAST_FACTOR, MOST_FACTOR)) for a, b in zip(factors, ours, strict=True))
-        other = [probabilities(adapted.net, each, device) for each in fields.found_crops]
-        value, scaling = fields.scores(member, adapted.chances, other, ours)
         place = {"data": options.data, "split": dataset.split}
         if value:
             kept["counting"] = thresholds.of_model(value, member.sizes, **place)

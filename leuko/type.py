@@ -12,6 +12,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from shlex import quote
 
+import numpy as np
 import torch
 
 from . import __version__
@@ -25,7 +26,7 @@ from .engine.environment import environment
 from .engine.metadata import SCORED
 from .engine.network import choose_device
 from .engine.train import Stop
-from .engine.typer_training import TypingResult, measure, replay, train_typer
+from .engine.typer_training import measure, rates, replay, train_typer
 from .errors import LeukoError
 from .io import plain, write_csv, write_json, write_yaml
 from .models.typer import Typer
@@ -54,7 +55,10 @@ def train_typing(options: TypeOptions) -> Path:
     torch.manual_seed(options.seed)
     net = Typer(options.backbone, len(types), options.side)
     if options.pretrained:
-        print(f"backbone weights: {net.load_pretrained(backbone_weights(options))}")
+        named = options.backbone_weights
+        file = find_weights(named) if named else backbone_file(options.backbone)  # None: those of a package
+        print(f"backbone weights: {net.load_pretrained(file)}")
+    net.to(device)
 
     learned = gather(types, sets, folders, options, f"learned as {NONE}")
     counts = learned.counts()
@@ -68,12 +72,10 @@ def train_typing(options: TypeOptions) -> Path:
     base = detector or Weights(Path(), {}, [], {}, {})
     with Stop(), run.whole_run(options.project, options.name, "weights") as folder:  # before minutes are spent
         path = folder / "weights" / "best.safetensors"
-        net = train_typer(net, learned, device=device, **arguments)
-        results = measure(net, measured, device) if measured.labels else {}
+        net = train_typer(net, learned, **arguments)
+        confusions = measure(net, measured)
         about = {"leuko": __version__, "learned": counts, "left_out": options.leave_out, **arguments}
-        about["measured"] = {
-            name: {"cells": r.cells, "right": r.right, "kappa": r.kappa} for name, r in results.items()
-        }
+        about["measured"] = {name: rates(confusion) for name, confusion in confusions.items()}
         stage = StoredTyper(
             recipe=net.recipe,
             types=types,
@@ -81,7 +83,7 @@ def train_typing(options: TypeOptions) -> Path:
             classes=base.classes,
             about=plain(about),
             state=net.state_dict(),
-            replay=replay(net, learned, options.seed, device),
+            replay=replay(net, learned, options.seed),
         )
         kept = {key: value for key, value in base.about.items() if key not in (*SCORED, "val")}
         weights = replace(base, path=path, types=types, about=kept, typer=stage)
@@ -91,9 +93,9 @@ def train_typing(options: TypeOptions) -> Path:
         write_yaml(folder / "args.yaml", asdict(options))
         write_json(folder / "environment.json", environment(device))
         write_json(folder / "metrics.json", about)
-        write_csv(folder / "confusion.csv", confusion_rows(results, types))
-    for line in summary(results, types):
-        print(line)
+        write_csv(folder / "confusion.csv", confusion_rows(confusions, types))
+    if confusions:
+        print(f"\n{summary(confusions, about['measured'], types)}")
     print(f"\nresults: {folder} ({path.stat().st_size / 1e6:.1f} MB)")
     used = "--weights" if detector else "--weights DETECTOR --typer"
     print(f"next: leuko predict {used} {quote(str(folder))} --source IMAGES")
@@ -106,9 +108,9 @@ def train_typing(options: TypeOptions) -> Path:
 def types_to_learn(sets: Sequence[Dataset], folders: Sequence[Path]) -> list[str]:
     """The types of the data sets; without any, the folders of crops that are called like one of the five types, or, if
     none is, all of them. LeukoError where there is no type."""
-    if types := typed.types_of(sets):
+    if types := list(dict.fromkeys(name for dataset in sets for name in dataset.types)):
         return types
-    names = in_order(child.name for folder in folders for child in typed.crop_classes(folder))
+    names = in_order(name for folder in folders for name in typed.crop_folders(folder))
     if types := [name for name in names if name in BY_CODE] or [name for name in names if name != NONE]:
         return types
     raise LeukoError(TOO_FEW)
@@ -128,14 +130,6 @@ def check_detector(detector: Weights | None, types: Sequence[str]) -> None:
         raise LeukoError(
             f'{detector.path}: finds the type "{unknown[0]}", which the data do not have; add data with it'
         )
-
-
-def backbone_weights(options: TypeOptions) -> Path | None:
-    """The file of ImageNet weights that the options name, or one that was downloaded; None for those of a package."""
-    named = options.backbone_weights
-    if named:
-        return find_weights(named)
-    return backbone_file(options.backbone)
 
 
 def sets_to_measure(
@@ -168,13 +162,13 @@ def gather(
     fate: str,
 ) -> TypedCells:
     """Cut out the cells of data sets and of folders of crops, and print which crops are none (``fate``) or left out."""
-    cells = TypedCells(list(types))
+    cells = TypedCells(list(types), options.side, options.view)
     for centre, dataset in sets:
-        typed.add_fields(cells, centre, dataset, options.side, options.view, options.seed)
+        cells.add_fields(centre, dataset, options.seed)
     for centre, folder in folders:
-        if others := [child.name for child in typed.crop_classes(folder) if child.name not in types]:
+        if others := [name for name in typed.crop_folders(folder) if name not in types]:
             print(f"{folder}: {fate}: {', '.join(others)}")
-        if left_out := typed.add_crops(cells, centre, folder, options.side, options.view):
+        if left_out := cells.add_crops(centre, folder):
             print(f"{folder}: {left_out} crops of types without a nucleus in the middle are left out")
     return cells
 
@@ -182,22 +176,20 @@ def gather(
 # ---------------------------------------------------------------- what came out
 
 
-def confusion_rows(results: dict[str, TypingResult], types: Sequence[str]) -> list[dict]:
+def confusion_rows(confusions: dict[str, np.ndarray], types: Sequence[str]) -> list[dict]:
     """A row per centre and true type: how many of its cells were taken for which type."""
     rows = []
-    for centre, result in results.items():
-        for name, row in zip(types, result.confusion.tolist(), strict=True):
+    for centre, confusion in confusions.items():
+        for name, row in zip(types, confusion.tolist(), strict=True):
             rows.append({"centre": centre, "type": name, **dict(zip([*types, NONE], row, strict=True))})
     return rows
 
 
-def summary(results: dict[str, TypingResult], types: Sequence[str]) -> list[str]:
-    """Per centre: cells, the share with the right type, kappa, and that share of each type."""
-    if not results:
-        return []
+def summary(confusions: dict[str, np.ndarray], measured: dict[str, dict], types: Sequence[str]) -> str:
+    """A line per centre: cells, the share with the right type, kappa, and that share of each type."""
     lines = [["measured on", "cells", "right", "kappa", *types]]
-    for centre, result in results.items():
-        numbers = result.confusion.sum(1)
-        each = [f"{row[i] / n:.2f}" if (n := numbers[i]) else "-" for i, row in enumerate(result.confusion)]
-        lines.append([centre, str(result.cells), f"{result.right:.3f}", f"{result.kappa:.3f}", *each])
-    return ["", tables.aligned(lines, head=1)]
+    for centre, of in measured.items():
+        confusion = confusions[centre]
+        each = [f"{row[i] / n:.2f}" if (n := row.sum()) else "-" for i, row in enumerate(confusion)]
+        lines.append([centre, str(of["cells"]), f"{of['right']:.3f}", f"{of['kappa']:.3f}", *each])
+    return tables.aligned(lines, head=1)

@@ -20,7 +20,7 @@ from leuko.data.crops import crops_of
 from leuko.data.images import read_image
 from leuko.data.source import load
 from leuko.engine import adaptation, thresholds
-from leuko.engine.adaptation import LabelledCells, adapt_typer, fit_last, probabilities, with_statistics
+from leuko.engine.adaptation import adapt_typer, fit_last, probabilities, with_statistics
 from leuko.engine.checkpoint import Weights, load_weights, save
 from leuko.engine.ensemble import EnsembleMember
 from leuko.io import digest
@@ -28,7 +28,6 @@ from leuko.metrics import counting
 from leuko.metrics.calibration import type_shares
 from leuko.runtime.typing_stage import resized
 
-CPU = torch.device("cpu")
 WIDER = 1.2
 
 
@@ -39,12 +38,10 @@ def few_cells_are_enough(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def far(centres) -> LabelledCells:
-    """The labelled cells of the training fields of ``far``, as a stage of 32 pixels sees them."""
+def far(centres) -> np.ndarray:
+    """The crops of the training fields of ``far``, as a stage of 32 pixels sees them."""
     samples = load(centres["far"], "train").samples
-    crops = [crops_of(read_image(sample.image), sample.boxes, 32, 1.3) for sample in samples]
-    numbers = np.repeat(np.arange(len(samples)), [len(each) for each in crops])
-    return LabelledCells(np.concatenate(crops), np.concatenate([sample.labels for sample in samples]), numbers)
+    return np.concatenate([crops_of(read_image(sample.image), sample.boxes, 32, 1.3) for sample in samples])
 
 
 @pytest.fixture
@@ -87,9 +84,7 @@ def test_shares_of_types_are_found_behind_confused_probabilities():
 def test_statistics_go_the_stated_way(stage, far, monkeypatch):
     net = stage.typer.build(stage.path)
     before = copy.deepcopy(net.state_dict())
-    assert (
-        with_statistics(net, far.crops, 0.0, 0, CPU) is net and with_statistics(net, far.crops[:9], 1.0, 0, CPU) is net
-    )
+    assert with_statistics(net, far[:9], 0) is net
     predicted = np.array([0] * 30 + [1] * 5 + [2] * 4 + [3])
     counts = np.bincount(predicted[adaptation._balanced_sample(predicted, np.random.default_rng(0))], minlength=4)
     assert counts.tolist() == [adaptation.PER_TYPE] * 3 + [0]
@@ -105,9 +100,10 @@ def test_statistics_go_the_stated_way(stage, far, monkeypatch):
         norm.train()
         norm.momentum = 1.0
     with torch.no_grad():
-        own(torch.from_numpy(far.crops).permute(0, 3, 1, 2).float() / 255)
+        own(torch.from_numpy(far).permute(0, 3, 1, 2).float() / 255)
     for share in (0.5, 1.0):
-        moved = with_statistics(net, far.crops, share, 0, CPU)
+        monkeypatch.setattr(adaptation, "SHARE", share)
+        moved = with_statistics(net, far, 0)
         assert not any(m.training for m in moved.modules())
         for name, value in moved.state_dict().items():
             if "running" in name:
@@ -115,7 +111,7 @@ def test_statistics_go_the_stated_way(stage, far, monkeypatch):
                 assert torch.allclose(value, expected, rtol=1e-3, atol=1e-4), name
             elif "num_batches" not in name:
                 assert torch.equal(value, before[name]), name
-        assert np.abs(probabilities(moved, far.crops, CPU) - probabilities(net, far.crops, CPU)).max() > 0.01
+        assert np.abs(probabilities(moved, far) - probabilities(net, far)).max() > 0.01
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
 
@@ -136,17 +132,17 @@ def test_last_layer_learns_new_cells_and_keeps_the_old(stage):
 def test_shares_do_not_add_up_from_one_adaptation_to_the_next(stage, far, monkeypatch):
     monkeypatch.setattr(adaptation, "with_statistics", lambda net, *_: net)
     net = stage.typer.build(stage.path)
-    about = {"seed": 0, "device": CPU, "prior": True}
-    first = adapt_typer(net, stage.typer.replay, far.crops, None, shift=np.zeros(5), **about)
+    about = {"seed": 0, "prior": True}
+    first = adapt_typer(net, stage.typer.replay, far, [], shift=np.zeros(5), **about)
     assert np.abs(first.shift).max() > 0.05 and abs(first.shift.sum()) < 1e-6
     assert first.net.last.bias.detach().numpy()[:5] == pytest.approx(
         net.last.bias.detach().numpy()[:5] + first.shift, abs=1e-5
     )
-    second = adapt_typer(first.net, stage.typer.replay, far.crops, None, shift=first.shift, **about)
+    second = adapt_typer(first.net, stage.typer.replay, far, [], shift=first.shift, **about)
     assert second.shift == pytest.approx(first.shift, abs=1e-4)
-    without = adapt_typer(first.net, stage.typer.replay, far.crops, None, shift=first.shift, **about | {"prior": False})
+    without = adapt_typer(first.net, stage.typer.replay, far, [], shift=first.shift, **about | {"prior": False})
     assert not without.shift.any() and torch.allclose(without.net.last.bias, net.last.bias, atol=1e-5)
-    few = adapt_typer(first.net, stage.typer.replay, far.crops[:8], None, shift=first.shift, **about)
+    few = adapt_typer(first.net, stage.typer.replay, far[:8], [], shift=first.shift, **about)
     assert few.shift == pytest.approx(first.shift) and "shares" not in few.about
     assert torch.allclose(few.net.last.bias, first.net.last.bias, atol=1e-5)
 

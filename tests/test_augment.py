@@ -52,7 +52,6 @@ def blue_box(image: np.ndarray) -> np.ndarray:
         {"right_angle": 1},
         {"rotate": {"p": 1, "degrees": 40}},
         {"scale_crop": {"p": 1, "scale": [0.4, 1.6]}},
-        {"translate": {"p": 1, "share": 0.3}},
         {"factor": {"p": 1, "names": "small_cell", "severity": [1, 5]}},
     ],
     ids=lambda step: next(iter(step)),
@@ -65,13 +64,12 @@ def test_boxes_follow_their_cells(step):
             np.testing.assert_allclose(sample.boxes[0], blue_box(sample.image), atol=2)
             there += 1
         else:  # a cell is dropped only if little of it is left
-            assert step.keys() & {"scale_crop", "translate"}
+            assert "scale_crop" in step
     assert there > 20
 
 
-@pytest.mark.parametrize("step", ["mosaic", "mixup"])
-def test_cells_of_other_samples_keep_their_boxes(step):
-    steps = read_steps([{step: 1}])
+def test_cells_of_other_samples_keep_their_boxes():
+    steps = read_steps([{"mosaic": 1}])
     blank = AugmentedSample(
         np.full((150, 200, 3), GROUND, dtype=np.uint8), np.zeros((0, 4), np.float32), np.zeros(0, int)
     )
@@ -89,7 +87,7 @@ def test_cells_of_other_samples_keep_their_boxes(step):
 
 def test_photometric_transforms_leave_boxes_alone_and_follow_the_seed():
     sample = with_ellipses()
-    for name in ("colour_jitter", "stain_jitter", "gamma", "blur", "defocus", "noise", "jpeg", "erase"):
+    for name in ("colour_jitter", "stain_jitter", "gamma", "defocus", "noise", "jpeg"):
         steps = read_steps([{name: 1}])
         one, same, other = (compose.augment(sample, steps, np.random.default_rng(seed), None) for seed in (1, 1, 2))
         assert one.image.dtype == np.uint8 and one.image.shape == sample.image.shape
@@ -118,16 +116,6 @@ def test_copy_paste_draws_rare_types(data):
     evenly = [images.another(np.random.default_rng(i), rare=False).labels for i in range(200)]
     assert sum(rare in labels for labels in drawn) > 1.3 * sum(rare in labels for labels in evenly)
     assert all(len(set(labels)) <= 1 for labels in drawn), "a common cell of the image would be pasted instead"
-
-
-def test_erasing_leaves_most_of_each_cell():
-    step = read_steps([{"erase": {"p": 1, "patches": 60}}])
-    for seed in range(20):
-        sample = with_ellipses(300, 400, cells=3)
-        erased = compose.augment(sample, step, np.random.default_rng(seed), None).image
-        for (x0, y0, x1, y1), before in ((box.astype(int), sample.image) for box in sample.boxes):
-            gone = (erased[y0:y1, x0:x1] != before[y0:y1, x0:x1]).any(2).mean()
-            assert gone <= 0.4
 
 
 def test_a_crowd_is_no_cell_for_a_factor():
@@ -175,8 +163,8 @@ def test_every_transform_has_a_default_and_runs(data):
         ([{"scale_crop": {"p": 1, "scale": [2, 1]}}], ("scale_crop", "scale", "lower number first")),
         ([{"factor": {"p": 1, "names": "dusty"}}], ("factor", '"dusty"', "dust")),
         ([{"factor": {"p": 1, "severity": [1, 9]}}], ("factor", "severity", "1 to 5")),
-        ([{"blur": {"p": 1, "sigma": "x"}}], ("blur", "sigma", "'x'")),
-        ([{"erase": {"p": 1, "side": 5}}], ("erase", "side", "from 0 to 1")),
+        ([{"defocus": {"p": 1, "radius": "x"}}], ("defocus", "radius", "'x'")),
+        ([{"mosaic": {"p": 1, "visible": 5}}], ("mosaic", "visible", "from 0 to 1")),
         ([{"jpeg": {"p": 1, "quality": [50, 500]}}], ("jpeg", "quality", "500", "100")),
         (["noise"], ("transform 1", "'noise'", "PROBABILITY")),
         ({"noise": 1}, ("augment", "not a list")),

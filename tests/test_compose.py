@@ -106,7 +106,8 @@ def test_the_command_composes_the_same_fields_again(donors, tmp_path, leuko):
             assert a.image.read_bytes() == b.image.read_bytes() and (a.boxes == b.boxes).all()
             assert len(a.boxes) <= 3
     leuko("data", "compose", first, *words).refused("a", "--force")
-    leuko("data", "compose", tmp_path / "c", "--donors", tmp_path).refused("NG", "name them so")
+    leuko("data", "compose", tmp_path / "c", "--donors", first).refused("NG", "name them so")
+    leuko("data", "compose", tmp_path / "c", "--donors", tmp_path).refused(str(tmp_path), "no crops there")
     leuko("data", "compose", tmp_path / "c", *words[:2], "--cells", "3-1").refused("cells 3-1", "1-6")
 
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import errno
-import io
 import json
 import os
 import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +14,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from leuko.data.cache import OnDisk
 from leuko.data.dataset import Dataset, Sample
 from leuko.data.formats import FORMATS, coco, voc, yolo
 from leuko.data.source import load
@@ -356,13 +353,3 @@ def test_what_may_not_be_read_is_named(tmp_path, plain, monkeypatch, case):
 def test_a_name_that_is_too_long_is_reported():
     with pytest.raises(LeukoError, match=r"^x+: cannot be read: File name too long"):
         load("x" * 300, "train")
-
-
-def test_a_full_disk_is_reported(plain, monkeypatch):
-    class Full(io.BytesIO):
-        def write(self, data: bytes) -> int:
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(tempfile, "TemporaryFile", lambda **_: Full())
-    with pytest.raises(LeukoError, match=r"^--cache disk: .*No space left on device; .*TMPDIR"):
-        OnDisk([sample.image for sample in plain.samples], 64)

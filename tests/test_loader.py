@@ -1,4 +1,4 @@
-"""Loading: one way for pixels in training and in use, repeat factors, loss weights, caches that change nothing."""
+"""Loading: one way for pixels in training and in use, repeat factors, loss weights, a cache that changes nothing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from leuko import Detector
-from leuko.data import cache, loader, source, training
+from leuko.data import loader, source, training
 from leuko.data.dataset import Dataset, Sample
 from leuko.data.transforms.compose import read_steps
 from leuko.engine import checkpoint
@@ -178,17 +178,17 @@ def test_a_focal_loss_is_weighed_where_the_class_is():
     assert torch.allclose(ratio, torch.tensor([[2.0, 1], [1, 5], [1, 1]]))
 
 
-@pytest.mark.parametrize("kind", cache.CACHES)
-def test_every_cache_gives_the_same_images(data, kind):
-    paths = [sample.image for sample in source.load(data, "train").samples]
-    kept, read = cache.CACHES[kind](paths, 64), cache.Reading(paths, 64)
-    for i in (3, 0, len(paths) - 1):
-        assert kept[i].dtype == np.uint8 and (kept[i] == read[i]).all()
+def test_cached_images_are_the_same(data):
+    dataset = source.load(data, "train")
+    kept, read = (training.TrainingImages(dataset, 64, [], 0, cache) for cache in ("ram", "none"))
+    assert len(kept.kept) == len(dataset) and not read.kept
+    for i in (3, 0, len(dataset) - 1):
+        assert kept.plain(i).image.dtype == np.uint8 and (kept.plain(i).image == read.plain(i).image).all()
 
 
 def test_balance_is_printed_and_logged(data, tmp_path, leuko):
     words = ["--data", data, "--project", tmp_path, "--backbone", "mobilenetv3_small_050", "--no-pretrained"]
-    words += ["--epochs", 1, "--imgsz", 64, "--channels", 32, "--workers", 1, "--cache", "disk", "--name", "run"]
+    words += ["--epochs", 1, "--imgsz", 64, "--channels", 32, "--workers", 1, "--cache", "ram", "--name", "run"]
     result = leuko("train", *words, "--repeat-factor", 0.9, "--type-weights", "balanced")
     assert result.code == 0 and "images per epoch instead of 9" in result.out and "type weights: NG" in result.out
     log = (tmp_path / "run/log.jsonl").read_text()

@@ -30,9 +30,6 @@ from leuko.engine.ensemble import EnsembleMember
 from leuko.models import create
 from leuko.synth.stain import REFERENCE
 
-CPU = torch.device("cpu")
-
-
 # ---------------------------------------------------------------------- crops
 
 
@@ -361,7 +358,7 @@ def test_type_refuses_what_it_cannot_use(odd, centres, detector, tmp_path, leuko
     leuko(*words, "--data", odd["outside"]).refused("outside the image", "annotation 1")
     leuko(*words, "--data", odd["cut off"]).refused(str(odd["cut off"] / "train/2.png"), "not a readable image")
     leuko(*words, "--data", home, "--crops", odd["no folder"]).refused(str(odd["no folder"]), "a folder of images per")
-    leuko(*words, "--data", home, "--crops", odd["empty folders"]).refused("hold no image")
+    leuko(*words, "--data", home, "--crops", odd["empty folders"]).refused("empty folders: no crops there")
     leuko(*words, "--data", home, "--crops", odd["broken crop"]).refused("broken crop/L/1.png: not a readable image")
     leuko(*words, "--data", f"a={home}", "--leave-out", "b").refused("--leave-out b", "centres a")
     leuko(*words, "--data", f"a={home}", "--leave-out", "a").refused("fewer than two types")

@@ -149,8 +149,8 @@ class TrainOptions:
     """cpu, cuda, cuda:1 or 1 ...; auto takes a GPU if there is one."""
     workers: int = -1
     """Loader processes; -1: one per core but one, at most 8."""
-    cache: Literal["none", "ram", "disk"] = "none"
-    """Keep the decoded, scaled images in memory, or in a temporary file (in TMPDIR) of 1 MB per image at 600 px."""
+    cache: Literal["none", "ram"] = "none"
+    """ram: keep the decoded, scaled images in memory, 1 MB per image at 600 px."""
     save_minutes: float = 10.0
     """Save the state for --resume also within an epoch, this often."""
     tensorboard: bool = False

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.random import Generator
 
-from ..synth.stain import REFERENCE, Stain, from_density, to_density
+from ..synth.stain import REFERENCE, Stain, from_density, mapped_density, to_density
 from .fit import fitted
 
 STAIN_SIDE = 512  # pixels of a field's longer side, which are enough to see how it is stained
@@ -50,7 +50,8 @@ def crops_of(pixels: np.ndarray, boxes: np.ndarray, side: int, view: float, stai
     density_map, crops = stain.to_reference(), np.empty((len(boxes), side, side, 3), np.uint8)
     for start in range(0, len(boxes), AT_ONCE):
         squares = np.concatenate([_square(pixels, box, side, view) for box in boxes[start : start + AT_ONCE]])
-        crops[start : start + AT_ONCE] = _restain(squares, stain.white, density_map).reshape(-1, side, side, 3)
+        light = from_density(mapped_density(squares, stain.white, density_map), REFERENCE.white)
+        crops[start : start + AT_ONCE] = np.clip(light + 0.5, 0, 255).reshape(-1, side, side, 3)
     return crops
 
 
@@ -70,12 +71,6 @@ def _square(pixels: np.ndarray, box: np.ndarray, side: int, view: float) -> np.n
     moved = np.array([[scale, 0, (side - 1) / 2 - scale * (middle[0] - 0.5)], [0, scale, 0]])
     moved[1, 2] = (side - 1) / 2 - scale * (middle[1] - 0.5)
     return cv2.warpAffine(part, moved, (side, side), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
-
-
-def _restain(image: np.ndarray, white: np.ndarray, density_map: np.ndarray) -> np.ndarray:
-    table = np.stack([to_density(np.arange(256), w) for w in white], axis=-1)[None]
-    density = cv2.transform(cv2.LUT(image, table), density_map)
-    return np.clip(from_density(density, REFERENCE.white) + 0.5, 0, 255).astype(np.uint8)
 
 
 # ---------------------------------------------------------------- crops to learn from

@@ -1,4 +1,4 @@
-"""Images to learn from: decoding, caching, augmentation, rare types, and batches in an order that the seed fixes.
+"""Images to learn from: decoding, augmentation, rare types, and batches in an order that the seed fixes.
 
 A training image is ``(image, target, index)``: uint8 [3, H, W] RGB, ``{"boxes": float32 [N, 4], "labels": int64 [N]}``
 and the number of its sample. It depends on (seed, epoch, index) alone: not on the number of workers or processes, nor
@@ -18,16 +18,19 @@ from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
 from ..errors import LeukoError
-from .cache import CACHES
 from .dataset import AugmentedSample, Dataset
+from .images import load_image
 from .loader import started, to_tensor, worker_loader
+from .tools.builder import in_threads
 from .transforms.compose import Step, augment
 
 TrainingItem = tuple[Tensor, dict[str, Tensor], int]
 
 
 class TrainingImages(TorchDataset):
-    """The samples of a data set, scaled to ``image_size`` and augmented; indexed by (epoch, index, repeat)."""
+    """The samples of a data set, scaled to ``image_size`` and augmented; indexed by (epoch, index, repeat).
+
+    With the ``cache`` "ram" they are decoded once, before workers are forked, which then share them."""
 
     def __init__(
         self,
@@ -41,7 +44,8 @@ class TrainingImages(TorchDataset):
         self.samples, self.image_size, self.steps, self.seed = dataset.samples, image_size, steps, seed
         self.factors = repeat_factors(dataset, repeat_factor)
         self.cells_per_type, self.rarity = dataset.counts(), _rarity(dataset)
-        self.pixels = CACHES[cache]([sample.image for sample in dataset.samples], image_size)
+        numbers = range(len(self.samples))
+        self.kept = in_threads(self._decoded, numbers, "caching images", progress=True) if cache == "ram" else []
 
     def __len__(self) -> int:
         """Images per epoch, repeated ones counted."""
@@ -57,9 +61,12 @@ class TrainingImages(TorchDataset):
         }
         return to_tensor(sample.image), target, index
 
+    def _decoded(self, index: int) -> np.ndarray:
+        return load_image(self.samples[index].image, self.image_size)
+
     def plain(self, index: int) -> AugmentedSample:
         """A sample as it is before augmentation."""
-        sample, image = self.samples[index], self.pixels[index]
+        sample, image = self.samples[index], self.kept[index] if self.kept else self._decoded(index)
         scale = np.array([image.shape[1] / sample.width, image.shape[0] / sample.height] * 2, dtype=np.float32)
         return AugmentedSample(image, sample.boxes[~sample.crowd] * scale, sample.labels[~sample.crowd])
 

@@ -29,7 +29,6 @@ from ..runtime.typing_stage import TypingStage
 from . import cost
 from .metadata import BOX_FACTORS, CELL, DOCUMENT, TYPER, document_misfit
 from .network import Network, at_size, choose_device
-from .typing_network import TypingNetwork
 
 
 @dataclass
@@ -140,9 +139,12 @@ class Weights:
         if not self.typer:
             return None
         stored = self.typer
-        net = TypingNetwork(stored.build(self.path), choose_device(device))
+        net = stored.build(self.path)
+        net.fuse()
+        net.to(device=choose_device(device), memory_format=torch.channels_last)
         factors = tuple(stored.about.get(BOX_FACTORS, (1.0, 1.0)))
-        return TypingStage(net, stored.recipe["side"], tuple(stored.types), stored.view, factors, net.parameters)
+        numbers = cost.parameters(net)
+        return TypingStage(net.probabilities, net.side, tuple(stored.types), stored.view, factors, numbers)
 
     def gflops(self, sizes: Sequence[int], device: torch.device) -> float:
         """The operations for one image at all ``sizes``, in 10^9."""

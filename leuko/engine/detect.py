@@ -64,7 +64,7 @@ class Pipeline:
     def detect(self, images: Sequence[LoadedImage]) -> list[Detections]:
         """The same, with the types that the typing stage gives."""
         found = self.find(images)
-        return self.typing(images, found) if self.typing else found
+        return self.typing([image.pixels for image in images], found) if self.typing else found
 
 
 def detect_views(

@@ -93,12 +93,13 @@ def write(member: EnsembleMember, path: Path, half: bool = False) -> list[Path]:
     about = metadata(member, half)
     written = [path]
     if member.typing:
-        side, other = member.typing.side, path.with_name(f"{path.stem}.typer{suffix}")
-        identity = _identity(member.typing.net.module)
+        net, other = member.weights.typer.build(member.weights.path), path.with_name(f"{path.stem}.typer{suffix}")
+        net.fuse()
+        identity = _identity(net)
         about["typer"] |= {"file": other.name, "identity": identity}
-        crops = torch.zeros(2, side, side, 3, dtype=torch.uint8)
+        crops = torch.zeros(2, net.side, net.side, 3, dtype=torch.uint8)
         axes = {"crops": {0: "N"}, "probabilities": {0: "N"}}
-        _write(TyperGraph(member.typing.net.module), {"crops": crops}, axes, {"identity": identity}, other, half)
+        _write(TyperGraph(net), {"crops": crops}, axes, {"identity": identity}, other, half)
         written.append(other)
     images = torch.zeros(2, 96, 128, 3, dtype=torch.uint8)  # of no use but to be traced
     inputs = {"images": images, "sizes": torch.tensor([[96, 100], [90, 128]])}

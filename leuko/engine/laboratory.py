@@ -8,15 +8,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 from tqdm import tqdm
 
-from ..data.dataset import Dataset
+from ..data.dataset import Dataset, Sample
 from ..data.loaded_image import LoadedImage
 from ..data.loader import sample_batches
 from ..detections import Detections
 from ..errors import LeukoError
 from ..metrics import calibration, coco, counting
 from ..ops.pairs import box_iou
-from ..runtime.typing_stage import resized, typed
-from .adaptation import LabelledCells
+from ..runtime.typing_stage import TypingStage, resized
 from .ensemble import EnsembleMember
 from .metadata import LEAST_FACTOR, MOST_FACTOR
 
@@ -39,78 +38,78 @@ def unlabelled_crops(
         if isinstance(image, LeukoError):
             errors.append(str(image))
             continue
-        (cells,), (cut,) = member.typing.cut([image], member.find([image]))
+        cells, cut = member.typing.cut(image.pixels, *member.find([image]))
         crops.append(cut[cells.scores >= DOUBTFUL * threshold])
     return np.concatenate(crops), errors
 
 
 @dataclass(frozen=True)
-class LabelledFields:
-    """Fields with labels, in the typing stage's types. Of each: the cells that the detector has found (one detection
-    per cell, whatever its type, in the size that the stage gives it so far) and their crops; for each labelled cell,
-    its crop and the index of the found cell that it is (-1: missed)."""
+class LabelledField:
+    """A field with labels: its cells' ``boxes`` [N, 4], their ``labels`` [N] in the typing stage's types, and ``crops``
+    [N, S, S, 3]; the cells that the detector has ``found`` (one detection for each, whatever its type, in the size that
+    the stage gives it so far), and their ``found_crops``; for each labelled cell, the index of the found one that it is
+    (``of_cell`` [N]; -1: missed)."""
 
-    dataset: Dataset
-    found: list[Detections]
-    found_crops: list[np.ndarray]
-    crops: list[np.ndarray]
-    of_cell: list[np.ndarray]
+    sample: Sample
+    boxes: np.ndarray
+    labels: np.ndarray
+    crops: np.ndarray
+    found: Detections
+    found_crops: np.ndarray
+    of_cell: np.ndarray
 
-    @classmethod
-    def of(cls, member: EnsembleMember, dataset: Dataset, workers: int) -> LabelledFields:
-        """Run the detector on a data set's fields. A labelled cell is cut out as it was found, or, where it was missed,
-        as it is labelled."""
-        parts: list[tuple] = []
-        alone = [[i] for i in range(len(dataset))]
-        batches = sample_batches(dataset, member.sizes, alone, workers, with_pixels=True)
-        pairs = zip(dataset.samples, batches, strict=True)
-        for sample, images in tqdm(pairs, "fields with labels", len(dataset), unit="image", leave=False):
-            (cells,), (cut,) = member.typing.cut(images, member.find(images))
-            own = sample.boxes[~sample.crowd]
-            drawn = replace(cells, boxes=resized(cells.boxes, member.typing.box_factors, images[0].size))
-            of_cell = _matched(own, drawn.boxes)
-            boxes = np.where(of_cell[:, None] >= 0, cells.boxes[of_cell] if len(cells) else own, own)
-            around = cells if len(cells) else Detections(own, np.ones(len(own)), np.zeros(len(own)))
-            parts.append((drawn, cut, member.typing.crops(images[0].pixels, boxes, around), of_cell))
-        return cls(dataset, *(list(part) for part in zip(*parts, strict=True)))
 
-    def cells(self) -> LabelledCells:
-        """The labelled cells, to learn from."""
-        labels = [sample.labels[~sample.crowd] for sample in self.dataset.samples]
-        fields = np.repeat(np.arange(len(labels)), [len(each) for each in labels])
-        return LabelledCells(np.concatenate(self.crops), np.concatenate(labels), fields)
+def labelled_fields(member: EnsembleMember, dataset: Dataset, workers: int) -> list[LabelledField]:
+    """Run the detector on a data set's fields. A labelled cell is cut out as it was found, or, where it was missed, as
+    it is labelled."""
+    fields = []
+    alone = [[i] for i in range(len(dataset))]
+    batches = sample_batches(dataset, member.sizes, alone, workers, with_pixels=True)
+    pairs = zip(dataset.samples, batches, strict=True)
+    for sample, (image,) in tqdm(pairs, "fields with labels", len(dataset), unit="image", leave=False):
+        cells, found_crops = member.typing.cut(image.pixels, *member.find([image]))
+        boxes = sample.boxes[~sample.crowd]
+        found = replace(cells, boxes=resized(cells.boxes, member.typing.box_factors, image.size))
+        of_cell = _matched(boxes, found.boxes)
+        shown = np.where(of_cell[:, None] >= 0, cells.boxes[of_cell] if len(cells) else boxes, boxes)
+        around = cells if len(cells) else Detections(boxes, np.ones(len(boxes)), np.zeros(len(boxes)))
+        crops = member.typing.crops(image.pixels, shown, around)
+        labels = sample.labels[~sample.crowd]
+        fields.append(LabelledField(sample, boxes, labels, crops, found, found_crops, of_cell))
+    return fields
 
-    def box_factors(self) -> tuple[float, float]:
-        """How much wider and higher boxes are labelled than found, the median over cells, drawn towards 1 where these
-        are few."""
-        logs = []
-        for sample, found, of_cell in zip(self.dataset.samples, self.found, self.of_cell, strict=True):
-            own, pairs = sample.boxes[~sample.crowd], of_cell >= 0
-            sides = [boxes[:, 2:] - boxes[:, :2] for boxes in (own[pairs], found.boxes[of_cell[pairs]])]
-            logs.append(np.log(sides[0] / np.maximum(sides[1], 1)))
-        ratios = np.concatenate(logs)
-        if len(ratios) < LEAST_BOXES:
-            return 1.0, 1.0
-        width, height = np.exp(np.median(ratios, axis=0) * len(ratios) / (len(ratios) + SHRINK))
-        return tuple(float(np.clip(factor, LEAST_FACTOR, MOST_FACTOR)) for factor in (width, height))
 
-    def scores(
-        self, member: EnsembleMember, chances: np.ndarray, other: list[np.ndarray], factors: tuple[float, float]
-    ) -> tuple[float | None, calibration.Scaling | None]:
-        """The score from which counts are best on these fields, and the calibration of scores; None where there is too
-        little to find them by. ``chances`` [cells, K + 1] are those of the labelled cells, by a stage that has not
-        learned them, and ``other`` those of what was found on each field."""
-        types = member.typing.types
-        ends = np.cumsum([len(of_cell) for of_cell in self.of_cell])[:-1]
-        predictions = []
-        parts = zip(self.dataset.samples, self.found, np.split(chances, ends), self.of_cell, other, strict=True)
-        for sample, found, own, of_cell, each in parts:
-            each = each.copy()
-            each[of_cell[of_cell >= 0]] = own[of_cell >= 0]
-            predictions.append(typed(found, each[:, :-1], types, factors, (sample.width, sample.height)))
-        cells = [counting.one_type(p, len(types)) for p in predictions]
-        fit = calibration.fit(*calibration.outcomes(coco.match(self.dataset, predictions)))
-        return counting.best_threshold(self.dataset, cells), fit
+def box_factors(fields: Sequence[LabelledField]) -> tuple[float, float]:
+    """How much wider and higher boxes are labelled than found, the median over cells, drawn towards 1 where these are
+    few."""
+    logs = []
+    for field in fields:
+        is_found = field.of_cell >= 0
+        own, found = field.boxes[is_found], field.found.boxes[field.of_cell[is_found]]
+        logs.append(np.log((own[:, 2:] - own[:, :2]) / np.maximum(found[:, 2:] - found[:, :2], 1)))
+    ratios = np.concatenate(logs)
+    if len(ratios) < LEAST_BOXES:
+        return 1.0, 1.0
+    width, height = np.exp(np.median(ratios, axis=0) * len(ratios) / (len(ratios) + SHRINK))
+    return tuple(float(np.clip(factor, LEAST_FACTOR, MOST_FACTOR)) for factor in (width, height))
+
+
+def scores(
+    fields: Sequence[LabelledField], stage: TypingStage, chances: np.ndarray, of_found: Sequence[np.ndarray]
+) -> tuple[float | None, calibration.Scaling | None]:
+    """The score from which counts are best on these fields, and the calibration of scores; None where there is too
+    little to find them by. ``chances`` [cells, K + 1] are those of all labelled cells, by a network that has not
+    learned them, and ``of_found`` those of what was found on each field."""
+    predictions = []
+    ends = np.cumsum([len(field.labels) for field in fields])[:-1]
+    for field, own, found in zip(fields, np.split(chances, ends), of_found, strict=True):
+        found, is_found = found.copy(), field.of_cell >= 0
+        found[field.of_cell[is_found]] = own[is_found]
+        predictions.append(stage.typed(field.found, found[:, :-1], (field.sample.width, field.sample.height)))
+    dataset = Dataset(list(stage.types), [field.sample for field in fields])
+    cells = [counting.one_type(each, len(stage.types)) for each in predictions]
+    fit = calibration.fit(*calibration.outcomes(coco.match(dataset, predictions)))
+    return counting.best_threshold(dataset, cells), fit
 
 
 def in_types(dataset: Dataset, types: Sequence[str], path: object) -> Dataset:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import timm
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 from ..errors import LeukoError, nearest
 from .batch_norm import fuse_conv_bn
 from .pretrained import copy_weights, imagenet_weights
+
+AT_ONCE = 64  # crops that go through the network together
 
 
 class Typer(nn.Module):
@@ -53,6 +56,23 @@ class Typer(nn.Module):
 
     def forward(self, crops: Tensor) -> Tensor:
         return self.last(self.features(crops))
+
+    # Crops as they are cut out, [N, S, S, 3] uint8 RGB in numpy.
+
+    def tensor(self, crops: np.ndarray) -> Tensor:
+        """Crops as the network takes them, on its device."""
+        return torch.from_numpy(crops).to(self.mean.device).permute(0, 3, 1, 2).float() / 255
+
+    @torch.no_grad()
+    def features_of(self, crops: np.ndarray) -> Tensor:
+        """What the last layer sees of any number of crops: [N, F] on the CPU."""
+        parts = [self.features(self.tensor(crops[i : i + AT_ONCE])).cpu() for i in range(0, len(crops), AT_ONCE)]
+        return torch.cat(parts) if parts else torch.zeros(0, self.last.in_features)
+
+    @torch.inference_mode()
+    def probabilities(self, crops: np.ndarray) -> np.ndarray:
+        """Of each type and, last, of none, [N, K + 1] float32, for as many crops as fit into memory."""
+        return self(self.tensor(crops)).float().softmax(1).cpu().numpy()
 
     def _check(self) -> None:
         """LeukoError for one of timm's networks that is made for images of another size, or ends in another way."""

@@ -41,14 +41,6 @@ ABOUT = {
 }
 
 
-@dataclass(frozen=True)
-class Field:
-    """An image as a typing stage sees it: ``pixels`` [H, W, 3] uint8 RGB and ``size`` (width, height)."""
-
-    pixels: np.ndarray
-    size: tuple[int, int]
-
-
 @dataclass
 class ExportedDetector:
     """A detector of a file that ``leuko export`` has written: its network, its typing stage if it has one, and the most
@@ -143,7 +135,7 @@ class ExportedDetector:
         pixels = image if image.ndim == 3 else np.dstack([image] * 3)
         view, size = fit(pixels, self.image_size), pixels.shape[1::-1]
         found = [d.scaled(size, view.shape[1::-1]) for d in self.detect([view])]
-        (found,) = self.typing([Field(pixels, size)], found) if self.typing else found
+        (found,) = self.typing([pixels], found) if self.typing else found
         cells = counting.one_type(replace(found, types=tuple(self.types)), len(self.types))
         return cells.above(self.metadata["threshold"] if threshold is None else threshold)
 

@@ -21,8 +21,7 @@ def cell_mask(image: np.ndarray) -> np.ndarray | None:
     """
     height, width = image.shape[:2]
     scale = min(180 / max(height, width), 1)
-    size = max(round(width * scale), 1), max(round(height * scale), 1)
-    small = cv2.GaussianBlur(cv2.resize(image, size, interpolation=cv2.INTER_AREA), (0, 0), 1)
+    small = _reduced(image, scale, 1)
     nucleus = _nucleus(small)
     if nucleus is None:
         return None
@@ -45,8 +44,7 @@ def cell_box(image: np.ndarray) -> np.ndarray | None:
     """The box [4] float32 xyxy of the cell in the middle of a crop [H, W, 3] uint8 RGB: around its outline as in
     :func:`cell_mask`, of which nobody asks here whether it is certain; None where there is no nucleus."""
     scale = BOX_SIDE / max(image.shape[:2])
-    size = max(round(image.shape[1] * scale), 1), max(round(image.shape[0] * scale), 1)
-    small = cv2.GaussianBlur(cv2.resize(image, size, interpolation=cv2.INTER_AREA), (0, 0), 0.6)
+    small = _reduced(image, scale, 0.6)
     nucleus = _nucleus(small)
     if nucleus is None:
         return None
@@ -55,6 +53,12 @@ def cell_box(image: np.ndarray) -> np.ndarray | None:
     if mask[[0, -1]].any() or mask[:, [0, -1]].any():  # more than a cell
         mask = cv2.dilate(hull, np.ones((5, 5), np.uint8)) > 0
     return box_of(mask) / np.float32(scale)
+
+
+def _reduced(image: np.ndarray, scale: float, sigma: float) -> np.ndarray:
+    """An image scaled by area and blurred."""
+    size = max(round(image.shape[1] * scale), 1), max(round(image.shape[0] * scale), 1)
+    return cv2.GaussianBlur(cv2.resize(image, size, interpolation=cv2.INTER_AREA), (0, 0), sigma)
 
 
 def _hull(mask: np.ndarray) -> np.ndarray:

@@ -52,11 +52,8 @@ def apply_factor(
 
     ``overlap`` and ``small_cell`` apply to every cell, ``incomplete`` to one, because the image is cut there (and
     becomes smaller). ``boxes`` are [N, 4] xyxy in pixels; where ``crowd`` [N] bool is true, a box is around many cells:
-    it moves with the image, and no factor applies to it. Raises KeyError for an unknown factor, ValueError for a
-    severity that is not from 1 to 5.
+    it moves with the image, and no factor applies to it. Raises KeyError for an unknown factor.
     """
-    if severity not in SEVERITIES:
-        raise ValueError(f"severity {severity} is not from 1 to 5")
     boxes = np.asarray(boxes, dtype=np.float32).reshape(-1, 4)
     is_cell = np.ones(len(boxes), dtype=bool) if crowd is None else ~crowd
     scale = default_red_cell(image.shape[1], image.shape[0])

@@ -40,6 +40,17 @@ def to_density(image: np.ndarray, white: np.ndarray) -> np.ndarray:
     return np.log(np.asarray(white, dtype=np.float32)) - np.log(light)
 
 
+def mapped_density(image: np.ndarray, white: np.ndarray, density_map: np.ndarray) -> np.ndarray:
+    """Optical density [H, W, 3] float32 of an image [H, W, 3] uint8 RGB, of which each pixel's (a column vector) is
+    mapped linearly, by [RGB', RGB]."""
+    return cv2.transform(cv2.LUT(image, _density_table(white)[None]), density_map)
+
+
+def _density_table(white: np.ndarray) -> np.ndarray:
+    """The density of each value in each channel, [256, 3]."""
+    return to_density(np.arange(256)[:, None], white)
+
+
 def from_density(density: np.ndarray, white: np.ndarray) -> np.ndarray:
     """The inverse of :func:`to_density`: an image [..., 3] float32 RGB, not rounded."""
     light = np.negative(density, dtype=np.float32)
@@ -75,9 +86,8 @@ def restain(image: np.ndarray, change: np.ndarray, light: np.ndarray | float = 1
     """
     white = bare_slide(image)
     density_map = (np.linalg.inv(ABSORBERS) @ change @ ABSORBERS).astype(np.float32)
-    density = cv2.LUT(image, np.stack([to_density(np.arange(256), w) for w in white], axis=-1)[None])
     new_white = white * light
-    changed = from_density(cv2.transform(density, density_map.T), new_white * (1 - flare))
+    changed = from_density(mapped_density(image, white, density_map.T), new_white * (1 - flare))
     changed += (new_white * flare).astype(np.float32)
     return cv2.convertScaleAbs(np.minimum(changed, 255, out=changed))
 
@@ -109,7 +119,7 @@ class Stain:
         """Of a field [H, W, 3] uint8 RGB with leukocytes in ``boxes`` [N, 4] xyxy; a size of about 500 pixels is
         enough. Nuclei are what absorbs most red light in the boxes, red cells what absorbs green light outside."""
         white = bare_slide(image)
-        table = to_density(np.arange(256)[:, None], white)  # of each value in each channel
+        table = _density_table(white)
         image = cv2.GaussianBlur(image, (0, 0), 1.0)
         outside = np.full(image.shape[:2], 255, dtype=np.uint8)
         nuclei = []

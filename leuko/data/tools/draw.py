@@ -25,7 +25,8 @@ from ...synth.factors import SEVERITIES, apply_factor
 from ..config import ComposeOptions, FactorOptions, SynthOptions
 from ..dataset import Dataset, Sample
 from ..formats import FORMATS
-from ..images import list_images, read_image
+from ..images import read_image
+from ..typed import crop_folders
 from . import builder
 from .rewrite import remake
 
@@ -75,7 +76,9 @@ def compose(
     numbers = [int(text) for text in (first, last or first) if text.isdecimal()]
     if len(numbers) != 2 or not 1 <= numbers[0] <= numbers[1] <= 50:
         raise LeukoError(f"--cells {o.cells}: give the least and the most leukocytes per field, such as 1-6")
-    crops = _crops(Path(donors))
+    crops = crop_folders(Path(donors))
+    if not BY_CODE.keys() & crops:
+        raise LeukoError(f"{donors}: no folder of crops is called {', '.join(BY_CODE)}; name them so")
     apart = {}
     for name, paths in crops.items():
         title = f"cutting out {name}"
@@ -134,17 +137,6 @@ def _produce(
     for sample in samples:
         sample.image = dst / sample.image.relative_to(folder)
     return datasets
-
-
-def _crops(folder: Path) -> dict[str, list[Path]]:
-    """The crops of each class; LeukoError if none of the classes is one of the five types."""
-    if not folder.is_dir():
-        raise LeukoError(f"{folder}: no such folder; --donors names a folder with one folder of crops per class")
-    classes = [each for each in sorted(folder.iterdir()) if each.is_dir() and not each.name.startswith(".")]
-    crops = {each.name: paths for each in classes if (paths := list_images(each))}
-    if not BY_CODE.keys() & crops:
-        raise LeukoError(f"{folder}: no folder of crops is called {', '.join(BY_CODE)}; name them so")
-    return crops
 
 
 def put_factor(src: str | Path, dst: str | Path, *, progress: bool = False, **options: object) -> dict[str, Dataset]:

@@ -1,4 +1,4 @@
-"""Geometric transforms: flips, rotations, scale and crop, translation, erasing.
+"""Geometric transforms: flips, rotations, scale and crop.
 
 Each takes an ``AugmentedSample``, a numpy generator and options, and returns the changed sample. A cell of whose area
 less than ``visible`` (0..1) is left is dropped.
@@ -15,7 +15,6 @@ from numpy.random import Generator
 from ..dataset import AugmentedSample
 
 FILL = (124, 116, 104)  # ImageNet's mean colour: about zero once normalised
-MAX_ERASED = 0.4  # share of a cell's box
 
 
 def horizontal_flip(sample: AugmentedSample, rng: Generator) -> AugmentedSample:
@@ -73,41 +72,6 @@ def scale_crop(
     image = cv2.copyMakeBorder(image, top, bottom, left, right, cv2.BORDER_CONSTANT, value=FILL)
     boxes = (sample.boxes - np.tile(start, 2)) * np.tile(size / (stop - start), 2) + np.tile(at, 2)
     return keep_visible(replace(sample, image=image, boxes=boxes), visible)
-
-
-def translate(sample: AugmentedSample, rng: Generator, share: float = 0.1, visible: float = 0.4) -> AugmentedSample:
-    """Shift by up to ``share`` of the width and height."""
-    height, width = sample.image.shape[:2]
-    shift = np.round(rng.uniform(-share, share, 2) * [width, height])
-    matrix = np.array([[1, 0, shift[0]], [0, 1, shift[1]]])
-    image = cv2.warpAffine(sample.image, matrix, (width, height), borderValue=FILL)
-    return keep_visible(replace(sample, image=image, boxes=sample.boxes + np.tile(shift, 2)), visible)
-
-
-def erase(sample: AugmentedSample, rng: Generator, patches: int = 3, side: float = 0.15) -> AugmentedSample:
-    """Fill up to ``patches`` rectangles, each at most ``side`` of the width and height, with grey.
-
-    A patch is left out if more than 40 % of a cell's box would then be hidden.
-    """
-    height, width = sample.image.shape[:2]
-    hidden = np.zeros((height, width), dtype=bool)
-    for _ in range(int(rng.integers(1, patches + 1))):
-        w, h = np.maximum(rng.uniform(0.2, 1, 2) * side * [width, height], 1)
-        x0, y0 = rng.uniform([0, 0], [width - w, height - h])
-        x0, y0, x1, y1 = (round(v) for v in (x0, y0, x0 + w, y0 + h))
-        with_patch = hidden.copy()
-        with_patch[y0:y1, x0:x1] = True
-        if all(_share(with_patch, box) <= MAX_ERASED for box in sample.boxes):
-            hidden = with_patch
-    image = sample.image.copy()
-    image[hidden] = FILL
-    return replace(sample, image=image)
-
-
-def _share(mask: np.ndarray, box: np.ndarray) -> float:
-    """The share (0..1) of a box's pixels in a mask [H, W]."""
-    (x0, y0), (x1, y1) = np.floor(box[:2]).astype(int), np.ceil(box[2:]).astype(int)
-    return float(mask[y0:y1, x0:x1].mean())
 
 
 def keep_visible(sample: AugmentedSample, visible: float) -> AugmentedSample:

@@ -1,4 +1,4 @@
-"""Transforms that add cells of other samples: copy-paste, mosaic, mixup.
+"""Transforms that add cells of other samples: copy-paste, mosaic.
 
 Each takes an ``AugmentedSample``, a numpy generator, ``others``, which draws another sample of the training set (cells
 of a rare type, on request), and options, and returns the changed sample. A cell of whose area less than ``visible``
@@ -80,15 +80,6 @@ def mosaic(sample: AugmentedSample, rng: Generator, others: Others, visible: flo
         kept = keep_visible(replace(part, image=crop, boxes=part.boxes - [left, top, left, top]), visible)
         parts.append(replace(kept, boxes=kept.boxes + np.array([x0, y0, x0, y0])))
     return _joined(image, *parts)
-
-
-def mixup(sample: AugmentedSample, rng: Generator, others: Others, visible: float = 0.4) -> AugmentedSample:
-    """The mean of two samples, with the cells of both."""
-    other = others(rng, False)
-    h, w = np.minimum(sample.image.shape[:2], other.image.shape[:2])
-    image = sample.image.copy()
-    image[:h, :w] = cv2.addWeighted(image[:h, :w], 0.5, np.ascontiguousarray(other.image[:h, :w]), 0.5, 0)
-    return _joined(image, sample, keep_visible(replace(other, image=other.image[:h, :w]), visible))
 
 
 def _joined(image: np.ndarray, *parts: AugmentedSample) -> AugmentedSample:

@@ -69,12 +69,6 @@ def gamma(sample: AugmentedSample, rng: Generator, power: tuple[float, float] = 
     return replace(sample, image=cv2.LUT(sample.image, table))
 
 
-def blur(sample: AugmentedSample, rng: Generator, sigma: float = 0.4) -> AugmentedSample:
-    """Gaussian blur of a random sigma from 0 to ``sigma`` percent of the longer side."""
-    pixels = rng.uniform(0, sigma) / 100 * max(sample.image.shape)
-    return replace(sample, image=cv2.GaussianBlur(sample.image, (0, 0), max(pixels, 0.1)))
-
-
 def defocus(sample: AugmentedSample, rng: Generator, radius: float = 1.0) -> AugmentedSample:
     """Out of focus: each point becomes a disc of a random radius from 0 to ``radius`` percent of the longer side."""
     pixels = rng.uniform(0, radius) / 100 * max(sample.image.shape)
