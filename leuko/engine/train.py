@@ -34,7 +34,7 @@ from ..ops import ranks
 from ..report import pictures, plots
 from . import distributed
 from .ema import ModelEMA
-from .network import Network, autocast
+from .network import autocast
 from .run import Run
 from .schedule import Schedule, step_schedule
 from .state import Progress
@@ -65,43 +65,14 @@ class Loop:
     def load_state_dict(self, state: dict, path: Path) -> None:
         """Go on from the content of ``path``; LeukoError where it is of another model."""
         try:
-            begun = state["optimizer"]["state"]
-            buffers = {i: {"momentum_buffer": p} for i, p in enumerate(_parameters(self.optimizer)) if i in begun}
             for name, part in self._parts().items():
-                own = part.state_dict()
-                if part is self.optimizer:
-                    own["state"] = buffers  # which it does not have before its first step
-                if problem := unlike(state[name], own, name):
-                    raise ValueError(problem)
                 part.load_state_dict(state[name])
-        except (KeyError, TypeError, ValueError, RuntimeError) as e:
+        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as e:
             reason = (str(e).splitlines() or [""])[-1].strip()[:200]
             raise LeukoError(
                 f"{path}: the state of another model, or of an older leuko ({reason}); restore this run's own file, or "
                 f"start a new run with --weights {path.parent}"
             ) from e
-
-
-def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
-    return [p for group in optimizer.param_groups for p in group["params"]]
-
-
-def unlike(stored: object, own: object, name: str) -> str:
-    """What in a stored part of a loop is not as in this one: names, shapes, kinds of values; "" where all is."""
-    if isinstance(own, torch.Tensor):
-        same = isinstance(stored, torch.Tensor) and (stored.shape, stored.dtype) == (own.shape, own.dtype)
-        return "" if same else f"{name} is of another shape or type"
-    if type(stored) is not type(own) and not (isinstance(stored, dict) and isinstance(own, dict)):
-        return f"{name} is of another kind"
-    if isinstance(own, dict):
-        if odd := stored.keys() ^ own.keys():
-            return f"{name}.{sorted(map(str, odd))[0]} is in one of them only"
-        return next(filter(None, (unlike(stored[k], v, f"{name}.{k}") for k, v in own.items())), "")
-    if isinstance(own, list):
-        pairs = zip(stored, own, strict=True) if len(stored) == len(own) else [(None, "")]
-        return next(filter(None, (unlike(a, b, f"{name}[{i}]") for i, (a, b) in enumerate(pairs))), "")
-    same = stored == own or name.endswith((".lr", ".scale", "_tracker"))  # which change with the steps
-    return "" if same else f"{name} is {stored!r:.40}, not {own!r:.40}"
 
 
 def set_up(options: TrainOptions, model: DetectionModel, train_set: Dataset, device: torch.device, fresh: bool) -> Loop:
@@ -149,7 +120,6 @@ def parallel(model: nn.Module) -> nn.Module:
 def fit(run: Run, loop: Loop) -> None:
     """Train to the run's last epoch. Ctrl-C and SIGTERM save the state and raise KeyboardInterrupt. Raises LeukoError
     for what the user can fix."""
-    model, ema = loop.model, loop.ema
 
     def save() -> None:
         if distributed.leads():
@@ -157,10 +127,10 @@ def fit(run: Run, loop: Loop) -> None:
                 run.save_state(loop.state_dict())
 
     def end_epoch(losses: dict[str, float]) -> Progress:
-        averaged = ema.module if ema else model
-        learning_rate = loop.optimizer.param_groups[0]["lr"]
-        weights, prepared = averaged.state_dict(), Network(averaged, run.device, run.options.amp)
-        return run.end_epoch(prepared, model.recipe, weights, losses, learning_rate, loop.state_dict())
+        averaged = loop.ema.module if loop.ema else loop.model
+        run.end_epoch(averaged, losses, loop.optimizer.param_groups[0]["lr"])
+        save()
+        return run.progress
 
     with Stop() as stop:
         save()  # so that a run killed in its first minutes can be resumed, too
@@ -181,6 +151,7 @@ def train_one_epoch(loop: Loop, run: Run, stop: Stop, save: Callable[[], None]) 
     """
     options, progress = run.options, run.progress
     loader, optimizer, scaler = loop.loader, loop.optimizer, loop.scaler
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     loop.network.train()
     saved = started = time.perf_counter()
     title = f"epoch {progress.epoch + 1}/{options.epochs}"
@@ -203,7 +174,7 @@ def train_one_epoch(loop: Loop, run: Run, stop: Stop, save: Callable[[], None]) 
             if whole_step or progress.batch == len(loader):
                 if math.isfinite(options.clip):
                     scaler.unscale_(optimizer)
-                    nn.utils.clip_grad_norm_(_parameters(optimizer), options.clip)
+                    nn.utils.clip_grad_norm_(parameters, options.clip)
                 scaler.step(optimizer)
                 scaler.update()
                 optimizer.zero_grad(set_to_none=True)
