@@ -92,13 +92,11 @@ def train_one(folder: Path, name: str, place: str, options: TrainOptions, given:
         print(f"{name} is trained ({place})")
         return
     print(f"\n{name} ({place})")
-    if (folder / "resume.pt").is_file() and not is_yolo(name):
+    if (folder / "args.yaml").is_file() and not is_yolo(name):
         epochs = max(options.epochs, epochs_of(folder))  # it may have been extended by itself
         train(replace(options, resume=str(folder), epochs=epochs), given={"resume", "epochs", "allow_leaks"})
         return
-    if any(folder.glob("weights/*.safetensors")) and not is_yolo(name):
-        raise LeukoError(f"{folder}: has weights but no resume.pt to go on from; restore it, or move the folder away")
     if folder.exists():
         print(f"{name} begins again: what is in {folder} is removed")
-        shutil.rmtree(folder)  # killed before its first state, or one of Ultralytics', which begins again
+        shutil.rmtree(folder)  # of one of Ultralytics', which cannot be resumed
     train(replace(options, model=name, project=str(folder.parent), name=plain_name(name), resume=""), given)

@@ -171,7 +171,7 @@ def test_killed_and_stopped_processes_go_on_in_another_number(torchrun, data, tm
     assert leuko("train", "--resume", run).code == 0 and len(rows(run)) == 3
     ours, theirs = (load_file(folder / "weights/last.safetensors") for folder in (run, whole))
     options = stored(TrainOptions, whole / "args.yaml")
-    start = build(options, source.load(data, "train").types).state_dict()
+    start = build(options, source.load(data, "train")).state_dict()
     assert_same({key: theirs[key] - start[key] for key in theirs}, {key: ours[key] - start[key] for key in ours})
 
 

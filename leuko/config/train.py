@@ -56,7 +56,7 @@ class TrainOptions:
     """Data set: a folder (COCO, VOC or YOLO), a COCO JSON file, or a data YAML."""
     model: str = "fcos"
     """Detector: fsaf, fcos, fcos_improved, faster_rcnn, grid_rcnn, double_head_rcnn or cascade_rcnn, or a YOLO model of
-    Ultralytics by its name, YAML or .pt file; several with commas, all for the paper's six."""
+    Ultralytics by its name or .pt file; several with commas, all for the paper's six."""
     backbone: str = "resnet50"
     """Backbone: any timm network with maps at strides 4, 8, 16 and 32."""
     preset: Literal["paper", "small"] = "paper"

@@ -108,7 +108,7 @@ def save_state(path: Path, parts: dict, progress: Progress, data: Described) -> 
 def load_state(path: Path) -> State:
     """Read a run's state without running code; LeukoError if it is missing, broken, or not as this leuko writes it."""
     if not path.exists():
-        raise LeukoError(f"{path}: no such file; name a run folder that leuko.train has written a state into")
+        raise LeukoError(f"{path}: no such file; restore it, or start a new run with --weights {path.parent}")
     parts = read_archive(path, "start a new run, with --weights if it helps")
     problem = misfit(parts, KINDS, more=True) or misfit(parts["progress"], PROGRESS, finite=False)
     if problem:
