@@ -33,8 +33,7 @@ from .val import val
 
 def compare(options: TrainOptions, given: Collection[str] = ()) -> Path:
     """Train each model that is not trained yet, going on with what was interrupted, and write the table; returns the
-    comparison's folder. ``--show-augment`` draws for the first model alone, without any of that. Raises LeukoError for
-    what the user can fix, and KeyboardInterrupt at Ctrl-C."""
+    comparison's folder. Raises LeukoError for what the user can fix, and KeyboardInterrupt at Ctrl-C."""
     if distributed.by_torchrun():
         raise LeukoError("a comparison is trained by one process; start each model's training by torchrun instead")
     resumed = options.resume
@@ -43,8 +42,6 @@ def compare(options: TrainOptions, given: Collection[str] = ()) -> Path:
     if len(names) < 2:
         alone = f"leuko train --resume {resumed}" if resumed else "leuko train"
         raise LeukoError(f"{resumed or '--model'}: {names[0]} alone, but a comparison is of several; run: {alone}")
-    if options.show_augment:
-        return train(replace(options, model=names[0]), given)
     options.check()
     split = "test" if "test" in source.splits(options.data) else options.val_split
     if not options.allow_leaks and split != options.train_split:

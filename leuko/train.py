@@ -10,12 +10,11 @@ if __name__ == "__main__":  # read before all else is imported, so that --help a
 import sys
 from collections.abc import Collection, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from importlib.util import find_spec
 from pathlib import Path
 from shlex import quote
 
-import numpy as np
 import torch
 
 from .baselines import ultralytics
@@ -27,15 +26,13 @@ from .data.dataset import Dataset
 from .data.transforms import compose
 from .engine import checkpoint, distributed
 from .engine import train as loop
-from .engine.environment import environment
 from .engine.network import choose_device
 from .engine.run import Run
-from .engine.state import Progress, State, described, load_state, locked
+from .engine.state import Progress, described, load_state, locked
 from .errors import LeukoError
-from .io import remove_unfinished, write_json, write_yaml
 from .models import DetectionModel, create
 from .registry import DOWNLOADS, FOREIGN, backbone_file, find_weights, registry
-from .report import pictures, plots, run, tables
+from .report import run, tables
 
 
 def train(options: TrainOptions, given: Collection[str] = ()) -> Path:
@@ -53,14 +50,12 @@ def train(options: TrainOptions, given: Collection[str] = ()) -> Path:
 
 
 def _train(options: TrainOptions, given: Collection[str], device: torch.device, resumed: Path | None) -> Path:
-    state = begun_state(resumed) if resumed else None
+    state = load_state(resumed / "resume.pt") if resumed else None
     if state and state.progress.is_finished(options.epochs):
         print(f"{resumed}: finished; --epochs N extends it")
         return resumed
     train_set, val_set = load_data(options)
     options = replace(options, augment=augmentation(options, train_set))
-    if options.show_augment:
-        return distributed.led(show_augmentation, options, train_set)
     model = build(options, train_set, fresh=state is None)
     options = replace(options, lr=options.lr or model.default_lr, clip=options.clip or model.default_clip)
     is_yolo = ultralytics.is_yolo(options.model)
@@ -79,7 +74,6 @@ def _train(options: TrainOptions, given: Collection[str], device: torch.device, 
     folder = resumed or distributed.led(run.new_run, options.project, name, "weights")
     begun = Run(folder, options, train_set, val_set, device, progress)
     with locked(folder) if distributed.leads() else nullcontext():
-        distributed.led(describe, begun)
         try:
             train_yolo(begun, model) if is_yolo else loop.fit(begun, parts)
         except KeyboardInterrupt:
@@ -137,14 +131,6 @@ def resumed_options(options: TrainOptions, given: Collection[str]) -> TrainOptio
     return before
 
 
-def begun_state(folder: Path) -> State | None:
-    """The state that a run resumes from; None where it was killed before its first one, so that it begins anew."""
-    if not (folder / "resume.pt").exists() and not any(folder.glob("weights/*.safetensors")):
-        print(f"{folder}: nothing was trained yet; it begins at the first epoch")
-        return None
-    return load_state(folder / "resume.pt")
-
-
 # ---------------------------------------------------------------- data
 
 
@@ -180,15 +166,6 @@ def augmentation(options: TrainOptions, train_set: Dataset) -> list[dict]:
     if name != options.augment and (is_comparison(options.model) or not ultralytics.is_yolo(options.model)):
         print(f"augmentation: {name}, since {shown:,} images will be shown ({compose.ENOUGH:,} are enough for smear)")
     return compose.listed(compose.read_steps(name))
-
-
-def show_augmentation(options: TrainOptions, train_set: Dataset) -> Path:
-    """Draw what augmentation makes of a training image, and return the folder."""
-    images = training.TrainingImages(train_set, options.imgsz, compose.read_steps(options.augment), options.seed)
-    folder = run.new_run(options.project, options.name or "augment")
-    plots.write_image(folder / "augment.jpg", pictures.augmentation(images, train_set.types))
-    print(f"augmentation: {folder / 'augment.jpg'}")
-    return folder
 
 
 # ---------------------------------------------------------------- the model and the weights it starts from
@@ -276,34 +253,6 @@ def train_yolo(begun: Run, model: ultralytics.YOLO) -> None:
         begun.progress.seconds = seconds
         return bool(begun.end_epoch(averaged, losses, learning_rate).stopped)
 
+    begun.begin()
     about = (begun.options, begun.folder, begun.train_set, begun.val_set, begun.device)
     train_ultralytics(model, *about, end_epoch, begun.stop_diverged)
-
-
-# ---------------------------------------------------------------- what a run is about to learn from
-
-
-def describe(begun: Run) -> None:
-    """Write and print what a run is about to do: its options and environment, the data's warnings and statistics."""
-    folder, options, train_set, val_set = begun.folder, begun.options, begun.train_set, begun.val_set
-    remove_unfinished(folder)
-    write_yaml(folder / "args.yaml", asdict(options))
-    write_json(folder / "environment.json", environment(begun.device))
-    run.write_warnings(folder, train_set, val_set)
-    plots.label_statistics(train_set, folder / "labels.png")
-    if begun.device.type == "cuda":
-        print(f"on {environment(begun.device)['gpu']}: float32 products in TF32, --amp {options.amp}")
-    cells = _by_type(train_set, train_set.counts())
-    print(f"training on {len(train_set)} images ({cells}), validating on {len(val_set)}; results go to {folder}")
-    if options.repeat_factor:
-        factors = training.repeat_factors(train_set, options.repeat_factor)
-        shown = _by_type(train_set, np.round(training.cells_per_epoch(train_set, factors)))
-        print(f"repeat factor: {factors.sum():.0f} images per epoch instead of {len(factors)} ({shown})")
-    if options.type_weights != "none":
-        print(f"type weights: {_by_type(train_set, np.round(training.loss_weights(train_set), 2))}")
-    place = {"epoch": begun.progress.epoch, "batch": begun.progress.batch}
-    run.log(folder, "start", **place, images=len(train_set))
-
-
-def _by_type(train_set: Dataset, numbers: Sequence[float]) -> str:
-    return ", ".join(f"{t} {n:.10g}" for t, n in zip(train_set.types, numbers, strict=True))

@@ -148,32 +148,20 @@ def test_ctrl_c_while_the_state_is_written_ends_in_one_line(data, tmp_path, leuk
     assert leuko("train", "--resume", tmp_path / "fcos").code == 0
 
 
-def test_run_killed_before_its_first_state_begins_anew(data, project, tmp_path, leuko, monkeypatch):
-    """In a comparison, and alone."""
-
-    def killed(*_: object) -> None:
-        raise SystemExit(9)
-
-    words = ["train", "--data", data, "--project", tmp_path, *TINY, *FCOS]
-    with monkeypatch.context() as patch:
-        patch.setattr("leuko.engine.run.save_state", killed)
-        assert leuko(*words).code == 9
-    assert not (tmp_path / "fcos/resume.pt").exists()
-    result = leuko("train", "--resume", tmp_path / "fcos")
-    assert result.code == 0 and "nothing was trained yet" in result.out
-    assert same_weights(tmp_path / "fcos/weights/last.safetensors", project / "fcos/weights/last.safetensors")
-
-
 def test_run_that_was_killed_at_once_can_be_resumed(data, tmp_path, leuko, monkeypatch):
+    """Once it has its options; before, there is no run."""
+
     def killed(*_: object) -> None:
         raise SystemExit(9)
 
     words = ["train", "--data", data, "--project", tmp_path, *TINY, "--model", "faster_rcnn", "--epochs", "1"]
-    with monkeypatch.context() as patch:
-        patch.setattr("leuko.train.describe", killed)
-        assert leuko(*words).code == 9
-    assert leuko("train", "--resume", tmp_path / "faster_rcnn").code == 0
-    assert len(rows(tmp_path / "faster_rcnn")) == 1
+    for name in ("save_state", "environment"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"leuko.engine.run.{name}", killed)
+            assert leuko(*words).code == 9
+    leuko("train", "--resume", tmp_path / "faster_rcnn").refused("args.yaml: no such file")
+    assert leuko("train", "--resume", tmp_path / "faster_rcnn-2").code == 0
+    assert len(rows(tmp_path / "faster_rcnn-2")) == 1
 
 
 def test_finished_run_is_extended_or_left_alone(faster, leuko):
@@ -233,7 +221,7 @@ def broken_states(state: dict, folder: Path) -> dict[str, object]:
         "data": {"data": {"train": 3}},
         "types are not those": {"data": {}},
         "of another model": {"optimizer": optimizer | {"param_groups": []}},
-        "model.fpn": {"model": {k: v for k, v in state["model"].items() if not k.startswith("fpn.lateral.0")}},
+        "fpn.lateral.0": {"model": {k: v for k, v in state["model"].items() if not k.startswith("fpn.lateral.0")}},
         "ema": {"ema": []},
     }
     return {said.strip(): state | change for said, change in changes.items()} | {"not a mapping": [1]}
@@ -646,10 +634,3 @@ def test_comparison_leaves_a_run_its_own_larger_number_of_epochs(data, tmp_path,
         assert leuko("train", "--resume", tmp_path / "two/fcos", "--epochs", "2").code == 130
     assert leuko("train", "--resume", tmp_path / "two").code == 0
     assert [len(rows(tmp_path / "two" / name)) for name in ("fcos", "fsaf")] == [2, 1]
-
-
-def test_comparison_shows_augmentation_once_and_trains_nothing(data, tmp_path, leuko):
-    words = ["train", "--data", data, "--project", tmp_path, *TINY, "--model", "all", "--show-augment"]
-    result = leuko(*words)
-    assert result.code == 0 and [p.name for p in tmp_path.iterdir()] == ["augment"], result.err
-    assert [p.name for p in (tmp_path / "augment").iterdir()] == ["augment.jpg"]

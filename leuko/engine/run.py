@@ -7,22 +7,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from ..config import TrainOptions
+from ..data import training
 from ..data.dataset import Dataset
 from ..detections import Detections
 from ..errors import LeukoError
-from ..io import write_csv
+from ..io import remove_unfinished, write_csv, write_json, write_yaml
 from ..metrics import coco
 from ..metrics.counting import one_type
 from ..models import DetectionModel
 from ..report import pictures, plots, run
 from . import checkpoint, distributed, thresholds
+from .environment import environment
 from .evaluate import evaluate
 from .metadata import CELL
 from .network import Network
@@ -54,6 +57,31 @@ class Run:
     def data(self) -> Described:
         """What the state keeps of the data."""
         return described(self.train_set, self.val_set)
+
+    def begin(self) -> None:
+        """Write what the run is, and print what it is about to learn from. With ``args.yaml`` it can be resumed."""
+        options, train_set, val_set = self.options, self.train_set, self.val_set
+        remove_unfinished(self.folder)
+        write_yaml(self.folder / "args.yaml", asdict(options))
+        about = environment(self.device)
+        write_json(self.folder / "environment.json", about)
+        run.write_warnings(self.folder, train_set, val_set)
+        plots.label_statistics(train_set, self.folder / "labels.png")
+        if self.device.type == "cuda":
+            print(f"on {about['gpu']}: float32 products in TF32, --amp {options.amp}")
+        cells = self._by_type(train_set.counts())
+        both = f"training on {len(train_set)} images ({cells}), validating on {len(val_set)}"
+        print(f"{both}; results go to {self.folder}")
+        if options.repeat_factor:
+            factors = training.repeat_factors(train_set, options.repeat_factor)
+            shown = self._by_type(np.round(training.cells_per_epoch(train_set, factors)))
+            print(f"repeat factor: {factors.sum():.0f} images per epoch instead of {len(factors)} ({shown})")
+        if options.type_weights != "none":
+            print(f"type weights: {self._by_type(np.round(training.loss_weights(train_set), 2))}")
+        run.log(self.folder, "start", epoch=self.progress.epoch, batch=self.progress.batch, images=len(train_set))
+
+    def _by_type(self, numbers: Sequence[float]) -> str:
+        return ", ".join(f"{t} {n:.10g}" for t, n in zip(self.train_set.types, numbers, strict=True))
 
     def end_epoch(self, model: DetectionModel, losses: dict[str, float], learning_rate: float) -> Progress:
         """Validate a model, and save its weights and results; returns the progress. The epoch counts once the state,

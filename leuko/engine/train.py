@@ -64,15 +64,15 @@ class Loop:
 
     def load_state_dict(self, state: dict, path: Path) -> None:
         """Go on from the content of ``path``; LeukoError where it is of another model."""
-        try:
-            for name, part in self._parts().items():
+        for name, part in self._parts().items():
+            try:
                 part.load_state_dict(state[name])
-        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as e:
-            reason = (str(e).splitlines() or [""])[-1].strip()[:200]
-            raise LeukoError(
-                f"{path}: the state of another model, or of an older leuko ({reason}); restore this run's own file, or "
-                f"start a new run with --weights {path.parent}"
-            ) from e
+            except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as e:
+                reason = (str(e).splitlines() or [""])[-1].strip()[:200]
+                raise LeukoError(
+                    f"{path}: the state of another model, or of an older leuko ({name}: {reason}); restore this run's "
+                    f"own file, or start a new run with --weights {path.parent}"
+                ) from e
 
 
 def set_up(options: TrainOptions, model: DetectionModel, train_set: Dataset, device: torch.device, fresh: bool) -> Loop:
@@ -133,7 +133,9 @@ def fit(run: Run, loop: Loop) -> None:
         return run.progress
 
     with Stop() as stop:
-        save()  # so that a run killed in its first minutes can be resumed, too
+        with stop.held():
+            save()  # before the run's args.yaml, so that whatever has that can be resumed
+            distributed.led(run.begin)
         if distributed.leads() and not run.progress.epoch and not run.progress.batch:
             _draw_batches(run, loop.loader.images)
         while not run.finished:
