@@ -145,7 +145,7 @@ def _model() -> DetectionModel:
 @cache
 def _loop() -> loop.Loop:
     train_set = Dataset(TYPES, [Sample(Path("0.jpg"), 64, 64, BOXES[0], LABELS[0], 1)])
-    return loop.set_up(OPTIONS, _model(), train_set, torch.device("cpu"), fresh=False)
+    return loop.Loop(OPTIONS, _model(), train_set, torch.device("cpu"), fresh=False)
 
 
 # ---------------------------------------------------------------- reading

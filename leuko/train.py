@@ -61,7 +61,7 @@ def _train(options: TrainOptions, given: Collection[str], device: torch.device, 
     is_yolo = ultralytics.is_yolo(options.model)
     if is_yolo and (ignored := [flag(name) for name in IGNORED_OPTIONS if name in given]):
         print(f"{options.model} ignores {', '.join(ignored)}")
-    parts = None if is_yolo else loop.set_up(options, model, train_set, device, state is None and not options.weights)
+    parts = None if is_yolo else loop.Loop(options, model, train_set, device, state is None and not options.weights)
     progress = Progress()
     if state:
         state.check_data(described(train_set, val_set))
@@ -145,17 +145,12 @@ def load_data(options: TrainOptions) -> tuple[Dataset, Dataset]:
     val_set = source.load(options.data, val_split, types=train_set.types)
     if not options.allow_leaks and val_split != options.train_split:
         source.check_groups({options.train_split: train_set.groups(), val_split: val_set.groups()}, options.data)
-    for name, dataset in ((options.train_split, train_set), (val_split, val_set)):
+    for name, dataset, what in ((options.train_split, train_set, "learn from"), (val_split, val_set, "measure by")):
         if lines := tables.warnings(name, dataset, options.max_detections):
             print(lines)
-    if not train_set.counts().sum():
-        remedy = 'write "crowds: cells" in a data YAML if its crowds are cells' if train_set.crowds() else "label some"
-        raise LeukoError(f"{options.data}: split {options.train_split} has no cell to learn from; {remedy}")
-    if not val_set.counts().sum():
-        raise LeukoError(
-            f"{options.data}: split {val_split} has no cell to measure an epoch by; label some, or name another split "
-            "with --val-split"
-        )
+        if not dataset.counts().sum():
+            crowds = ', write "crowds: cells" in a data YAML if its crowds are cells' if dataset.crowds() else ""
+            raise LeukoError(f"{options.data}: split {name} has no cell to {what}; label some{crowds}, or name another")
     return train_set, val_set
 
 

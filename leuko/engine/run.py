@@ -48,11 +48,6 @@ class Run:
     progress: Progress = field(default_factory=Progress)
     best_evaluation: coco.Evaluation | None = None
 
-    @property
-    def finished(self) -> bool:
-        """Whether there is nothing left to train."""
-        return self.progress.is_finished(self.options.epochs)
-
     @cached_property
     def data(self) -> Described:
         """What the state keeps of the data."""
