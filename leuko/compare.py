@@ -95,5 +95,5 @@ def train_one(folder: Path, name: str, place: str, options: TrainOptions, given:
         return
     if folder.exists():
         print(f"{name} begins again: what is in {folder} is removed")
-        shutil.rmtree(folder)  # of one of Ultralytics', which cannot be resumed
+        shutil.rmtree(folder)  # killed before it began, or one of Ultralytics', which cannot be resumed
     train(replace(options, model=name, project=str(folder.parent), name=plain_name(name), resume=""), given)
