@@ -145,12 +145,17 @@ def load_data(options: TrainOptions) -> tuple[Dataset, Dataset]:
     val_set = source.load(options.data, val_split, types=train_set.types)
     if not options.allow_leaks and val_split != options.train_split:
         source.check_groups({options.train_split: train_set.groups(), val_split: val_set.groups()}, options.data)
-    for name, dataset, what in ((options.train_split, train_set, "learn from"), (val_split, val_set, "measure by")):
+    splits = {"train": (options.train_split, train_set), "val": (val_split, val_set)}
+    for part, (name, dataset) in splits.items():
         if lines := tables.warnings(name, dataset, options.max_detections):
             print(lines)
         if not dataset.counts().sum():
             crowds = ', write "crowds: cells" in a data YAML if its crowds are cells' if dataset.crowds() else ""
-            raise LeukoError(f"{options.data}: split {name} has no cell to {what}; label some{crowds}, or name another")
+            what = "learn from" if part == "train" else "measure an epoch by"
+            raise LeukoError(
+                f"{options.data}: split {name} has no cell to {what}; label some{crowds}, or name another split with "
+                f"--{part}-split"
+            )
     return train_set, val_set
 
 
