@@ -25,7 +25,7 @@ from leuko.config import TrainOptions
 from leuko.data import source
 from leuko.data.tools.draw import synth
 from leuko.engine import distributed
-from leuko.engine.train import compute_losses, set_up
+from leuko.engine.train import Loop
 from leuko.models import create
 from leuko.ops import ranks
 
@@ -40,11 +40,11 @@ def measure(options: argparse.Namespace) -> tuple[float, float]:
     torch.manual_seed(0)
     model = create(options.model, len(train_set.types), options.backbone, image_size=options.imgsz)
     recipe = {"imgsz": options.imgsz, "batch": options.batch, "lr": 0.001, "augment": "none", "cache": "ram"}
-    loop = set_up(TrainOptions(**recipe, workers=0), model, train_set, CPU, fresh=False)
+    loop = Loop(TrainOptions(**recipe, workers=0), model, train_set, CPU, fresh=False)
     for i, batch in enumerate(loop.loader.epoch(0)):
         if i == 1:
             start, worked = time.perf_counter(), time.process_time()
-        sum(compute_losses(loop.network, batch, "none", CPU).values()).backward()
+        sum(loop.network(batch.images, batch.targets).values()).backward()
         loop.optimizer.step()
         loop.optimizer.zero_grad(set_to_none=True)
     images = loop.loader.bounds[-1] - loop.loader.bounds[1]

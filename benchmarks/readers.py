@@ -27,7 +27,7 @@ from leuko.data.tools.split import split
 from leuko.detections import Detections
 from leuko.engine import checkpoint
 from leuko.engine import train as loop
-from leuko.engine.state import Progress, labels_of, load_state, save_state
+from leuko.engine.state import Progress, described, load_state, save_state
 from leuko.io import write_json, write_yaml
 from leuko.metrics.coco import evaluate, to_coco_results
 from leuko.models import DetectionModel, create
@@ -122,8 +122,8 @@ def _make_run(root: Path, dataset: Dataset) -> None:
     checkpoint.save_weights(folder / "weights/best.safetensors", model.recipe, model.state_dict(), TYPES, epoch=1)
     write_yaml(folder / "args.yaml", asdict(OPTIONS))
     row = {"epoch": 1, "lr": 0.01, "loss/cls": 1.0, "val/mAP": 0.5, "val/mAP50": 0.5, "val/mAP75": 0.5, "val/mAR": 0.5}
-    data = {"train": labels_of(dataset)}
-    save_state(folder / "resume.pt", _loop().state_dict(), Progress(epoch=1, rows=[row]), TYPES, data)
+    progress = Progress(epoch=1, rows=[row])
+    save_state(folder / "resume.pt", _loop().state_dict(), progress, described(dataset, dataset))
     found = [Detections(s.boxes, np.full(len(s.boxes), 0.9), s.labels) for s in dataset.samples]
     results = evaluate(dataset, found)
     run.write_evaluation(folder, results, to_coco_results(dataset, found), model="fcos", data="data")
@@ -144,7 +144,7 @@ def _model() -> DetectionModel:
 @cache
 def _loop() -> loop.Loop:
     train_set = Dataset(TYPES, [Sample(Path("0.jpg"), 64, 64, BOXES[0], LABELS[0], 1)])
-    return loop.set_up(OPTIONS, _model(), train_set, torch.device("cpu"), fresh=False)
+    return loop.Loop(OPTIONS, _model(), train_set, torch.device("cpu"), fresh=False)
 
 
 # ---------------------------------------------------------------- reading
@@ -181,7 +181,8 @@ def _args(root: Path) -> None:
 def _resume(root: Path) -> None:
     state = load_state(root / "run/resume.pt")
     state.progress.is_finished(OPTIONS.epochs)
-    state.check_data({"train": source.load(root / "coco", "train")})
+    dataset = source.load(root / "coco", "train")
+    state.check_data(described(dataset, dataset))
     _loop().load_state_dict(state.parts, state.path)
 
 

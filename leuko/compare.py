@@ -33,8 +33,7 @@ from .val import val
 
 def compare(options: TrainOptions, given: Collection[str] = ()) -> Path:
     """Train each model that is not trained yet, going on with what was interrupted, and write the table; returns the
-    comparison's folder. ``--show-augment`` draws for the first model alone, without any of that. Raises LeukoError for
-    what the user can fix, and KeyboardInterrupt at Ctrl-C."""
+    comparison's folder. Raises LeukoError for what the user can fix, and KeyboardInterrupt at Ctrl-C."""
     if distributed.by_torchrun():
         raise LeukoError("a comparison is trained by one process; start each model's training by torchrun instead")
     resumed = options.resume
@@ -43,8 +42,6 @@ def compare(options: TrainOptions, given: Collection[str] = ()) -> Path:
     if len(names) < 2:
         alone = f"leuko train --resume {resumed}" if resumed else "leuko train"
         raise LeukoError(f"{resumed or '--model'}: {names[0]} alone, but a comparison is of several; run: {alone}")
-    if options.show_augment:
-        return train(replace(options, model=names[0]), given)
     options.check()
     split = "test" if "test" in source.splits(options.data) else options.val_split
     if not options.allow_leaks and split != options.train_split:
@@ -92,13 +89,11 @@ def train_one(folder: Path, name: str, place: str, options: TrainOptions, given:
         print(f"{name} is trained ({place})")
         return
     print(f"\n{name} ({place})")
-    if (folder / "resume.pt").is_file() and not is_yolo(name):
+    if (folder / "args.yaml").is_file() and not is_yolo(name):
         epochs = max(options.epochs, epochs_of(folder))  # it may have been extended by itself
         train(replace(options, resume=str(folder), epochs=epochs), given={"resume", "epochs", "allow_leaks"})
         return
-    if any(folder.glob("weights/*.safetensors")) and not is_yolo(name):
-        raise LeukoError(f"{folder}: has weights but no resume.pt to go on from; restore it, or move the folder away")
     if folder.exists():
         print(f"{name} begins again: what is in {folder} is removed")
-        shutil.rmtree(folder)  # killed before its first state, or one of Ultralytics', which begins again
+        shutil.rmtree(folder)  # killed before it began, or one of Ultralytics', which cannot be resumed
     train(replace(options, model=name, project=str(folder.parent), name=plain_name(name), resume=""), given)

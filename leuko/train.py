@@ -9,8 +9,8 @@ if __name__ == "__main__":  # read before all else is imported, so that --help a
 
 import sys
 from collections.abc import Collection, Sequence
-from contextlib import ExitStack
-from dataclasses import asdict, fields, replace
+from contextlib import nullcontext
+from dataclasses import fields, replace
 from importlib.util import find_spec
 from pathlib import Path
 from shlex import quote
@@ -18,24 +18,21 @@ from shlex import quote
 import torch
 
 from .baselines import ultralytics
-from .baselines.ultralytics_loop import IGNORED_OPTIONS, train_ultralytics
+from .baselines.ultralytics import IGNORED_OPTIONS, train_ultralytics
 from .cli import flag, stored
 from .config import TrainOptions, is_comparison
 from .data import source, training
 from .data.dataset import Dataset
-from .data.tools.builder import write_warnings
 from .data.transforms import compose
 from .engine import checkpoint, distributed
 from .engine import train as loop
-from .engine.environment import environment
-from .engine.network import Network, choose_device
+from .engine.network import choose_device
 from .engine.run import Run
-from .engine.state import Progress, State, load_state, locked
+from .engine.state import Progress, described, load_state, locked
 from .errors import LeukoError
-from .io import remove_unfinished, write_json, write_yaml
 from .models import DetectionModel, create
-from .registry import DOWNLOADS, backbone_file, find_weights, registry
-from .report import pictures, plots, run, tables
+from .registry import DOWNLOADS, FOREIGN, backbone_file, find_weights, registry
+from .report import run, tables
 
 
 def train(options: TrainOptions, given: Collection[str] = ()) -> Path:
@@ -43,57 +40,47 @@ def train(options: TrainOptions, given: Collection[str] = ()) -> Path:
 
     Raises LeukoError for what the user can fix, and KeyboardInterrupt at Ctrl-C after the state is saved.
     """
-    with ExitStack() as held:
-        return _train(options, given, held)
-
-
-def _train(options: TrainOptions, given: Collection[str], held: ExitStack) -> Path:
-    folder = Path(options.resume) if options.resume else None
-    if folder:
+    resumed = Path(options.resume) if options.resume else None
+    if resumed:
         options = resumed_options(options, given)
     options.check()
     device = checked_device(options)
-    held.enter_context(distributed.together(device))
-    if folder and distributed.leads():
-        held.enter_context(locked(folder))
-    compose.read_steps(compose.chosen(options.augment, 0))  # a mistake in it is reported before the data is read
-    state = begun_state(folder) if folder else None
+    with distributed.together(device):
+        return _train(options, given, device, resumed)
+
+
+def _train(options: TrainOptions, given: Collection[str], device: torch.device, resumed: Path | None) -> Path:
+    state = load_state(resumed / "resume.pt") if resumed else None
     if state and state.progress.is_finished(options.epochs):
-        print(f"{folder}: finished; --epochs N extends it")
-        return folder
+        print(f"{resumed}: finished; --epochs N extends it")
+        return resumed
     train_set, val_set = load_data(options)
-    steps = augmentation(options, train_set)
-    if options.show_augment:
-        return distributed.led(show_augmentation, replace(options, augment=steps), train_set)
-    if state:
-        state.check_data({"train": train_set, "val": val_set})
-    class_weights = training.loss_weights(train_set) if options.type_weights == "balanced" else ()
-    model = build(options, train_set.types, state, class_weights)
-    options = replace(
-        options, lr=options.lr or model.default_lr, clip=options.clip or model.default_clip, augment=steps
-    )
+    options = replace(options, augment=augmentation(options, train_set))
+    model = build(options, train_set, fresh=state is None)
+    options = replace(options, lr=options.lr or model.default_lr, clip=options.clip or model.default_clip)
     is_yolo = ultralytics.is_yolo(options.model)
-    ignored = [n for n in IGNORED_OPTIONS if n in given and (n != "augment" or steps)]
-    if is_yolo and ignored:
-        print(f"{options.model} ignores {', '.join(map(flag, ignored))}")
-    parts = None
-    if not is_yolo:
-        parts = loop.set_up(options, model, train_set, device, fresh=state is None and not options.weights)
+    if is_yolo and (ignored := [flag(name) for name in IGNORED_OPTIONS if name in given]):
+        print(f"{options.model} ignores {', '.join(ignored)}")
+    parts = None if is_yolo else loop.Loop(options, model, train_set, device, state is None and not options.weights)
+    progress = Progress()
     if state:
+        state.check_data(described(train_set, val_set))
         parts.load_state_dict(state.parts, state.path)
         if state.progress.batch > len(parts.loader):
             raise LeukoError(f"{state.path}: batch {state.progress.batch} of an epoch that has fewer; restore the file")
-        state.progress.extend()
-    folder = distributed.led(begin, folder, options, device, held)
-    begun = Run(folder, options, train_set, val_set, device, state.progress if state else Progress())
-    distributed.led(describe, begun)
-    try:
-        train_yolo(begun, model) if is_yolo else loop.fit(begun, parts)
-    except KeyboardInterrupt:
-        remedy = "start it again" if is_yolo else f"go on with: leuko train --resume {quote(str(folder))}"
-        if distributed.leads():
-            print(f"\nstopped; {remedy}", file=sys.stderr)
-        raise
+        progress = state.progress
+        progress.extend()
+    name = options.name or ultralytics.plain_name(options.model)
+    folder = resumed or distributed.led(run.new_run, options.project, name, "weights")
+    begun = Run(folder, options, train_set, val_set, device, progress)
+    with locked(folder) if distributed.leads() else nullcontext():
+        try:
+            train_yolo(begun, model) if is_yolo else loop.fit(begun, parts)
+        except KeyboardInterrupt:
+            remedy = "start it again" if is_yolo else f"go on with: leuko train --resume {quote(str(folder))}"
+            if distributed.leads():
+                print(f"\nstopped; {remedy}", file=sys.stderr)
+            raise
     if begun.best_evaluation:
         print(f"\nbest epoch, on {len(val_set)} images:\n{tables.per_class(begun.best_evaluation)}")
     print(f"\nresults: {folder}")
@@ -144,27 +131,6 @@ def resumed_options(options: TrainOptions, given: Collection[str]) -> TrainOptio
     return before
 
 
-def begin(folder: Path | None, options: TrainOptions, device: torch.device, held: ExitStack) -> Path:
-    """The run's folder, a new and locked one if there is none yet, with its options and environment."""
-    if not folder:
-        name = options.name or ultralytics.plain_name(options.model)
-        folder = run.new_run(options.project, name, "weights")
-        held.enter_context(locked(folder))
-    write_yaml(folder / "args.yaml", asdict(options))
-    write_json(folder / "environment.json", environment(device))
-    remove_unfinished(folder)
-    return folder
-
-
-def begun_state(folder: Path) -> State | None:
-    """The state that a run resumes from; None where it was killed before its first one, so that it begins anew."""
-    if not (folder / "resume.pt").exists() and not any(folder.glob("weights/*.safetensors")):
-        print(f"{folder}: nothing was trained yet; it begins at the first epoch")
-        (folder / "weights").mkdir(exist_ok=True)
-        return None
-    return load_state(folder / "resume.pt")
-
-
 # ---------------------------------------------------------------- data
 
 
@@ -179,17 +145,17 @@ def load_data(options: TrainOptions) -> tuple[Dataset, Dataset]:
     val_set = source.load(options.data, val_split, types=train_set.types)
     if not options.allow_leaks and val_split != options.train_split:
         source.check_groups({options.train_split: train_set.groups(), val_split: val_set.groups()}, options.data)
-    for name, dataset in ((options.train_split, train_set), (val_split, val_set)):
+    splits = {"train": (options.train_split, train_set), "val": (val_split, val_set)}
+    for part, (name, dataset) in splits.items():
         if lines := tables.warnings(name, dataset, options.max_detections):
             print(lines)
-    if not train_set.counts().sum():
-        remedy = 'write "crowds: cells" in a data YAML if its crowds are cells' if train_set.crowds() else "label some"
-        raise LeukoError(f"{options.data}: split {options.train_split} has no cell to learn from; {remedy}")
-    if not val_set.counts().sum():
-        raise LeukoError(
-            f"{options.data}: split {val_split} has no cell to measure an epoch by; label some, or name another split "
-            "with --val-split"
-        )
+        if not dataset.counts().sum():
+            crowds = ', write "crowds: cells" in a data YAML if its crowds are cells' if dataset.crowds() else ""
+            what = "learn from" if part == "train" else "measure an epoch by"
+            raise LeukoError(
+                f"{options.data}: split {name} has no cell to {what}; label some{crowds}, or name another split with "
+                f"--{part}-split"
+            )
     return train_set, val_set
 
 
@@ -202,49 +168,36 @@ def augmentation(options: TrainOptions, train_set: Dataset) -> list[dict]:
     return compose.listed(compose.read_steps(name))
 
 
-def show_augmentation(options: TrainOptions, train_set: Dataset) -> Path:
-    """Draw what augmentation makes of a training image, and return the folder."""
-    images = training.TrainingImages(train_set, options.imgsz, compose.read_steps(options.augment), options.seed)
-    folder = run.new_run(options.project, options.name or "augment")
-    pictures.write_image(folder / "augment.jpg", pictures.augmentation(images, train_set.types))
-    print(f"augmentation: {folder / 'augment.jpg'}")
-    return folder
-
-
 # ---------------------------------------------------------------- the model and the weights it starts from
 
 
-def build(
-    options: TrainOptions, types: list[str], state: State | None = None, class_weights: tuple[float, ...] = ()
-) -> DetectionModel:
+def build(options: TrainOptions, train_set: Dataset, fresh: bool = True) -> DetectionModel:
     """The model to train, with the weights it starts from; or without, if the state of a run will bring them."""
     torch.manual_seed(options.seed)
     if ultralytics.is_yolo(options.model):
-        return build_yolo(options, types)
-    fresh = state is None and not options.weights
-    pretrained: bool | Path = options.pretrained and fresh
-    if pretrained and options.backbone_weights:
-        pretrained = find_weights(options.backbone_weights)
-    elif pretrained:
-        pretrained = backbone_file(options.backbone) or True
+        return build_yolo(options, train_set.types)
+    pretrained: bool | Path = options.pretrained and fresh and not options.weights
+    if pretrained:
+        named = options.backbone_weights
+        pretrained = find_weights(named) if named else backbone_file(options.backbone) or True
     scratch = not options.pretrained and not options.weights
     norm = "train" if scratch else options.norm
     if norm != options.norm:
         print("from scratch: BatchNorm follows the batches and no stage is frozen, since nothing is pretrained")
     model = create(
         options.model,
-        len(types),
+        len(train_set.types),
         options.backbone,
         pretrained=pretrained,
         norm=norm,
         freeze=options.freeze and not scratch,
         normalize_features=options.normalize_features,
         image_size=options.imgsz,
-        class_weights=class_weights,
+        class_weights=training.loss_weights(train_set) if options.type_weights == "balanced" else (),
         **{f: getattr(options, f) for f in ("channels", "fc_channels", "proposals", "rois", "vote", "max_detections")},
     )
-    if options.weights and state is None:
-        start_from(find_weights(options.weights), model, types)
+    if options.weights and fresh:
+        start_from(find_weights(options.weights), model, train_set.types)
     elif model.pretrained_from:
         print(f"backbone weights: {model.pretrained_from}")
     return model
@@ -252,24 +205,21 @@ def build(
 
 def build_yolo(options: TrainOptions, types: list[str]) -> DetectionModel:
     """One of Ultralytics' models, as :func:`build` does it."""
-    path = yolo_weights(options)
     about = {"image_size": options.imgsz, "max_detections": options.max_detections}
-    if path is None:
+    if not (options.pretrained or options.weights):
         print("from scratch")
         return ultralytics.create_yolo(options.model, len(types), **about)
-    weights = checkpoint.load_weights(path)
-    name = weights.recipe["name"] if options.model.endswith(".pt") else options.model
-    model = ultralytics.create_yolo(name, len(types), weights.recipe.get("architecture"), **about)
+    weights = checkpoint.load_weights(yolo_weights(options))
+    name = weights.recipe["name"] if options.model.endswith(FOREIGN) else options.model
+    model = ultralytics.create_yolo(name, len(types), weights.recipe.get("made_for", 0), **about)
     print_known(weights, checkpoint.transfer(weights, model, types), types)
     return model
 
 
-def yolo_weights(options: TrainOptions) -> Path | None:
-    """The file that one of Ultralytics' models starts from; None from scratch. LeukoError if it is not there."""
+def yolo_weights(options: TrainOptions) -> Path:
+    """The file that one of Ultralytics' models starts from; LeukoError if it is not there."""
     if options.weights:
         return find_weights(options.weights)
-    if options.model.endswith((".yaml", ".yml")) or not options.pretrained:
-        return None
     name = ultralytics.plain_name(options.model)
     for file in (Path(options.model), DOWNLOADS / f"{name}.pt"):
         if file.is_file():
@@ -298,40 +248,11 @@ def print_known(weights: checkpoint.Weights, known: Sequence[str], types: Sequen
 
 def train_yolo(begun: Run, model: ultralytics.YOLO) -> None:
     """Train one of Ultralytics' models by its own loop; each epoch ends as all others do."""
-    options = begun.options
 
     def end_epoch(averaged: DetectionModel, losses: dict, learning_rate: float, seconds: float) -> bool:
         begun.progress.seconds = seconds
-        state = {"model": averaged.state_dict()}
-        prepared = Network(averaged, begun.device, options.amp)
-        begun.end_epoch(prepared, model.recipe, averaged.state_dict(), losses, learning_rate, state)
-        return bool(begun.progress.stopped)
+        return bool(begun.end_epoch(averaged, losses, learning_rate).stopped)
 
-    arguments = (model, options, begun.folder, begun.train_set, begun.val_set, begun.device)
-    train_ultralytics(*arguments, end_epoch, begun.stop_diverged)
-
-
-# ---------------------------------------------------------------- what a run is about to learn from
-
-
-def describe(begun: Run) -> None:
-    """Write and print what a run is about to learn from: the data's warnings, the labels' statistics, its balance."""
-    folder, options, train_set, val_set = begun.folder, begun.options, begun.train_set, begun.val_set
-    write_warnings(folder, {dataset.split: dataset for dataset in (train_set, val_set)})
-    plots.label_statistics(train_set, folder / "labels.png")
-    cells = ", ".join(f"{t} {n}" for t, n in zip(train_set.types, train_set.counts(), strict=True))
-    if begun.device.type == "cuda":
-        print(f"on {environment(begun.device)['gpu']}: float32 products in TF32, --amp {options.amp}")
-    print(f"training on {len(train_set)} images ({cells}), validating on {len(val_set)}; results go to {folder}")
-    changed: dict[str, dict] = {}
-    if options.repeat_factor:
-        factors = training.repeat_factors(train_set, options.repeat_factor)
-        shown = [round(n) for n in training.cells_per_epoch(train_set, factors)]
-        changed["cells_per_epoch"] = dict(zip(train_set.types, shown, strict=True))
-        listed = ", ".join(f"{t} {n}" for t, n in changed["cells_per_epoch"].items())
-        print(f"repeat factor: {factors.sum():.0f} images per epoch instead of {len(factors)} ({listed})")
-    if options.type_weights != "none":
-        changed["type_weights"] = dict(zip(train_set.types, training.loss_weights(train_set), strict=True))
-        print("type weights: " + ", ".join(f"{t} {w:.2f}" for t, w in changed["type_weights"].items()))
-    place = {"epoch": begun.progress.epoch, "batch": begun.progress.batch}
-    run.log(folder, "start", **place, images=len(train_set), **changed)
+    begun.begin()
+    about = (begun.options, begun.folder, begun.train_set, begun.val_set, begun.device)
+    train_ultralytics(model, *about, end_epoch, begun.stop_diverged)

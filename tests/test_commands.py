@@ -268,7 +268,7 @@ def test_images_with_more_cells_than_are_detected_are_told(project, tmp_path, le
     told = "1 images have more than 100 cells (up to 101), such as"
     assert result.out.count(told) == 1 and "--max-detections" in result.out, result.err
     assert "more than" not in leuko("val", "--weights", project / "faster", *about, "--max-detections", "101").out
-    words = ["train", "--data", tmp_path / "data", "--project", tmp_path, *TINY, *FCOS, "--show-augment"]
+    words = ["train", "--data", tmp_path / "data", "--project", tmp_path, *TINY, *FCOS]
     result = leuko(*words)
     assert "train: 1 images have more than 100 cells (up to 150)" in result.out and f"test: {told}" in result.out
     result = leuko(*words, "--max-detections", "120")

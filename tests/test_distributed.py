@@ -34,7 +34,7 @@ from leuko.data.training import TrainingImages, TrainingLoader
 from leuko.engine import distributed
 from leuko.engine.run import Run
 from leuko.engine.stop import Stop
-from leuko.engine.train import set_up, train_one_epoch
+from leuko.engine.train import Loop, train_one_epoch
 from leuko.errors import LeukoError
 from leuko.models import DETECTORS, create
 from leuko.train import build
@@ -66,7 +66,7 @@ def trained(name: str, data: Dataset, **more: float) -> dict[str, dict]:
     before = {key: value.clone() for key, value in model.state_dict().items()}
     recipe = {"imgsz": 80, "batch": 4, "epochs": 1, "lr": 0.01, "clip": 10, "augment": "none", "workers": 0}
     options = TrainOptions(**recipe | {"warmup": 0} | more)
-    loop = set_up(options, model, data, CPU, fresh=False)
+    loop = Loop(options, model, data, CPU, fresh=False)
     run = Run(data.samples[0].image.parent, options, data, data, CPU)
     losses = train_one_epoch(loop, run, Stop(), lambda: None)
     changes = {key: value - before[key] for key, value in model.state_dict().items()}
@@ -171,7 +171,7 @@ def test_killed_and_stopped_processes_go_on_in_another_number(torchrun, data, tm
     assert leuko("train", "--resume", run).code == 0 and len(rows(run)) == 3
     ours, theirs = (load_file(folder / "weights/last.safetensors") for folder in (run, whole))
     options = stored(TrainOptions, whole / "args.yaml")
-    start = build(options, source.load(data, "train").types).state_dict()
+    start = build(options, source.load(data, "train")).state_dict()
     assert_same({key: theirs[key] - start[key] for key in theirs}, {key: ours[key] - start[key] for key in ours})
 
 

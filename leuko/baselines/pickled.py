@@ -25,8 +25,6 @@ MAKERS = {  # the only calls that are made: they put tensors together from bytes
     ("builtins", "set"): set,
     ("__builtin__", "set"): set,
 }
-
-
 MOST_MODULES = 20_000  # yolo11x has 900
 
 
@@ -47,34 +45,29 @@ class _Unpickler(pickle.Unpickler):
         return MAKERS.get((module, name), Inert)
 
 
-def read_network(path: Path) -> tuple[dict, list[str], int, dict[str, Tensor]]:
-    """The description of the network in a ``.pt`` file, its class names, its image size, and its weights by name in
-    float32; LeukoError if the file is broken or holds anything else."""
+def read_network(path: Path) -> tuple[str, list[str], int, dict[str, Tensor]]:
+    """The name of the network in a ``.pt`` file, its class names, its image size, and its weights by name in float32;
+    LeukoError if the file is broken or holds anything else."""
     check_archive(path)
-    problem = "not a whole file"
     try:
         with zipfile.ZipFile(path) as archive:
             if any(name.endswith("constants.pkl") for name in archive.namelist()):
                 raise ValueError("TorchScript, which is code")
         reader = SimpleNamespace(__name__="inert", Unpickler=_Unpickler)
         stored = torch.load(path, map_location="cpu", pickle_module=reader, weights_only=False)
-        problem = "no network in it"
         network = stored.get("ema") or stored["model"]
-        architecture, names = network.state["yaml"], network.state["names"]
-        arguments = stored.get("train_args")
+        name = Path(network.state["yaml"]["yaml_file"]).stem
+        names, arguments = network.state["names"], stored.get("train_args")
         image_size = arguments.get("imgsz", 640) if isinstance(arguments, dict) else 640
         state = weights_of(network)
         names = [names[i] for i in range(len(names))]
-        problem = "no description of it"
-        if not (isinstance(architecture, dict) and state and fits(names, list[str]) and len(set(names)) == len(names)):
-            raise ValueError("no names of classes")
+        if not (state and fits(names, list[str]) and len(set(names)) == len(names)):
+            raise ValueError("no weights, or no names of classes")
     except Exception as e:  # torch and pickle raise errors of many kinds on a broken or hostile file
         reason = one_line(repr(e))[:160]
-        raise LeukoError(
-            f"{path}: not a detector of Ultralytics that can be read ({problem}: {reason}); get it again"
-        ) from e
+        raise LeukoError(f"{path}: not a detector of Ultralytics that can be read ({reason}); get it again") from e
     check_tensors(path, state)
-    return architecture, names, image_size, {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
+    return name, names, image_size, {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
 
 
 def weights_of(network: Inert) -> dict[str, Tensor]:

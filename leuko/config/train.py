@@ -46,8 +46,6 @@ class TrainOptions:
     # one of Ultralytics' models: from COCO's weights (leuko download yolo11n), or from scratch
     leuko train --data datasets/smears --model yolo11n
     leuko train --data datasets/smears --model yolo11n --no-pretrained
-    # what augmentation does, without training
-    leuko train --data datasets/smears --augment smear --show-augment
     # options from a file; a flag overrides the file
     leuko train --config recipe.yaml --lr 0.005
     """
@@ -56,7 +54,7 @@ class TrainOptions:
     """Data set: a folder (COCO, VOC or YOLO), a COCO JSON file, or a data YAML."""
     model: str = "fcos"
     """Detector: fsaf, fcos, fcos_improved, faster_rcnn, grid_rcnn, double_head_rcnn or cascade_rcnn, or a YOLO model of
-    Ultralytics by its name, YAML or .pt file; several with commas, all for the paper's six."""
+    Ultralytics by its name or .pt file; several with commas, all for the paper's six."""
     backbone: str = "resnet50"
     """Backbone: any timm network with maps at strides 4, 8, 16 and 32."""
     preset: Literal["paper", "small"] = "paper"
@@ -112,8 +110,6 @@ class TrainOptions:
     """Augmentation of the training images: none, flips, standard, smear (for other centres, too), or a YAML file with
     a list of transforms and their probabilities under the key augment (see docs/data.md); in a file of options, that
     list itself. auto: smear where at least 10,000 images are shown (images times epochs), else standard."""
-    show_augment: bool = False
-    """Draw one training image under each transform and under all of them, as augment.jpg, and stop."""
     repeat_factor: float = 0.0
     """Show images with rare types more often: a type on a share f of the images, below this one, sqrt(this / f) times
     as often (repeat-factor sampling, Gupta et al. 2019); 0: each image once per epoch."""

@@ -198,7 +198,7 @@ class Weights:
         a backbone alone can stand for 10 GB."""
         if not self.recipe:
             return
-        yolo = "architecture" in self.recipe
+        yolo = "made_for" in self.recipe
         if yolo:
             ultralytics.tasks()  # imported here, since the package makes tensors when it is imported
         with _fitting(self.path), torch.device("meta"):
@@ -223,7 +223,7 @@ def _fitting(path: Path) -> Iterator[None]:
 
 def build_model(recipe: Mapping) -> DetectionModel:
     """The untrained detector that a recipe describes, leuko's own or one of Ultralytics'."""
-    return ultralytics.create_yolo(**recipe) if "architecture" in recipe else create(**recipe)
+    return ultralytics.create_yolo(**recipe) if "made_for" in recipe else create(**recipe)
 
 
 # ---------------------------------------------------------------- weights

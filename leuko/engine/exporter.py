@@ -119,7 +119,7 @@ def metadata(member: EnsembleMember, half: bool) -> dict:
         "form": FORM,
         "leuko": __version__,
         "model": weights.recipe["name"],
-        "licence": "AGPL-3.0" if "architecture" in weights.recipe else licence_of(weights.path),
+        "licence": "AGPL-3.0" if "made_for" in weights.recipe else licence_of(weights.path),
         "identity": weights.identity,
         "parameters": member.parameters,
         "half": half,

@@ -13,17 +13,14 @@ LAST = Path("weights/last.safetensors")
 
 
 def is_finished(folder: Path, epochs: int) -> bool:
-    """Whether a run was trained for so many epochs or more, or stopped early when it was to have so many: by its state,
-    which an epoch writes after its weights, or, where somebody has removed that, by these."""
-    from .checkpoint import load_weights  # here, since they take torch, and who names exports needs none
-    from .state import load_state
+    """Whether a run was trained for so many epochs or more, or stopped early when it was to have so many: by its last
+    weights, which an epoch writes after all its other results."""
+    from .checkpoint import load_weights  # here, since it takes torch, and who names exports needs none
 
-    last, state = folder / LAST, folder / "resume.pt"
-    if not last.is_file():
+    if not (folder / LAST).is_file():
         return False
-    if not state.is_file():
-        return (load_weights(last).about.get("epoch") or 0) >= epochs
-    return load_state(state).progress.is_finished(epochs)
+    about = load_weights(folder / LAST).about
+    return max(about.get("epoch", 0), about.get("stopped", 0)) >= epochs
 
 
 def epochs_of(folder: Path) -> int:
@@ -42,13 +39,10 @@ def finished_runs(project: str | Path, types: Sequence[str] | None = None) -> li
     """
     from .checkpoint import load_weights
 
-    runs = []
-    for args in sorted(Path(project).glob("*/args.yaml")):
-        folder = args.parent
-        if not (folder / LAST).is_file() or not is_finished(folder, epochs_of(folder)):
-            continue
-        if types is None or set(load_weights(folder / LAST).types) == set(types):
-            runs.append(folder)
+    runs = [args.parent for args in sorted(Path(project).glob("*/args.yaml"))]
+    runs = [run for run in runs if is_finished(run, epochs_of(run))]
+    if types is not None:
+        runs = [run for run in runs if set(load_weights(run / LAST).types) == set(types)]
     if len(runs) < 2:
         fits = "" if types is None else f" for the types {', '.join(types)}"
         raise LeukoError(

@@ -20,8 +20,8 @@ NETWORK = {"backbone": str, "num_types": int, "side": int}
 DOCUMENT = {"recipe": dict, "types": list[str], "about": dict, "typer": dict}
 MODEL = {"name": str, "num_classes": int} | {f.name: object for f in fields(ModelOptions)}  # values are checked there
 OWN = MODEL | {"backbone": str, "norm": str, "freeze": bool, "normalize_features": bool}
-YOLO = MODEL | {"architecture": dict}
-ABOUT = {"epoch": int, "val": dict[str, float | None], "calibration": dict, "counting": dict[str, dict]}
+YOLO = MODEL | {"made_for": int}
+ABOUT = {"epoch": int, "stopped": int, "val": dict[str, float | None], "calibration": dict, "counting": dict[str, dict]}
 ABOUT |= {CELL: dict[str, float]}
 COUNTING = {"threshold": float, "data": str, "split": str}
 SIDES = {"network": float, "stored": float}
@@ -31,7 +31,7 @@ CALIBRATION = {"temperature": float, "shift": float, "sizes": list[int]}
 def document_misfit(recipe: dict, types: list[str], about: dict, typer: dict | None = None) -> str:
     """What is wrong with a model's description; "" where nothing is. A recipe holds only what builds a model: not
     ``pretrained``, for one, with which other weights would be looked for."""
-    kinds = YOLO if "architecture" in recipe else OWN
+    kinds = YOLO if "made_for" in recipe else OWN
     required = {"name", "num_classes"} if recipe or not typer else set()
     if problem := misfit(recipe, kinds, optional=kinds.keys() - required):
         return problem

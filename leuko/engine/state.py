@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import get_type_hints
 
@@ -48,8 +49,8 @@ class Progress:
             self.extended_at, self.stopped = self.epoch, 0
 
 
-Labels = list[list[str]]  # [file name, size, number of cells, digest of the labels] of each image of a split
-KINDS = {"model": dict, "progress": dict, "types": list[str], "data": dict[str, Labels]}
+Described = dict[str, list[str]]  # the types, and a line for each image of a split
+KINDS = {"model": dict, "progress": dict, "data": Described}
 PROGRESS = get_type_hints(Progress)
 
 
@@ -60,52 +61,41 @@ class State:
     path: Path
     parts: dict
     progress: Progress
-    types: list[str]
-    data: dict[str, Labels]
+    data: Described
 
-    def check_data(self, datasets: Mapping[str, Dataset]) -> None:
+    def check_data(self, now: Described) -> None:
         """LeukoError if the data is no longer what the run began with; it names what changed."""
-        anew = f"start a new run with --weights {self.path.parent}"
-        remedy = f"put them back, or {anew}"
-        if not self.data:
-            raise LeukoError(f"{self.path}: of an older leuko, which kept nothing of what the labels were; {anew}")
-        for split, dataset in datasets.items():
-            if self.types != dataset.types:
-                then, now = ", ".join(self.types), ", ".join(dataset.types)
-                raise LeukoError(f"{self.path}: the types were {then} when the run began, and are {now}; {remedy}")
-            before, now = self.data.get(split, []), labels_of(dataset)
-            names, named = ([" ".join(image[:1]) for image in images] for images in (before, now))
-            if names != named:
-                odd = sorted(set(names) ^ set(named)) or ["another order"]
-                raise LeukoError(
-                    f"{self.path}: the {split} images are not those the run began with ({len(names)} then, "
-                    f"{len(named)} now, such as {odd[0]}); {remedy}"
-                )
-            changed = [(old, new) for old, new in zip(before, now, strict=True) if old != new]
+        for what, new in now.items():
+            old = self.data.get(what, [])
+            changed = [pair for pair in zip_longest(old, new, fillvalue="none") if pair[0] != pair[1]]
             if changed:
-                (name, *then), (_, *new) = changed[0]
                 raise LeukoError(
-                    f"{self.path}: the labels of {len(changed)} of {len(now)} {split} images changed since the run "
-                    f"began, such as {name} (then {', '.join(then)}; now {', '.join(new)}); {remedy}"
+                    f"{self.path}: the {what} are not those the run began with ({len(old)} then, {len(new)} now; first "
+                    f'"{changed[0][0]}" then, "{changed[0][1]}" now); put them back, or start a new run with --weights '
+                    f"{self.path.parent}"
                 )
 
 
-def labels_of(dataset: Dataset) -> Labels:
-    """What a training depends on of each image but its pixels."""
-    return [[s.image.name, f"{s.width}x{s.height}", f"{len(s.boxes)} cells", _digest(s)] for s in dataset.samples]
+def described(train_set: Dataset, val_set: Dataset) -> Described:
+    """What a training depends on of its data but the pixels."""
+    splits = {"train images": train_set, "val images": val_set}
+    lines = {name: [_line(sample) for sample in dataset.samples] for name, dataset in splits.items()}
+    return {"types": train_set.types, **lines}
 
 
-def _digest(sample: Sample) -> str:
+def _line(sample: Sample) -> str:
+    """The file name, size, number of cells and digest of the labels of an image."""
     parts = (sample.boxes, sample.labels, sample.crowd)
-    return "labels " + hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()[:12]
+    digest = hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()[:12]
+    return f"{sample.image.name}, {sample.width}x{sample.height}, {len(sample.boxes)} cells, labels {digest}"
 
 
 # ---------------------------------------------------------------- the file
 
 
-def save_state(path: Path, parts: dict, progress: Progress, types: list[str], data: dict[str, Labels]) -> None:
+def save_state(path: Path, parts: dict, progress: Progress, data: Described) -> None:
     """Write the state of a run: tensors, numbers, strings, lists and dicts, under a temporary name, then renamed."""
-    state = {**parts, "progress": asdict(progress), "types": types, "data": data}
+    state = {**parts, "progress": asdict(progress), "data": data}
     with replacing(path) as temporary, open(temporary, "wb") as file:
         try:
             torch.save(state, file)
@@ -118,21 +108,14 @@ def save_state(path: Path, parts: dict, progress: Progress, types: list[str], da
 def load_state(path: Path) -> State:
     """Read a run's state without running code; LeukoError if it is missing, broken, or not as this leuko writes it."""
     if not path.exists():
-        raise LeukoError(f"{path}: no such file; name a run folder that leuko.train has written a state into")
-    content = read_archive(path, "start a new run, with --weights if it helps")
-    problem = misfit(content, KINDS, optional=("data",), more=True)
-    problem = problem or misfit(content["progress"], PROGRESS, optional=PROGRESS, finite=False)
-    if not problem:
-        progress = Progress(**content.pop("progress"))
-        is_possible = min(progress.epoch, progress.batch, progress.stopped) >= 0
-        if not is_possible or (progress.rows and len(progress.rows) != progress.epoch):
-            problem = f"epoch {progress.epoch}, batch {progress.batch}, {len(progress.rows)} rows of results"
+        raise LeukoError(f"{path}: no such file; restore it, or start a new run with --weights {path.parent}")
+    parts = read_archive(path, "start a new run, with --weights if it helps")
+    problem = misfit(parts, KINDS, more=True) or misfit(parts["progress"], PROGRESS, finite=False)
     if problem:
         raise LeukoError(
             f"{path}: not the state of a run ({problem:.200}); start a new run with --weights {path.parent}"
         )
-    common = {"types": content.pop("types"), "data": content.pop("data", {})}
-    return State(path, progress=progress, parts=content, **common)
+    return State(path, progress=Progress(**parts.pop("progress")), data=parts.pop("data"), parts=parts)
 
 
 # ---------------------------------------------------------------- one process at a time

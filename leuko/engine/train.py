@@ -10,7 +10,6 @@ import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from inspect import signature
 from itertools import islice
 from pathlib import Path
@@ -19,12 +18,12 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim import SGD, Optimizer
+from torch.optim import SGD
 from tqdm import tqdm
 
 from ..config import TrainOptions
 from ..data.dataset import Dataset
-from ..data.training import TrainingBatch, TrainingImages, TrainingLoader
+from ..data.training import TrainingImages, TrainingLoader
 from ..data.transforms.compose import read_steps
 from ..data.workers import worker_count
 from ..errors import LeukoError
@@ -34,25 +33,40 @@ from ..ops import ranks
 from ..report import pictures
 from . import distributed
 from .ema import ModelEMA
-from .network import Network, autocast
+from .network import autocast
 from .run import Run
-from .schedule import Schedule, step_schedule
+from .schedule import step_schedule
 from .state import Progress
 from .stop import Stop
 
 
-@dataclass
 class Loop:
-    """What a training consists of beside its data on disk and its progress. ``network`` is the model in the forward
-    pass, which several processes may share."""
+    """What a training consists of beside its data on disk and its progress: images, optimiser, schedule, scaler and EMA
+    for a model. ``network`` is the model in the forward pass, which several processes may share.
 
-    model: DetectionModel
-    network: nn.Module
-    loader: TrainingLoader
-    optimizer: Optimizer
-    schedule: Schedule
-    scaler: torch.amp.GradScaler
-    ema: ModelEMA | None
+    ``fresh``: the model starts a new training, not from trained weights, so that the scale of its features is measured.
+    """
+
+    def __init__(
+        self, options: TrainOptions, model: DetectionModel, train_set: Dataset, device: torch.device, fresh: bool
+    ):
+        be_deterministic(options.deterministic and device.type == "cuda")
+        self.model = model.to(device)
+        if options.channels_last:
+            (model.backbone if device.type == "cpu" else model).to(memory_format=torch.channels_last)
+        steps = read_steps(options.augment)
+        images = TrainingImages(train_set, options.imgsz, steps, options.seed, options.cache, options.repeat_factor)
+        if fresh and model.wants_normalized_features:
+            batch = next(TrainingLoader(images, options.batch).epoch(0))
+            model.backbone.init_scale(model.preprocess(batch.images)[0])
+        sgd = {"lr": options.lr, "momentum": options.momentum, "weight_decay": options.weight_decay}
+        self.optimizer = SGD(param_groups(model), **sgd)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=options.amp == "fp16")
+        self.ema = ModelEMA(model, options.ema) if options.ema else None
+        is_gpu, workers = device.type == "cuda", worker_count(options.workers)
+        self.loader = TrainingLoader(images, options.batch, workers, pinned=is_gpu, share=ranks.place())
+        self.schedule = step_schedule(options.lr, len(self.loader), options.epochs, options.warmup)
+        self.network = parallel(model)
 
     def _parts(self) -> dict[str, object]:
         parts = {"model": self.model, "optimizer": self.optimizer, "scaler": self.scaler}
@@ -64,67 +78,15 @@ class Loop:
 
     def load_state_dict(self, state: dict, path: Path) -> None:
         """Go on from the content of ``path``; LeukoError where it is of another model."""
-        try:
-            begun = state["optimizer"]["state"]
-            buffers = {i: {"momentum_buffer": p} for i, p in enumerate(_parameters(self.optimizer)) if i in begun}
-            for name, part in self._parts().items():
-                own = part.state_dict()
-                if part is self.optimizer:
-                    own["state"] = buffers  # which it does not have before its first step
-                if problem := unlike(state[name], own, name):
-                    raise ValueError(problem)
+        for name, part in self._parts().items():
+            try:
                 part.load_state_dict(state[name])
-        except (KeyError, TypeError, ValueError, RuntimeError) as e:
-            reason = (str(e).splitlines() or [""])[-1].strip()[:200]
-            raise LeukoError(
-                f"{path}: the state of another model, or of an older leuko ({reason}); restore this run's own file, or "
-                f"start a new run with --weights {path.parent}"
-            ) from e
-
-
-def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
-    return [p for group in optimizer.param_groups for p in group["params"]]
-
-
-def unlike(stored: object, own: object, name: str) -> str:
-    """What in a stored part of a loop is not as in this one: names, shapes, kinds of values; "" where all is."""
-    if isinstance(own, torch.Tensor):
-        same = isinstance(stored, torch.Tensor) and (stored.shape, stored.dtype) == (own.shape, own.dtype)
-        return "" if same else f"{name} is of another shape or type"
-    if type(stored) is not type(own) and not (isinstance(stored, dict) and isinstance(own, dict)):
-        return f"{name} is of another kind"
-    if isinstance(own, dict):
-        if odd := stored.keys() ^ own.keys():
-            return f"{name}.{sorted(map(str, odd))[0]} is in one of them only"
-        return next(filter(None, (unlike(stored[k], v, f"{name}.{k}") for k, v in own.items())), "")
-    if isinstance(own, list):
-        pairs = zip(stored, own, strict=True) if len(stored) == len(own) else [(None, "")]
-        return next(filter(None, (unlike(a, b, f"{name}[{i}]") for i, (a, b) in enumerate(pairs))), "")
-    same = stored == own or name.endswith((".lr", ".scale", "_tracker"))  # which change with the steps
-    return "" if same else f"{name} is {stored!r:.40}, not {own!r:.40}"
-
-
-def set_up(options: TrainOptions, model: DetectionModel, train_set: Dataset, device: torch.device, fresh: bool) -> Loop:
-    """Images, optimiser, schedule, scaler and EMA for a model.
-
-    ``fresh``: the model starts a new training, not from trained weights, so that the scale of its features is measured.
-    """
-    be_deterministic(options.deterministic and device.type == "cuda")
-    model.to(device)
-    if options.channels_last:
-        (model.backbone if device.type == "cpu" else model).to(memory_format=torch.channels_last)
-    steps = read_steps(options.augment)
-    images = TrainingImages(train_set, options.imgsz, steps, options.seed, options.cache, options.repeat_factor)
-    if fresh and model.wants_normalized_features:
-        batch = next(TrainingLoader(images, options.batch).epoch(0))
-        model.backbone.init_scale(model.preprocess(batch.images)[0])
-    optimizer = SGD(param_groups(model), lr=options.lr, momentum=options.momentum, weight_decay=options.weight_decay)
-    scaler = torch.amp.GradScaler(device.type, enabled=options.amp == "fp16")
-    ema = ModelEMA(model, options.ema) if options.ema else None
-    is_gpu, workers = device.type == "cuda", worker_count(options.workers)
-    loader = TrainingLoader(images, options.batch, workers, pinned=is_gpu, share=ranks.place())
-    schedule = step_schedule(options.lr, len(loader), options.epochs, options.warmup)
-    return Loop(model, parallel(model), loader, optimizer, schedule, scaler, ema)
+            except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as e:
+                reason = (str(e).splitlines() or [""])[-1].strip()[:200]
+                raise LeukoError(
+                    f"{path}: the state of another model, or of an older leuko ({name}: {reason}); restore this run's "
+                    f"own file, or start a new run with --weights {path.parent}"
+                ) from e
 
 
 def be_deterministic(wholly: bool) -> None:
@@ -149,7 +111,6 @@ def parallel(model: nn.Module) -> nn.Module:
 def fit(run: Run, loop: Loop) -> None:
     """Train to the run's last epoch. Ctrl-C and SIGTERM save the state and raise KeyboardInterrupt. Raises LeukoError
     for what the user can fix."""
-    model, ema = loop.model, loop.ema
 
     def save() -> None:
         if distributed.leads():
@@ -157,16 +118,18 @@ def fit(run: Run, loop: Loop) -> None:
                 run.save_state(loop.state_dict())
 
     def end_epoch(losses: dict[str, float]) -> Progress:
-        averaged = ema.module if ema else model
-        learning_rate = loop.optimizer.param_groups[0]["lr"]
-        weights, prepared = averaged.state_dict(), Network(averaged, run.device, run.options.amp)
-        return run.end_epoch(prepared, model.recipe, weights, losses, learning_rate, loop.state_dict())
+        averaged = loop.ema.module if loop.ema else loop.model
+        run.end_epoch(averaged, losses, loop.optimizer.param_groups[0]["lr"])
+        save()
+        return run.progress
 
     with Stop() as stop:
-        save()  # so that a run killed in its first minutes can be resumed, too
+        with stop.held():
+            save()  # before the run's args.yaml, so that whatever has that can be resumed
+            distributed.led(run.begin)
         if distributed.leads() and not run.progress.epoch and not run.progress.batch:
             _draw_batches(run, loop.loader.images)
-        while not run.finished:
+        while not run.progress.is_finished(run.options.epochs):
             with stop.held():
                 losses = train_one_epoch(loop, run, stop, save)
                 save()
@@ -181,16 +144,19 @@ def train_one_epoch(loop: Loop, run: Run, stop: Stop, save: Callable[[], None]) 
     """
     options, progress = run.options, run.progress
     loader, optimizer, scaler = loop.loader, loop.optimizer, loop.scaler
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     loop.network.train()
     saved = started = time.perf_counter()
     title = f"epoch {progress.epoch + 1}/{options.epochs}"
     with tqdm(total=len(loader.images), initial=loader.bounds[progress.batch], desc=title, unit="image") as bar:
         for batch in loader.epoch(progress.epoch, start=progress.batch):
             step = progress.epoch * len(loader) + progress.batch
-            seed_step(options.seed, step)
+            # Random numbers of a step depend on the run's seed and on nothing else that came before.
+            torch.manual_seed(int(np.random.SeedSequence((options.seed, step)).generate_state(1)[0]))
             for group in optimizer.param_groups:
                 group["lr"] = loop.schedule(step) * group["lr_multiplier"]
-            losses = compute_losses(loop.network, batch, options.amp, run.device)
+            with autocast(run.device, options.amp):
+                losses = loop.network(batch.images, batch.targets)
             on_their_way = ToHost(ranks.mean(torch.stack([*losses.values()]).detach()))
             scaler.scale(sum(losses.values()) / options.accumulate).backward()
             # Read only now: a GPU that has finished the forward pass is busy with the backward pass meanwhile.
@@ -203,7 +169,7 @@ def train_one_epoch(loop: Loop, run: Run, stop: Stop, save: Callable[[], None]) 
             if whole_step or progress.batch == len(loader):
                 if math.isfinite(options.clip):
                     scaler.unscale_(optimizer)
-                    nn.utils.clip_grad_norm_(_parameters(optimizer), options.clip)
+                    nn.utils.clip_grad_norm_(parameters, options.clip)
                 scaler.step(optimizer)
                 scaler.update()
                 optimizer.zero_grad(set_to_none=True)
@@ -223,17 +189,6 @@ def train_one_epoch(loop: Loop, run: Run, stop: Stop, save: Callable[[], None]) 
                 save()
                 saved = now
     return {name: total / len(loader) for name, total in progress.sums.items()}
-
-
-def seed_step(seed: int, step: int) -> None:
-    """Let the random numbers of a step depend on the run's seed and on nothing else that came before."""
-    torch.manual_seed(int(np.random.SeedSequence((seed, step)).generate_state(1)[0]))
-
-
-def compute_losses(network: nn.Module, batch: TrainingBatch, amp: str, device: torch.device) -> dict[str, torch.Tensor]:
-    """The scalar losses of one batch by name."""
-    with autocast(device, amp):
-        return network(batch.images, batch.targets)
 
 
 class ToHost:

@@ -22,13 +22,12 @@ from ..data.fit import fit, fitted
 from ..data.images import read_image
 from ..data.slides import Slide, open_image
 from ..data.tools.findings import TypedBox
-from ..data.transforms import compose
 from ..detections import Detections
 from ..io import write_bytes
 from ..metrics.confusion import Pairing
 
 if TYPE_CHECKING:
-    from ..data.training import TrainingImages, TrainingItem
+    from ..data.training import TrainingItem
 
 MOST_SIDE = 8192  # pixels of a predicted field's picture
 SHEET_CELL = 400  # pixels: the longer side of an image on a contact sheet
@@ -197,22 +196,6 @@ def batch(items: Sequence[TrainingItem], types: Sequence[str]) -> np.ndarray:
         for image, target, *_ in items
     ]
     return contact_sheet(drawn, columns=4)
-
-
-def augmentation(images: TrainingImages, types: Sequence[str], max_images: int = 8) -> np.ndarray:
-    """The training image with the most cells: unchanged, under each transform of ``images`` alone, and ``max_images``
-    times under all of them with their probabilities."""
-    index = int(np.argmax([(~sample.crowd).sum() for sample in images.samples]))
-    sample = images.plain(index)
-    shown = [("unchanged", sample)]
-    for i, step in enumerate(images.steps):
-        alone = compose.augment(sample, [step._replace(p=1.0)], np.random.default_rng([images.seed, i]), images.another)
-        shown.append((step.name, alone))
-    for i in range(max_images if images.steps else 0):
-        rng = np.random.default_rng([images.seed, i, index])
-        shown.append(("all", compose.augment(sample, images.steps, rng, images.another)))
-    drawn = [captioned(draw_cells(s.image, s.boxes, s.labels, types), title) for title, s in shown]
-    return contact_sheet(drawn, columns=6)
 
 
 def worst_first(pairings: Sequence[Pairing]) -> list[int]:
