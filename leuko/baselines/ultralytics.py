@@ -38,6 +38,7 @@ from ..io import read_yaml
 from ..models.base import DetectionModel, Found, ModelOptions, Targets
 from ..models.preprocess import Preprocess
 from ..registry import FOREIGN
+from ..report import pictures
 from .pickled import read_network
 
 GREY = 114 / 255  # with which Ultralytics pads images
