@@ -50,11 +50,11 @@ class Detector:
         tiles: bool = False,
         cell_size: float = 0.0,
     ):
-        sizes = (imgsz,) if isinstance(imgsz, int) else tuple(imgsz)
-        config.check_sizes(sizes)
-        config.check_max_detections(max_detections)
-        config.check_cell_size(cell_size)
-        self._member = EnsembleMember.load(weights, device, sizes, max_detections, typer, "none", tiles, cell_size)
+        sizes = [imgsz] if isinstance(imgsz, int) else list(imgsz)
+        looking = {"imgsz": sizes, "max_detections": max_detections, "tiles": tiles, "cell_size": cell_size}
+        options = config.DetectOptions(str(weights), typer=typer, device=device, **looking)
+        options.check_models()
+        self._member = EnsembleMember.load(weights, device, *options.looking)
         self.types = tuple(self._member.types)
         self.path = self._member.weights.path
         self.threshold = (thresholds.kept([self._member], Fusion(), calibrated=False) or thresholds.Threshold()).value

@@ -276,7 +276,7 @@ def test_a_limit_can_be_raised(tmp_path, words, leuko):
     leuko("predict", *words, 1).refused("1000x1001 is too large", "--max-pixels 2")
     assert not any((tmp_path / "out").iterdir())
     assert leuko("predict", *words, 2).code == 0
-    leuko("predict", *words, 2000).refused("--max-pixels 2000", "1 to 1000")
+    leuko("predict", *words, 2000).refused("--max-pixels 2000", "1 to 1,000")
 
 
 def test_an_image_for_which_memory_is_lacking_is_not_read(tmp_path, words, leuko, monkeypatch):

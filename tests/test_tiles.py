@@ -255,4 +255,4 @@ def test_leuko_small_counts_a_wide_field_and_a_slide(wide, leuko, tmp_path):
     assert cv2.imread(str(tmp_path / "tiles/images/slide.jpg")).shape == (600, 750, 3)
     shrunk = leuko(*common, "--name", "shrunk", "--cell-size", "37")
     assert shrunk.code == 0 and "2 images are shrunk so far that a cell has less than 25 pixels" in shrunk.err
-    leuko("predict", "--source", wide, "--tiles", "--cell-size", "2").refused("--cell-size 2", "4 to 4096")
+    leuko("predict", "--source", wide, "--tiles", "--cell-size", "2").refused("--cell-size 2", "4 to 4,096")

@@ -182,7 +182,7 @@ def test_finished_run_is_extended_or_left_alone(faster, leuko):
     assert result.code == 0 and "finished; --epochs N extends it" in result.out
     assert files == {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in faster.rglob("*") if p.is_file()}
     leuko("train", "--resume", faster, "--epochs", "2").refused("--epochs 2", "3")
-    leuko("train", "--resume", faster, "--epochs", "0").refused("--epochs 0", "3")
+    leuko("train", "--resume", faster, "--epochs", "0").refused("--epochs 0", "from 1")
     leuko("train", "--resume", faster, "--lr", "0.1", "--batch", "4").refused(
         "--lr", "--batch", "keeps its own options"
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..cli import flag
+from ..config import flag
 from ..errors import LeukoError, one_line
 from ..io import write_csv, write_json, write_text
 from ..report import pages, plots, run, tables
