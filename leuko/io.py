@@ -62,6 +62,8 @@ def io_errors_as(action: str, path: str | Path = "") -> Iterator[None]:
 def check_readable(path: str | Path, megabytes: float = math.inf) -> None:
     """Raise LeukoError unless ``path`` is a regular file (a pipe waits for ever, a device never ends) of at most this
     size."""
+    if "\0" in str(path) or not os.path.lexists(path):
+        raise LeukoError(f"{path}: no such file")
     with io_errors_as("read", path):
         status = os.stat(path)
     if stat.S_ISDIR(status.st_mode):
@@ -75,11 +77,11 @@ def check_readable(path: str | Path, megabytes: float = math.inf) -> None:
         )
 
 
-def read_bytes(path: Path, megabytes: float = TEXT_LIMIT) -> bytes:
+def read_bytes(path: str | Path, megabytes: float = TEXT_LIMIT) -> bytes:
     """Return the content of a regular file of at most this size; raises LeukoError."""
     check_readable(path, megabytes)
     with io_errors_as("read", path):
-        return path.read_bytes()
+        return Path(path).read_bytes()
 
 
 def read_text(path: Path, megabytes: float = TEXT_LIMIT) -> str:

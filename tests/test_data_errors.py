@@ -134,7 +134,7 @@ BAD = {  # what is wrong: (format, how to do it, what the message must say)
     "image missing": (
         "coco",
         lambda d: edit_json(d, lambda c: [c["images"][i].update(file_name=f"no{i}.jpg") for i in (0, 1, 2)]),
-        ("train.json: image 1 (no0.jpg)", "no such image", "(and 2 more)"),
+        ("train.json: image 1 (no0.jpg)", "no such file", "(and 2 more)"),
     ),
     "climbing out": (
         "coco",

@@ -7,7 +7,6 @@ import sys
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from leuko import Detections, Detector
@@ -32,12 +31,9 @@ def test_detector_in_a_few_lines(data, project, tmp_path):
     path = load(data, "test").samples[0].image
     cells = longer.predict(path, threshold=0.0)
     image = read_image(path)
-    tensor = torch.from_numpy(image.transpose(2, 0, 1).copy())
     grey = longer.predict(np.dstack([image[..., 0]] * 3), 0.0)
-    for same in (longer.predict(image[..., 0], 0.0), longer.predict(Image.fromarray(image[..., 0]), 0.0)):
-        assert np.array_equal(same.boxes, grey.boxes) and np.array_equal(same.scores, grey.scores)
-    for same in (longer.predict(image, 0.0), longer.predict(tensor, 0.0), longer.predict(Image.fromarray(image), 0.0)):
-        assert np.array_equal(same.boxes, cells.boxes) and np.array_equal(same.labels, cells.labels)
+    for same, whole in ((longer.predict(image[..., 0], 0.0), grey), (longer.predict(image, 0.0), cells)):
+        assert np.array_equal(same.boxes, whole.boxes) and np.array_equal(same.scores, whole.scores)
     first = next(iter(cells))
     assert first.type in TYPES and first.score == pytest.approx(cells.scores.max()) and len(first.box) == 4
     assert len(cells.above(2.0)) == 0
@@ -47,18 +43,14 @@ def test_detector_in_a_few_lines(data, project, tmp_path):
         (lambda: Detector.train(data, epoch=3), 'did you mean "epochs"'),
         (lambda: Detector.train(data, resume=str(project / "faster")), "--data"),
         (lambda: longer.predict([path]), "type list.*give a file"),
-        (lambda: longer.predict("a\0b.jpg"), "no such image"),
+        (lambda: longer.predict("a\0b.jpg"), "no such file"),
         (lambda: longer.predict(""), "is a folder"),
         (lambda: longer.predict(path, max_pixels=0.001), "too large"),
-        (lambda: longer.predict(Image.new("F", (9, 9))), "mode F"),
-        (lambda: longer.predict(Image.new("RGB", (0, 9))), "0x9 pixels"),
-        (lambda: longer.predict(Image.new("RGB", (99, 99)), max_pixels=0.001), "99x99 pixels"),
+        (lambda: longer.predict(Image.new("RGB", (9, 9))), "type Image: give a file, .*numpy.asarray"),
         *[
             (lambda wrong=wrong: longer.predict(wrong), "give a uint8 array")
             for wrong in (image / 255, image[:, 0, 0], image[:0], image[None], np.dstack([image, image[..., :1]]))
         ],
-        (lambda: longer.predict((tensor / 255).requires_grad_()), "give a uint8 array"),
-        (lambda: longer.predict(tensor.permute(1, 2, 0)), "give a uint8 array"),
     ):
         with pytest.raises(LeukoError, match=words):
             call()

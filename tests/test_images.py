@@ -181,7 +181,7 @@ def test_what_is_no_picture_is_not_opened(tmp_path):
         (tmp_path / "fifo.jpg", "pipe or a device"),
         (Path("/dev/zero"), "pipe or a device"),
         (tmp_path, "is a folder"),
-        (tmp_path / "nul\0.jpg", "no such image"),
+        (tmp_path / "nul\0.jpg", "no such file"),
         (tmp_path / "huge.png", r"13500x13500 is too large \(182 megapixels; up to 80 are read\); cut it into fields"),
     ):
         for read in (image_header, read_image):

@@ -10,8 +10,7 @@ import torch
 from conftest import table, untrained
 
 from leuko import Detector
-from leuko.data.images import read_image
-from leuko.data.loaded_image import LoadedImage
+from leuko.data.images import LoadedImage, read_image
 from leuko.data.source import load
 from leuko.engine import checkpoint, fusion
 from leuko.engine.detect import detect

@@ -549,7 +549,7 @@ def test_truncated_image_stops_the_run_in_one_line(workers, data, tmp_path, leuk
     words = ["--model", "faster_rcnn", *TINY, "--workers", workers, "--epochs", "1"]
     leuko("train", "--data", broken, "--project", tmp_path, *words).refused(str(image), "the JPEG is truncated")
     image.unlink()  # as it might be in the middle of a run
-    with pytest.raises(LeukoError, match=f"{image}: no such image"):
+    with pytest.raises(LeukoError, match=f"{image}: no such file"):
         list(loader.sample_batches(Dataset(["NG"], [Sample(image, 80, 80, [], [], 1)]), [64], [[0]], int(workers)))
 
 

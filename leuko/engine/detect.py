@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ..data.loaded_image import LoadedImage
+from ..data.images import LoadedImage
 from ..detections import Detections
 from ..runtime import ExportedDetector
 from ..runtime.typing_stage import TypingStage

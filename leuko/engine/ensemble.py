@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from ..config import MOST_DETECTIONS
 from ..data.dataset import Dataset
-from ..data.loaded_image import LoadedImage
+from ..data.images import LoadedImage
 from ..detections import MAX_DETECTIONS, Detections
 from ..errors import LeukoError, nearest
 from ..metrics import coco

@@ -17,8 +17,7 @@ from ..cells import colour
 from ..config import MAX_PIXELS
 from ..data.dataset import Dataset, Sample
 from ..data.fit import fit
-from ..data.images import read_image
-from ..data.slides import open_image
+from ..data.images import open_image, read_image
 from ..data.tools.findings import TypedBox
 from ..data.transforms import compose
 from ..detections import Detections

@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..cells import UNCLASSIFIED, colour
 from ..data.dataset import Dataset
-from ..data.fit import fit, fitted
+from ..data.fit import fit
 from ..data.slides import Slide
 from ..data.tools.stats import Colour
 from ..detections import Detections
@@ -74,7 +74,7 @@ def draw_classified(image: np.ndarray | Slide, cells: Detections, threshold: flo
     """Like :func:`draw_cells`, with unclassified cells in grey with a question mark, and the threshold in a corner. Of
     a slide, or an image of more than ``MOST_SIDE`` pixels, the picture is smaller."""
     if (longer := max(image.shape[:2])) > MOST_SIDE or isinstance(image, Slide):
-        image = fitted(image, min(longer, MOST_SIDE))
+        image = fit(image, min(longer, MOST_SIDE))
         cells = replace(cells, boxes=cells.boxes * np.float32(max(image.shape[:2]) / longer))
     types = [*cells.types, UNCLASSIFIED]
     labels = np.where(cells.why == "", cells.labels, len(cells.types))

@@ -18,7 +18,7 @@ import numpy as np
 
 from ..cells import UNCLASSIFIED, colour
 from ..config import MAX_PIXELS
-from ..data.fit import fitted
+from ..data.fit import fit
 from ..detections import Detections
 from ..errors import LeukoError
 from ..io import io_errors_as, make_folder, write_text
@@ -164,7 +164,7 @@ def _pictures_of(field: Field, types: Sequence[str], chosen: Sequence[int], max_
         colour(UNCLASSIFIED if why else types[n], n) for n, why in zip(cells.labels.tolist(), cells.why, strict=True)
     ]
     crops = [_uri(pictures.crop(image, boxes[k], CROP, shades[k])) for k in chosen]
-    small = fitted(image, THUMBNAIL).copy()
+    small = fit(image, THUMBNAIL).copy()
     scale = max(small.shape[:2]) / max(image.shape[:2])
     for box, shade in zip((boxes * scale).round().astype(int).tolist(), shades, strict=True):
         cv2.rectangle(small, box[:2], box[2:], shade, 2)

@@ -21,8 +21,8 @@ from .. import __version__
 from ..cells import colour
 from ..config import MAX_PIXELS
 from ..data.dataset import Dataset
-from ..data.fit import fitted
-from ..data.slides import open_image
+from ..data.fit import fit
+from ..data.images import open_image
 from ..data.tools.review import CONSENSUS, PREDICTION, page_digest
 from ..detections import Detections
 from ..errors import LeukoError
@@ -264,7 +264,7 @@ def _field(pixels: np.ndarray, limit: float) -> str:
     """The field as the text of a link of at most ``limit`` characters, if that is possible at all."""
     longer = max(pixels.shape[:2])
     for side in (side for side in (min(longer, FIELD_SIDES[0]), *FIELD_SIDES[1:]) if side <= longer):
-        uri = data_uri(fitted(pixels, side)[:, :, ::-1], quality=75)
+        uri = data_uri(fit(pixels, side)[:, :, ::-1], quality=75)
         if len(uri) <= limit:
             break
     return uri

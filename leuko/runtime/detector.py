@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.fit import fit
+from ..data.fit import fit, rgb
 from ..detections import Detections
 from ..errors import LeukoError
 from ..kinds import misfit
@@ -138,9 +138,7 @@ class ExportedDetector:
                     f"{image}: to read files, pip install pillow pyyaml; or give pixels ({error})"
                 ) from error
             image = read_image(image)
-        if image.dtype != np.uint8 or 0 in image.shape or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,)):
-            raise LeukoError(f"image of {image.dtype} and shape {list(image.shape)}: give uint8 [H, W, 3] or [H, W]")
-        pixels = image if image.ndim == 3 else np.dstack([image] * 3)
+        pixels = rgb(image)
         view, size = fit(pixels, self.image_size), pixels.shape[1::-1]
         found = [d.scaled(size, view.shape[1::-1]) for d in self.detect([view])]
         (found,) = self.typing([Field(pixels, size)], found) if self.typing else found
