@@ -80,25 +80,17 @@ DATA_COMMANDS: dict[str, Command] = {
     "synth": Command(data_config.SynthOptions, "leuko.data.__main__:synth"),
 }
 
-HABITS = {  # flags of other trainers: leuko's own, the first of these that the command has; or what to know
+HABITS = {  # flags of other trainers that ours are spelled unlike: the first that the command has; or what to know
     "--conf": "--threshold",
     "--conf-thres": "--threshold",
     "--iou": "--fusion-iou",
-    "--img": "--imgsz",
-    "--img-size": "--imgsz",
-    "--batch-size": "--batch",
-    "--lr0": "--lr",
     "--learning-rate": "--lr",
-    "--warmup-epochs": "--warmup",
-    "--max-det": "--max-detections",
     "--save-txt": "--labels",
-    "--num-workers": "--workers",
     "--save-dir": "--save --out --project",
     "--output": "--save --out --project",
     "--work-dir": "--save --out --project",
     "--load-from": "--weights",
     "--checkpoint": "--weights",
-    "--cfg": "--config",
     "--exist-ok": "it is not needed: a run is never overwritten, and NAME-2 is made",
     "--optimizer": "it is not needed: leuko trains by SGD (--lr, --momentum, --weight-decay)",
     "--cos-lr": "it is not needed: the rate drops to a tenth after 8/12 and 11/12 of the epochs",

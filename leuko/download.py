@@ -11,53 +11,42 @@ if __name__ == "__main__":  # understood before all else is imported, so that --
 
     run_module("download")
 
-import hashlib
 import os
-import shutil
 import urllib.error
 import urllib.request
-from http.client import HTTPException
+from http.client import HTTPException, HTTPResponse
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
 from .config import DownloadOptions
 from .errors import LeukoError
-from .io import check_readable, io_errors_as
+from .io import digest, io_errors_as
 from .registry import DOWNLOADS, Entry, find, registry
 
-ATTEMPTS = 5  # in a row that bring nothing, before a broken connection is given up
 TIMEOUT = 30.0  # seconds without a byte
 CHUNK = 1 << 18
 
 
-def download(entry: Entry, folder: Path = DOWNLOADS, mirror: str = "", carried: str = "") -> Path:
-    """Bring a file into ``folder`` and return its path, at once if it is there and whole.
+def download(entry: Entry, folder: Path = DOWNLOADS, mirror: str = "") -> Path:
+    """Bring a file into ``folder`` and return its path, at once if it is there and whole, as where it was carried in.
 
-    ``mirror`` is an http(s) URL under which the file lies by its name; ``carried`` a file brought by hand. Raises
-    LeukoError where it cannot be had or its hash is wrong; what came of it is kept, so that the next call goes on.
+    ``mirror`` is an http(s) URL under which the file lies by its name. Raises LeukoError where it cannot be had or its
+    hash is wrong; what came of it before a connection broke is kept, so that the next call goes on.
     """
     if mirror and not mirror.startswith(("http://", "https://")):
         raise LeukoError(f"--mirror {mirror}: is no URL; begin it with http:// or https://")
     path, part = entry.path(folder), folder / f".{entry.file}.part"
+    if path.is_file():
+        check(path, entry, remedy="remove it and download it again")
+        print(f"{path} is there and whole")
+        return path
     with io_errors_as("written", path):
-        if path.is_file():
-            check(path, entry, remedy="remove it and download it again")
-            print(f"{path} is there and whole")
-            return path
         folder.mkdir(parents=True, exist_ok=True)
-        if carried:
-            if not Path(carried).exists():
-                raise LeukoError(f"{carried}: no such file; name the file that was carried in")
-            check_readable(carried, entry.most_bytes / 1e6)
-            shutil.copyfile(carried, part)
-        else:
-            url = f"{mirror.rstrip('/')}/{entry.file}" if mirror else entry.url
-            fetch(url, part, entry.file, entry.most_bytes)
+        fetch(f"{mirror.rstrip('/')}/{entry.file}" if mirror else entry.url, part, entry.most_bytes)
         try:
-            check(part, entry, remedy="get it again" if carried else "try again, or another --mirror", shown=carried)
+            check(part, entry, remedy="try again, or another --mirror")
         except LeukoError:
             part.unlink()
             raise
@@ -68,82 +57,48 @@ def download(entry: Entry, folder: Path = DOWNLOADS, mirror: str = "", carried: 
     return path
 
 
-def check(path: Path, entry: Entry, remedy: str, shown: str = "") -> None:
+def check(path: Path, entry: Entry, remedy: str) -> None:
     """LeukoError if a file's SHA-256 is not, or does not begin with, the one of its entry."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    if not digest.hexdigest().startswith(entry.sha256):
+    if not (found := digest(path)).startswith(entry.sha256):
         stated = entry.sha256 + ("..." if len(entry.sha256) < 64 else "")
-        raise LeukoError(f"{shown or path}: its SHA-256 is {digest.hexdigest()}, not {stated}; {remedy}")
+        raise LeukoError(f"{path}: its SHA-256 is {found}, not {stated}; {remedy}")
 
 
-def fetch(url: str, part: Path, name: str, most: int) -> None:
-    """Download ``url`` into ``part``, going on from what is there, also after a connection that breaks; LeukoError,
-    and nothing is kept, where more than ``most`` bytes come."""
-    failures = 0
-    with tqdm(desc=name, unit="B", unit_scale=True, unit_divisor=1000, initial=size_of(part)) as bar:
-        while True:
-            before = size_of(part)
-            try:
-                if _go_on(url, part, bar, most):
-                    return
-                problem = "the connection broke"
-            except urllib.error.HTTPError as e:
-                if e.code == 416 and before:  # there is no more of it: the hash tells whether it is whole
-                    return
-                if e.code < 500:
-                    raise LeukoError(
-                        f"{url}: {e.code} {e.reason}; give a --mirror, or the file with --from-file"
-                    ) from e
-                problem = f"{e.code} {e.reason}"
-            except (OSError, HTTPException) as e:
-                problem = str(getattr(e, "reason", e)) or type(e).__name__
-            failures = 0 if size_of(part) > before else failures + 1
-            if failures >= ATTEMPTS:
-                kept = f"{size_of(part) / 1e6:.1f} MB are kept, and the same command goes on from there"
-                raise LeukoError(
-                    f"{url}: cannot be reached ({problem}); {kept}; or give a --mirror, or --from-file FILE"
-                )
-
-
-class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirects to https, or within http; to nothing else."""
-
-    def redirect_request(self, request: urllib.request.Request, *response: Any) -> urllib.request.Request | None:
-        new_url = response[-1]
-        if urlsplit(new_url).scheme not in ("https", request.type):
-            raise LeukoError(f"{request.full_url}: leads to {new_url:.200}, which is not https; give a --mirror")
-        return super().redirect_request(request, *response)
-
-
-_opener = urllib.request.build_opener(_Redirects)
-
-
-def _go_on(url: str, part: Path, bar: tqdm, most: int) -> bool:
-    """One connection: append what follows ``part``; whether the file is whole now, as far as the server tells."""
+def fetch(url: str, part: Path, most: int) -> None:
+    """Download ``url`` into ``part``, going on from what an earlier call has left there. LeukoError where it cannot be
+    reached or the connection breaks, which keeps what came; and where more than ``most`` bytes come, which does not."""
     start = size_of(part)
-    request = urllib.request.Request(
-        url, headers={"User-Agent": "leuko", **({"Range": f"bytes={start}-"} if start else {})}
-    )
-    with _opener.open(request, timeout=TIMEOUT) as response:
-        if response.status != 206:
-            start = 0  # the server sends the whole file
-        length = response.headers.get("Content-Length", "")
-        total = start + int(length) if length.isdecimal() and len(length) < 20 else None
-        bar.total, bar.n = total, start
-        with open(part, "ab" if start else "wb", buffering=0) as file:
-            while chunk := response.read(CHUNK):
-                if max(file.tell(), total or 0) > most:
-                    part.unlink()
-                    raise LeukoError(
-                        f"{url}: sends more than the {most / 1e6:.0f} MB that it can have; give a --mirror"
-                    )
-                with io_errors_as("written", part):  # a full disk is no broken connection
-                    file.write(chunk)
-                bar.update(len(chunk))
-    return total is None or size_of(part) >= total
+    headers = {"User-Agent": "leuko"} | ({"Range": f"bytes={start}-"} if start else {})
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT) as response:
+            if urlsplit(response.url).scheme not in ("https", urlsplit(url).scheme):
+                raise LeukoError(f"{url}: leads to {response.url:.200}, which is not https; give a --mirror")
+            _append(response, part, start if response.status == 206 else 0, most)
+    except (OSError, HTTPException) as error:
+        if isinstance(error, urllib.error.HTTPError) and error.code == 416 and start:
+            return  # there is no more of it: the hash tells whether it is whole
+        reason = str(error) or type(error).__name__
+        kept = f"{size_of(part) / 1e6:.1f} MB are kept, from which the same command goes on"
+        raise LeukoError(
+            f"{url}: cannot be reached ({reason}); {kept}; or give a --mirror, or carry the file into {part.parent}"
+        ) from error
+
+
+def _append(response: HTTPResponse, part: Path, start: int, most: int) -> None:
+    """Write what a server sends behind the first ``start`` bytes of a file."""
+    whole = start + response.length if response.length else 0  # 0 where the server does not say
+    progress = tqdm(initial=start, total=whole or None, unit="B", unit_scale=True)
+    with open(part, "ab" if start else "wb") as file, progress:
+        while chunk := response.read(CHUNK):
+            if max(file.tell() + len(chunk), whole) > most:
+                part.unlink()
+                much = f"{most / 1e6:.0f} MB"
+                raise LeukoError(f"{response.url}: sends more than the {much} that it can have; give a --mirror")
+            with io_errors_as("written", part):  # a full disk is no broken connection
+                file.write(chunk)
+            progress.update(len(chunk))
+        if file.tell() < whole:
+            raise ConnectionError("the connection broke")
 
 
 def size_of(path: Path) -> int:
@@ -169,14 +124,12 @@ def listing(folder: Path) -> str:
 def run(options: DownloadOptions) -> None:
     """The command: list the registry, or bring the files of some of its names."""
     entries = [find(name) for name in options.names]
-    if options.from_file and [entry.comes_with_leuko for entry in entries] != [False]:
-        raise LeukoError("--from-file FILE: give the one name whose file it is, of weights that do not come with leuko")
     folder, mirror = Path(options.to), options.mirror or os.environ.get("LEUKO_MIRROR", "")
     for entry in entries:
         if entry.comes_with_leuko:
             size = size_of(path := entry.present()) / 1e6
             print(f"{path}: comes with leuko, {size:.1f} MB ({entry.licence}; {entry.source})")
         else:
-            download(entry, folder, mirror, options.from_file)
+            download(entry, folder, mirror)
     if not entries:
         print(listing(folder))

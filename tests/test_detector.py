@@ -1,15 +1,14 @@
-"""The Python face: a detector in a few lines, and its detections as supervision's."""
+"""The Python face: a detector in a few lines."""
 
 from __future__ import annotations
 
 import csv
-import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from leuko import Detections, Detector
+from leuko import Detector
 from leuko.config import TrainOptions
 from leuko.data.images import read_image
 from leuko.data.source import load
@@ -61,30 +60,3 @@ def test_the_example_of_fine_tuning_fits_the_detector_that_comes_with_leuko(data
     words = line.replace("datasets/other", str(data)).split()[1:]
     done = leuko(*words, "--epochs", "1", "--imgsz", "64", "--workers", "0", "--project", tmp_path, "--name", "tuned")
     assert done.code == 0 and (tmp_path / "tuned/weights/best.safetensors").exists(), done.err
-
-
-def test_detections_go_to_supervision_and_back():
-    supervision = pytest.importorskip("supervision")
-    boxes = np.array([[1, 2, 30, 40], [5, 5, 9, 9.5]], np.float32)
-    cells = Detections(boxes, np.array([0.9, 0.25], np.float32), np.array([4, 1]), tuple(TYPES))
-    there = cells.to_supervision()
-    assert isinstance(there, supervision.Detections) and list(there.data["class_name"]) == ["M", "BG"]
-    back = Detections.from_supervision(there, TYPES)
-    for key in ("boxes", "scores", "labels"):
-        assert np.array_equal(getattr(back, key), getattr(cells, key))
-    assert back.types == cells.types
-    none = cells.above(1.0)
-    assert len(Detections.from_supervision(none.to_supervision(), TYPES)) == 0
-    plain = supervision.Detections(xyxy=boxes[::-1].copy(), class_id=np.array([1, 4]))
-    assert Detections.from_supervision(plain, TYPES).scores.tolist() == [1, 1]
-    with pytest.raises(LeukoError, match="pass the types"):
-        Detections.from_supervision(plain)
-    with pytest.raises(LeukoError, match='the class "M", which is not a type'):
-        Detections.from_supervision(there, TYPES[:3])
-
-
-def test_supervision_is_not_required(monkeypatch):
-    monkeypatch.setitem(sys.modules, "supervision", None)
-    cells = Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, int), tuple(TYPES))
-    with pytest.raises(LeukoError, match="pip install supervision"):
-        cells.to_supervision()

@@ -52,7 +52,7 @@ class Handler(BaseHTTPRequestHandler):
             with contextlib.suppress(ConnectionError):  # leuko hangs up
                 self.wfile.write(bytes(9_000_000))
             return None
-        cut = kind in ("cut", "rangeless") and len(self.server.asked) < 4
+        cut = kind in ("cut", "rangeless") and len(self.server.asked) < 3
         self.wfile.write(body[: 500_000 + start // 2] if cut else body)
         self.wfile.flush()
         if cut:
@@ -88,13 +88,16 @@ def weights(server, tmp_path, monkeypatch) -> Path:
 
 @pytest.mark.parametrize("kind", ["whole", "cut", "rangeless", "moved"])
 def test_download_arrives_whole(kind, server, weights, leuko):
+    """Where the connection breaks, each call goes on where the one before stopped."""
+    for _ in range(2 if kind in ("cut", "rangeless") else 0):
+        leuko("download", kind, "--to", weights).refused("the connection broke", "MB are kept", "the same command")
     result = leuko("download", kind, "--to", weights)
     assert result.code == 0 and "only 8 of 64 digits of its SHA-256 are known" in result.out, result.err
     assert [p.name for p in weights.iterdir()] == [f"{kind}-{HASH[:8]}.pth"]
     assert (weights / f"{kind}-{HASH[:8]}.pth").read_bytes() == CONTENT
     ranges = [r for _, r in server.asked]
-    if kind == "cut":  # each connection goes on where the one before broke
-        assert ranges[0] == "" and len(set(ranges)) == 4 and all(r.startswith("bytes=") for r in ranges[1:])
+    if kind == "cut":
+        assert ranges[0] == "" and len(set(ranges)) == 3 and all(r.startswith("bytes=") for r in ranges[1:])
     before = len(server.asked)
     assert "is there and whole" in leuko("download", kind, "--to", weights).out and len(server.asked) == before
 
@@ -111,16 +114,17 @@ def test_download_goes_on_where_an_earlier_call_was_stopped(server, weights, leu
 
 def test_download_says_what_is_wrong(server, weights, data, leuko, monkeypatch):
     monkeypatch.setattr(download, "TIMEOUT", 2.0)
-    leuko("download", "missing", "--to", weights).refused(f"{server.url}/missing", "404", "--mirror", "--from-file")
+    leuko("download", "missing", "--to", weights).refused(
+        f"{server.url}/missing", "404", "--mirror", "carry the file to"
+    )
     leuko("download", "down", "--to", weights).refused("503", "cannot be reached")
     leuko("download", "wrong", "--to", weights).refused("wrong.pth", HASH, "0" * 64)
-    leuko("download", "astray", "--to", weights).refused("leads to ftp://lab/x.pth", "--mirror")
+    leuko("download", "astray", "--to", weights).refused(f"{server.url}/astray", "--mirror")
     leuko("download", "endless", "--to", weights).refused("sends more than the 6 MB")
     assert not list(weights.iterdir())
     leuko("download", "whole", "--to", weights, "--mirror", "http://127.0.0.1:1").refused("127.0.0.1:1", "refused")
     leuko("download", "whole", "--to", weights, "--mirror", "mirror.lab/x").refused("--mirror mirror.lab/x", "https://")
     leuko("download", "whol").refused('"whol"', 'did you mean "whole"')
-    leuko("download", "whole", "--to", weights, "--from-file", weights / "none").refused("none", "no such file")
     assert not list(weights.iterdir())
     leuko("train", "--data", data, "--model", "fcos", "--weights", "whole").refused("leuko download whole")
     (weights / f"whole-{HASH[:8]}.pth").write_bytes(CONTENT[:-1])
@@ -131,13 +135,9 @@ def test_download_from_a_mirror_or_by_hand(server, weights, leuko, monkeypatch):
     monkeypatch.setenv("LEUKO_MIRROR", f"{server.url}/whole/")
     assert leuko("download", "missing", "--to", weights).code == 0
     assert server.asked == [(f"/whole/missing-{HASH[:8]}.pth", "")]
-    carried = weights / "stick.bin"
+    carried = weights / f"down-{HASH[:8]}.pth"
     carried.write_bytes(CONTENT)
-    assert leuko("download", "down", "--to", weights, "--from-file", carried).code == 0 and len(server.asked) == 1
-    assert (weights / f"down-{HASH[:8]}.pth").read_bytes() == carried.read_bytes() == CONTENT
-    carried.write_bytes(CONTENT[1:])
-    leuko("download", "cut", "--to", weights, "--from-file", carried).refused("stick.bin", "its SHA-256 is")
-    assert not (weights / f"cut-{HASH[:8]}.pth").exists() and carried.exists()
+    assert "is there and whole" in leuko("download", "down", "--to", weights).out and len(server.asked) == 1
     listed = leuko("download", "--to", weights).out
     assert [line.split()[0] for line in listed.splitlines() if " here " in line] == ["down", "missing"]
 

@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -180,23 +180,27 @@ def open_image(path: str | Path, max_pixels: float = MAX_PIXELS, data: bytes = b
 
 @dataclass
 class LoadedImage:
-    """An image as detectors see it: ``views`` holds it at each image size asked for, [h, w, 3] uint8 RGB; ``size`` is
-    the (width, height) of the stored image, ``pixels`` [H, W, 3] uint8 the stored image itself, if asked for. Of a
-    file, ``header`` is its header, and ``bits`` are those that its channels use."""
+    """An image as detectors see it: ``views`` holds it at each image size asked for, [h, w, 3] uint8 RGB, and
+    ``pixels`` [H, W, 3] uint8 are the stored image itself, if asked for. ``header`` is its file's, or what a file of
+    these pixels would say, and ``bits`` are those that its channels use."""
 
     path: Path
-    size: tuple[int, int]
-    views: dict[int, np.ndarray] = field(default_factory=dict)
-    pixels: np.ndarray | Slide | None = None
-    header: ImageHeader | None = None
+    header: ImageHeader
+    views: dict[int, np.ndarray]
+    pixels: np.ndarray | Slide | None
     bits: int = 8
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) of the stored image."""
+        return self.header[:2]
 
     @classmethod
     def of_pixels(cls, image: np.ndarray, image_sizes: Sequence[int]) -> LoadedImage:
         """From an image in memory, as :func:`~leuko.data.fit.rgb` takes it; raises LeukoError as that does."""
         pixels = rgb(image)
         views = {size: fit(pixels, size) for size in image_sizes}
-        return cls(Path(), pixels.shape[1::-1], views, pixels)
+        return cls(Path(), ImageHeader(*pixels.shape[1::-1]), views, pixels)
 
     @classmethod
     def of_file(
@@ -212,7 +216,7 @@ class LoadedImage:
         file = open_image(path, max_pixels, data)
         pixels = file.decode() if with_pixels else None
         views = {size: file.view(size, pixels) for size in image_sizes}
-        return cls(path, file.header[:2], views, pixels, file.header, file.bits)
+        return cls(path, file.header, views, pixels, file.bits)
 
 
 def is_large(path: Path) -> bool:

@@ -22,7 +22,6 @@ from ..metrics import coco
 from ..metrics.calibration import Scaling
 from ..ops.pairs import nms
 from ..runtime import ExportedDetector
-from ..runtime.ensemble import members_of
 from ..runtime.typing_stage import TypingStage
 from . import fusion
 from .detect import detect
@@ -212,7 +211,7 @@ def _distinct(detections: Detections) -> np.ndarray:
 def load_members(sources: Sequence[str | Path], device: str = "cpu", *how: object) -> list[EnsembleMember]:
     """The models of run folders, weights files or exports, of which a folder may name several, loaded as
     :meth:`EnsembleMember.load` says; two of one name get a number behind it."""
-    members = [EnsembleMember.load(source, device, *how) for source in members_of(sources)]
+    members = [EnsembleMember.load(source, device, *how) for source in sources]
     for member in members:
         if member.name.startswith("ensemble"):  # which is what the fusion is called
             member.name += " (model)"

@@ -7,7 +7,6 @@ Letters: N images, H, W the largest height and width in a batch, D the most dete
 from __future__ import annotations
 
 import copy
-import hashlib
 import importlib.util
 import json
 import os
@@ -33,7 +32,7 @@ from ..runtime.detector import FORM
 from ..runtime.graph import KEY
 from ..synth.stain import REFERENCE
 from . import thresholds
-from .checkpoint import Weights
+from .checkpoint import Weights, identity_of
 from .ensemble import EnsembleMember
 from .metadata import CELL
 
@@ -83,31 +82,30 @@ def check_packages(format: str) -> None:
             raise LeukoError(f"--format {format}: the package {package} is not installed; pip install 'leuko[{extra}]'")
 
 
-def write(member: EnsembleMember, path: Path, half: bool = False) -> list[Path]:
+def write(member: EnsembleMember, path: Path) -> list[Path]:
     """Write a member's graphs, ``path`` with the suffix of its format and, for a typing stage, one beside it; the files
-    that were written, that of the detector first. With ``half``, weights are stored in 16 bits and computed with in 32.
-    LeukoError where the network cannot be exported."""
+    that were written, that of the detector first. LeukoError where the network cannot be exported."""
     if not isinstance(member.weights, Weights):
         raise LeukoError(f"{member.weights.path}: is an export already; name the weights that it was made of")
     suffix = path.suffix
-    about = metadata(member, half)
+    about = metadata(member)
     written = [path]
     if member.typing:
         side, other = member.typing.side, path.with_name(f"{path.stem}.typer{suffix}")
-        identity = _identity(member.typing.net.module)
+        identity = identity_of(member.typing.net.module.state_dict())
         about["typer"] |= {"file": other.name, "identity": identity}
         crops = torch.zeros(2, side, side, 3, dtype=torch.uint8)
         axes = {"crops": {0: "N"}, "probabilities": {0: "N"}}
-        _write(TyperGraph(member.typing.net.module), {"crops": crops}, axes, {"identity": identity}, other, half)
+        _write(TyperGraph(member.typing.net.module), {"crops": crops}, axes, {"identity": identity}, other)
         written.append(other)
     images = torch.zeros(2, 96, 128, 3, dtype=torch.uint8)  # of no use but to be traced
     inputs = {"images": images, "sizes": torch.tensor([[96, 100], [90, 128]])}
     axes = {"images": {0: "N", 1: "H", 2: "W"}, "sizes": {0: "N"}} | {name: {0: "N"} for name in DETECTIONS}
-    _write(DetectorGraph(member.model.model), inputs, axes, about, path, half)
+    _write(DetectorGraph(member.model.model), inputs, axes, about, path)
     return written
 
 
-def metadata(member: EnsembleMember, half: bool) -> dict:
+def metadata(member: EnsembleMember) -> dict:
     """What the file says of a detector, as ``runtime.detector.ABOUT`` describes it."""
     weights, model, stage = member.weights, member.model.model, member.typing
     typer = {}
@@ -121,7 +119,6 @@ def metadata(member: EnsembleMember, half: bool) -> dict:
         "licence": "AGPL-3.0" if "architecture" in weights.recipe else licence_of(weights.path),
         "identity": weights.identity,
         "parameters": member.parameters,
-        "half": half,
         "types": member.types,
         "classes": weights.classes,
         "image_size": member.sizes[0],
@@ -137,14 +134,7 @@ def metadata(member: EnsembleMember, half: bool) -> dict:
     return plain(about)
 
 
-def _identity(module: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        digest.update(name.encode() + value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def _write(graph: nn.Module, inputs: dict[str, Tensor], axes: dict, about: dict, path: Path, half: bool) -> None:
+def _write(graph: nn.Module, inputs: dict[str, Tensor], axes: dict, about: dict, path: Path) -> None:
     """Trace a graph and write it in the format of the path's suffix, with its metadata."""
     import onnx
 
@@ -159,12 +149,10 @@ def _write(graph: nn.Module, inputs: dict[str, Tensor], axes: dict, about: dict,
             reason = str(error).splitlines()[0]
             raise LeukoError(f"{path.name}: its network cannot be exported ({reason:.200})") from error
     model = onnx.load(onnx_path)
-    if half and path.suffix == ".onnx":
-        _halve(model)
     onnx.helper.set_model_props(model, {KEY: json.dumps(about)})
     onnx.save(model, onnx_path)
     if path.suffix == ".xml":
-        _convert(onnx_path, path, about, half)
+        _convert(onnx_path, path, about)
 
 
 @contextmanager
@@ -184,22 +172,11 @@ def _quiet() -> Iterator[None]:
         os.close(stdout)
 
 
-def _halve(model) -> None:
-    """Store the weights of an ONNX model in 16 bits, and let the graph widen them when it is loaded."""
-    from onnx import TensorProto, helper, numpy_helper
-
-    for tensor in model.graph.initializer:
-        if tensor.data_type == TensorProto.FLOAT and len(tensor.raw_data) > 1000:
-            name, halved = tensor.name, numpy_helper.to_array(tensor).astype("float16")
-            tensor.CopyFrom(numpy_helper.from_array(halved, f"{name}.half"))
-            model.graph.node.insert(0, helper.make_node("Cast", [tensor.name], [name], to=TensorProto.FLOAT))
-
-
-def _convert(onnx_path: Path, path: Path, about: dict, half: bool) -> None:
+def _convert(onnx_path: Path, path: Path, about: dict) -> None:
     """Convert an ONNX file to OpenVINO's two files, and remove it."""
     import openvino
 
     model = openvino.Core().read_model(str(onnx_path))
     model.set_rt_info(json.dumps(about), [KEY])
-    openvino.save_model(model, str(path), compress_to_fp16=half)
+    openvino.save_model(model, str(path), compress_to_fp16=False)
     onnx_path.unlink()

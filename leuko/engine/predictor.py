@@ -27,7 +27,6 @@ from ..registry import find_weights
 from ..report import plots
 from ..report.predictions import ImagePrediction
 from ..report.tables import TINY
-from ..runtime.ensemble import members_of
 from ..runtime.typing_stage import OFF
 from . import thresholds
 from .ensemble import EnsembleMember, Fusion, load_members, places, without_weak
@@ -153,7 +152,7 @@ class Predictor:
         self.options.check_models()
         o = self.options  # whose files another process may look for from another folder
         o.weights, o.typer = (source if source in ("", OFF) else _whole_path(source) for source in (o.weights, o.typer))
-        o.ensemble = o.ensemble and [_whole_path(source) for source in members_of(o.ensemble)]
+        o.ensemble = o.ensemble and [_whole_path(source) for source in o.ensemble]
 
     @property
     def models(self) -> Models:
@@ -255,8 +254,7 @@ class Predictor:
             return _error(error)
         if item.picture:
             write_bytes(item.picture, data)
-        header = image.header or (*image.size, 1, 1, 8)
-        return ImagePrediction(image.path, image.size, cells, looks, header, image.bits, is_full, sides).record()
+        return ImagePrediction(image.path, image.size, cells, looks, image.header, image.bits, is_full, sides).record()
 
 
 @functools.lru_cache(maxsize=1)

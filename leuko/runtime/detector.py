@@ -14,7 +14,7 @@ from ..errors import LeukoError
 from ..kinds import misfit
 from ..metrics import counting
 from .graph import AGAIN, Graph
-from .typing_stage import TypingStage
+from .typing_stage import Field, TypingStage
 
 CELL = "cell"  # of what weights say of themselves: how large the cells were in training
 FORM = 1  # of the graphs and their metadata; another number is another form
@@ -26,7 +26,6 @@ ABOUT = {
     "licence": str,
     "identity": str,  # a digest of the weights
     "parameters": int,
-    "half": bool,  # whether the weights are stored in 16 bits
     "types": list[str],  # in the order of the labels; with a typing stage, its own
     "classes": list[str],  # the detector's
     "image_size": int,  # longer side in pixels to which images are scaled
@@ -41,14 +40,6 @@ ABOUT = {
 }
 
 
-@dataclass(frozen=True)
-class Field:
-    """An image as a typing stage sees it: ``pixels`` [H, W, 3] uint8 RGB and ``size`` (width, height)."""
-
-    pixels: np.ndarray
-    size: tuple[int, int]
-
-
 @dataclass
 class ExportedDetector:
     """A detector of a file that ``leuko export`` has written: its network, its typing stage if it has one, and the most
@@ -58,7 +49,19 @@ class ExportedDetector:
     typing: TypingStage | None
     max_detections: int
 
-    is_on_cpu = True  # as a network of torch's says, too (see ``engine.network``)
+    def __post_init__(self) -> None:
+        said = self.metadata = self.graph.about  # as ABOUT describes it
+        # What a network and weights say, too (see ``engine.network`` and ``engine.checkpoint``).
+        self.is_on_cpu = True
+        self.path = self.graph.path
+        self.types: list[str] = said["types"]
+        self.classes: list[str] = said["classes"]
+        self.about: dict = said["about"]
+        self.identity: str = said["identity"]
+        self.typer: dict | None = said["typer"] or None
+        self.image_size: int = said["image_size"]
+        self.parameters: int = said["parameters"]
+        self.cell_sides: dict[str, float] = self.about.get(CELL, {})
 
     @classmethod
     def load(cls, path: str | Path, max_detections: int = 0) -> ExportedDetector:
@@ -70,19 +73,6 @@ class ExportedDetector:
             remedy = f"export its weights again with --max-detections {max_detections}"
             raise LeukoError(f"{path}: gives at most {most} detections per image, not {max_detections}; {remedy}")
         return cls(graph, _typing_stage(graph) if graph.about["typer"] else None, max_detections or most)
-
-    path = property(lambda self: self.graph.path, doc="The file.")
-    metadata = property(lambda self: self.graph.about, doc="What the file says, as ABOUT describes it.")
-
-    # What weights say, too (see ``engine.checkpoint.Weights``).
-    types = property(lambda self: self.metadata["types"])
-    classes = property(lambda self: self.metadata["classes"])
-    about = property(lambda self: self.metadata["about"])
-    identity = property(lambda self: self.metadata["identity"])
-    typer = property(lambda self: self.metadata["typer"] or None)
-    image_size = property(lambda self: self.metadata["image_size"])
-    parameters = property(lambda self: self.metadata["parameters"])
-    cell_sides = property(lambda self: self.about.get(CELL, {}))
 
     def at_work(self, device: str, amp: str, max_detections: int) -> ExportedDetector:
         """Itself, which gives as many detections as it was loaded for; LeukoError for another place or precision than
@@ -149,10 +139,8 @@ class ExportedDetector:
 def _checked(graph: Graph) -> Graph:
     """The graph of a detector; LeukoError where its metadata are not as this leuko writes them."""
     about = graph.about
-    problem = misfit({"form": about.get("form")}, {"form": int})
-    if not problem and about["form"] != FORM:
-        problem = f"form {about['form']}, where this leuko reads form {FORM}"
-    problem = problem or misfit(about, ABOUT)
+    form = about.get("form")
+    problem = misfit(about, ABOUT) if form == FORM else f"form {form!r:.20}, where this leuko reads form {FORM}"
     if not problem and about["typer"]:
         problem = misfit(about["typer"], TYPER, more=True)
     if not problem and not (len(about["sides"]) == 2 and about["image_size"] > 0 and about["types"]):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 
@@ -17,8 +16,10 @@ LEAST_SCORE, LEAST_SHARE = 0.05, 0.2  # of a box that is typed, or of the field'
 BATCH = 16  # crops at once: more are slower on a CPU
 
 
-class Field(Protocol):
-    """An image with its ``pixels`` [H, W, 3] uint8 RGB as stored, and its ``size`` (width, height)."""
+@dataclass(frozen=True)
+class Field:
+    """An image as a typing stage sees it: its ``pixels`` [H, W, 3] uint8 RGB as stored, and its ``size`` (width,
+    height)."""
 
     pixels: np.ndarray
     size: tuple[int, int]
