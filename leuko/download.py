@@ -1,7 +1,7 @@
 """`python -m leuko.download`: fetch weights that others trained, by the names of ``weights/registry.yaml``.
 
 Nothing else in leuko reaches for the network. A file appears under its own name only when it is whole and its SHA-256
-is the one that the registry states; until then it is ``.NAME.part``, from which a later call goes on.
+is the one that the registry states.
 """
 
 from __future__ import annotations
@@ -12,98 +12,52 @@ if __name__ == "__main__":  # understood before all else is imported, so that --
     run_module("download")
 
 import os
-import urllib.error
-import urllib.request
-from http.client import HTTPException, HTTPResponse
+import socket
+from http.client import HTTPException
 from pathlib import Path
-from urllib.parse import urlsplit
-
-from tqdm import tqdm
+from urllib.error import URLError
 
 from .config import DownloadOptions
 from .errors import LeukoError
-from .io import digest, io_errors_as
+from .io import digest, io_errors_as, make_folder
 from .registry import DOWNLOADS, Entry, find, registry
 
 TIMEOUT = 30.0  # seconds without a byte
-CHUNK = 1 << 18
 
 
 def download(entry: Entry, folder: Path = DOWNLOADS, mirror: str = "") -> Path:
     """Bring a file into ``folder`` and return its path, at once if it is there and whole, as where it was carried in.
 
     ``mirror`` is an http(s) URL under which the file lies by its name. Raises LeukoError where it cannot be had or its
-    hash is wrong; what came of it before a connection broke is kept, so that the next call goes on.
+    hash is wrong.
     """
     if mirror and not mirror.startswith(("http://", "https://")):
         raise LeukoError(f"--mirror {mirror}: is no URL; begin it with http:// or https://")
-    path, part = entry.path(folder), folder / f".{entry.file}.part"
+    path, stated = entry.path(folder), entry.sha256
     if path.is_file():
-        check(path, entry, remedy="remove it and download it again")
+        if not (found := digest(path)).startswith(stated):
+            raise LeukoError(f"{path}: its SHA-256 is {found}, not {stated}; remove it and download it again")
         print(f"{path} is there and whole")
         return path
-    with io_errors_as("written", path):
-        folder.mkdir(parents=True, exist_ok=True)
-        fetch(f"{mirror.rstrip('/')}/{entry.file}" if mirror else entry.url, part, entry.most_bytes)
-        try:
-            check(part, entry, remedy="try again, or another --mirror")
-        except LeukoError:
-            part.unlink()
-            raise
-        os.replace(part, path)
-    known = len(entry.sha256)
+    _fetch(f"{mirror.rstrip('/')}/{entry.file}" if mirror else entry.url, make_folder(folder) / entry.file, stated)
+    known = len(stated)
     proof = "SHA-256 as stated" if known == 64 else f"only {known} of 64 digits of its SHA-256 are known, and they fit"
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, {proof} ({entry.licence}; {entry.source})")
     return path
 
 
-def check(path: Path, entry: Entry, remedy: str) -> None:
-    """LeukoError if a file's SHA-256 is not, or does not begin with, the one of its entry."""
-    if not (found := digest(path)).startswith(entry.sha256):
-        stated = entry.sha256 + ("..." if len(entry.sha256) < 64 else "")
-        raise LeukoError(f"{path}: its SHA-256 is {found}, not {stated}; {remedy}")
+def _fetch(url: str, path: Path, sha256: str) -> None:
+    """Download a file whose SHA-256 begins like this; LeukoError where it cannot be had, or is another."""
+    from torch.hub import download_url_to_file  # not before: it takes seconds
 
-
-def fetch(url: str, part: Path, most: int) -> None:
-    """Download ``url`` into ``part``, going on from what an earlier call has left there. LeukoError where it cannot be
-    reached or the connection breaks, which keeps what came; and where more than ``most`` bytes come, which does not."""
-    start = size_of(part)
-    headers = {"User-Agent": "leuko"} | ({"Range": f"bytes={start}-"} if start else {})
-    try:
-        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT) as response:
-            if urlsplit(response.url).scheme not in ("https", urlsplit(url).scheme):
-                raise LeukoError(f"{url}: leads to {response.url:.200}, which is not https; give a --mirror")
-            _append(response, part, start if response.status == 206 else 0, most)
-    except (OSError, HTTPException) as error:
-        if isinstance(error, urllib.error.HTTPError) and error.code == 416 and start:
-            return  # there is no more of it: the hash tells whether it is whole
-        reason = str(error) or type(error).__name__
-        kept = f"{size_of(part) / 1e6:.1f} MB are kept, from which the same command goes on"
-        raise LeukoError(
-            f"{url}: cannot be reached ({reason}); {kept}; or give a --mirror, or carry the file into {part.parent}"
-        ) from error
-
-
-def _append(response: HTTPResponse, part: Path, start: int, most: int) -> None:
-    """Write what a server sends behind the first ``start`` bytes of a file."""
-    whole = start + response.length if response.length else 0  # 0 where the server does not say
-    progress = tqdm(initial=start, total=whole or None, unit="B", unit_scale=True)
-    with open(part, "ab" if start else "wb") as file, progress:
-        while chunk := response.read(CHUNK):
-            if max(file.tell() + len(chunk), whole) > most:
-                part.unlink()
-                much = f"{most / 1e6:.0f} MB"
-                raise LeukoError(f"{response.url}: sends more than the {much} that it can have; give a --mirror")
-            with io_errors_as("written", part):  # a full disk is no broken connection
-                file.write(chunk)
-            progress.update(len(chunk))
-        if file.tell() < whole:
-            raise ConnectionError("the connection broke")
-
-
-def size_of(path: Path) -> int:
-    """Bytes of a file, 0 without one."""
-    return path.stat().st_size if path.is_file() else 0
+    remedy = f"try again, give a --mirror, or carry the file into {path.parent}"
+    with io_errors_as("written", path):
+        try:
+            download_url_to_file(url, str(path), sha256)
+        except (URLError, HTTPException, ConnectionError, TimeoutError) as error:
+            raise LeukoError(f"{url}: cannot be reached ({str(error) or type(error).__name__}); {remedy}") from error
+        except RuntimeError as error:  # a wrong hash, of a file that was cut off, too
+            raise LeukoError(f"{url}: {error}; {remedy}") from error
 
 
 def listing(folder: Path) -> str:
@@ -111,7 +65,7 @@ def listing(folder: Path) -> str:
     rows = []
     for entry in registry().values():
         is_here = (path := entry.path(folder)).is_file()
-        size = f"{size_of(path) / 1e6:.1f}" if is_here else entry.size
+        size = f"{path.stat().st_size / 1e6:.1f}" if is_here else entry.size
         rows.append((entry.name, entry.model, size, "here" if is_here else "", entry.licence, entry.source))
     wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
@@ -123,11 +77,12 @@ def listing(folder: Path) -> str:
 
 def run(options: DownloadOptions) -> None:
     """The command: list the registry, or bring the files of some of its names."""
+    socket.setdefaulttimeout(TIMEOUT)
     entries = [find(name) for name in options.names]
     folder, mirror = Path(options.to), options.mirror or os.environ.get("LEUKO_MIRROR", "")
     for entry in entries:
         if entry.comes_with_leuko:
-            size = size_of(path := entry.present()) / 1e6
+            size = (path := entry.present()).stat().st_size / 1e6
             print(f"{path}: comes with leuko, {size:.1f} MB ({entry.licence}; {entry.source})")
         else:
             download(entry, folder, mirror)

@@ -41,11 +41,6 @@ class Entry:
         """Name of the file, as its publisher calls it."""
         return self.url.rsplit("/", 1)[1] if self.url else f"{self.name}.safetensors"
 
-    @property
-    def most_bytes(self) -> int:
-        """More than the file can have, where its size is an estimate, too."""
-        return int(1.5e6 * float(self.size.removeprefix("~"))) + 10**6
-
     def path(self, folder: Path = DOWNLOADS) -> Path:
         """Where the file is to lie; ``folder`` is that of downloads."""
         return (home() if self.comes_with_leuko else folder) / self.file

@@ -164,7 +164,7 @@ class ResizeOptions(_Changed):
     leuko predict --weights runs/train/fcos --source datasets/mini --originals
     """
 
-    size: int = 600
+    size: int = limited(600, *SIZES)
     """Longer side in pixels."""
 
 

@@ -31,12 +31,6 @@ _CONTENT += ("classes.txt", "data.yaml", "warnings.txt", "reviewed.csv", sidecar
 _SUFFIXES = (*IMAGE_SUFFIXES, ".xml", ".txt", ".json", ".csv", ".cache")  # of files in a data set's folders
 
 
-def check_size(size: int) -> None:
-    """Raise LeukoError unless ``size``, the side of an image in pixels, is usable."""
-    if not 64 <= size <= 8192:
-        raise LeukoError(f"--size {size}: give 64 to 8192 pixels")
-
-
 def read_source(
     src: str | Path, dst: str | Path, form: str = "", names: Sequence[str] = ()
 ) -> tuple[str, dict[str, Dataset]]:

@@ -23,7 +23,6 @@ def resize(
 
     Returns the splits as they read back; raises LeukoError.
     """
-    builder.check_size(size)
 
     def change(sample: Sample, _: int) -> tuple[np.ndarray, Sample]:
         image = fit(read_image(sample.image, size), size)
