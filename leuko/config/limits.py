@@ -55,7 +55,7 @@ class Options:
     def __post_init__(self) -> None:
         for each in fields(self):
             value = getattr(self, each.name)
-            for item in value if isinstance(value, list) else [value]:
+            for item in value if isinstance(value, list | tuple) else [value]:
                 _check(each, item)
 
 
