@@ -380,7 +380,7 @@ def test_config_fills_in_and_flags_override(tmp_path, leuko):
     (tmp_path / "recipe.yaml").write_text("lr: 1e-3\nepochs: 0\ndata: nowhere\n")
     leuko("train", "--config", tmp_path / "recipe.yaml").refused("--epochs 0")
     leuko("train", "--config", tmp_path / "recipe.yaml", "--epochs", "1").refused("nowhere", "no such file")
-    leuko("train", "--config", tmp_path / "none.yaml").refused("none.yaml", "cannot be read")
+    leuko("train", "--config", tmp_path / "none.yaml").refused("none.yaml", "no such file")
 
 
 def test_running_out_of_memory_is_told_in_a_line(monkeypatch, leuko):
