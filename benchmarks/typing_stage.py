@@ -21,7 +21,7 @@ import torch
 
 from leuko.cells import TYPES
 from leuko.config import PredictOptions
-from leuko.data.loaded_image import LoadedImage
+from leuko.data.images import LoadedImage
 from leuko.data.tools.builder import save_image
 from leuko.engine.on_processes import batches_of
 from leuko.engine.predictor import Predictor

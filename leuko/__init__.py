@@ -4,6 +4,7 @@
 ``create`` builds an untrained one.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
@@ -16,22 +17,11 @@ if TYPE_CHECKING:
     from .models import create
 
 
+_HOMES = {"Detections": "detections", "Detector": "detector", "Predictor": "engine.predictor", "create": "models"}
+
+
 def __getattr__(name: str) -> object:
     """Import on first use, so that ``leuko --help`` need not wait for torch."""
-    if name == "Detections":
-        from .detections import Detections
-
-        return Detections
-    if name == "Detector":
-        from .detector import Detector
-
-        return Detector
-    if name == "Predictor":
-        from .engine.predictor import Predictor
-
-        return Predictor
-    if name == "create":
-        from .models import create
-
-        return create
+    if name in _HOMES:
+        return getattr(import_module(f".{_HOMES[name]}", __name__), name)
     raise AttributeError(f"module 'leuko' has no attribute {name!r}")

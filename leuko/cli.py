@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import errno
 import importlib
 import inspect
 import io
-import math
 import os
 import sys
 import textwrap
@@ -22,17 +22,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, dataclass, fields
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal, NoReturn, TypeVar
+from types import UnionType
+from typing import NoReturn, TypeVar
 
 from . import config
+from .config import flag
 from .data import config as data_config
 from .errors import LeukoError, is_out_of_memory, nearest
 from .io import read_yaml
+from .kinds import fits
 
 T = TypeVar("T")
-MOST = 2**31 - 1  # of any number that an option takes
-_NUMBER = float | None  # a number, or what is found where none is given
-_LISTS = {list[str] | None: str, list[int] | None: int, list[str]: str}  # that an option may take, and their items
 
 
 @dataclass(frozen=True)
@@ -80,25 +80,17 @@ DATA_COMMANDS: dict[str, Command] = {
     "synth": Command(data_config.SynthOptions, "leuko.data.__main__:synth"),
 }
 
-HABITS = {  # flags of other trainers: leuko's own, the first of these that the command has; or what to know
+HABITS = {  # flags of other trainers that ours are spelled unlike: the first that the command has; or what to know
     "--conf": "--threshold",
     "--conf-thres": "--threshold",
     "--iou": "--fusion-iou",
-    "--img": "--imgsz",
-    "--img-size": "--imgsz",
-    "--batch-size": "--batch",
-    "--lr0": "--lr",
     "--learning-rate": "--lr",
-    "--warmup-epochs": "--warmup",
-    "--max-det": "--max-detections",
     "--save-txt": "--labels",
-    "--num-workers": "--workers",
     "--save-dir": "--save --out --project",
     "--output": "--save --out --project",
     "--work-dir": "--save --out --project",
     "--load-from": "--weights",
     "--checkpoint": "--weights",
-    "--cfg": "--config",
     "--exist-ok": "it is not needed: a run is never overwritten, and NAME-2 is made",
     "--optimizer": "it is not needed: leuko trains by SGD (--lr, --momentum, --weight-decay)",
     "--cos-lr": "it is not needed: the rate drops to a tenth after 8/12 and 11/12 of the epochs",
@@ -210,35 +202,19 @@ def parse(cls: type[T], argv: Sequence[str], prog: str) -> tuple[T, set[str]]:
         shown = "" if default in ("", None, MISSING) else f" [{default}]"
         keywords = {"help": (text + shown).replace("%", "%%"), **_argument(hints[name])}
         if is_positional(names[name]):
-            keywords |= {"metavar": name.upper()} | ({} if "nargs" in keywords else {"type": str})
-            parser.add_argument(name, **keywords)
+            parser.add_argument(name, **keywords | {"metavar": name.upper()})
         else:
             parser.add_argument(flag(name), dest=name, **keywords)
-    given = vars(parser.parse_args(list(argv)))
-    from_file = _read_options(Path(given.pop("config")), cls) if "config" in given else {}
-    chosen = from_file | given
+    given = vars(parser.parse_args(list(argv)))  # words, which are read here as YAML is
+    chosen = _read_options(Path(given.pop("config")), cls) if "config" in given else {}
+    chosen |= {name: _typed(flag(name), value, hints[name]) for name, value in given.items()}
     defaults = config.preset(str(chosen.get("preset", "paper"))) if issubclass(cls, config.TrainOptions) else {}
-    for name, value in chosen.items():
-        _check_value(flag(name), value)
     return cls(**{**defaults, **chosen}), set(chosen)
-
-
-def _check_value(where: str, value: object) -> None:
-    """LeukoError for what no option can mean: a huge number, nan (but inf is possible), a zero byte in a name."""
-    if isinstance(value, str) and "\0" in value:
-        raise LeukoError(f"{where} {value:.40}: holds a zero byte; write it anew")
-    if isinstance(value, int | float) and not (abs(value) <= MOST or value == math.inf):
-        raise LeukoError(f"{where} {value!r:.40}: give a number of at most {MOST:,}")
 
 
 def is_positional(field: Field) -> bool:
     """Whether an option is given by its place on the command line."""
     return bool(field.metadata.get("positional"))
-
-
-def flag(name: str) -> str:
-    """An option as it is written on the command line."""
-    return "--" + name.replace("_", "-")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -265,20 +241,20 @@ class _Parser(argparse.ArgumentParser):
         return f"unknown flag {name}; {hint}"
 
 
+def _kind(hint: object) -> tuple[object, bool]:
+    """The type of an option, or of its items, and whether it is a list of them; without None, which it may be, too."""
+    kind = typing.get_args(hint)[0] if typing.get_origin(hint) is UnionType else hint
+    return (typing.get_args(kind)[0], True) if typing.get_origin(kind) is list else (kind, False)
+
+
 def _argument(hint: object) -> dict:
-    """argparse's keywords for a field of this type."""
-    if hint is bool:
+    """argparse's keywords for a field of this type, whose words :func:`_typed` reads."""
+    kind, is_list = _kind(hint)
+    if kind is bool:
         return {"action": argparse.BooleanOptionalAction}
-    if typing.get_origin(hint) is Literal:
-        return {"choices": typing.get_args(hint), "type": type(typing.get_args(hint)[0])}
-    if hint == str | list:
-        return {"type": str, "metavar": "TEXT"}
-    if hint == _NUMBER:
-        return {"type": float, "metavar": "X"}
-    if hint in _LISTS:
-        item = _LISTS[hint]
-        return {"nargs": "+" if item is int else "*", "type": item, "metavar": "N" if item is int else "NAME"}
-    return {"type": hint, "metavar": {int: "N", float: "X", str: "TEXT"}[hint]}
+    choices = typing.get_args(kind)
+    shown = "{" + ",".join(choices) + "}" if choices else {int: "N", float: "X", str: "TEXT"}[kind]
+    return {"metavar": shown} | ({"nargs": "*" if kind is str else "+"} if is_list else {})
 
 
 def _docs(cls: type) -> dict[str, str]:
@@ -299,49 +275,39 @@ def _docs(cls: type) -> dict[str, str]:
 
 def stored(cls: type[T], path: Path) -> T:
     """Options that a run has saved as YAML; LeukoError if the file is missing, broken or holds other things."""
-    remedy = f"if another version of leuko wrote this file, start a new run with --weights {path.parent}"
-    options = _read_options(path, cls, remedy)
-    for name, value in options.items():
-        _check_value(f"{path}: {name}", value)
-    return cls(**options)
+    remedy = f"; if another version of leuko wrote this file, start a new run with --weights {path.parent}"
+    given = _read_options(path, cls, remedy)
+    try:
+        return cls(**given)
+    except LeukoError as error:
+        raise LeukoError(f"{path}: {error}") from error
 
 
 def _read_options(path: Path, cls: type, remedy: str = "") -> dict[str, object]:
     hints = typing.get_type_hints(cls)
     names = [f.name for f in fields(cls)]
     given = read_yaml(path)
-    for key, value in given.items():
+    for key in given:
         if key not in names:
-            about = f"; {remedy}" if remedy else ""
-            raise LeukoError(f'{path}: unknown option "{key!s:.60}"{nearest(str(key), names)}{about}')
-        given[key] = _typed(path, key, value, hints[key])
-    return given
+            raise LeukoError(f'{path}: unknown option "{key!s:.60}"{nearest(str(key), names)}{remedy}')
+    return {key: _typed(f"{path}: {key}", value, hints[key]) for key, value in given.items()}
 
 
-def _typed(path: Path, key: str, value: object, hint: object) -> object:
-    """The YAML value as the field's type; 1e-4, which YAML reads as text, counts as a number."""
-    if typing.get_origin(hint) is Literal:
-        if value in typing.get_args(hint):
-            return value
-        raise LeukoError(f"{path}: {key}: {value!r:.60} is not one of {', '.join(map(str, typing.get_args(hint)))}")
-    if hint == _NUMBER:
-        if value is None:
-            return None
-        hint = float
-    if hint in (int, float) and isinstance(value, int | float | str) and not isinstance(value, bool):
-        try:
-            number = hint(value)
-        except (ValueError, OverflowError):
-            number = None
-        if number is not None and (hint is float or number == value):
-            return number
-    elif hint in (bool, str, str | list):
-        if isinstance(value, hint):
-            return value
-    elif hint in _LISTS and (
-        value is None or (isinstance(value, list) and all(type(v) is _LISTS[hint] for v in value))
-    ):
+def _typed(where: str, value: object, hint: object) -> object:
+    """A word of the command line, or a value of YAML, which reads 1e-4 as text, as the field's type."""
+    kind, is_list = _kind(hint)
+    if is_list and isinstance(value, list):
+        return [_typed(where, item, kind) for item in value]
+    if not is_list and kind in (int, float) and type(value) in (int, float, str):
+        with contextlib.suppress(ValueError, OverflowError):
+            number = kind(value)
+            if kind is float or isinstance(value, str) or number == value:
+                return number
+    elif fits(value, hint):
         return value
-    kinds = {int: "a whole number", float: "a number", bool: "true or false", str: "text", str | list: "text or a list"}
-    kinds |= {each: f"a list of {'texts' if item is str else 'whole numbers'}" for each, item in _LISTS.items()}
-    raise LeukoError(f"{path}: {key}: {value!r:.60} is not {kinds[hint]}")
+    if choices := typing.get_args(kind):
+        noun = f"one of {', '.join(choices)}{nearest(str(value), choices)}"
+    else:
+        noun = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind]
+    noun = "a list" if is_list else "text or a list" if hint == str | list else noun
+    raise LeukoError(f"{where}: {value!r:.60} is not {noun}")

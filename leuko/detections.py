@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
-
-from .errors import LeukoError, nearest
-
-if TYPE_CHECKING:
-    import supervision
-
 
 MAX_DETECTIONS = 100  # per image, where no other number is asked for: COCO's
 
@@ -79,40 +72,3 @@ class Detections:
     def above(self, threshold: float) -> Detections:
         """Those with at least this score."""
         return self[self.scores >= threshold]
-
-    def to_supervision(self) -> supervision.Detections:
-        """As ``supervision.Detections`` (that package must be installed); type names go to ``data["class_name"]``."""
-        try:
-            import supervision
-        except ImportError as e:
-            raise LeukoError("supervision is not installed; pip install supervision") from e
-        return supervision.Detections(
-            xyxy=self.boxes.copy(),
-            confidence=self.scores.copy(),
-            class_id=self.labels.astype(int),
-            data={"class_name": np.array([self.types[label] for label in self.labels], dtype=str)},
-        )
-
-    @classmethod
-    def from_supervision(cls, detections: supervision.Detections, types: Sequence[str] | None = None) -> Detections:
-        """From ``supervision.Detections``. Type names come from its ``data["class_name"]`` (matched to ``types`` by
-        name) or, without that, from its class ids as indices into ``types``. Scores that are missing are 1."""
-        count = len(detections.xyxy)
-        names = detections.data.get("class_name")
-        if names is not None:
-            types = list(dict.fromkeys(str(n) for n in names)) if types is None else list(types)
-            for name in names:
-                if name not in types:
-                    raise LeukoError(
-                        f'detections hold the class "{name}", which is not a type{nearest(str(name), types)}'
-                    )
-            labels = np.array([types.index(str(name)) for name in names], dtype=np.int64)
-        elif types is None:
-            raise LeukoError('detections without data["class_name"]: pass the types that class ids index')
-        else:
-            labels = np.asarray(detections.class_id if detections.class_id is not None else [], dtype=np.int64)
-        if len(labels) != count or (count and not 0 <= labels.min() <= labels.max() < len(types)):
-            raise LeukoError(f"detections: class ids do not index the {len(types)} types")
-        scores = np.ones(count) if detections.confidence is None else detections.confidence
-        unsorted = cls(detections.xyxy, scores, labels, tuple(types))
-        return unsorted[np.argsort(-unsorted.scores, kind="stable")]

@@ -16,13 +16,10 @@ from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
-import torch
-from PIL import Image
 
 from . import config
 from .data import source
-from .data.loaded_image import LoadedImage
-from .data.memory import in_memory
+from .data.images import LoadedImage
 from .detections import MAX_DETECTIONS, Detections
 from .engine import thresholds
 from .engine.ensemble import EnsembleMember
@@ -50,11 +47,11 @@ class Detector:
         tiles: bool = False,
         cell_size: float = 0.0,
     ):
-        sizes = (imgsz,) if isinstance(imgsz, int) else tuple(imgsz)
-        config.check_sizes(sizes)
-        config.check_max_detections(max_detections)
-        config.check_cell_size(cell_size)
-        self._member = EnsembleMember.load(weights, device, sizes, max_detections, typer, "none", tiles, cell_size)
+        sizes = [imgsz] if isinstance(imgsz, int) else list(imgsz)
+        looking = {"imgsz": sizes, "max_detections": max_detections, "tiles": tiles, "cell_size": cell_size}
+        options = config.DetectOptions(str(weights), typer=typer, device=device, **looking)
+        options.check_models()
+        self._member = EnsembleMember.load(weights, device, *options.looking)
         self.types = tuple(self._member.types)
         self.path = self._member.weights.path
         self.threshold = thresholds.alone(self._member).value
@@ -86,19 +83,19 @@ class Detector:
 
     def predict(
         self,
-        image: str | Path | np.ndarray | torch.Tensor | Image.Image,
+        image: str | Path | np.ndarray,
         threshold: float | None = None,
         max_pixels: float = config.MAX_PIXELS,
     ) -> Detections:
         """The cells of one image with at least this score (without it, that from which counts are best, as the weights
         keep it), one detection for each, in descending order of score; ``type_scores`` has the other types' scores.
 
-        ``image`` is a file of at most ``max_pixels`` megapixels, an array [H, W, 3] RGB or [H, W] grey, a tensor
-        [3, H, W] or [H, W], both uint8, or Pillow's image. Raises LeukoError.
+        ``image`` is a file of at most ``max_pixels`` megapixels, or an array [H, W, 3] RGB or [H, W] grey, uint8.
+        Raises LeukoError.
         """
         if isinstance(image, (str, Path)):
             loaded = LoadedImage.of_file(Path(image), self._member.views, self._member.needs_pixels, max_pixels)
         else:
-            loaded = LoadedImage.of_pixels(in_memory(image, max_pixels), self._member.views)
+            loaded = LoadedImage.of_pixels(image, self._member.views)
         cells = counting.one_type(self._member.detect([loaded])[0], len(self.types))
         return cells.above(self.threshold if threshold is None else threshold)

@@ -20,8 +20,7 @@ from .cells import factor_names
 from .config import ValOptions
 from .data import source
 from .data.dataset import Dataset
-from .data.images import read_image
-from .data.loaded_image import LoadedImage
+from .data.images import LoadedImage, read_image
 from .data.tools.builder import write_warnings
 from .data.tools.draw import with_factor
 from .data.tools.found import write_labels

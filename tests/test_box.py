@@ -60,7 +60,6 @@ def test_every_command_knows_the_name(box, data, project, tmp_path, leuko, monke
     assert "leuko-small" in leuko("download").out.splitlines()[0] and " here " in leuko("download").out.splitlines()[0]
     told = leuko("download", "leuko-small").out
     assert told.count("\n") == 1 and f"{box}: comes with leuko" in told and "CC-BY-4.0" in told
-    leuko("download", "leuko-small", "--from-file", box).refused("--from-file")
 
     monkeypatch.setattr(thresholds, "find", lambda *_: 0.25)
     common = ["--data", data, "--draws", "0", "--workers", "0", "--save", tmp_path / "val"]

@@ -1,16 +1,14 @@
-"""The Python face: a detector in a few lines, and its detections as supervision's."""
+"""The Python face: a detector in a few lines."""
 
 from __future__ import annotations
 
 import csv
-import sys
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from leuko import Detections, Detector
+from leuko import Detector
 from leuko.config import TrainOptions
 from leuko.data.images import read_image
 from leuko.data.source import load
@@ -32,12 +30,9 @@ def test_detector_in_a_few_lines(data, project, tmp_path):
     path = load(data, "test").samples[0].image
     cells = longer.predict(path, threshold=0.0)
     image = read_image(path)
-    tensor = torch.from_numpy(image.transpose(2, 0, 1).copy())
     grey = longer.predict(np.dstack([image[..., 0]] * 3), 0.0)
-    for same in (longer.predict(image[..., 0], 0.0), longer.predict(Image.fromarray(image[..., 0]), 0.0)):
-        assert np.array_equal(same.boxes, grey.boxes) and np.array_equal(same.scores, grey.scores)
-    for same in (longer.predict(image, 0.0), longer.predict(tensor, 0.0), longer.predict(Image.fromarray(image), 0.0)):
-        assert np.array_equal(same.boxes, cells.boxes) and np.array_equal(same.labels, cells.labels)
+    for same, whole in ((longer.predict(image[..., 0], 0.0), grey), (longer.predict(image, 0.0), cells)):
+        assert np.array_equal(same.boxes, whole.boxes) and np.array_equal(same.scores, whole.scores)
     first = next(iter(cells))
     assert first.type in TYPES and first.score == pytest.approx(cells.scores.max()) and len(first.box) == 4
     assert len(cells.above(2.0)) == 0
@@ -47,18 +42,14 @@ def test_detector_in_a_few_lines(data, project, tmp_path):
         (lambda: Detector.train(data, epoch=3), 'did you mean "epochs"'),
         (lambda: Detector.train(data, resume=str(project / "faster")), "--data"),
         (lambda: longer.predict([path]), "type list.*give a file"),
-        (lambda: longer.predict("a\0b.jpg"), "no such image"),
+        (lambda: longer.predict("a\0b.jpg"), "no such file"),
         (lambda: longer.predict(""), "is a folder"),
         (lambda: longer.predict(path, max_pixels=0.001), "too large"),
-        (lambda: longer.predict(Image.new("F", (9, 9))), "mode F"),
-        (lambda: longer.predict(Image.new("RGB", (0, 9))), "0x9 pixels"),
-        (lambda: longer.predict(Image.new("RGB", (99, 99)), max_pixels=0.001), "99x99 pixels"),
+        (lambda: longer.predict(Image.new("RGB", (9, 9))), "type Image: give a file, .*numpy.asarray"),
         *[
             (lambda wrong=wrong: longer.predict(wrong), "give a uint8 array")
             for wrong in (image / 255, image[:, 0, 0], image[:0], image[None], np.dstack([image, image[..., :1]]))
         ],
-        (lambda: longer.predict((tensor / 255).requires_grad_()), "give a uint8 array"),
-        (lambda: longer.predict(tensor.permute(1, 2, 0)), "give a uint8 array"),
     ):
         with pytest.raises(LeukoError, match=words):
             call()
@@ -69,30 +60,3 @@ def test_the_example_of_fine_tuning_fits_the_detector_that_comes_with_leuko(data
     words = line.replace("datasets/other", str(data)).split()[1:]
     done = leuko(*words, "--epochs", "1", "--imgsz", "64", "--workers", "0", "--project", tmp_path, "--name", "tuned")
     assert done.code == 0 and (tmp_path / "tuned/weights/best.safetensors").exists(), done.err
-
-
-def test_detections_go_to_supervision_and_back():
-    supervision = pytest.importorskip("supervision")
-    boxes = np.array([[1, 2, 30, 40], [5, 5, 9, 9.5]], np.float32)
-    cells = Detections(boxes, np.array([0.9, 0.25], np.float32), np.array([4, 1]), tuple(TYPES))
-    there = cells.to_supervision()
-    assert isinstance(there, supervision.Detections) and list(there.data["class_name"]) == ["M", "BG"]
-    back = Detections.from_supervision(there, TYPES)
-    for key in ("boxes", "scores", "labels"):
-        assert np.array_equal(getattr(back, key), getattr(cells, key))
-    assert back.types == cells.types
-    none = cells.above(1.0)
-    assert len(Detections.from_supervision(none.to_supervision(), TYPES)) == 0
-    plain = supervision.Detections(xyxy=boxes[::-1].copy(), class_id=np.array([1, 4]))
-    assert Detections.from_supervision(plain, TYPES).scores.tolist() == [1, 1]
-    with pytest.raises(LeukoError, match="pass the types"):
-        Detections.from_supervision(plain)
-    with pytest.raises(LeukoError, match='the class "M", which is not a type'):
-        Detections.from_supervision(there, TYPES[:3])
-
-
-def test_supervision_is_not_required(monkeypatch):
-    monkeypatch.setitem(sys.modules, "supervision", None)
-    cells = Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, int), tuple(TYPES))
-    with pytest.raises(LeukoError, match="pip install supervision"):
-        cells.to_supervision()

@@ -181,7 +181,7 @@ def test_what_is_no_picture_is_not_opened(tmp_path):
         (tmp_path / "fifo.jpg", "pipe or a device"),
         (Path("/dev/zero"), "pipe or a device"),
         (tmp_path, "is a folder"),
-        (tmp_path / "nul\0.jpg", "no such image"),
+        (tmp_path / "nul\0.jpg", "no such file"),
         (tmp_path / "huge.png", r"13500x13500 is too large \(182 megapixels; up to 80 are read\); cut it into fields"),
     ):
         for read in (image_header, read_image):
@@ -276,7 +276,7 @@ def test_a_limit_can_be_raised(tmp_path, words, leuko):
     leuko("predict", *words, 1).refused("1000x1001 is too large", "--max-pixels 2")
     assert not any((tmp_path / "out").iterdir())
     assert leuko("predict", *words, 2).code == 0
-    leuko("predict", *words, 2000).refused("--max-pixels 2000", "1 to 1000")
+    leuko("predict", *words, 2000).refused("--max-pixels 2000", "1 to 1,000")
 
 
 def test_an_image_for_which_memory_is_lacking_is_not_read(tmp_path, words, leuko, monkeypatch):

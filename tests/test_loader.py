@@ -107,7 +107,7 @@ def test_large_images_are_left_to_the_main_process(data, tmp_path, monkeypatch):
     cv2.imwrite(str(large), np.full((300, 200, 3), 90, np.uint8))
     broken.write_text("no image")
     paths[1:1] = [large, broken, large]
-    monkeypatch.setattr("leuko.data.loaded_image.LARGE", 0.05)
+    monkeypatch.setattr("leuko.data.images.LARGE", 0.05)
     here = loader.LoadedImage.of_file
     monkeypatch.setattr(loader.LoadedImage, "of_file", lambda path, *how: replace(here(path, *how), bits=os.getpid()))
     alone, shared = ([*loader.file_images(paths, [64], workers)] for workers in (0, 2))

@@ -10,8 +10,7 @@ import torch
 from conftest import table, untrained
 
 from leuko import Detector
-from leuko.data.images import read_image
-from leuko.data.loaded_image import LoadedImage
+from leuko.data.images import LoadedImage, read_image
 from leuko.data.source import load
 from leuko.engine import checkpoint
 from leuko.engine.detect import Pipeline
@@ -68,8 +67,8 @@ def test_val_and_predict_take_sizes(project, data, tmp_path, leuko):
     assert (tmp_path / "p/cells.csv").exists()
     options = tmp_path / "options.yaml"
     options.write_text("imgsz: [96, wide]")
-    leuko(*measure, "none", "--config", options).refused("imgsz", "a list of whole numbers")
-    leuko(*measure, "none", "--imgsz", "96", "32").refused("--imgsz 32", "at least 64")
+    leuko(*measure, "none", "--config", options).refused("imgsz", "is not a whole number")
+    leuko(*measure, "none", "--imgsz", "96", "32").refused("--imgsz 32", "from 64")
     leuko(*measure, "none", "--imgsz", "96", "96").refused("--imgsz 96 96", "twice")
     assert not (tmp_path / "none").exists()
 
@@ -82,5 +81,5 @@ def test_sizes_go_for_each_member(project, data, tmp_path, leuko):
     rows = {row["model"]: float(row["mAP"]) for row in table(tmp_path / "ensemble/table.csv")}
     alone = Detector(project / "faster", imgsz=[64, 96]).val(data, workers=0)
     assert len(rows) == 3 and rows["faster"] == pytest.approx(alone.mAP, abs=1e-6)
-    with pytest.raises(LeukoError, match="at least 64"):
+    with pytest.raises(LeukoError, match="from 64 to"):
         Detector(other, imgsz=8)

@@ -141,7 +141,7 @@ def test_nothing_is_overwritten_without_force(tmp_path):
     [
         (["--size", "63"], "size 63"),
         (["--images", "-1"], "images -1"),
-        (["--format", "yollo"], "'yolo'"),
+        (["--format", "yollo"], 'did you mean "yolo"'),
         (["--val", "0.6", "--test", "0.5"], "training"),
         (["--seed", "-1"], "seed -1"),
         (["--sise", "99"], 'did you mean "--size"'),

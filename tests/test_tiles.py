@@ -16,9 +16,8 @@ from leuko import Detector
 from leuko.config import EXAMPLES
 from leuko.data.crops import stain_of
 from leuko.data.fit import fit
-from leuko.data.images import ImageFile, read_image
-from leuko.data.loaded_image import LoadedImage
-from leuko.data.slides import Slide, open_image
+from leuko.data.images import ImageFile, LoadedImage, open_image, read_image
+from leuko.data.slides import Slide
 from leuko.data.source import load
 from leuko.data.tools.builder import save_image
 from leuko.detections import Detections
@@ -229,7 +228,7 @@ def test_a_slide_is_read_as_its_pixels_are(wide, monkeypatch, tmp_path):
     tiff = shutil.copy(wide / "slide.svs", tmp_path / "large.tif")
     assert isinstance(open_image(tiff, 1), ImageFile) and isinstance(open_image(tiff, 0.1), Slide)
     (tmp_path / "torn.svs").write_bytes((wide / "slide.svs").read_bytes()[:5000])
-    for path, words in ((tmp_path / "torn.svs", "not a readable image"), (tmp_path / "none.svs", "no such image")):
+    for path, words in ((tmp_path / "torn.svs", "not a readable image"), (tmp_path / "none.svs", "no such file")):
         with pytest.raises(LeukoError, match=words):
             Slide(path)
     monkeypatch.setitem(sys.modules, "openslide", None)
@@ -254,4 +253,4 @@ def test_leuko_small_counts_a_wide_field_and_a_slide(wide, leuko, tmp_path):
     assert cv2.imread(str(tmp_path / "tiles/images/slide.jpg")).shape == (600, 750, 3)
     shrunk = leuko(*common, "--name", "shrunk", "--cell-size", "37")
     assert shrunk.code == 0 and "2 images are shrunk so far that a cell has less than 25 pixels" in shrunk.err
-    leuko("predict", "--source", wide, "--tiles", "--cell-size", "2").refused("--cell-size 2", "4 to 4096")
+    leuko("predict", "--source", wide, "--tiles", "--cell-size", "2").refused("--cell-size 2", "4 to 4,096")

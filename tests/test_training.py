@@ -170,7 +170,7 @@ def test_finished_run_is_extended_or_left_alone(faster, leuko):
     assert result.code == 0 and "finished; --epochs N extends it" in result.out
     assert files == {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in faster.rglob("*") if p.is_file()}
     leuko("train", "--resume", faster, "--epochs", "2").refused("--epochs 2", "3")
-    leuko("train", "--resume", faster, "--epochs", "0").refused("--epochs 0", "3")
+    leuko("train", "--resume", faster, "--epochs", "0").refused("--epochs 0", "from 1")
     leuko("train", "--resume", faster, "--lr", "0.1", "--batch", "4").refused(
         "--lr", "--batch", "keeps its own options"
     )
@@ -522,7 +522,7 @@ def test_truncated_image_stops_the_run_in_one_line(workers, data, tmp_path, leuk
     words = ["--model", "faster_rcnn", *TINY, "--workers", workers, "--epochs", "1"]
     leuko("train", "--data", broken, "--project", tmp_path, *words).refused(str(image), "the JPEG is truncated")
     image.unlink()  # as it might be in the middle of a run
-    with pytest.raises(LeukoError, match=f"{image}: no such image"):
+    with pytest.raises(LeukoError, match=f"{image}: no such file"):
         list(loader.sample_batches(Dataset(["NG"], [Sample(image, 80, 80, [], [], 1)]), [64], [[0]], int(workers)))
 
 

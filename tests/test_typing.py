@@ -21,8 +21,7 @@ from safetensors import safe_open
 from leuko import Detector
 from leuko.cells import NONE
 from leuko.data.crops import crops_of, stain_of
-from leuko.data.images import read_image
-from leuko.data.loaded_image import LoadedImage
+from leuko.data.images import LoadedImage, read_image
 from leuko.data.source import load
 from leuko.detections import Detections
 from leuko.engine.checkpoint import load_weights, save, transfer

@@ -1,21 +1,11 @@
 """Options of the commands, one dataclass per command (those of ``leuko data`` are in ``data/config.py``).
 
-A field's docstring is its help text, ``EXAMPLES`` ends the help (see ``cli``).
+A field's docstring is its help text, ``EXAMPLES`` ends the help (see ``cli``). What numbers a field takes stands beside
+its default (see ``limits``); ``check`` is about what several options say together.
 """
 
 from .detect import EXAMPLES, LABELS, MAX_PICTURES, DetectOptions, MergeOptions, PredictOptions, ValOptions, is_table
 from .files import DownloadOptions, ExportOptions, ReportOptions
-from .limits import (
-    LEAST_SIDE,
-    MAX_PIXELS,
-    MOST_DETECTIONS,
-    MOST_SIDE,
-    POSITIONAL,
-    check_cell_size,
-    check_max_detections,
-    check_pixels,
-    check_sizes,
-    check_workers,
-)
+from .limits import MAX_PIXELS, MOST_DETECTIONS, MOST_SIDE, POSITIONAL, Options, flag, limited
 from .train import PRESETS, SIX, CompareOptions, TrainOptions, is_comparison, model_names, preset
 from .typing import AdaptOptions, TypeOptions

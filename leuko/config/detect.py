@@ -5,29 +5,32 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 from ..detections import MAX_DETECTIONS
-from ..errors import LeukoError, nearest
+from ..errors import LeukoError
 from ..registry import DEFAULT
 from .limits import (
+    DETECTIONS,
     MAX_PIXELS,
     MOST_DETECTIONS,
+    PIXELS,
     POSITIONAL,
-    check_cell_size,
-    check_max_detections,
-    check_pixels,
-    check_sizes,
-    check_workers,
+    SHARE,
+    SIZES,
+    WORKERS,
+    Options,
+    limited,
 )
 
 EXAMPLES = Path(__file__).parent.parent / "examples"  # fields to try a detector on
 MAX_PICTURES = 1000  # images of which pictures and a page for review are made, if no other number is given
-LABELS = ("coco", "yolo", "voc", "labelstudio")  # the formats in which what was found is written
+LabelFormat = Literal["coco", "yolo", "voc", "labelstudio"]  # in which what was found is written
+LABELS = get_args(LabelFormat)
 
 
 @dataclass
-class DetectOptions:
+class DetectOptions(Options):
     """Which trained models are run, and how: image sizes, scores, device, and the fusion of several."""
 
     weights: str = ""
@@ -42,38 +45,39 @@ class DetectOptions:
     """Folder in which --ensemble looks for runs."""
     name: str = ""
     """The result's folder in --save, the model's name if empty."""
-    threshold: float | None = None
+    threshold: float | None = limited(None, *SHARE)
     """Lowest score of a cell that is classified; without it, that from which counts were best on a split that was not
     reported, as training or leuko val has found and kept it."""
     calibrated: bool = False
     """Use the scores as leuko val --calibrate has calibrated them, before they are fused."""
-    fusion_iou: float = 0.55
+    fusion_iou: float = limited(0.55, *SHARE, above=True, below=True)
     """Boxes of different members that overlap this much are taken for the same cell."""
-    fusion_score: float = 0.0
+    fusion_score: float = limited(0.0, *SHARE, below=True)
     """Detections of a member below this score have no vote."""
-    imgsz: list[int] | None = None
+    imgsz: list[int] | None = limited(None, *SIZES)  # noqa: RUF009
     """Longer side in pixels to which images are scaled, instead of the one that the model was trained at. Several: the
     model looks at each image in all of them, and its detections are fused, one vote per size."""
-    max_detections: int = MAX_DETECTIONS
+    max_detections: int = limited(MAX_DETECTIONS, *DETECTIONS)
     """Most detections per image, of each model and of their fusion, and in mAP and mAR; more candidates are looked at,
     and that takes longer."""
     tiles: bool = False
     """Cut images of many thousand pixels into overlapping tiles in which cells are as large as in training, and count a
     cell at a seam once; --imgsz and --max-detections are then those of a tile."""
-    cell_size: float = 0.0
+    cell_size: float = limited(0.0, 4, 4096, or_zero=True)
     """Width of a leukocyte in pixels of the images, for --tiles; 0: by the resolution that a slide's file states, else
     as in training."""
-    labels: list[str] | None = None
+    labels: list[LabelFormat] | None = None
     """Also write what was found (by val, with a score of at least .5) as labels to correct, in these formats: coco,
     yolo, voc, labelstudio. Each gets a folder in the result's labels, with the images linked or copied."""
     amp: Literal["none", "bf16", "fp16"] = "none"
     """Run the network in half precision; fp16 needs a GPU."""
     device: str = "auto"
     """cpu, cuda, cuda:1 or 1 ...; auto takes a GPU if there is one."""
-    workers: int = -1
+    workers: int = limited(-1, *WORKERS)
     """Loader processes; -1: one per core but one, at most 8."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.weights and self.ensemble is None:
             self.weights = DEFAULT
 
@@ -91,19 +95,8 @@ class DetectOptions:
         """Raise LeukoError naming the flag whose value cannot be used."""
         if self.weights and self.ensemble is not None:
             raise LeukoError("name one model with --weights, or several with --ensemble")
-        if not 0 < self.fusion_iou < 1:
-            raise LeukoError(f"--fusion-iou {self.fusion_iou}: give a number between 0 and 1")
-        if not 0 <= self.fusion_score < 1:
-            raise LeukoError(f"--fusion-score {self.fusion_score}: give a score from 0 to below 1")
-        if self.threshold is not None and not 0 <= self.threshold <= 1:
-            raise LeukoError(f"--threshold {self.threshold}: give a score from 0 to 1")
-        check_sizes(self.imgsz)
-        check_workers(self.workers)
-        check_max_detections(self.max_detections)
-        check_cell_size(self.cell_size)
-        if self.labels is not None and (wrong := sorted(set(self.labels or [""]) - set(LABELS))):
-            hint = nearest(wrong[0], LABELS)
-            raise LeukoError(f'--labels "{wrong[0]}": is no format{hint}; give some of {", ".join(LABELS)}')
+        if len(set(self.imgsz or ())) < len(self.imgsz or ()):
+            raise LeukoError(f"--imgsz {' '.join(map(str, self.imgsz))}: names a size twice")
 
 
 @dataclass
@@ -136,11 +129,11 @@ class ValOptions(DetectOptions):
     """Split to validate on."""
     save: str = "runs/val"
     """Folder of results."""
-    batch: int = 1
+    batch: int = limited(1, 1)
     """Images per forward pass."""
     calibrate: bool = False
     """Calibrate the scores on --tune-split, and keep the calibration in the weights files, for --calibrated."""
-    draws: int = 1000
+    draws: int = limited(1000, 39, 10**5, or_zero=True)
     """Draws of the bootstrap for the intervals of mAP and mAR; 0: none."""
     factors: str = ""
     """Put interference factors on the images and draw mAP against their severity: all, or names with commas. The model
@@ -157,10 +150,6 @@ class ValOptions(DetectOptions):
         if not self.data:
             raise LeukoError("--data is missing: name a data folder, a COCO file or a data YAML")
         self.check_models()
-        if self.batch < 1:
-            raise LeukoError(f"--batch {self.batch}: give at least 1")
-        if self.draws and not 39 <= self.draws <= 10**5:
-            raise LeukoError(f"--draws {self.draws}: a 95 % interval needs 39 to 100,000; give 0 for none")
         if self.calibrate and self.calibrated:
             raise LeukoError("--calibrate fits the scores, --calibrated uses the fit: give one of them")
         if not set(self.severities) <= set(range(1, 6)):
@@ -204,13 +193,13 @@ class PredictOptions(DetectOptions):
     """An image, a folder of images, a pattern in quotes, or a text file (.txt) that lists images, one a line."""
     save: str = "runs/predict"
     """Folder of results."""
-    pictures: int = MAX_PICTURES
+    pictures: int = limited(MAX_PICTURES, 0)
     """Draw annotated pictures and make review.html of at most this many images. Of more, only tables and report.html
     are written."""
-    batch: int = 0
+    batch: int = limited(0, 0)
     """Images that the detector looks at together; 0: 8 on a GPU, one on a CPU, where more are not faster. What is found
     does not depend on it, but for rounding."""
-    workers: int = -1
+    workers: int = limited(-1, *WORKERS)
     """Worker processes; -1: on a CPU one per core, at most 16, each of which detects; beside a GPU one per core but
     one, at most 8, which decode."""
     shard: str = ""
@@ -220,7 +209,7 @@ class PredictOptions(DetectOptions):
     """ray: by Ray Data (extra ray) on the cluster that RAY_ADDRESS names, or on this machine; the results also as
     Parquet. --source may then be Parquet with path and, where these are no files, bytes, or an object store's address.
     Pictures and review.html are not made."""
-    max_pixels: int = MAX_PIXELS
+    max_pixels: int = limited(MAX_PIXELS, *PIXELS)
     """Megapixels of the largest image that is read; a larger one is listed as not read. A pixel takes up to 12 bytes of
     memory."""
 
@@ -230,10 +219,6 @@ class PredictOptions(DetectOptions):
             remedy = f"name an image, a folder or a pattern in quotes; to try it: leuko predict --source {EXAMPLES}"
             raise LeukoError(f"--source is missing: {remedy}")
         self.check_models()
-        check_pixels(self.max_pixels)
-        for flag in ("batch", "pictures"):
-            if getattr(self, flag) < 0:
-                raise LeukoError(f"--{flag} {getattr(self, flag)}: must not be negative")
         index, shards = self.shard_of
         if not 0 <= index < shards:
             raise LeukoError(f"--shard {self.shard}: give i/n, such as 1/4, with i from 1 to n")
@@ -256,7 +241,7 @@ class PredictOptions(DetectOptions):
 
 
 @dataclass
-class MergeOptions:
+class MergeOptions(Options):
     """Put the shards of a prediction together: the files are those that one process would have written."""
 
     EXAMPLES: ClassVar[str] = """

@@ -8,11 +8,11 @@ from typing import ClassVar, Literal
 from ..detections import MAX_DETECTIONS
 from ..errors import LeukoError
 from ..registry import DEFAULT
-from .limits import POSITIONAL, check_max_detections, check_sizes
+from .limits import DETECTIONS, POSITIONAL, SIZES, Options, limited
 
 
 @dataclass
-class ExportOptions:
+class ExportOptions(Options):
     """Write a detector as a file that runs without PyTorch, and prove that it says the same. A typing stage goes with
     it; leuko predict, leuko val and Detector take the file as they take weights."""
 
@@ -37,19 +37,19 @@ class ExportOptions:
     """Folder in which --ensemble looks for runs."""
     format: Literal["onnx", "openvino"] = "onnx"
     """onnx: one file, for ONNX Runtime; openvino: NAME.xml and NAME.bin."""
-    imgsz: int = 0
+    imgsz: int = limited(0, *SIZES, or_zero=True)
     """Longer side in pixels to which images are scaled; 0: the one that the model was trained at. The file takes images
     of any size."""
     half: bool = False
     """Store the weights in 16 instead of 32 bits: the file is half as large, and computes in 32 bits all the same."""
-    max_detections: int = MAX_DETECTIONS
+    max_detections: int = limited(MAX_DETECTIONS, *DETECTIONS)
     """Most detections per image."""
     data: str = ""
     """Data set on whose images parity is shown, and by whose labels, that mAP is the same; without it, on rendered
     fields."""
     split: str = "test"
     """Split of --data."""
-    fields: int = 8
+    fields: int = limited(8, 2, 1000)
     """Number of fields on which parity is shown."""
     save: str = "runs/export"
     """Folder of exports."""
@@ -62,14 +62,10 @@ class ExportOptions:
             raise LeukoError("name one model with --weights, or several with --ensemble")
         if not self.weights and self.ensemble is None:
             self.weights = DEFAULT
-        check_sizes([self.imgsz] if self.imgsz else ())
-        check_max_detections(self.max_detections)
-        if not 2 <= self.fields <= 1000:
-            raise LeukoError(f"--fields {self.fields}: give 2 to 1,000")
 
 
 @dataclass
-class DownloadOptions:
+class DownloadOptions(Options):
     """Download weights that others trained, checked by SHA-256. Without a name: list what there is."""
 
     EXAMPLES: ClassVar[str] = """
@@ -91,7 +87,7 @@ class DownloadOptions:
 
 
 @dataclass
-class ReportOptions:
+class ReportOptions(Options):
     """Make the page of a run or a validation again, or put several on one page."""
 
     EXAMPLES: ClassVar[str] = """

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 from ..detections import MAX_DETECTIONS
 from ..errors import LeukoError, nearest
-from .limits import check_max_detections, check_sizes, check_workers
+from .limits import DETECTIONS, SEEDS, SHARE, SIZES, WORKERS, Options, limited
 
 SIX = ("fsaf", "fcos", "faster_rcnn", "grid_rcnn", "double_head_rcnn", "cascade_rcnn")  # in the order of the paper
 
@@ -27,7 +27,7 @@ def is_comparison(model: object) -> bool:
 
 
 @dataclass
-class TrainOptions:
+class TrainOptions(Options):
     """Train a detector. The defaults are the paper's recipe (Li et al. 2022)."""
 
     EXAMPLES: ClassVar[str] = """
@@ -59,33 +59,33 @@ class TrainOptions:
     """Backbone: any timm network with maps at strides 4, 8, 16 and 32."""
     preset: Literal["paper", "small"] = "paper"
     """paper: ResNet-50, 600 px, full width. small: for machines without a GPU."""
-    epochs: int = 16
+    epochs: int = limited(16, 1)
     """Passes over the training images; more than before, with --resume, extends a finished run."""
-    batch: int = 8
+    batch: int = limited(8, 1)
     """Images per step, at most. The batches of an epoch differ by one image at most, so that none is much smaller."""
-    imgsz: int = 600
+    imgsz: int = limited(600, *SIZES)
     """Longer side in pixels to which images are scaled."""
-    lr: float = 0.0
+    lr: float = limited(0.0, 0)
     """Learning rate of SGD, after the warm-up; 0: the detector's own, .01 (the paper's) or, for FCOS, FSAF and
     Double-Head R-CNN, .005; Ultralytics' models then choose optimiser, rate and schedule themselves."""
-    momentum: float = 0.9
+    momentum: float = limited(0.9, *SHARE, below=True)
     """Momentum of SGD."""
-    weight_decay: float = 1e-4
+    weight_decay: float = limited(1e-4, 0)
     """Weight decay of SGD."""
-    warmup: float = 1.0
+    warmup: float = limited(1.0, 0)
     """Epochs of linear warm-up (the paper's 500 steps are about one epoch of its data)."""
-    clip: float = 0.0
+    clip: float = limited(0.0, 0, math.inf)
     """Largest norm of the gradients; 0: the detector's own, 35 or, for FSAF, 10; inf leaves them as they are."""
-    accumulate: int = 1
+    accumulate: int = limited(1, 1)
     """Batches whose gradients are summed into one step of the optimiser."""
-    ema: float = 0.0
+    ema: float = limited(0.0, *SHARE, below=True)
     """Decay of the running mean of the weights that is validated and saved (0.999, for example), reached by a ramp; 0:
     no mean."""
-    patience: int = 0
+    patience: int = limited(0, 0)
     """Stop when --best-by has not improved for this many epochs; 0: train all epochs."""
     best_by: Literal["mAP", "mAP50", "mAR"] = "mAP"
     """Validation measure by which the best epoch is chosen."""
-    seed: int = 0
+    seed: int = limited(0, *SEEDS)
     """Seed of everything random; the same seed, data and machine give the same weights."""
     project: str = "runs/train"
     """Folder of runs."""
@@ -110,7 +110,7 @@ class TrainOptions:
     """Augmentation of the training images: none, flips, standard, smear (for other centres, too), or a YAML file with
     a list of transforms and their probabilities under the key augment (see docs/data.md); in a file of options, that
     list itself. auto: smear where at least 10,000 images are shown (images times epochs), else standard."""
-    repeat_factor: float = 0.0
+    repeat_factor: float = limited(0.0, *SHARE)
     """Show images with rare types more often: a type on a share f of the images, below this one, sqrt(this / f) times
     as often (repeat-factor sampling, Gupta et al. 2019); 0: each image once per epoch."""
     type_weights: Literal["none", "balanced"] = "none"
@@ -122,18 +122,18 @@ class TrainOptions:
     normalize_features: bool = False
     """Divide the backbone's maps by their standard deviation, as measured on the first batch (for EfficientNet and
     similar networks). FCOS, whose heads have norm layers, does not."""
-    channels: int = 256
+    channels: int = limited(256, 1)
     """Channels of the FPN and the heads."""
-    fc_channels: int = 1024
+    fc_channels: int = limited(1024, 1)
     """Width of the R-CNN heads' fully-connected layers."""
-    proposals: int = 0
+    proposals: int = limited(0, 0)
     """RPN proposals per image; 0: the detector's own 1,000 or 2,000."""
-    rois: int = 512
+    rois: int = limited(512, 1)
     """RoIs per image that an R-CNN head learns from."""
-    vote: float = 0.8
+    vote: float = limited(0.8, *SHARE, below=True)
     """IoU from which a box that NMS drops votes on the one that it keeps (box voting), when a trained Faster,
     Double-Head or Cascade R-CNN detects; 0: no voting."""
-    max_detections: int = MAX_DETECTIONS
+    max_detections: int = limited(MAX_DETECTIONS, *DETECTIONS)
     """Most detections per image when an epoch is validated; more candidates are looked at, and that takes longer."""
     amp: Literal["none", "bf16", "fp16"] = "none"
     """Train and validate in half precision; fp16 needs a GPU."""
@@ -143,42 +143,19 @@ class TrainOptions:
     """Give the same weights bit for bit on a GPU, too, for the price of some speed; a CPU does so anyway."""
     device: str = "auto"
     """cpu, cuda, cuda:1 or 1 ...; auto takes a GPU if there is one."""
-    workers: int = -1
+    workers: int = limited(-1, *WORKERS)
     """Loader processes; -1: one per core but one, at most 8."""
     cache: Literal["none", "ram"] = "none"
     """ram: keep the decoded, scaled images in memory, 1 MB per image at 600 px."""
-    save_minutes: float = 10.0
+    save_minutes: float = limited(10.0, 0, math.inf, above=True)
     """Save the state for --resume also within an epoch, this often."""
     tensorboard: bool = False
     """Log losses, learning rate and measures for TensorBoard, too (needs the extra loggers)."""
 
     def check(self) -> None:
-        """Raise LeukoError naming the flag whose value cannot be used."""
+        """Raise LeukoError naming what is missing, or flags that do not go together."""
         if not self.data:
             raise LeukoError("--data is missing: name a data folder, a COCO file or a data YAML")
-        for flag in ("epochs", "batch", "accumulate", "channels", "fc_channels", "rois"):
-            if getattr(self, flag) < 1:
-                raise LeukoError(f"--{flag.replace('_', '-')} {getattr(self, flag)}: give at least 1")
-        check_sizes([self.imgsz])
-        check_max_detections(self.max_detections)
-        if not self.save_minutes > 0:
-            raise LeukoError(f"--save-minutes {self.save_minutes}: give a number above 0")
-        for flag in ("momentum", "ema"):
-            if not 0 <= getattr(self, flag) < 1:
-                raise LeukoError(f"--{flag} {getattr(self, flag)}: give a number from 0 to below 1")
-        for flag in ("lr", "weight_decay", "warmup", "clip", "proposals", "seed", "patience"):
-            if not getattr(self, flag) >= 0:
-                raise LeukoError(f"--{flag.replace('_', '-')} {getattr(self, flag)}: must not be negative")
-        for flag in ("lr", "weight_decay", "warmup"):
-            if getattr(self, flag) == math.inf:
-                raise LeukoError(f"--{flag.replace('_', '-')} inf: give a number")
-        check_workers(self.workers)
-        if not 0 <= self.vote < 1:
-            raise LeukoError(f"--vote {self.vote}: give an IoU, from 0 (no votes) to below 1")
-        if not 0 <= self.repeat_factor <= 1:
-            raise LeukoError(f"--repeat-factor {self.repeat_factor}: give a share of the images, from 0 to 1")
-        if self.seed >= 2**31:
-            raise LeukoError(f"--seed {self.seed}: give a number below 2**31")
         if self.channels % 32:
             raise LeukoError(f"--channels {self.channels}: give a multiple of 32 (group norm has 32 groups)")
         if self.resume and self.weights:

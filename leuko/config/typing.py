@@ -7,11 +7,11 @@ from typing import ClassVar
 
 from ..errors import LeukoError
 from ..registry import DEFAULT
-from .limits import MAX_PIXELS, check_pixels, check_workers
+from .limits import MAX_PIXELS, PIXELS, SEEDS, SHARE, WORKERS, Options, limited
 
 
 @dataclass
-class TypeOptions:
+class TypeOptions(Options):
     """Train a typing stage: a network that gives each cell its type by a crop of it, for any detector. It learns from
     boxes with types and from crops of single cells, of several centres if possible."""
 
@@ -53,40 +53,31 @@ class TypeOptions:
     on this machine."""
     pretrained: bool = True
     """Start from ImageNet weights."""
-    side: int = 96
+    side: int = limited(96, 32, 512)
     """Width and height in pixels to which each crop is scaled."""
-    view: float = 1.3
+    view: float = limited(1.3, 0.5, 5)
     """How much a crop shows around the cell: its width is this many times the longer side of the cell's box."""
-    steps: int = 600
+    steps: int = limited(600, 2, 10**6)
     """Number of training steps."""
-    batch: int = 32
+    batch: int = limited(32, 2, 4096)
     """Cells in each step."""
-    lr: float = 0.002
+    lr: float = limited(0.002, *SHARE, above=True, below=True)
     """Highest learning rate; it rises to this at first and then falls (AdamW, one cycle)."""
     half: bool = False
     """Store all weights, the detector's too, in 16 instead of 32 bits: the file is half as large."""
-    seed: int = 0
+    seed: int = limited(0, *SEEDS)
     """Seed of everything random; the same seed, data and machine give the same weights."""
     device: str = "auto"
     """cpu, cuda, cuda:1 or 1 ...; auto takes a GPU if there is one."""
 
     def check(self) -> None:
-        """Raise LeukoError naming the flag whose value cannot be used."""
+        """Raise LeukoError naming what is missing."""
         if not self.data and not self.crops:
             raise LeukoError("--data and --crops are missing: name data sets with types, or folders of crops")
-        for flag, least, most in (("steps", 2, 10**6), ("batch", 2, 4096), ("side", 32, 512)):
-            if not least <= getattr(self, flag) <= most:
-                raise LeukoError(f"--{flag} {getattr(self, flag)}: give {least} to {most:,}")
-        if not 0.5 <= self.view <= 5:
-            raise LeukoError(f"--view {self.view}: give .5 to 5 times the box's longer side")
-        if not 0 < self.lr < 1:
-            raise LeukoError(f"--lr {self.lr}: give a number between 0 and 1")
-        if not 0 <= self.seed < 2**31:
-            raise LeukoError(f"--seed {self.seed}: give a number from 0 to below 2**31")
 
 
 @dataclass
-class AdaptOptions:
+class AdaptOptions(Options):
     """Fit a detector with a typing stage to another laboratory: from its fields, and better from 5 to 20 of them with
     labels. New weights are written; the old ones stay."""
 
@@ -113,20 +104,16 @@ class AdaptOptions:
     prior: bool = True
     """Let how frequent each type is in --source count half when cells are typed. Use --no-prior where its patients are
     no usual mix."""
-    max_pixels: int = MAX_PIXELS
+    max_pixels: int = limited(MAX_PIXELS, *PIXELS)
     """Megapixels of the largest image of --source that is read."""
-    seed: int = 0
+    seed: int = limited(0, *SEEDS)
     """Seed of which cells are drawn; the same seed, fields and machine give the same weights."""
     device: str = "auto"
     """cpu, cuda, cuda:1 or 1 ...; auto takes a GPU if there is one."""
-    workers: int = -1
+    workers: int = limited(-1, *WORKERS)
     """Loader processes; -1: one per core but one, at most 8."""
 
     def check(self) -> None:
-        """Raise LeukoError naming the flag whose value cannot be used."""
+        """Raise LeukoError naming what is missing."""
         if not self.source and not self.data:
             raise LeukoError("--source and --data are missing: name fields of your laboratory, without or with labels")
-        if not 0 <= self.seed < 2**31:
-            raise LeukoError(f"--seed {self.seed}: give a number from 0 to below 2**31")
-        check_workers(self.workers)
-        check_pixels(self.max_pixels)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from ..config import POSITIONAL
+from ..config import MOST_SIDE, POSITIONAL, Options, limited
+
+SIZES = (64, MOST_SIDE)
 
 
 def _by_place() -> str:
@@ -13,7 +15,7 @@ def _by_place() -> str:
 
 
 @dataclass
-class _Written:
+class _Written(Options):
     """What every command that writes a data set takes."""
 
     force: bool = False
@@ -36,24 +38,24 @@ class _Drawn(_Written):
 
     dst: str = _by_place()
     """Folder to make."""
-    images: int = 200
+    images: int = limited(200, 1)
     """Images in all."""
-    size: int = 320
+    size: int = limited(320, *SIZES)
     """Side of an image in pixels."""
     format: Literal["coco", "voc", "yolo"] = "coco"
     """Format of the data set."""
-    seed: int = 0
+    seed: int = limited(0, 0)
     """All choices, pixels and boxes follow from it."""
-    val: float = 0.15
+    val: float = limited(0.15, 0, 1, below=True)
     """Share of the images for validation."""
-    test: float = 0.15
+    test: float = limited(0.15, 0, 1, below=True)
     """Share of the images for testing."""
-    workers: int = 0
+    workers: int = limited(0, 0)
     """Threads; 0: one per core."""
 
 
 @dataclass
-class _Measured:
+class _Measured(Options):
     """What every command that examines a data set takes."""
 
     src: str = _by_place()
@@ -113,7 +115,7 @@ class ConvertOptions(_Changed):
 
     to: str = ""
     """Format to write: voc, coco or yolo."""
-    voc_origin: Literal[0, 1] = 0
+    voc_origin: int = limited(0, 0, 1)
     """0: VOC as LabelImg writes it; 1: the official convention."""
 
 
@@ -161,7 +163,7 @@ class ResizeOptions(_Changed):
     leuko data resize slides datasets/mini --size 600
     """
 
-    size: int = 600
+    size: int = limited(600, *SIZES)
     """Longer side in pixels."""
 
 
@@ -193,7 +195,7 @@ class ComposeOptions(_Drawn):
 
     donors: str = ""
     """A folder with one folder of crops per class."""
-    size: int = 600
+    size: int = limited(600, *SIZES)
     """Side of a field in pixels."""
     cells: str = "1-6"
     """Leukocytes per field, least and most."""
@@ -212,5 +214,5 @@ class SynthOptions(_Drawn):
 
     preset: Literal["demo", "paper"] = "demo"
     """paper: images and cells per type and split as in Li et al. 2022, factors tagged."""
-    images: int = 0
+    images: int = limited(0, 0)
     """Images in all; 0: 200, or the paper's 6273."""

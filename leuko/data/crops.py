@@ -9,7 +9,7 @@ import numpy as np
 from numpy.random import Generator
 
 from ..synth.stain import REFERENCE, Stain, from_density, mapped_density, to_density
-from .fit import fitted
+from .fit import fit
 
 STAIN_SIDE = 512  # pixels of a field's longer side, which are enough to see how it is stained
 AT_ONCE = 64  # crops that are brought to the reference together: a slide has thousands
@@ -24,7 +24,7 @@ def stain_of(pixels: np.ndarray, boxes: np.ndarray) -> Stain:
     if len(boxes) and np.median((boxes[:, 2:] - boxes[:, :2]).max(1)) * scale < LEAST_SIDE:
         pixels, boxes = _strip(pixels, boxes)
         scale = 1.0
-    return Stain.of(fitted(pixels, STAIN_SIDE) if scale < 1 else pixels, np.asarray(boxes) * scale)
+    return Stain.of(fit(pixels, STAIN_SIDE) if scale < 1 else pixels, np.asarray(boxes) * scale)
 
 
 def _strip(pixels: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

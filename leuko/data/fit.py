@@ -1,4 +1,4 @@
-"""Resizing, the same in training and in use, with or without torch."""
+"""Arrays and sizes of images, the same in training and in use: with numpy and OpenCV alone."""
 
 from __future__ import annotations
 
@@ -7,12 +7,28 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
+from ..errors import LeukoError
+
 if TYPE_CHECKING:
     from .slides import Slide
 
 
-def fit(image: np.ndarray, image_size: int) -> np.ndarray:
-    """Scale the longer side of [H, W, 3] to ``image_size`` pixels: by area downwards, bilinearly upwards."""
+def rgb(image: np.ndarray) -> np.ndarray:
+    """An image in memory, [H, W, 3] uint8 RGB or [H, W] uint8 grey, as [H, W, 3]; LeukoError where it is none."""
+    accepted = "a uint8 array [H, W, 3] RGB or [H, W] grey"
+    if not isinstance(image, np.ndarray):
+        remedy = f"give a file, or {accepted}, as numpy.asarray makes it of Pillow's image"
+        raise LeukoError(f"image of type {type(image).__name__}: {remedy}")
+    if image.dtype != np.uint8 or 0 in image.shape or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,)):
+        raise LeukoError(f"image of {image.dtype} and shape {list(image.shape)}: give {accepted}")
+    return image if image.ndim == 3 else np.dstack([image] * 3)
+
+
+def fit(image: np.ndarray | Slide, image_size: int) -> np.ndarray:
+    """Scale the longer side of [H, W, 3], or of a slide, to ``image_size`` pixels: by area downwards, bilinearly
+    upwards."""
+    if not isinstance(image, np.ndarray):
+        return image.view(image_size)
     size = image.shape[1::-1]
     if max(size) == image_size:
         return image
@@ -24,8 +40,3 @@ def fitted_size(size: tuple[int, int], image_size: int) -> tuple[int, int]:
     """(width, height) with the longer side scaled to ``image_size`` pixels."""
     scale = image_size / max(size)
     return tuple(max(1, round(side * scale)) for side in size)
-
-
-def fitted(pixels: np.ndarray | Slide, side: int) -> np.ndarray:
-    """An image or a slide with a longer side of ``side`` pixels (see :func:`fit`)."""
-    return fit(pixels, side) if isinstance(pixels, np.ndarray) else pixels.view(side)

@@ -8,15 +8,12 @@ them, and tags can overlap: a file of 2 MB can stand for 60 GB.
 from __future__ import annotations
 
 import io
-import math
-import os
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
-from PIL import Image
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
@@ -48,6 +45,11 @@ class ImageHeader(NamedTuple):
     depth: int = 8
 
     @property
+    def megapixels(self) -> float:
+        """Millions of pixels."""
+        return self.width * self.height / 1e6
+
+    @property
     def quarter_turn(self) -> bool:
         """Whether the orientation tells viewers to swap width and height."""
         return self.orientation >= 5
@@ -74,40 +76,30 @@ def turn_boxes(boxes: np.ndarray, header: ImageHeader, back: bool = False) -> np
     return np.stack([x0, y0, x1, y1], axis=1)
 
 
-def image_header(path: str | Path, max_pixels: float = MAX_PIXELS) -> ImageHeader:
-    """Read an image's header; nothing but a regular file is opened. Raises LeukoError where the file is missing, no
-    image, of pixels that cannot be read, or of more than ``max_pixels`` megapixels."""
-    with open_regular(path) as file:
-        return read_header(file, path, max_pixels)
+def image_header(path: str | Path, max_pixels: float = MAX_PIXELS, data: bytes = b"") -> ImageHeader:
+    """Read the header of an image file, or of its ``data``, where they are at hand; nothing but a regular file is
+    opened. Raises LeukoError where the file is missing, no image, of pixels that cannot be read, or of more than
+    ``max_pixels`` megapixels."""
+    if not data:
+        check_readable(path)
+    with io_errors_as("read", path), io.BytesIO(data) if data else open(path, "rb") as file:
+        return _read(file, path, max_pixels)
 
 
-def open_regular(path: str | Path, megabytes: float = math.inf) -> BinaryIO:
-    """Open a regular file of at most this size; raises LeukoError."""
-    if "\0" in str(path) or not os.path.lexists(path):
-        raise LeukoError(f"{path}: no such image")
-    check_readable(path, megabytes)
-    with io_errors_as("read", path):
-        return open(path, "rb")
-
-
-def read_header(file: BinaryIO, path: str | Path, max_pixels: float = MAX_PIXELS) -> ImageHeader:
-    """:func:`image_header` of a file that is open; ``path`` is its name in errors."""
+def _read(file: BinaryIO, path: str | Path, max_pixels: float) -> ImageHeader:
     try:
         header = _parse(file)
-    except Image.DecompressionBombError:  # of a format that only Image.open knows
-        raise LeukoError(f"{path}: too large; cut it into fields") from None
     except LeukoError as error:  # pixels of a kind that is not read
         raise LeukoError(f"{path}: {error}") from error
-    # Pillow's readers raise whatever a broken header makes them stumble over.
-    except Exception as error:
+    except Exception as error:  # Pillow's readers raise whatever a broken header makes them stumble over
         raise unreadable(path, type(error).__name__) from error
     if min(header.width, header.height) < 1:
         raise unreadable(path, "no pixels")
-    if (megapixels := header.width * header.height / 1e6) > max_pixels:
+    if header.megapixels > max_pixels:
         size = f"{header.width}x{header.height}"
         raise LeukoError(
-            f"{path}: {size} is too large ({megapixels:.0f} megapixels; up to {max_pixels:g} are read); cut it into "
-            f"fields, or let leuko predict read it with --max-pixels {megapixels + 1:.0f}"
+            f"{path}: {size} is too large ({header.megapixels:.0f} megapixels; up to {max_pixels:g} are read); cut it "
+            f"into fields, or let leuko predict read it with --max-pixels {header.megapixels + 1:.0f}"
         )
     return header
 
@@ -122,7 +114,9 @@ def _parse(file: BinaryIO) -> ImageHeader:
     file.seek(0)
     if start.startswith(TIFF):
         return _parse_tiff(file)
-    reader = next((known for magic, known in _READERS.items() if start.startswith(magic)), Image.open)
+    reader = next((known for magic, known in _READERS.items() if start.startswith(magic)), None)
+    if not reader:
+        raise LeukoError("not a readable image (neither JPEG, PNG, BMP, TIFF nor WebP); replace or remove it")
     image = reader(file)
     is_png = start.startswith(PNG)
     exif = image.info.get("exif") or (_png_exif(file) if is_png else b"")

@@ -1,4 +1,4 @@
-"""Images as they are stored: pixels, sizes and files.
+"""Images: their files, their pixels as they are stored, and as detectors see them.
 
 An EXIF orientation is ignored everywhere, because the boxes of a data set refer to the pixels that are stored.
 """
@@ -6,10 +6,11 @@ An EXIF orientation is ignored everywhere, because the boxes of a data set refer
 from __future__ import annotations
 
 import hashlib
-import io
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -17,8 +18,10 @@ import numpy as np
 
 from ..config import MAX_PIXELS
 from ..errors import LeukoError, is_out_of_memory
-from .fit import fit
-from .header import JPEG, TIFF, image_header, open_regular, read_header, unreadable
+from ..io import read_bytes
+from .fit import fit, rgb
+from .header import JPEG, TIFF, ImageHeader, image_header, unreadable
+from .slides import Slide, is_slide
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 _DEEP = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
@@ -51,11 +54,11 @@ class ImageFile:
     def __init__(self, path: str | Path, max_pixels: float = MAX_PIXELS, data: bytes = b""):
         self.path, self.data = path, data
         if not data:
-            with open_regular(path, _FILE_BYTES * max_pixels + _FILE_MB) as file, memory_errors_as(path):
-                self.data = file.read()
+            with memory_errors_as(path):
+                self.data = read_bytes(path, _FILE_BYTES * max_pixels + _FILE_MB)
         if self.data.startswith(JPEG):
             _check_jpeg(self.data, path)
-        self.header = read_header(io.BytesIO(self.data), path, max_pixels)
+        self.header = image_header(path, max_pixels, self.data)
         self.bits = self.header.depth
 
     @property
@@ -163,6 +166,66 @@ def _check_jpeg(data: bytes, path: str | Path) -> None:
         raise LeukoError(
             f"{path}: a progressive JPEG of {scans} scans, where 10 are usual; save it again, or remove it"
         )
+
+
+# ---------------------------------------------------------------- images as detectors see them
+
+LARGE = 16  # megapixels above which an image is decoded on its own
+
+
+def open_image(path: str | Path, max_pixels: float = MAX_PIXELS, data: bytes = b"") -> ImageFile | Slide:
+    """An image file, read whole, or its bytes; or a slide. Raises LeukoError as these do."""
+    return Slide(path) if not data and is_slide(path, max_pixels) else ImageFile(path, max_pixels, data)
+
+
+@dataclass
+class LoadedImage:
+    """An image as detectors see it: ``views`` holds it at each image size asked for, [h, w, 3] uint8 RGB, and
+    ``pixels`` [H, W, 3] uint8 are the stored image itself, if asked for. ``header`` is its file's, or what a file of
+    these pixels would say, and ``bits`` are those that its channels use."""
+
+    path: Path
+    header: ImageHeader
+    views: dict[int, np.ndarray]
+    pixels: np.ndarray | Slide | None
+    bits: int = 8
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) of the stored image."""
+        return self.header[:2]
+
+    @classmethod
+    def of_pixels(cls, image: np.ndarray, image_sizes: Sequence[int]) -> LoadedImage:
+        """From an image in memory, as :func:`~leuko.data.fit.rgb` takes it; raises LeukoError as that does."""
+        pixels = rgb(image)
+        views = {size: fit(pixels, size) for size in image_sizes}
+        return cls(Path(), ImageHeader(*pixels.shape[1::-1]), views, pixels)
+
+    @classmethod
+    def of_file(
+        cls,
+        path: Path,
+        image_sizes: Sequence[int],
+        with_pixels: bool = False,
+        max_pixels: float = MAX_PIXELS,
+        data: bytes = b"",
+    ) -> LoadedImage:
+        """From a file, read once, or from its bytes; or a slide, whose ``pixels`` are read as they are asked for.
+        Raises LeukoError as :func:`open_image` does."""
+        file = open_image(path, max_pixels, data)
+        pixels = file.decode() if with_pixels else None
+        views = {size: file.view(size, pixels) for size in image_sizes}
+        return cls(path, file.header, views, pixels, file.bits)
+
+
+def is_large(path: Path) -> bool:
+    """Whether a worker process leaves an image to the main process, since several as large at once are more than a
+    machine holds. A slide, and one that cannot be read, is not."""
+    try:
+        return not is_slide(path, math.inf) and image_header(path, math.inf).megapixels > LARGE
+    except LeukoError:
+        return False
 
 
 def image_size(path: str | Path, max_pixels: float = MAX_PIXELS) -> tuple[int, int]:

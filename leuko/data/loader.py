@@ -17,7 +17,7 @@ from ..config import MAX_PIXELS
 from ..errors import LeukoError
 from .dataset import Dataset
 from .fit import fitted_size
-from .loaded_image import LoadedImage, is_large
+from .images import LoadedImage, is_large
 from .workers import signals_waiting, start_worker
 
 K, R = TypeVar("K"), TypeVar("R")

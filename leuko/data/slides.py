@@ -14,10 +14,9 @@ import numpy as np
 
 from ..config import MAX_PIXELS
 from ..errors import LeukoError, one_line
-from ..io import digest
+from ..io import check_readable, digest
 from .fit import fit
-from .header import ImageHeader, image_header, open_regular, unreadable
-from .images import ImageFile
+from .header import ImageHeader, image_header, unreadable
 
 if TYPE_CHECKING:
     import openslide
@@ -48,7 +47,7 @@ class Slide:
             import openslide
         except ImportError as error:
             raise LeukoError(f"{self.path}: a whole slide is read by OpenSlide; pip install 'leuko[slides]'") from error
-        open_regular(self.path).close()
+        check_readable(self.path)
         try:
             return openslide.OpenSlide(self.path)
         except openslide.OpenSlideError as error:
@@ -128,27 +127,12 @@ class Slide:
         return (255 - alpha + rgb.astype(np.uint16) * alpha // 255).astype(np.uint8)
 
 
-def is_slide(path: str | Path) -> bool:
-    """Whether a file is named like a slide."""
-    return Path(path).suffix.lower() in SLIDE_SUFFIXES
-
-
-def open_image(path: str | Path, max_pixels: float = MAX_PIXELS, data: bytes = b"") -> ImageFile | Slide:
-    """An image file, read whole, or its bytes; or a slide: by its name or, of TIFFs, where it has more than
-    ``max_pixels`` megapixels and OpenSlide knows it. Raises LeukoError as these do."""
-    is_tiff = Path(path).suffix.lower() in (".tif", ".tiff")
-    if not data and (is_slide(path) or (is_tiff and _is_large(path, max_pixels) and _is_known(path))):
-        return Slide(path)
-    return ImageFile(path, max_pixels, data)
-
-
-def _is_large(path: str | Path, max_pixels: float) -> bool:
-    header = image_header(path, math.inf)
-    return header.width * header.height > max_pixels * 1e6
-
-
-def _is_known(path: str | Path) -> bool:
-    """Whether OpenSlide is there and knows the file."""
+def is_slide(path: str | Path, max_pixels: float = MAX_PIXELS) -> bool:
+    """Whether a file is a slide: by its name or, of TIFFs, where it has more than ``max_pixels`` megapixels and
+    OpenSlide is there and knows it. Raises LeukoError for a TIFF whose header cannot be read."""
+    suffix = Path(path).suffix.lower()
+    if suffix not in (".tif", ".tiff") or image_header(path, math.inf).megapixels <= max_pixels:
+        return suffix in SLIDE_SUFFIXES
     try:
         import openslide
     except ImportError:

@@ -106,10 +106,7 @@ class Weights:
     @cached_property
     def identity(self) -> str:
         """A digest of the weights alone, whatever the file says of them."""
-        digest = hashlib.sha256()
-        for name, value in sorted(self.tensors().items()):
-            digest.update(name.encode() + value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+        return identity_of(self.tensors())
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors by their names in the file, those of its typing stage, too."""
@@ -203,6 +200,14 @@ class Weights:
             ultralytics.tasks()  # imported here, since the package makes tensors when it is imported
         with _fitting(self.path), torch.device("meta"):
             check_numbers(ultralytics.layers_of(self.recipe) if yolo else create(**self.recipe), self.state)
+
+
+def identity_of(tensors: Mapping[str, Tensor]) -> str:
+    """A digest of tensors and their names."""
+    digest = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        digest.update(name.encode() + value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def check_numbers(network: nn.Module, state: Mapping[str, Tensor]) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..config import MOST_DETECTIONS
-from ..data.loaded_image import LoadedImage
+from ..data.images import LoadedImage
 from ..detections import Detections
 from ..runtime import ExportedDetector
 from ..runtime.typing_stage import TypingStage

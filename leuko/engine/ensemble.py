@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..data.loaded_image import LoadedImage
+from ..data.images import LoadedImage
 from ..detections import MAX_DETECTIONS, Detections
 from ..errors import LeukoError, nearest
 from ..metrics.calibration import Scaling

@@ -7,7 +7,6 @@ Letters: N images, H, W the largest height and width in a batch, D the most dete
 from __future__ import annotations
 
 import copy
-import hashlib
 import importlib.util
 import json
 import os
@@ -33,7 +32,7 @@ from ..runtime.detector import FORM
 from ..runtime.graph import KEY
 from ..synth.stain import REFERENCE
 from . import thresholds
-from .checkpoint import Weights
+from .checkpoint import Weights, identity_of
 from .ensemble import EnsembleMember
 from .metadata import CELL
 
@@ -95,7 +94,7 @@ def write(member: EnsembleMember, path: Path, half: bool = False) -> list[Path]:
     if member.typing:
         net, other = member.weights.typer.build(member.weights.path), path.with_name(f"{path.stem}.typer{suffix}")
         net.fuse()
-        identity = _identity(net)
+        identity = identity_of(net.state_dict())
         about["typer"] |= {"file": other.name, "identity": identity}
         crops = torch.zeros(2, net.side, net.side, 3, dtype=torch.uint8)
         axes = {"crops": {0: "N"}, "probabilities": {0: "N"}}
@@ -136,13 +135,6 @@ def metadata(member: EnsembleMember, half: bool) -> dict:
         "typer": typer,
     }
     return plain(about)
-
-
-def _identity(module: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        digest.update(name.encode() + value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _write(graph: nn.Module, inputs: dict[str, Tensor], axes: dict, about: dict, path: Path, half: bool) -> None:

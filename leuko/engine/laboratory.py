@@ -9,7 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..data.dataset import Dataset, Sample
-from ..data.loaded_image import LoadedImage
+from ..data.images import LoadedImage
 from ..data.loader import sample_batches
 from ..detections import Detections
 from ..errors import LeukoError

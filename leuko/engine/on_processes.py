@@ -16,8 +16,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..config import PredictOptions
-from ..data.images import is_image
-from ..data.loaded_image import is_large
+from ..data.images import is_image, is_large
 from ..data.workers import worker_count
 from ..errors import LeukoError, one_line
 from ..report.journal import Journal

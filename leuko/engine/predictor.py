@@ -18,9 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..config import PredictOptions
-from ..data.images import memory_errors_as
-from ..data.loaded_image import LoadedImage
-from ..data.memory import in_memory
+from ..data.images import LoadedImage, memory_errors_as
 from ..detections import Detections
 from ..errors import LeukoError
 from ..io import write_bytes
@@ -144,7 +142,7 @@ class Predictor:
         def one(item: Item) -> LoadedImage | LeukoError:
             try:
                 if item.pixels is not None:
-                    return LoadedImage.of_pixels(in_memory(item.pixels, self.options.max_pixels), sizes)
+                    return LoadedImage.of_pixels(item.pixels, sizes)
                 return LoadedImage.of_file(item.path, sizes, True, self.options.max_pixels, item.data)
             except LeukoError as error:
                 return error
@@ -189,8 +187,7 @@ class Predictor:
             return _error(error)
         if item.picture:
             write_bytes(item.picture, data)
-        header = image.header or (*image.size, 1, 1, 8)
-        return ImagePrediction(image.path, image.size, cells, looks, header, image.bits, is_full, sides).record()
+        return ImagePrediction(image.path, image.size, cells, looks, image.header, image.bits, is_full, sides).record()
 
 
 @functools.lru_cache(maxsize=1)

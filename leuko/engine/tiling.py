@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..data.dataset import Dataset
-from ..data.loaded_image import LoadedImage
+from ..data.images import LoadedImage
 from ..data.slides import Slide
 from ..detections import Detections
 from ..errors import LeukoError

@@ -18,9 +18,9 @@ from PIL import Image, ImageDraw, ImageFont
 from ..cells import UNCLASSIFIED, colour
 from ..config import MAX_PIXELS
 from ..data.dataset import Dataset, Sample
-from ..data.fit import fit, fitted
-from ..data.images import read_image
-from ..data.slides import Slide, open_image
+from ..data.fit import fit
+from ..data.images import open_image, read_image
+from ..data.slides import Slide
 from ..data.tools.findings import TypedBox
 from ..detections import Detections
 from ..io import write_bytes
@@ -75,7 +75,7 @@ def draw_classified(image: np.ndarray | Slide, cells: Detections, threshold: flo
     """Like :func:`draw_cells`, with unclassified cells in grey with a question mark, and the threshold in a corner. Of
     a slide, or an image of more than ``MOST_SIDE`` pixels, the picture is smaller."""
     if (longer := max(image.shape[:2])) > MOST_SIDE or isinstance(image, Slide):
-        image = fitted(image, min(longer, MOST_SIDE))
+        image = fit(image, min(longer, MOST_SIDE))
         cells = replace(cells, boxes=cells.boxes * np.float32(max(image.shape[:2]) / longer))
     types = [*cells.types, UNCLASSIFIED]
     labels = np.where(cells.why == "", cells.labels, len(cells.types))

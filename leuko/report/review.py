@@ -19,8 +19,9 @@ from .. import __version__
 from ..cells import colour
 from ..config import MAX_PIXELS
 from ..data.dataset import Dataset
-from ..data.fit import fitted
-from ..data.slides import Slide, open_image
+from ..data.fit import fit
+from ..data.images import open_image
+from ..data.slides import Slide
 from ..data.tools.review import CONSENSUS, PREDICTION, page_digest
 from ..detections import Detections
 from ..errors import LeukoError
@@ -231,7 +232,7 @@ def _field(pixels: np.ndarray | Slide, limit: float) -> str:
     """The field as the text of a link of at most ``limit`` characters, if that is possible at all."""
     longer = max(pixels.shape[:2])
     for side in (side for side in (min(longer, FIELD_SIDES[0]), *FIELD_SIDES[1:]) if side <= longer):
-        uri = data_uri(fitted(pixels, side), quality=75)
+        uri = data_uri(fit(pixels, side), quality=75)
         if len(uri) <= limit:
             break
     return uri

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.fit import fit
+from ..data.fit import fit, rgb
 from ..detections import Detections
 from ..errors import LeukoError
 from ..kinds import misfit
@@ -50,7 +50,19 @@ class ExportedDetector:
     typing: TypingStage | None
     max_detections: int
 
-    is_on_cpu = True  # as a network of torch's says, too (see ``engine.network``)
+    def __post_init__(self) -> None:
+        said = self.metadata = self.graph.about  # as ABOUT describes it
+        # What a network and weights say, too (see ``engine.network`` and ``engine.checkpoint``).
+        self.is_on_cpu = True
+        self.path = self.graph.path
+        self.types: list[str] = said["types"]
+        self.classes: list[str] = said["classes"]
+        self.about: dict = said["about"]
+        self.identity: str = said["identity"]
+        self.typer: dict | None = said["typer"] or None
+        self.image_size: int = said["image_size"]
+        self.parameters: int = said["parameters"]
+        self.cell_sides: dict[str, float] = self.about.get(CELL, {})
 
     @classmethod
     def load(cls, path: str | Path, max_detections: int = 0) -> ExportedDetector:
@@ -62,19 +74,6 @@ class ExportedDetector:
             remedy = f"export its weights again with --max-detections {max_detections}"
             raise LeukoError(f"{path}: gives at most {most} detections per image, not {max_detections}; {remedy}")
         return cls(graph, _typing_stage(graph) if graph.about["typer"] else None, max_detections or most)
-
-    path = property(lambda self: self.graph.path, doc="The file.")
-    metadata = property(lambda self: self.graph.about, doc="What the file says, as ABOUT describes it.")
-
-    # What weights say, too (see ``engine.checkpoint.Weights``).
-    types = property(lambda self: self.metadata["types"])
-    classes = property(lambda self: self.metadata["classes"])
-    about = property(lambda self: self.metadata["about"])
-    identity = property(lambda self: self.metadata["identity"])
-    typer = property(lambda self: self.metadata["typer"] or None)
-    image_size = property(lambda self: self.metadata["image_size"])
-    parameters = property(lambda self: self.metadata["parameters"])
-    cell_sides = property(lambda self: self.about.get(CELL, {}))
 
     def at_work(self, device: str, amp: str, max_detections: int) -> ExportedDetector:
         """Itself, which gives as many detections as it was loaded for; LeukoError for another place or precision than
@@ -130,9 +129,7 @@ class ExportedDetector:
                     f"{image}: to read files, pip install pillow pyyaml; or give pixels ({error})"
                 ) from error
             image = read_image(image)
-        if image.dtype != np.uint8 or 0 in image.shape or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,)):
-            raise LeukoError(f"image of {image.dtype} and shape {list(image.shape)}: give uint8 [H, W, 3] or [H, W]")
-        pixels = image if image.ndim == 3 else np.dstack([image] * 3)
+        pixels = rgb(image)
         view, size = fit(pixels, self.image_size), pixels.shape[1::-1]
         found = [d.scaled(size, view.shape[1::-1]) for d in self.detect([view])]
         (found,) = self.typing([pixels], found) if self.typing else found
@@ -143,10 +140,8 @@ class ExportedDetector:
 def _checked(graph: Graph) -> Graph:
     """The graph of a detector; LeukoError where its metadata are not as this leuko writes them."""
     about = graph.about
-    problem = misfit({"form": about.get("form")}, {"form": int})
-    if not problem and about["form"] != FORM:
-        problem = f"form {about['form']}, where this leuko reads form {FORM}"
-    problem = problem or misfit(about, ABOUT)
+    form = about.get("form")
+    problem = misfit(about, ABOUT) if form == FORM else f"form {form!r:.20}, where this leuko reads form {FORM}"
     if not problem and about["typer"]:
         problem = misfit(about["typer"], TYPER, more=True)
     if not problem and not (len(about["sides"]) == 2 and about["image_size"] > 0 and about["types"]):

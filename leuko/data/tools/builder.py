@@ -30,12 +30,6 @@ _CONTENT += ("classes.txt", "data.yaml", "warnings.txt", "reviewed.csv", sidecar
 _SUFFIXES = (*IMAGE_SUFFIXES, ".xml", ".txt", ".json", ".yaml", ".csv", ".cache")  # of a data set's files
 
 
-def check_size(size: int) -> None:
-    """Raise LeukoError unless ``size``, the side of an image in pixels, is usable."""
-    if not 64 <= size <= 8192:
-        raise LeukoError(f"--size {size}: give 64 to 8192 pixels")
-
-
 def check_format(flag: str, form: str) -> None:
     """Raise LeukoError unless ``form``, given by an option, is a format."""
     if form not in FORMATS:

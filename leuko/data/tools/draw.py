@@ -97,12 +97,8 @@ def _shares(o: SynthOptions | ComposeOptions) -> dict[str, range]:
 
     Raises LeukoError naming the option whose value cannot be used.
     """
-    builder.check_size(o.size)
-    for name, value, least in (("images", o.images, 1), ("seed", o.seed, 0), ("workers", o.workers, 0)):
-        if value < least:
-            raise LeukoError(f"--{name} {value}: give at least {least}")
-    if not (o.val >= 0 and o.test >= 0 and o.val + o.test < 1):
-        raise LeukoError(f"--val {o.val} --test {o.test}: give shares from 0 that leave some images for training")
+    if not o.val + o.test < 1:
+        raise LeukoError(f"--val {o.val} --test {o.test}: give shares that leave some images for training")
     n_val = min(round(o.images * o.val), o.images - 1)
     n_test = min(round(o.images * o.test), o.images - 1 - n_val)
     ends = (0, o.images - n_val - n_test, o.images - n_test, o.images)

@@ -17,7 +17,7 @@ from ..fit import fit
 from ..formats import voc
 from ..images import read_image
 from ..validate import MIN_SIDE
-from .builder import building, check_format, check_size, in_threads, read_source, save_image, with_cells, write_splits
+from .builder import building, check_format, in_threads, read_source, save_image, with_cells, write_splits
 
 
 def convert(
@@ -52,7 +52,6 @@ def resize(
     JPEGs are decoded at the smallest of their built-in scales that is large enough. Returns the splits as they read
     back; raises LeukoError.
     """
-    check_size(size)
 
     def change(sample: Sample, _: int) -> tuple[np.ndarray, Sample]:
         image = fit(read_image(sample.image, size), size)
