@@ -234,7 +234,7 @@ class _Parser(argparse.ArgumentParser):
         if not word.startswith("-"):
             return f"{word}: is not expected here; a flag takes one value, and names with spaces need quotes"
         if (hint := HABITS.get(name)) is None:
-            return f"unknown flag {name}{nearest(name, flags)}"
+            return f"unknown flag {name}{nearest(name, flags, 0.7)}"
         if hint.startswith("--"):
             own = next((f for f in hint.split() if f in flags), None)
             hint = f"leuko has {own}" if own else "this command has nothing like it"

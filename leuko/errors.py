@@ -31,8 +31,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or re.search(words, str(error), re.IGNORECASE) is not None
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """Return ``'; did you mean "KNOWN"?'`` for the known word closest to ``word``, or ``""``."""
+def nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """Return ``'; did you mean "KNOWN"?'`` for the known word closest to ``word``, or ``""``
+    where none is as like it as ``cutoff``, 0 to 1."""
     by_lower = {k.lower(): k for k in known}
-    match = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.7)
+    match = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=cutoff)
     return f'; did you mean "{by_lower[match[0]]}"?' if match else ""

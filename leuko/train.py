@@ -44,6 +44,7 @@ def train(options: TrainOptions, given: Collection[str] = ()) -> Path:
     if resumed:
         options = resumed_options(options, given)
     options.check()
+    compose.read_steps(compose.chosen(options.augment, 0))  # a mistake in it is reported before the data is read
     device = checked_device(options)
     with distributed.together(device):
         return _train(options, given, device, resumed)
