@@ -250,16 +250,19 @@ def test_the_page_of_a_prediction(tmp_path, pictures, monkeypatch):
     left = sum(why != "" for image in images for why in image["why"])
     assert left and f"{20 - left} cells classified, {left} left unclassified" in text
     assert "found on val of &lt;data&gt;" in text and "a note" in text and "b &amp; c" in text
-    gone = images[-1]["why"].count("")
-    assert text.count("cannot be read") == gone > 0 and text.count("<img") == 20 - left - gone
-    scores = [float(s) for s in re.findall(r"<figcaption>\S+ (\S+)<br><small>then", text)]
-    seconds = [float(s) for s in re.findall(r"<small>then \S+ (\S+)</small>", text)]
-    margins = [a - b for a, b in zip(scores, seconds, strict=True)]
-    assert len(margins) > 1 and np.diff(margins).min() > -0.011, "in ascending order, but for rounding"
+    assert text.count("cannot be read") == 5 + 1 and text.count("<img") == 15 + 4, "cells and fields"
+    assert "5 cells, " in text and "0 cells" in text and "Boxes have their type" in text
+    for gallery in re.findall(r"</span>\S+ \(\d+\)</h2>(.*?)</div>", text, re.DOTALL)[:2]:
+        scores = [float(s) for s in re.findall(r"<figcaption>\S+ (\S+)<br><small>then", gallery)]
+        seconds = [float(s) for s in re.findall(r"<small>then \S+ (\S+)</small>", gallery)]
+        margins = [a - b for a, b in zip(scores, seconds, strict=True)]
+        assert len(margins) > 1 and np.diff(margins).min() > -0.011, "in ascending order, but for rounding"
 
-    monkeypatch.setattr(prediction, "MAX_CELLS", 3)
+    for name, number in (("MAX_CELLS", 6), ("LEAST_CELLS", 1), ("MAX_FIELDS", 2)):
+        monkeypatch.setattr(prediction, name, number)
     text = page_of(*images)
-    assert text.count("<figure") == 3 and f"3 of {20 - left} classified cells; all are in cells.csv" in text
+    assert text.count("<figure") == 3 * 2 + 2 and text.count("less doubtful, in cells.csv") == 3
+    assert "The 2 with the most doubtful cells" in text
     assert all(str(path.parent) in text for path in (pictures[0], tmp_path / "x")), "a line of a table per slide"
     assert "no differential" in page_of()
 

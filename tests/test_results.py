@@ -17,7 +17,7 @@ from leuko.data import source
 from leuko.data.dataset import Dataset, Sample
 from leuko.data.tools import stats
 from leuko.detections import Detections
-from leuko.io import write_json
+from leuko.io import write_csv, write_json
 from leuko.metrics import bootstrap, calibration, coco, confusion, consensus, curves, differential
 from leuko.metrics.counting import one_type
 from leuko.ops.pairs import box_iou
@@ -483,7 +483,14 @@ def test_runs_on_the_same_data_are_compared_image_by_image(data, tmp_path):
         written = coco.to_coco_results(dataset, found)
         run.write_evaluation(tmp_path / name, coco.evaluate(dataset, found), written, data=str(data))
         write_json(tmp_path / name / "table.json", {"split": "train"})
-    table = comparison.compare([tmp_path / "a", tmp_path / "b"])["table"]
+    recalls = [{"model": "m", "type": "all", "iou": p, "precision": 0.5} for p in curves.PANELS for _ in coco.RECALLS]
+    for name in "ab":
+        write_csv(tmp_path / name / "precision_recall.csv", recalls)
+        write_csv(tmp_path / name / "results.csv", [{"epoch": 1, "val/mAP": 0.5}, {"epoch": 2, "val/mAP": ""}])
+    compared = comparison.compare([tmp_path / "a", tmp_path / "b"])
+    titles = ["How certain the measures are", "Training", "Precision and recall"]
+    assert [title for title, _, picture in compared["charts"] if picture.startswith("data:image/png")] == titles
+    table = compared["table"]
     times = bootstrap.resample(dataset, bootstrap.DRAWS)
     one, other = (bootstrap.mean_measures(coco.match(dataset, found), times)[:, 0] for found in predictions)
     gap = bootstrap.difference(one, other, 0.0)

@@ -1,12 +1,15 @@
-"""Several runs or validations on one page: their counts and their measures, each in one table."""
+"""Several runs or validations on one page: their counts and measures in one table, their curves on one axis each."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from math import nan
+from math import isnan, nan
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
+
+import numpy as np
 
 from ..data import source
 from ..data.dataset import Dataset
@@ -15,8 +18,13 @@ from ..errors import LeukoError
 from ..io import read_json
 from ..metrics import bootstrap, coco
 from ..metrics.coco import Evaluation
+from ..metrics.curves import PANELS
+from . import plots
+from .html import link
 from .run import read_count, read_evaluation, read_rows, results_of
 from .tables import MEASURES, Row, ap_columns, rate, record, signed
+
+ENDS = ("low", "high")  # of an interval
 
 
 @dataclass(frozen=True)
@@ -40,12 +48,17 @@ class Results:
         """What tells whether two were measured on the same data."""
         return self.about.get("data"), self.evaluation.images, *((t.type, t.cells) for t in self.evaluation.per_class)
 
+    def rows(self, file: str) -> list[dict[str, str]]:
+        """The rows of a CSV file that are of the reported model, which is the first in it; [] where it is missing."""
+        rows = read_rows(self.folder / file)
+        return [row for row in rows if row.get("model") == rows[0].get("model")]
+
     @property
-    def intervals(self) -> dict[str, str]:
-        """The intervals of mAP and mAR as text, without one where there is none."""
-        rows = read_rows(self.folder / "intervals.csv")
-        of_reported = (row for row in rows if row["model"] == rows[0]["model"] and row["low"])
-        return {r["measure"]: f" ({rate(float(r['low']))} to {rate(float(r['high']))})" for r in of_reported}
+    def intervals(self) -> dict[str, dict[str, float]]:
+        """mAP and mAR with their intervals, nan where there are none."""
+        ends = {row["measure"]: {end: float(row[end] or nan) for end in ENDS} for row in self.rows("intervals.csv")}
+        missing = dict.fromkeys(ENDS, nan)
+        return {m: {"value": getattr(self.evaluation, m), **ends.get(m, missing)} for m in ("mAP", "mAR")}
 
     def predictions(self, dataset: Dataset) -> list[Detections]:
         """The detections of ``predictions.json`` on each image. Raises LeukoError."""
@@ -81,6 +94,7 @@ def compare(folders: Sequence[Path]) -> dict[str, Any]:
             "counts": _counts(counted) if counted else [],
             "verdicts": [(r.name, f"{r.count['verdict']} Counted: {r.count['rule']}.") for r in counted],
             "table": _measures(results, differences),
+            "charts": list(_charts(results, differences)),
         }
 
 
@@ -134,11 +148,38 @@ def _measures(results: Sequence[Results], differences: Sequence[dict]) -> list[l
     for r in results:
         measures = record(Row(r.name, r.evaluation))
         texts = {key: rate(measures.get(key)) for key in (*MEASURES, *ap_columns(types))}
-        for measure, interval in r.intervals.items():
-            texts[measure] += interval
+        for measure, span in r.intervals.items():
+            texts[measure] += "" if isnan(span["low"]) else f" ({rate(span['low'])} to {rate(span['high'])})"
         lines.append([r.name, gaps.get(r.name, "") if differences else str(r.about.get("data", "")), *texts.values()])
     return lines
 
 
 def _span(row: dict) -> str:
     return " ({low:+.3f} to {high:+.3f}, p {p:.3f})".format(**row) if row["low"] == row["low"] else ""
+
+
+def _charts(results: Sequence[Results], differences: Sequence[dict]) -> Iterator[tuple[str, str, str]]:
+    """Title, text and picture of each chart for which two folders at least have the numbers."""
+    with TemporaryDirectory() as temporary:
+        path = Path(temporary, "chart.png")
+
+        def picture(draw: Callable[..., None], *numbers: object) -> str:
+            draw(*numbers, path)
+            return link(path.read_bytes(), "png")
+
+        text = "95 % bootstrap intervals; those of differences are over the same images, where the data is still there."
+        drawn = picture(plots.intervals, {r.name: r.intervals for r in results}, differences)
+        yield "How certain the measures are", text, drawn
+        training = {r.name: rows for r in results if (rows := r.rows("results.csv"))}
+        if len(training) > 1:
+            yield "Training", "mAP on the validation split per epoch.", picture(plots.trainings, training)
+        recalls = {r.name: _precision(rows) for r in results if (rows := r.rows("precision_recall.csv"))}
+        if len(recalls) > 1:
+            text = "The mean over the types, a panel per IoU threshold."
+            yield "Precision and recall", text, picture(plots.precision_recall, recalls)
+
+
+def _precision(rows: Sequence[dict[str, str]]) -> np.ndarray:
+    """The precision of all types, [panels, recalls]."""
+    of_all = [row for row in rows if row["type"] == "all"]
+    return np.array([[float(row["precision"] or nan) for row in of_all if row["iou"] == panel] for panel in PANELS])

@@ -102,10 +102,12 @@ def _draw_tag(picture: np.ndarray, text: str, corner: tuple[int, int], rgb: tupl
     picture[y : y + tag_height, x : x + tag_width] = np.asarray(tag)
 
 
-def labelled(sample: Sample, types: Sequence[str], cells: Sequence[TypedBox], side: int) -> np.ndarray:
+def labelled(
+    sample: Sample, types: Sequence[str], cells: Sequence[TypedBox], side: int, max_pixels: float = MAX_PIXELS
+) -> np.ndarray:
     """An image with its labels in thin lines and ``cells`` (type and box, xyxy in its pixels) emphasised; its longer
     side is ``side`` pixels. Raises LeukoError."""
-    small = fit(read_image(sample.image, side), side)
+    small = open_image(sample.image, max_pixels).view(side)
     scale = max(small.shape[:2]) / max(sample.width, sample.height)
     picture = np.ascontiguousarray(small)
     marked = np.array([box for _, box in cells], dtype=np.float32).reshape(-1, 4)

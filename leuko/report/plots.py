@@ -79,17 +79,13 @@ def training_curves(rows: Sequence[dict], path: str | Path) -> None:
     The columns are ``epoch``, ``lr``, the loss terms ``loss/...`` and ``val/mAP``, ``val/mAP50``, ``val/mAP75``,
     ``val/mAR``; a value that is missing or empty leaves a gap.
     """
-
-    def column(key: str) -> np.ndarray:
-        return np.array([np.nan if row.get(key) in (None, "") else float(row[key]) for row in rows])
-
-    epochs, mAP = column("epoch"), column("val/mAP")
+    epochs, mAP = _column(rows, "epoch"), _column(rows, "val/mAP")
     terms = dict.fromkeys(key for row in rows for key in row if key.startswith("loss/"))
     with panels(path, 12, 4, 1, 3, width_ratios=(1.3, 1.3, 1)) as axes:
         losses, measures, rate = axes
         for panel, keys in zip(axes, (terms, [f"val/{name}" for name in MEASURES], ["lr"]), strict=True):
             for key in keys:
-                panel.plot(epochs, column(key), "o-", markersize=3, label=key.rpartition("/")[2])
+                panel.plot(epochs, _column(rows, key), "o-", markersize=3, label=key.rpartition("/")[2])
             panel.set(xlabel="epoch", xlim=(0.5, max([2.0, *epochs]) + 0.5))
             panel.set_ylim(bottom=0)
             panel.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -103,6 +99,21 @@ def training_curves(rows: Sequence[dict], path: str | Path) -> None:
         losses.set(title="training loss", ylabel="loss (mean of the epoch)")
         measures.set(title=title, ylabel="measure (0 to 1)", ylim=(0, 1))
         rate.set(title="learning rate", ylabel="learning rate")
+
+
+def trainings(runs: dict[str, Sequence[dict]], path: str | Path) -> None:
+    """mAP on the validation split per epoch of several trainings, by the rows of their ``results.csv``."""
+    with panels(path, 9, 4.4) as (axes,):
+        for name, rows in runs.items():
+            axes.plot(*(_column(rows, key) for key in ("epoch", "val/mAP")), "o-", markersize=3, label=name)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set(xlabel="epoch", ylabel="mAP on the validation split", ylim=(0, 1))
+        axes.legend()
+
+
+def _column(rows: Sequence[dict], key: str) -> np.ndarray:
+    """Numbers, or their text; nan where one is missing or empty."""
+    return np.array([np.nan if row.get(key) in (None, "") else float(row[key]) for row in rows])
 
 
 # ---------------------------------------------------------------- labels

@@ -3,14 +3,16 @@ found on each image, which is read from the disk image by image, so that memory 
 
 from __future__ import annotations
 
-import heapq
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from ..cells import UNCLASSIFIED, colour
 from ..config import PredictOptions
+from ..data.dataset import Sample
 from ..data.tools.found import of_images, write_labels
 from ..detections import Detections
 from ..errors import LeukoError, one_line
@@ -24,9 +26,10 @@ from .records import ImagePrediction, Predictions, next_types
 
 CELL_COLUMNS = ("image", "type", "best", "score", "second", "second_score", "why", "x0", "y0", "x1", "y1")
 COUNT_COLUMNS = ("of", "images", "type", "why", "cells", "percent", "low95", "high95")
-MAX_CELLS = 200  # that the page shows
+MAX_CELLS, LEAST_CELLS = 300, 12  # that the page shows: in all, and of each type, however many types there are
+MAX_FIELDS = 100  # of which it shows a picture
 MAX_LISTED = 100  # files that were not read, on the page
-CROP = 112  # pixels
+CROP, THUMBNAIL = 112, 220  # pixels
 
 
 @dataclass(frozen=True)
@@ -149,9 +152,11 @@ def page(
     has_review: bool,
 ) -> str:
     """The page of a prediction: the differential with its limits, files that were not read, the ``notes``, the count of
-    each slide, and the classified cells whose type is most doubtful."""
+    each slide, the most doubtful cells of each type, and the fields."""
     rows = [{**row, "found": row["cells"]} for row in total.rows() if not row["why"]]
     rows.append({"type": "classified", "found": total.classified} | dict.fromkeys(("percent", "low95", "high95")))
+    types, most = [*about.types, UNCLASSIFIED], about.options.max_pixels
+    shades = css_colours(types)
     slides = [(name, len(images), predictions.count(images)) for name, images in sorted(predictions.slides.items())]
     return render(
         "prediction.html.j2",
@@ -159,41 +164,72 @@ def page(
         fields=len(predictions),
         count=total,
         rows=rows,
-        shades=css_colours(about.types),
+        shades=shades,
         rule=f"one type per cell, score from {about.score}",
         slides=slides,
         notes=notes,
         errors=predictions.errors,
         max_listed=MAX_LISTED,
-        cells=doubtful_cells(predictions, about.options.max_pixels),
+        galleries=[(shade, *of) for shade, of in zip(shades, galleries(predictions, types, most), strict=True)],
+        thumbnails=thumbnails(predictions, types, most),
         has_review=has_review,
     )
 
 
-def doubtful_cells(predictions: Predictions, max_pixels: float) -> list[tuple[str, str, str, str]]:
-    """The most doubtful of the classified cells, each a picture ("" where its image can no longer be read), the name of
-    its image, its type with the score, and the next likely type with its."""
-    cells = (
-        (doubt, i, k)
-        for i, p in enumerate(predictions)
-        for k, (doubt, why) in enumerate(zip(counting.doubt(p.cells).tolist(), p.cells.why, strict=True))
-        if not why
-    )
-    chosen = [(i, k) for _, i, k in heapq.nlargest(MAX_CELLS, cells, key=lambda cell: cell[0])]
-    of_image: dict[int, list[int]] = {}
-    for i, k in chosen:
-        of_image.setdefault(i, []).append(k)
-    shown = {}
-    for i, numbers in of_image.items():
-        path, found = predictions[i].path, predictions[i].cells[numbers]
-        said = zip(numbers, _crops(path, found, max_pixels), found, next_types(found), strict=True)
-        for k, picture, cell, second in said:
-            shown[i, k] = picture, path.name, f"{cell.type} {cell.score:.2f}", second and f"then {second}"
-    return [shown[cell] for cell in chosen]
+def galleries(predictions: Predictions, types: Sequence[str], max_pixels: float) -> list[tuple[str, int, list[tuple]]]:
+    """Of each of the ``types``, of which the last is unclassified, its name, how many cells it has, and the most
+    doubtful of them. Each is a picture ("" where its image can no longer be read), the name of its image, the best type
+    with its score, and the next likely type with its, or why it is unclassified."""
+    most = max(MAX_CELLS // len(types), LEAST_CELLS)
+    labels, doubts = _labels_and_doubts(predictions, len(types) - 1)
+    starts = np.cumsum([0, *map(len, labels)])
+    labels, doubts = (np.concatenate([[], *each]) for each in (labels, doubts))
+    chosen = [np.flatnonzero(labels == label) for label in range(len(types))]
+    shown = [cells[np.argsort(-doubts[cells], kind="stable")[:most]] for cells in chosen]
+    pictured: dict[int, tuple] = {}
+    wanted = np.sort(np.concatenate(shown))
+    for i in np.unique(np.searchsorted(starts, wanted, side="right") - 1).tolist():
+        numbers = wanted[(starts[i] <= wanted) & (wanted < starts[i + 1])]
+        path, found = predictions[i].path, predictions[i].cells[numbers - starts[i]]
+        about = zip(numbers.tolist(), _crops(path, found, max_pixels), found, next_types(found), found.why, strict=True)
+        for number, picture, cell, second, why in about:
+            said = ", ".join(filter(None, [why, second and f"then {second}"]))
+            pictured[number] = picture, path.name, f"{cell.type} {cell.score:.2f}", said
+    of_types = zip(types, chosen, shown, strict=True)
+    return [(name, len(cells), [pictured[n] for n in best.tolist()]) for name, cells, best in of_types]
+
+
+def _labels_and_doubts(predictions: Predictions, unclassified: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Of each image the labels of its cells, with one for those unclassified, and how doubtful each cell is."""
+    labels, doubts = [], []
+    for p in predictions:
+        labels.append(np.where(p.cells.why == "", p.cells.labels, unclassified))
+        doubts.append(counting.doubt(p.cells))
+    return labels, doubts
+
+
+def thumbnails(predictions: Predictions, types: Sequence[str], max_pixels: float) -> list[tuple[str, str, str, str]]:
+    """The fields with their boxes, those with the most doubtful cells where not all are shown: pictures with names and
+    numbers of cells, as :func:`galleries` gives cells."""
+    labels, doubts = _labels_and_doubts(predictions, len(types) - 1)
+    worst = np.argsort([-each.max(initial=-1) for each in doubts], kind="stable")[:MAX_FIELDS]
+    shown = []
+    for i in sorted(worst.tolist()):
+        p = predictions[i]
+        number, left = len(labels[i]), int((labels[i] == len(types) - 1).sum())
+        said = f"{number} cell{'' if number == 1 else 's'}" + (f", {left} unclassified" if left else "")
+        try:
+            sample = Sample(p.path, *p.size, p.cells.boxes, labels[i], 0)
+            picture = data_uri(pictures.labelled(sample, types, (), THUMBNAIL, max_pixels), quality=80)
+        except LeukoError:
+            picture = ""
+        shown.append((picture, p.path.name, p.path.name, said))
+    return shown
 
 
 def _crops(path: Path, cells: Detections, max_pixels: float) -> list[str]:
-    shades = [colour(cells.types[n], n) for n in cells.labels.tolist()]
+    names = (UNCLASSIFIED if why else cells.types[n] for n, why in zip(cells.labels, cells.why, strict=True))
+    shades = [colour(name, n) for name, n in zip(names, cells.labels.tolist(), strict=True)]
     try:
         crops = pictures.crops(path, cells.boxes.tolist(), shades, CROP, max_pixels)
     except LeukoError:
