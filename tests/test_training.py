@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
+from typing import BinaryIO
 
 import cv2
 import pytest
@@ -134,15 +135,34 @@ def test_signals_wait_for_what_must_not_be_cut_in_two():
     assert done == ["written"]
 
 
-def test_ctrl_c_while_the_state_is_written_ends_in_one_line(data, tmp_path, leuko, monkeypatch):
-    save = torch.save
+class Interrupting:
+    """A file whose first write is interrupted by Ctrl-C."""
 
-    def interrupted(*arguments: object) -> None:
-        os.kill(os.getpid(), signal.SIGINT)
-        save(*arguments)
+    def __init__(self, file: BinaryIO):
+        self.file, self.writes = file, 0
+
+    def write(self, data: bytes) -> int:
+        self.writes += 1
+        if self.writes == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return self.file.write(data)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.file, name)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_ctrl_c_while_the_state_is_written_ends_in_one_line(number, data, tmp_path, leuko, monkeypatch):
+    """At the first state, at that between training and validation, and at that of a whole epoch."""
+    save, saved = torch.save, []
+
+    def interrupted(state: dict, file: BinaryIO) -> None:
+        saved.append(state["progress"]["epoch"])
+        save(state, Interrupting(file) if len(saved) == number else file)
 
     monkeypatch.setattr(torch, "save", interrupted)
     result = leuko("train", "--data", data, "--project", tmp_path, *TINY, *FCOS)
+    assert len(saved) == number and saved[-1] == (number == 3)
     assert result.code == 130 and "Traceback" not in result.err and "leuko train --resume" in result.err
     monkeypatch.setattr(torch, "save", save)
     assert leuko("train", "--resume", tmp_path / "fcos").code == 0
