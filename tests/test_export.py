@@ -273,7 +273,7 @@ def test_images_and_folders_that_do_not_fit(trained, exported, centres, tmp_path
     with pytest.raises(LeukoError, match="takes images of 1 to 8192 pixels a side, not 8193x3"):
         detector.detect([np.zeros((3, 8193, 3), np.uint8)])
     for image in (np.zeros((5, 5, 3)), np.zeros((5, 5, 4), np.uint8), np.zeros((0, 5), np.uint8)):
-        with pytest.raises(LeukoError, match="give uint8"):
+        with pytest.raises(LeukoError, match="give a uint8"):
             detector.predict(image)
     fields = [f[: 70 + 5 * i, : 90 - 9 * i] for i, f in enumerate(parity.rendered(4, 96))]
     alone = [detector.detect([field])[0] for field in fields]
