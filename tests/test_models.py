@@ -182,7 +182,7 @@ def near(one: torch.Tensor, other: torch.Tensor, tolerance: float = 1e-3) -> boo
     return bool((one - other).abs().max() <= tolerance * max(1e-3, other.abs().max()))
 
 
-def labelled(*labels: int) -> tuple[list[torch.Tensor], list[dict[str, torch.Tensor]]]:
+def labelled(*labels: float) -> tuple[list[torch.Tensor], list[dict[str, torch.Tensor]]]:
     """The batch with these labels in the last image, which has one box."""
     images, targets = batch()
     targets[-1]["labels"] = torch.tensor(labels)
@@ -206,7 +206,10 @@ def labelled(*labels: int) -> tuple[list[torch.Tensor], list[dict[str, torch.Ten
         (("needs targets",), lambda: build().train()(batch()[0])),
         (("image 2", "label -1", "0..4"), lambda: build().train()(*labelled(-1))),
         (("image 2", "label 5", "0..4"), lambda: build("faster_rcnn").train()(*labelled(5))),
-        (("image 2", "1 boxes, 2 labels"), lambda: build("fsaf").train()(*labelled(0, 1))),
+        (("image 2", "boxes [1, 4] and labels [2]"), lambda: build("fsaf").train()(*labelled(0, 1))),
+        (("image 2", "label 2.5"), lambda: build().train()(*labelled(2.5))),
+        (("3 images and 2 targets",), lambda: build().train()(batch()[0], batch()[1][:2])),
+        (('image 0 of the batch has no "labels"',), lambda: build().train()(batch()[0], [{"boxes": []}] * 3)),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else "",
 )

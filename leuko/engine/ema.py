@@ -12,7 +12,8 @@ class ModelEMA(nn.Module):
     """Exponential moving average of a model's parameters and buffers, in ``module``.
 
     The decay rises to ``decay`` as (1 + n) / (10 + n) over the updates n, so that a short training does not keep its
-    first weights: at .999 and 770 updates, a constant decay would leave 46 % of them.
+    first weights: at .999 and 770 updates, a constant decay would leave 46 % of them. (torch's ``AveragedModel`` sends
+    its count to the GPU at each update, where a decay that depends on it is waited for.)
     """
 
     def __init__(self, model: nn.Module, decay: float):

@@ -183,12 +183,17 @@ class DetectionModel(nn.Module):
     def _pad_targets(self, targets: list[Target], scale: Tensor, device: torch.device) -> Targets:
         """Check the targets, scale their boxes to the resized images by ``scale`` [N, 1, 4], and pad them. Targets on
         the CPU are copied to the device at once, without waiting for it."""
-        counts = [len(target["boxes"]) for target in targets]
-        for i, (target, count) in enumerate(zip(targets, counts, strict=True)):
-            if len(target["labels"]) != count:
+        if len(targets) != len(scale):
+            raise LeukoError(f"{len(scale)} images and {len(targets)} targets; give one per image")
+        for i, target in enumerate(targets):
+            if missing := {"boxes", "labels"} - target.keys():
                 raise LeukoError(
-                    f"image {i} of the batch has {count} boxes, {len(target['labels'])} labels; give one per box"
+                    f'image {i} of the batch has no "{min(missing)}"; give boxes and labels, also if empty'
                 )
+            if target["labels"].shape != target["boxes"].shape[:1]:
+                shapes = f"boxes {list(target['boxes'].shape)} and labels {list(target['labels'].shape)}"
+                raise LeukoError(f"image {i} of the batch has {shapes}; give one label per box")
+        counts = [len(target["boxes"]) for target in targets]
         (most,) = ranks.largest(max(1, *counts))  # the place of a box or proposal decides on what it draws
         rows = targets[0]["boxes"].new_zeros(len(targets), most, 5, dtype=torch.float32)
         rows[..., 4] = -1
@@ -196,13 +201,13 @@ class DetectionModel(nn.Module):
             if count:
                 row[:count, :4], row[:count, 4] = target["boxes"], target["labels"]
         has_box = torch.isfinite(rows[..., :4]).all(2) & box_ops.has_area(rows[..., :4])
-        has_label = (rows[..., 4] >= 0) & (rows[..., 4] < self.num_classes)
+        has_label = (rows[..., 4] >= 0) & (rows[..., 4] < self.num_classes) & (rows[..., 4] % 1 == 0)
         is_given = torch.arange(most, device=rows.device) < rows.new_tensor(counts)[:, None]
         wrong = is_given & ~(has_box & has_label)
         if wrong.any():
             i, k = torch.nonzero(wrong)[0].tolist()
             *box, label = rows[i, k].tolist()
-            problem = f"the label {label:.0f}, which is not in 0..{self.num_classes - 1}"
+            problem = f"the label {label:g}, which is not in 0..{self.num_classes - 1}"
             if not has_box[i, k]:
                 problem = f"a box {box} that is not x0 < x1, y0 < y1"
             raise LeukoError(f"image {i} of the batch has {problem}; fix its annotation")

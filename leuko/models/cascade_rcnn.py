@@ -34,7 +34,7 @@ class CascadeRCNN(TwoStage):
     ) -> dict[str, Tensor]:
         losses = {}
         for stage, weight in enumerate(WEIGHTS):
-            samples = self.criteria[stage].sample(proposals, targets)  # matched at the stage's own IoU
+            samples = self.criteria[stage].match_and_sample(proposals, targets)  # at the stage's own IoU
             cls_logits, deltas, moved = self._run_stage(stage, pyramid, samples.boxes, sizes)
             stage_losses = self.criteria[stage](cls_logits, deltas, samples)
             losses |= {f"stage{stage + 1}_{name}": weight * loss for name, loss in stage_losses.items()}

@@ -226,7 +226,7 @@ class RPNCriterion:
     allowed_border: int
 
     @torch.no_grad()
-    def sample(self, anchors: Tensor, sizes: Tensor, targets: Targets) -> SampledAnchors:
+    def match_and_sample(self, anchors: Tensor, sizes: Tensor, targets: Targets) -> SampledAnchors:
         """Match the anchors [R, 4] with the ground truth of each image, and draw those to learn from."""
         if self.allowed_border < 0:
             match = self.matcher(anchors, targets.boxes)  # [N, R]
@@ -288,7 +288,7 @@ class RoICriterion(Criterion):
         self.num_classes, self.matcher, self.sampler, self.coder, self.beta = num_classes, matcher, sampler, coder, beta
 
     @torch.no_grad()
-    def sample(self, proposals: Tensor, targets: Targets) -> SampledRoIs:
+    def match_and_sample(self, proposals: Tensor, targets: Targets) -> SampledRoIs:
         """Add the ground truth of each image to its proposals [N, R, 4], match, and draw the RoIs to learn from."""
         cells = targets.labels.shape[1]
         itself = torch.where(targets.labels >= 0, torch.arange(cells, device=proposals.device), IGNORED)  # [N, M]

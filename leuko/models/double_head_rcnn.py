@@ -87,7 +87,7 @@ class DoubleHeadRCNN(TwoStage):
     def roi_losses(
         self, pyramid: list[Tensor], proposals: Tensor, sizes: Tensor, targets: Targets
     ) -> dict[str, Tensor]:
-        samples = self.criterion.sample(proposals, targets)
+        samples = self.criterion.match_and_sample(proposals, targets)
         cls_logits = self.head(pyramid, RoIs.of(samples.boxes))
         deltas = self.box_head(pyramid, samples.positive_rois)
         return {

@@ -21,7 +21,7 @@ class FasterRCNN(TwoStage):
     def roi_losses(
         self, pyramid: list[Tensor], proposals: Tensor, sizes: Tensor, targets: Targets
     ) -> dict[str, Tensor]:
-        samples = self.criterion.sample(proposals, targets)
+        samples = self.criterion.match_and_sample(proposals, targets)
         cls_logits, deltas = self.head(pyramid, RoIs.of(samples.boxes))
         return self.criterion(cls_logits, deltas, samples)
 

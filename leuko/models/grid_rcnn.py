@@ -162,7 +162,7 @@ class GridRCNN(TwoStage):
     def roi_losses(
         self, pyramid: list[Tensor], proposals: Tensor, sizes: Tensor, targets: Targets
     ) -> dict[str, Tensor]:
-        samples = self.criterion.sample(proposals, targets)
+        samples = self.criterion.match_and_sample(proposals, targets)
         cls_logits = self.head(pyramid, RoIs.of(samples.boxes))
         # Per RoI of the batch what it gets at random: four numbers to move it, and one to choose it.
         draw = ranks.random(len(sizes), 5 * samples.labels.shape[1], sizes.device).unflatten(1, (-1, 5))

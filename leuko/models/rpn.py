@@ -73,7 +73,7 @@ class RPN(nn.Module):
     def losses(self, pyramid: list[Tensor], sizes: Tensor, targets: Targets) -> tuple[dict[str, Tensor], Tensor]:
         """The RPN's losses, and the proposals [N, P, 4]."""
         levels = self.anchors(pyramid)
-        samples = self.criterion.sample(torch.cat(levels), sizes, targets)
+        samples = self.criterion.match_and_sample(torch.cat(levels), sizes, targets)
         if pyramid[0].device.type == "cpu":
             with torch.no_grad():
                 logits, deltas = self(pyramid)
