@@ -30,7 +30,7 @@ from leuko.data.loader import to_tensor
 from leuko.data.transforms.compose import read_steps
 from leuko.detections import Detections
 from leuko.engine.detect import Pipeline
-from leuko.engine.evaluate import Predictions, predict
+from leuko.engine.evaluate import TimedPredictions, predict
 from leuko.engine.schedule import step_schedule
 from leuko.metrics import coco
 from leuko.models import Backbone
@@ -108,7 +108,7 @@ class AtWork:
         return [Detections.from_tensors(output) for output in self.model([to_tensor(view) for view in views])]
 
 
-def evaluate(model: FCOS, dataset: Dataset, threshold: float) -> tuple[coco.Evaluation, Predictions]:
+def evaluate(model: FCOS, dataset: Dataset, threshold: float) -> tuple[coco.Evaluation, TimedPredictions]:
     """COCO's measures, with detections scored at ``threshold`` or above."""
     model.eval()
     model.score_thresh = threshold

@@ -44,7 +44,7 @@ def predict(options: PredictOptions) -> Path:
     """
     options.check()
     options = of_torchrun(options)
-    source = Source([], [], []) if options.is_remote else find_images(options.source)
+    source = ImageFiles([], [], []) if options.is_remote else find_images(options.source)
     predictor = Predictor(**asdict(options))
     models = predictor.models
     threshold, others = models.threshold, [list(map(str, each)) for each in (source.skipped, source.hidden)]
@@ -116,7 +116,7 @@ def remove_others(pictures: Path, batches: Iterable[list[dict]]) -> None:
 # ---------------------------------------------------------------- images
 
 
-class Source(NamedTuple):
+class ImageFiles(NamedTuple):
     """The files that ``--source`` means: those taken for images, a folder's others, and hidden images."""
 
     images: list[Path]
@@ -124,7 +124,7 @@ class Source(NamedTuple):
     hidden: list[Path]
 
 
-def find_images(source: str) -> Source:
+def find_images(source: str) -> ImageFiles:
     """An image, the files of a folder named like images, those of a pattern, or of a list in a text file, which are
     named from its folder; LeukoError where there is none."""
     path = Path(source)
@@ -147,4 +147,4 @@ def find_images(source: str) -> Source:
     if not found:
         passed_over = f" but {len(hidden)} hidden ones" if hidden else ""
         raise LeukoError(f"{source}: no image there{passed_over}; {remedy}")
-    return Source(found, skipped, hidden)
+    return ImageFiles(found, skipped, hidden)

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import BinaryIO
@@ -31,6 +31,7 @@ from leuko.data.dataset import Dataset, Sample
 from leuko.data.transforms.compose import listed, read_steps
 from leuko.engine import checkpoint, schedule
 from leuko.engine.ema import ModelEMA
+from leuko.engine.evaluate import evaluate
 from leuko.engine.finished import is_finished
 from leuko.engine.state import load_state, locked
 from leuko.engine.stop import Stop
@@ -474,7 +475,22 @@ def test_a_run_stops_when_it_gets_no_better(data, tmp_path, leuko):
     assert (
         state["stopped"] and state["best_epoch"] == 1 and state["best"] == float(rows(tmp_path / "fcos")[0]["val/mAR"])
     )
-    assert f"leuko val --weights {tmp_path / 'fcos'}" in result.out
+    weights = f"--weights {tmp_path / 'fcos'}"
+    assert f"leuko val {weights}" in result.out and f"leuko predict {weights} --source" in result.out
+
+
+@pytest.mark.parametrize(("best_by", "epoch"), [("mAP", 1), ("mAR", 2)])
+def test_the_best_epoch_is_that_of_the_measure(best_by, epoch, data, tmp_path, leuko, monkeypatch):
+    falling, rising = iter((0.9, 0.1)), iter((0.1, 0.9))
+
+    def measured(*given: object, **more: object) -> tuple:
+        evaluation, predictions = evaluate(*given, **more)
+        return replace(evaluation, mAP=next(falling), mAR=next(rising)), predictions
+
+    monkeypatch.setattr("leuko.engine.run.evaluate", measured)
+    words = ["train", "--data", data, "--project", tmp_path, *TINY, *FCOS, "--epochs", "2", "--best-by", best_by]
+    assert leuko(*words).code == 0
+    assert checkpoint.load_weights(tmp_path / "fcos").about["epoch"] == epoch
 
 
 def test_a_run_that_was_stopped_early_is_finished_until_it_is_extended(data, tmp_path, leuko):

@@ -20,7 +20,7 @@ from .network import Network
 
 
 @dataclass
-class Predictions:
+class TimedPredictions:
     """What a model found on each image of a data set, and the network's time in seconds on each batch [batches]."""
 
     predictions: list[Detections]
@@ -40,7 +40,7 @@ def predict(
     workers: int = -1,
     title: str = "detecting",
     warmup: bool = False,
-) -> Predictions:
+) -> TimedPredictions:
     """Run a detector over a data set, with a progress bar. At most ``batch`` images of one size go through it at once.
     Where several processes validate, each takes its share of the same batches, so that the same is found.
 
@@ -51,10 +51,10 @@ def predict(
     how = (worker_count(workers), title, warmup)
     shares = distributed.shared(_predict_share, pipeline, dataset, batches, *how)
     found = {i: detections for share, _ in shares for i, detections in share.items()}
-    return Predictions([found[i] for i in range(len(dataset))], np.concatenate([seconds for _, seconds in shares]))
+    return TimedPredictions([found[i] for i in range(len(dataset))], np.concatenate([seconds for _, seconds in shares]))
 
 
-def predict_by(member: EnsembleMember, dataset: Dataset, batch: int = 1, workers: int = -1) -> Predictions:
+def predict_by(member: EnsembleMember, dataset: Dataset, batch: int = 1, workers: int = -1) -> TimedPredictions:
     """Detections of a member of an ensemble on a data set, with labels in its order of types."""
     member.labels_in(dataset.types)
     pipeline = Pipeline(member.model, member.sizes, member.typing, member.tiling)  # without what is not to be sent

@@ -34,7 +34,7 @@ JITTER = 0.15  # of a RoI's sides, in training
 MAX_ROIS = 192  # of a batch, on which the grid is trained
 
 
-class Fusion(nn.Module):
+class GridFusion(nn.Module):
     """Every point's features [R, D, 7, 7] plus the messages of its up to four neighbours (section 3.2): a depthwise 5x5
     convolution, then a 1x1 one."""
 
@@ -71,7 +71,7 @@ class GridHead(nn.Module):
             layers.append(nn.Conv2d(width if i else channels, width, 3, stride=1 if i else 2, padding=1))
             layers += [nn.GroupNorm(GROUPS, width), nn.ReLU(inplace=True)]
         self.convs = nn.Sequential(*layers)
-        self.first_order, self.second_order = Fusion(point_channels), Fusion(point_channels)
+        self.first_order, self.second_order = GridFusion(point_channels), GridFusion(point_channels)
         self.deconv1 = nn.ConvTranspose2d(width, width, 4, stride=2, padding=1, groups=points)
         self.norm = nn.GroupNorm(points, width)
         self.deconv2 = nn.ConvTranspose2d(width, points, 4, stride=2, padding=1, groups=points)
