@@ -128,7 +128,7 @@ def _make_run(root: Path, dataset: Dataset) -> None:
     results = evaluate(dataset, found)
     run.write_evaluation(folder, results, to_coco_results(dataset, found), model="fcos", data="data")
     cells = {t.type: t.cells for t in results.per_class}
-    write_json(folder / "table.json", {"rows": [tables.record(tables.Row("fcos", results, 1e6, 3.0))], "cells": cells})
+    write_json(folder / "table.json", {"rows": [tables.record("fcos", results, 1e6, 3.0)], "cells": cells})
     (folder / "cost.csv").write_text("model,parameters\nfcos,1000000\n")
     names = ("backbone.body.conv1.weight", "backbone.fpn.inner_blocks.0.weight", "head.classification_head.conv.0.bias")
     torch.save({"state_dict": {name: torch.ones(2, 2) for name in names}}, root / "foreign.pth")

@@ -148,7 +148,7 @@ def main() -> None:
         if (epoch + 1) % 4 == 0 and epoch + 1 < options.epochs:
             evaluation, _ = evaluate(model, test_set, OWN_THRESHOLD)
             rows[-1] |= {"mAP": evaluation.mAP, "mAP50": evaluation.mAP50, "mAR": evaluation.mAR}
-            print(tables.per_class(evaluation), flush=True)
+            print(tables.aligned(tables.per_class(evaluation), head=1), flush=True)
 
     safetensors.torch.save_file(
         {key: value.contiguous() for key, value in model.state_dict().items()}, options.out / "last.safetensors"
@@ -157,10 +157,15 @@ def main() -> None:
     evaluation, predictions = evaluate(model, test_set, OWN_THRESHOLD)
     parameters = sum(p.numel() for p in model.parameters())
     shown = [
-        tables.Row(f"torchvision FCOS, scores >= {threshold}", measured, parameters, predictions.fps)
+        tables.record(f"torchvision FCOS, scores >= {threshold}", measured, parameters, predictions.fps)
         for threshold, measured in ((OWN_THRESHOLD, evaluation), (LOW_THRESHOLD, low))
     ]
-    print(tables.aligned(tables.table2(shown, test_set.types), head=2), flush=True)
+    print(
+        tables.aligned(
+            tables.table2(shown, dict(zip(test_set.types, test_set.counts().tolist(), strict=True))), head=2
+        ),
+        flush=True,
+    )
     results = coco.to_coco_results(test_set, predictions.predictions)
     run.write_evaluation(
         options.out,

@@ -37,7 +37,6 @@ from .io import write_csv, write_json, write_text, write_yaml
 from .metrics import calibration, coco
 from .report import pages, pictures, plots, run, tables
 from .report.results import ModelResult, write_results
-from .report.tables import Row
 
 
 def val(options: ValOptions) -> Path:
@@ -82,8 +81,8 @@ def _val(options: ValOptions, device: torch.device) -> Path:
         if not any(folder.iterdir()):
             folder.rmdir()  # nothing was measured
     print(f"{options.data}, {split}: {len(dataset)} images\n\n{answer}\n\nCOCO's measures; types over their cells\n")
-    print(tables.aligned(tables.table2(rows_of(models), dataset.types), head=2))
-    print(f"\n{tables.per_class(models[-1].evaluation)}" if len(models) == 1 else "")
+    print(tables.aligned(tables.table2(records(models), cells_of(dataset)), head=2))
+    print(f"\n{tables.aligned(tables.per_class(models[-1].evaluation), head=1)}" if len(models) == 1 else "")
     tiny = tables.tiny_cells(cells_at_network(dataset, max(member.largest for member in members)))
     at_cap = tables.at_cap(images_at_cap(dataset, ensemble, models), options.most_per_image)
     print("\n".join([*lines, *filter(None, (tiny, at_cap))]))
@@ -272,33 +271,30 @@ def images_at_cap(dataset: Dataset, ensemble: Ensemble, models: Sequence[ModelRe
     return [sample.image for sample, is_full in zip(dataset.samples, full, strict=True) if is_full]
 
 
-def rows_of(models: Sequence[ModelResult]) -> list[Row]:
+def records(models: Sequence[ModelResult]) -> list[dict]:
     """The models' lines of the table."""
-    return [Row(m.name, m.evaluation, m.cost["parameters"], m.cost["fps"]) for m in models]
+    return [tables.record(m.name, m.evaluation, m.cost["parameters"], m.cost["fps"]) for m in models]
+
+
+def cells_of(dataset: Dataset) -> dict[str, int]:
+    """The cells of each type."""
+    return dict(zip(dataset.types, dataset.counts().tolist(), strict=True))
 
 
 def write(folder: Path, options: ValOptions, dataset: Dataset, models: Sequence[ModelResult], about: dict) -> None:
     """The files of a validation: of the last model (the fusion, if there is one), with each model's line beside it."""
-    reported, rows = models[-1], rows_of(models)
-    records = [tables.record(row) for row in rows]
+    reported, rows = models[-1], records(models)
     write_yaml(folder / "args.yaml", asdict(options))
     write_json(folder / "environment.json", environment(choose_device(options.device)))
-    about = {
-        "model": reported.name,
-        "data": options.data,
-        "parameters": rows[-1].parameters,
-        "fps": rows[-1].fps,
-        **about,
-    }
+    about = {"model": reported.name, "data": options.data} | {k: rows[-1][k] for k in ("parameters", "fps")} | about
     if len(models) > 1:
-        about["members"] = records[:-1]
+        about["members"] = rows[:-1]
     run.write_evaluation(folder, reported.evaluation, coco.to_coco_results(dataset, reported.predictions), **about)
-    lines = tables.table2(rows, dataset.types)
+    lines = tables.table2(rows, cells_of(dataset))
     write_text(folder / "table.txt", tables.aligned(lines, head=2) + "\n")
     write_text(folder / "table.md", tables.markdown(lines) + "\n")
-    write_csv(folder / "table.csv", records)
-    cells = dict(zip(dataset.types, dataset.counts().tolist(), strict=True))
-    head = {"data": options.data, "split": split_of(options), "cells": cells}
-    write_json(folder / "table.json", {**head, "rows": records})
+    write_csv(folder / "table.csv", rows)
+    head = {"data": options.data, "split": split_of(options), "cells": cells_of(dataset)}
+    write_json(folder / "table.json", {**head, "rows": rows})
     sheet = pictures.gt_and_predictions(dataset, reported.counted, reported.rule)
     pictures.write_image(folder / "predictions.jpg", sheet)

@@ -423,14 +423,13 @@ def test_types_are_never_taken_for_columns(data, tmp_path, leuko):
     assert [sum(int(v) for k, v in row.items() if k != "label") for row in rows[:-1]] == dataset.counts().tolist()
     of_all = [row for row in table(tmp_path / "precision_recall.csv") if row["type"] == "all" and row["model"] == "a"]
     assert len(of_all) == 101 * len(curves.PANELS)
-    measured = [tables.Row(m.name, m.evaluation) for m in models]
-    record = tables.record(measured[0])
-    assert record["mAP"] == models[0].evaluation.mAP and len(record) == 7 + len(types)
-    lines = tables.table2(measured, types)
+    measured = [tables.record(m.name, m.evaluation) for m in models]
+    assert measured[0]["mAP"] == models[0].evaluation.mAP and len(measured[0]) == 7 + len(types)
+    cells = dict(zip(types, dataset.counts().tolist(), strict=True))
+    lines = tables.table2(measured, cells)
     assert {len(line) for line in lines} == {7 + len(types)} and lines[0][5:-2] == types
     run.write_evaluation(tmp_path, models[0].evaluation, [], model="ensemble", data=str(data))
-    cells = dict(zip(types, dataset.counts().tolist(), strict=True))
-    write_json(tmp_path / "table.json", {"cells": cells, "rows": [tables.record(row) for row in measured]})
+    write_json(tmp_path / "table.json", {"cells": cells, "rows": measured})
     assert leuko("report", tmp_path).code == 0
     assert leuko("report", tmp_path, tmp_path, "--out", tmp_path / "both.html").code == 0
     counted = [row for row in stats.counts({"train": dataset}) if row["type"] == "all"]

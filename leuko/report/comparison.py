@@ -22,7 +22,7 @@ from ..metrics.curves import PANELS
 from . import plots
 from .html import link
 from .run import read_count, read_evaluation, read_rows, results_of
-from .tables import MEASURES, Row, ap_columns, rate, record, signed
+from .tables import MEASURES, ap_columns, rate, record, signed
 
 ENDS = ("low", "high")  # of an interval
 
@@ -146,7 +146,7 @@ def _measures(results: Sequence[Results], differences: Sequence[dict]) -> list[l
     lines = [["folder", about, *MEASURES, *types]]
     gaps = {row["against"]: f"{row['mAP_difference']:+.3f}{_span(row)}" for row in differences}
     for r in results:
-        measures = record(Row(r.name, r.evaluation))
+        measures = record(r.name, r.evaluation)
         texts = {key: rate(measures.get(key)) for key in (*MEASURES, *ap_columns(types))}
         for measure, span in r.intervals.items():
             texts[measure] += "" if isnan(span["low"]) else f" ({rate(span['low'])} to {rate(span['high'])})"

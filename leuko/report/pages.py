@@ -25,7 +25,7 @@ from . import pictures
 from .comparison import compare
 from .html import css_colours, data_uri, link, render
 from .run import RESULTS_LIMIT, read_count, read_evaluation, read_rows, results_of
-from .tables import cost_lines, model_lines, per_class_lines, rate, table2_of
+from .tables import cost_lines, model_lines, per_class, rate, table2
 
 THUMBNAIL = 280  # pixels
 MAX_SHOWN = 12  # pictures of a group of findings
@@ -62,10 +62,10 @@ def build(folder: str | Path) -> str:
         return render("reviewed.html.j2", folder=folder, review=review)
     evaluation, about = read_evaluation(folder)
     with results_of(folder):
-        table, head = per_class_lines(evaluation), 1
+        table, head = per_class(evaluation), 1
         if (folder / "table.json").is_file():
             content = read_json(folder / "table.json", RESULTS_LIMIT)
-            table, head = table2_of(content["rows"], content["cells"]), 2
+            table, head = table2(content["rows"], content["cells"]), 2
         count = read_count(folder)
         return render(
             "run.html.j2",

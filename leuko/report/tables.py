@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple
 from math import isnan, nan
 from pathlib import Path
 
@@ -22,23 +22,12 @@ ODD, LEAST_SIDES = 1.5, 5  # times the expected width; cells that tell
 MEASURES = ("mAP", "mAP50", "mAP75", "mAR")
 
 
-@dataclass(frozen=True)
-class Row:
-    """One model of a table: its measures, its number of parameters, and images per second (nan: not known)."""
-
-    name: str
-    evaluation: Evaluation
-    parameters: float = nan
-    fps: float = nan
-
-
-def record(row: Row) -> dict[str, str | float]:
-    """A row as numbers: model, mAP, mAP50, mAP75, mAR, AP of each type under its name (see ``ap_columns``), parameters,
-    fps."""
-    e = row.evaluation
+def record(model: str, e: Evaluation, parameters: float = nan, fps: float = nan) -> dict[str, str | float]:
+    """A model's line of a table as numbers: model, mAP, mAP50, mAP75, mAR, AP of each type under its name (see
+    ``ap_columns``), parameters, images per second; nan where these are not known."""
     measures = {name: getattr(e, name) for name in MEASURES}
     ap = dict(zip(ap_columns([t.type for t in e.per_class]), (t.AP for t in e.per_class), strict=True))
-    return {"model": row.name, **measures, **ap, "parameters": row.parameters, "fps": row.fps}
+    return {"model": model, **measures, **ap, "parameters": parameters, "fps": fps}
 
 
 def ap_columns(types: Sequence[str]) -> list[str]:
@@ -46,18 +35,10 @@ def ap_columns(types: Sequence[str]) -> list[str]:
     return beside(types, ("model", *MEASURES, "parameters", "fps"))
 
 
-def table2(rows: Sequence[Row], types: Sequence[str]) -> list[list[str]]:
-    """Return the cells of the paper's Table 2: two lines of head, the second with the number of cells of each type,
-    then a line per model. For :func:`aligned` or :func:`markdown`.
-
-    All rows must be measured on one data set, whose types are ``types``; the support is that of the first row.
-    """
-    cells = {t.type: t.cells for t in rows[0].evaluation.per_class}
-    return table2_of([record(row) for row in rows], {name: cells[name] for name in types})
-
-
-def table2_of(records: Sequence[dict], cells: dict[str, int]) -> list[list[str]]:
-    """The same of what :func:`record` returns (None, which JSON has for nan, is read as nan) and the cells per type."""
+def table2(records: Sequence[dict], cells: dict[str, int]) -> list[list[str]]:
+    """The cells of the paper's Table 2: two lines of head, the second with the number of ``cells`` of each type, then a
+    line per model, of what :func:`record` returns (None, which JSON has for nan, is read as nan). For :func:`aligned`
+    or :func:`markdown`. All must be measured on one data set."""
     lines = [["model", *MEASURES, *cells, "params (M)", "FPS"]]
     lines.append(["cells", *[""] * len(MEASURES), *(f"({n:,})" for n in cells.values()), "", ""])
     for r in records:
@@ -78,14 +59,8 @@ def table1(datasets: dict[str, Dataset]) -> list[list[str]]:
     return lines
 
 
-def per_class(evaluation: Evaluation) -> str:
-    """Return a line per type, and one for all of them: AP, AP50, AP75, AR, cells, images."""
-    return aligned(per_class_lines(evaluation), head=1)
-
-
-def per_class_lines(evaluation: Evaluation) -> list[list[str]]:
-    """The cells of :func:`per_class`, the first line its head."""
-    e = evaluation
+def per_class(e: Evaluation) -> list[list[str]]:
+    """A line per type, and one for all of them: AP, AP50, AP75, AR, cells, images; the first line is the head."""
     rows = [*map(astuple, e.per_class), ("all", e.mAP, e.mAP50, e.mAP75, e.mAR, e.cells, e.images)]
     head = ["type", "AP", "AP50", "AP75", "AR", "cells", "images"]
     return [head, *([name, *map(rate, m), f"{cells:,}", f"{images:,}"] for name, *m, cells, images in rows)]
