@@ -83,9 +83,8 @@ def _train(options: TrainOptions, given: Collection[str], device: torch.device, 
                 print(f"\nstopped; {remedy}", file=sys.stderr)
             raise
     if begun.best_evaluation:
-        print(
-            f"\nbest epoch, on {len(val_set)} images:\n{tables.aligned(tables.per_class(begun.best_evaluation), head=1)}"
-        )
+        lines = tables.aligned(tables.per_class(begun.best_evaluation), head=1)
+        print(f"\nbest epoch, on {len(val_set)} images:\n{lines}")
     print(f"\nresults: {folder}")
     weights, data = quote(str(folder)), quote(options.data)
     print(f"next: leuko val --weights {weights} --data {data}")

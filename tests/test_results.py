@@ -377,7 +377,7 @@ def test_all_results_are_written_and_reported(data, tmp_path, leuko, monkeypatch
     run.write_evaluation(tmp_path / "other", models[0].evaluation, [], model="<b>", data=str(data))
     assert leuko("report", tmp_path, tmp_path / "other", "--out", tmp_path / "both.html").code == 0
     both = (tmp_path / "both.html").read_text()
-    assert "2 runs compared" in both and "All on the same data" in both and both.count("data:image") == 1
+    assert "2 runs compared" in both and "All on the same data" in both and both.count("data:image") == 2
     monkeypatch.chdir(tmp_path)
     assert leuko("report", tmp_path, "other").code == 0 and (tmp_path / "runs/report/comparison.html").is_file()
     leuko("report", tmp_path / "none").refused("metrics.json", "no such file")
