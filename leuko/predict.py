@@ -145,6 +145,6 @@ def find_images(source: str) -> ImageFiles:
         hidden = [p for p in named if any(is_hidden(part) and part not in path.parts for part in p.parts)]
         found = [p for p in named if p not in set(hidden)]
     if not found:
-        passed_over = f" but {len(hidden)} hidden ones" if hidden else ""
-        raise LeukoError(f"{source}: no image there{passed_over}; {remedy}")
+        but = f" but {len(hidden)} hidden ones" if hidden else ""
+        raise LeukoError(f"{source}: no image there{but}; {remedy}")
     return ImageFiles(found, skipped, hidden)

@@ -256,18 +256,18 @@ def list_images(
 ) -> list[Path]:
     """Return the images in a folder, sorted by path, optionally with those of its sub-folders; raises LeukoError.
 
-    Hidden files and folders are passed over at every level (see :func:`is_hidden`); the images among them are appended
+    Hidden files and folders are ignored at every level (see :func:`is_hidden`); the images among them are appended
     to ``hidden``, if it is given. Sub-folders may be symbolic links; each folder is entered once, so that a loop of
     links ends.
     """
     if not os.path.isdir(folder):
         raise LeukoError(f"{folder}: no such folder")
-    found, passed_over, hidden_folders = [], [], []
+    found, ignored, hidden_folders = [], [], []
     entered = {os.path.realpath(folder)}
     for root, folders, files in os.walk(folder, onerror=_raise_unreadable, followlinks=True):
         named = [name for name in files if name.lower().endswith(suffixes)]
         found += [Path(root, name) for name in named if not is_hidden(name)]
-        passed_over += [Path(root, name) for name in named if is_hidden(name)]
+        ignored += [Path(root, name) for name in named if is_hidden(name)]
         names, folders[:] = sorted(folders) if recursive else [], []
         for name in names:
             place = os.path.join(root, name)
@@ -278,9 +278,9 @@ def list_images(
                 folders.append(name)
     if hidden is not None:
         for top in (place for place in hidden_folders if not os.path.islink(place)):
-            for root, _, files in os.walk(top):  # those that may not be read are passed over, too
-                passed_over += [Path(root, name) for name in files if name.lower().endswith(suffixes)]
-        hidden += sorted(passed_over)
+            for root, _, files in os.walk(top):  # those that may not be read are ignored, too
+                ignored += [Path(root, name) for name in files if name.lower().endswith(suffixes)]
+        hidden += sorted(ignored)
     return sorted(found)
 
 

@@ -105,7 +105,7 @@ def load_split(path: str | Path, split: str) -> Dataset:
 
 
 def crop_folders(folder: Path) -> dict[str, list[Path]]:
-    """The images in each folder of crops, by class; hidden folders are passed over. LeukoError where there is none."""
+    """The images in each folder of crops, by class; hidden folders are ignored. LeukoError where there is none."""
     classes = sorted(folder.iterdir()) if folder.is_dir() else []
     classes = [each for each in classes if each.is_dir() and not is_hidden(each.name)]
     if crops := {each.name: images for each in classes if (images := list_images(each))}:

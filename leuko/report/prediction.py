@@ -120,7 +120,7 @@ def notes(predictions: Predictions, about: About) -> list[str]:
     bits = ", ".join(str(bits) for bits in sorted({p.bits for p in predictions if p.bits < p.header.depth}))
     kinds = {
         f"skipped: {len(about.skipped)} files not named like images": about.skipped,
-        f"passed over: {len(about.hidden)} images that are hidden or in hidden folders": about.hidden,
+        f"ignored: {len(about.hidden)} images that are hidden or in hidden folders": about.hidden,
         f"not turned: {len(turned)} images with an EXIF orientation, cells lie on the pixels as stored": turned,
         f"pages left out: {pages}, all but the first of {len(stacks)} TIFFs": stacks,
         f"brightened: {len(stretched)} images of 16 bits use only {bits}, and are scaled by these": stretched,

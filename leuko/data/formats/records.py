@@ -97,7 +97,7 @@ class ReadOptions:
 class Problems:
     """What is met while a data set is read: errors, of which one is raised, with the number of others of its kind;
     ``warnings`` of what was fixed or left out, ``notes`` of what holds for a whole split, and ``hidden`` images, which
-    were passed over (see ``images.is_hidden``).
+    were ignored (see ``images.is_hidden``).
 
     With ``collect`` no error is raised, and what can be read is read (for ``leuko data check``).
     """

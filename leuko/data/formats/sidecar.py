@@ -3,7 +3,7 @@
 Its sections: ``category_ids`` by class name, where they are not 1, 2, ...; ``ids`` (VOC): the images' ids by split and
 file name, where they are not 1, 2, ...; ``images`` (YOLO): by path in the folder each image's id, group and factors,
 its cells' factors and attributes in the order of the label file's lines, and crowds with boxes in fractions of the
-image, since YOLO would take them for cells. Other sections are passed over.
+image, since YOLO would take them for cells. Other sections are ignored.
 The file is written only where there is something to keep.
 """
 
