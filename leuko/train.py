@@ -115,6 +115,8 @@ def resumed_options(options: TrainOptions, given: Collection[str]) -> TrainOptio
         names = ", ".join(flag(f.name) for f in fields(options) if f.name in extra)
         raise LeukoError(f"{names}: a resumed run keeps its own options; only --epochs may be given with --resume")
     path = Path(options.resume) / "args.yaml"
+    if not path.is_file() and (path.parent / "weights").is_dir():
+        raise LeukoError(f"{path.parent}: killed before anything was trained; remove it, and start it again")
     if not path.is_file():
         raise LeukoError(f"{path}: no such file; --resume takes the folder of a run, such as runs/train/fcos")
     before = stored(TrainOptions, path)

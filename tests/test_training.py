@@ -180,7 +180,7 @@ def test_run_that_was_killed_at_once_can_be_resumed(data, tmp_path, leuko, monke
         with monkeypatch.context() as patch:
             patch.setattr(f"leuko.engine.run.{name}", killed)
             assert leuko(*words).code == 9
-    leuko("train", "--resume", tmp_path / "faster_rcnn").refused("args.yaml: no such file")
+    leuko("train", "--resume", tmp_path / "faster_rcnn").refused("killed before anything was trained")
     assert leuko("train", "--resume", tmp_path / "faster_rcnn-2").code == 0
     assert len(rows(tmp_path / "faster_rcnn-2")) == 1
 
