@@ -206,9 +206,9 @@ def test_what_harms_most_comes_first(tmp_path, leuko):
     (tmp_path / "train.json").write_text(json.dumps(content))
     result = leuko("data", "check", tmp_path, "--save", tmp_path / "runs", "--name", "a")
     text = " ".join(result.out.split())
-    first = "no WBC is labelled, although 98 % have one; leuko would learn any such cell there as background note"
-    assert result.code == 1 and text.startswith(f"decide a [31m 2J.png: {first}"), text
-    assert "nearly the same box (RBC): 20 images; both are kept, as two cells" in text and "and 17 more" in text
+    first = "no WBC is labelled on this image although 98 % have one; leuko would learn any WBC there as background: a"
+    assert result.code == 1 and text.startswith(f"decide {first} [31m 2J.png note"), text
+    assert "20 pairs of RBC boxes nearly the same, on 20 images" in text and "and 17 more" in text
     printed = result.out[: result.out.index(f"{tmp_path}: 21 findings on 21 images, 1 to be decided")]
     assert max(map(len, printed.splitlines())) <= 80 and not set("\x1b\x9b") & set(result.out)
     report = json.loads((tmp_path / "runs/a/report.json").read_text())

@@ -24,7 +24,7 @@ from leuko import cli
 from leuko.config import PredictOptions, TrainOptions
 from leuko.data.dataset import Dataset, Sample
 from leuko.data.header import ImageHeader
-from leuko.data.tools.findings import Finding
+from leuko.data.tools.findings import LEVELS, Finding
 from leuko.detections import Detections
 from leuko.engine.environment import environment
 from leuko.errors import LeukoError
@@ -211,14 +211,14 @@ def test_the_page_of_a_check(tmp_path, pictures):
     datasets = {"train": Dataset(["NG"], [Sample(pictures[0], 97, 61, [[5, 5, 30, 30]], [0], 1)])}
     (tmp_path / "broken.png").write_bytes(b"x")
     findings = [
-        Finding("unreadable image", "<broken>.png: cannot be read", images=(tmp_path / "broken.png",)),
-        *(Finding("unusual size", f"cell {i}", ("train",), "NG", (pictures[0],)) for i in range(120)),
+        Finding(LEVELS[0], "unreadable image", "<broken>.png: cannot be read", images=(tmp_path / "broken.png",)),
+        *(Finding(LEVELS[2], "unusual size", f"cell {i}", ("train",), "NG", (pictures[0],)) for i in range(120)),
     ]
     page = pages.check_page("a & b", datasets, findings, tables.table1(datasets))
     assert "&lt;broken&gt;.png" in page and "broken.png<br>cannot be read" in page and "<h1>a &amp; b</h1>" in page
     assert page.count("<li>") == 2 + 1 + 101 and page.count("<img") == 1 and "<th>NG</th>" in page
-    assert "20 more, in report.json" in page and "unusual size (NG): 120 on 1 image; it is kept" in page
-    assert '<b class="note">120</b> worth a look.' in page
+    assert "20 more, in report.json" in page and "unusual size: 120 NG on 1 image" in page
+    assert f'<b class="{LEVELS[2]}">120</b> worth a look.' in page
     assert "<table" not in pages.check_page("none", {}, [], [])
 
 

@@ -129,13 +129,12 @@ def synth(options: config.SynthOptions) -> None:
 
 
 def _shown(group: Group, src: str) -> str:
-    """A group of findings for the terminal: its sentence and, of several, the first few images or the first line."""
+    """A group of findings for the terminal: its sentence, and the first few names or, without names, the first line."""
+    shown = MAX_NAMES if group.findings[0].summary else 1
     lines = [f"{group.level:<7} {group.text}"]
-    if len(group.findings) > 1:
-        names = [image.name for image in group.images] or [finding.text for finding in group.findings]
-        shown = MAX_NAMES if group.images else 1
-        more = f" (and {len(names) - shown} more)" if len(names) > shown else ""
-        lines = [f"{lines[0]}:", f"{' ' * 8}{', '.join(names[:shown])}{more}"]
+    if examples := group.examples:
+        more = f" (and {len(examples) - shown} more)" if len(examples) > shown else ""
+        lines = [f"{lines[0]}:", f"{' ' * 8}{', '.join(examples[:shown])}{more}"]
     wrap = {"width": WIDTH, "subsequent_indent": " " * 8, "break_on_hyphens": False}
     return "\n".join(textwrap.fill(one_line(shortened(line, src)), **wrap) for line in lines)
 

@@ -1,18 +1,21 @@
 """What is wrong with a data set, what leuko does about it, and what a person must decide: ``leuko data check``.
 
-``findings`` has the kinds of findings, and groups and orders them.
+A finding of level ``decide`` is an error, or something only a person can settle; ``fixed`` is what readers fix or leave
+out by themselves; ``note`` is worth a look. ``findings`` groups and orders them.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 
+from ...detections import MAX_DETECTIONS
 from ...errors import LeukoError
 from ...ops.pairs import box_iou
 from .. import source
@@ -25,8 +28,10 @@ from .findings import ERROR, Finding, TypedBox, grouped
 
 SAME_CELL = 0.8  # IoU above which two boxes are probably one cell's
 USUAL = 2.5  # times larger or smaller than a type's median cell is unusual
-NEARLY_ALL = 0.98  # share of the images that have a class, from which on it was probably forgotten on the others
+NEARLY_ALL = 0.9  # share of the images that have a class, from which on the others are worth a look
+ALMOST_ALL = 0.98  # the same, from which on its cells were probably forgotten on the others
 FEW = 8  # cells of a type below which it has no usual size, images below which a share means nothing
+_MEMORY = "what is measured there is memory"
 
 
 def check(src: str | Path, pixels: bool = True, progress: bool = False) -> tuple[dict[str, Dataset], list[Finding]]:
@@ -42,23 +47,23 @@ def check(src: str | Path, pixels: bool = True, progress: bool = False) -> tuple
         try:
             datasets[split] = source.load(src, split, problems=problems)
         except LeukoError as error:
-            findings.append(Finding("split", str(error), (split,)))
+            findings.append(Finding("decide", "split", f"{error} (the split cannot be read)", (split,)))
         for kind, messages in problems.by_kind.items():
-            findings += [Finding(f"{ERROR}{kind}", message, (split,)) for message in messages]
+            findings += [Finding("decide", f"{ERROR}{kind}", message, (split,)) for message in messages]
     for split, dataset in datasets.items():
         findings += [_of_warning(warning, split) for warning in dataset.warnings]
-        findings += [Finding("the whole split", note, (split,), images=note.images) for note in dataset.notes]
+        findings += [Finding("note", "the whole split", n, (split,), images=n.images, summary=n) for n in dataset.notes]
     images = _distinct(datasets)
-    for examine in (_sizes, _same_boxes, _missing):
+    for examine in (_sizes, _same_boxes, _crowded, _missing):
         findings += examine(images)
-    for examine in (_classes, _shared, _unlabelled):
+    for examine in (_classes, partial(_shared, src), _unlabelled):
         findings += examine(datasets)
     if pixels:
         findings += _pixels(images, progress)
     merged: dict[tuple, Finding] = {}  # each finding once, with all the splits (train and trainval, say) that have it
     for f in findings:
-        splits = merged.get((f.kind, f.problem), f).splits
-        merged[f.kind, f.problem] = replace(f, splits=tuple(dict.fromkeys(splits + f.splits)))
+        splits = merged.get((f.level, f.kind, f.text), f).splits
+        merged[f.level, f.kind, f.text] = replace(f, splits=tuple(dict.fromkeys(splits + f.splits)))
     return datasets, [f for group in grouped(merged.values()) for f in group.findings]
 
 
@@ -66,7 +71,7 @@ def _of_warning(w: LabelWarning, split: str) -> Finding:
     """What a reader fixed or left out: its kind is what was done."""
     image = w.image or (w.file if is_image(w.file) else None)
     cells = ((w.type, w.box),) if w.box else ()
-    return Finding(w.action, str(w), (split,), w.type, (image,) if image else (), cells)
+    return Finding("fixed", w.action, str(w), (split,), w.type, (image,) if image else (), cells)
 
 
 # ---------------------------------------------------------------- labels
@@ -83,9 +88,9 @@ class _Image:
     def cell(self, i: int) -> TypedBox:
         return self.types[self.sample.labels[i]], tuple(self.sample.boxes[i].tolist())
 
-    def finding(self, kind: str, problem: str, **more: object) -> Finding:
+    def finding(self, level: str, kind: str, problem: str, **more: object) -> Finding:
         image = self.sample.image
-        return Finding(kind, f"{image}: {problem}", self.splits, images=(image,), **more)
+        return Finding(level, kind, f"{image}: {problem}", self.splits, images=(image,), **more)
 
 
 def _distinct(datasets: dict[str, Dataset]) -> list[_Image]:
@@ -114,10 +119,14 @@ def _sizes(images: Sequence[_Image]) -> Iterator[Finding]:
     for image, of_image in zip(images, widths, strict=True):
         for i in np.flatnonzero(~image.sample.crowd):
             cell = image.cell(i)
-            ratio = of_image[i] / (median := medians.get(cell[0], np.nan))
+            name = cell[0]
+            ratio = of_image[i] / medians.get(name, np.nan)
             if ratio < 1 / USUAL or ratio > USUAL:
-                problem = f"{_shown(cell)} is {of_image[i]:.0f} px wide, {ratio:.1f} times the usual {median:.0f}"
-                yield image.finding("unusual size", problem, type=cell[0], cells=(cell,))
+                size = f"{of_image[i]:.0f} px wide, {ratio:.1f} times the usual {medians[name]:.0f}; it is kept"
+                problem = f"{_shown(cell)} is {size}"
+                unusual = f"at least {USUAL:g} times wider or narrower than the usual {medians[name]:.0f} px"
+                summary = f"{{n}} {name} on {{images}}, {unusual}; they are kept"
+                yield image.finding("note", "unusual size", problem, type=name, cells=(cell,), summary=summary)
 
 
 def _same_boxes(images: Sequence[_Image]) -> Iterator[Finding]:
@@ -128,10 +137,22 @@ def _same_boxes(images: Sequence[_Image]) -> Iterator[Finding]:
         is_same = np.triu(box_iou(boxes, boxes) > SAME_CELL, k=1)
         for i, j in cells[np.argwhere(is_same)]:
             pair = image.cell(i), image.cell(j)
-            names = sorted({name for name, _ in pair})
-            kind = "nearly the same box" + (", two types" if len(names) == 2 else "")
-            problem = f"{_shown(pair[0])} and {_shown(pair[1])} are nearly the same box"
-            yield image.finding(kind, problem, type=" and ".join(names), cells=pair)
+            names = " and ".join(sorted({name for name, _ in pair}))
+            level, kind = ("note", "") if pair[0][0] == pair[1][0] else ("decide", ", two types")
+            problem = f"{_shown(pair[0])} and {_shown(pair[1])} are nearly the same box; both are kept, as two cells"
+            summary = f"{{pairs}} of {names} boxes nearly the same, on {{images}}; each counts as two cells"
+            about = {"type": names, "cells": pair, "summary": summary}
+            yield image.finding(level, f"nearly the same box{kind}", problem, **about)
+
+
+def _crowded(images: Sequence[_Image]) -> Iterator[Finding]:
+    """Images with more cells than detectors find by default."""
+    for image in images:
+        if (cells := int((~image.sample.crowd).sum())) > MAX_DETECTIONS:
+            limit = f"at most {MAX_DETECTIONS} are detected per image, unless --max-detections is raised"
+            problem = f"{cells} cells are labelled; {limit}"
+            summary = f"{{images}} with more than {MAX_DETECTIONS} cells; {limit}"
+            yield image.finding("note", "more cells than are detected", problem, summary=summary)
 
 
 def _missing(images: Sequence[_Image]) -> Iterator[Finding]:
@@ -142,33 +163,57 @@ def _missing(images: Sequence[_Image]) -> Iterator[Finding]:
     for image, present in zip(images, names, strict=True):
         for name, share in usual.items():
             if name not in present:
-                problem = f"no {name} is labelled, although {min(99, round(100 * share))} % have one"
-                yield image.finding("class missing on an image", problem, type=name)
+                level = "decide" if share >= ALMOST_ALL else "note"
+                percent = min(99, round(100 * share))
+                have = f"although {percent} % have one; leuko would learn any {name} there as background"
+                summary = f"no {name} is labelled on {{these}} {have}"
+                about = {"type": name, "summary": summary}
+                yield image.finding(level, "class missing on an image", f"no {name} is labelled {have}", **about)
         if not present and not usual:
-            yield image.finding("image without cells", "no cell is labelled")
+            text = "no cell is labelled"
+            use = "leuko would learn any cell there as background"
+            summary = f"{text} on {{these}}; {use}"
+            yield image.finding("note", "image without cells", f"{text}; {use}", summary=summary)
 
 
 def _classes(datasets: dict[str, Dataset]) -> Iterator[Finding]:
-    """Classes that no cell has."""
-    counts: Counter[str] = Counter()
-    for dataset in datasets.values():
-        counts.update(dict(zip(dataset.types, dataset.counts().tolist(), strict=True)))
-    for name in (name for name, number in counts.items() if not number):
-        yield Finding("unused class", f"class {name}: no cell has it")
+    """Classes that no cell has, in one split or in all."""
+    counts = {split: dict(zip(d.types, d.counts(), strict=True)) for split, d in datasets.items()}
+    for name in dict.fromkeys(name for dataset in datasets.values() for name in dataset.types):
+        without = tuple(split for split in datasets if not counts[split].get(name))
+        if len(without) == len(datasets):
+            text, summary = f"class {name}: no cell has it; a model cannot learn it", "classes that no cell has: {n}"
+            yield Finding("note", "unused class", text, name=name, summary=f"{summary}; a model cannot learn them")
+            continue
+        for split in without:
+            text = f"class {name}: no cell of {split} has it; it has no AP there"
+            about = {
+                "name": f"{name} ({split})",
+                "summary": "classes without a cell in a split: {n}; they have no AP there",
+            }
+            yield Finding("note", "class unused in a split", text, (split,), **about)
 
 
-def _shared(datasets: dict[str, Dataset]) -> Iterator[Finding]:
+def _shared(src: str | Path, datasets: dict[str, Dataset]) -> Iterator[Finding]:
     """Groups (smears, patients), and images, that are in more than one split."""
     for a, b in combinations(datasets, 2):
         for group in sorted(datasets[a].groups() & datasets[b].groups()):
-            yield Finding("group in two splits", f"group {group}: has images in {a} and in {b}", (a, b))
+            stops = "training stops, unless --allow-leaks is given"
+            text = f"{src}: group {group}: has images in {a} and in {b}; {stops}"
+            summary = f"groups (smears, patients) with images in two splits: {{n}}; {stops}"
+            yield Finding("decide", "group in two splits", text, (a, b), name=group, summary=summary)
         in_a, in_b = ({s.image.resolve() for s in datasets[split].samples} for split in (a, b))
         if in_a < in_b or in_b < in_a:
             part, whole = (a, b) if in_a < in_b else (b, a)
-            yield Finding("split within another", f"{part} is a part of {whole}", (a, b))
+            remedy = "train on one, and validate on what is in neither"
+            text, name = f"{src}: {part} is a part of {whole}; {remedy}", f"{part} in {whole}"
+            about = {"name": name, "summary": f"splits that are a part of another: {{n}}; {remedy}"}
+            yield Finding("note", "split within another", text, (a, b), **about)
             continue
         for image in (s.image for s in datasets[b].samples if s.image.resolve() in in_a):
-            yield Finding("image in two splits", f"{image}: is in {a} and in {b}", (a, b), images=(image,))
+            text = f"{image}: is in {a} and in {b}; {_MEMORY}"
+            summary = f"the same image in two splits, {{images}}; {_MEMORY}"
+            yield Finding("decide", "image in two splits", text, (a, b), images=(image,), summary=summary)
 
 
 def _unlabelled(datasets: dict[str, Dataset]) -> Iterator[Finding]:
@@ -178,7 +223,8 @@ def _unlabelled(datasets: dict[str, Dataset]) -> Iterator[Finding]:
     known |= {warning.file.resolve() for dataset in datasets.values() for warning in dataset.warnings}
     for image in (image for folder in sorted({s.image.parent for s in samples}) for image in list_images(folder)):
         if image.resolve() not in known:
-            yield Finding("image without labels", f"{image}: no label file names it", images=(image,))
+            text, summary = "no label file names it; it is left out", "{images} that no label file names, left out"
+            yield Finding("note", "image without labels", f"{image}: {text}", images=(image,), summary=summary)
 
 
 # ---------------------------------------------------------------- pixels
@@ -197,7 +243,9 @@ def _pixels(images: Sequence[_Image], progress: bool) -> Iterator[Finding]:
     pairs: list[tuple[int, int, bool]] = []
     for i, (place, (error, digest, _)) in enumerate(zip(places, examined, strict=True)):
         if error:
-            yield Finding("unreadable image", error, place.splits, images=(place.sample.image,))
+            summary = "{images} cannot be read; reading stops there"
+            about = {"images": (place.sample.image,), "summary": summary}
+            yield Finding("decide", "unreadable image", f"{error} (reading stops)", place.splits, **about)
         if digest and first.setdefault(digest, i) != i:
             pairs.append((first[digest], i, True))
     copies = {j for _, j, _ in pairs}
@@ -222,8 +270,14 @@ def _duplicate(one: _Image, other: _Image, is_exact: bool) -> Finding:
     a, b = one.sample, other.sample
     boxes = [s.boxes.round() if is_exact else 0 * s.boxes for s in (a, b)]  # a near duplicate may be turned
     cells = [sorted(zip(s.labels.tolist(), x.tolist(), strict=True)) for s, x in zip((a, b), boxes, strict=True)]
-    labels = "" if cells[0] == cells[1] else ", other labels"
-    kind += " across splits" if one.splits != other.splits else labels
-    places = [f"{image.sample.image} ({', '.join(image.splits)})" for image in (other, one)]
-    splits = tuple(dict.fromkeys(one.splits + other.splits))
-    return Finding(kind, f"{places[0]} {relation} {places[1]}{labels}", splits, images=(b.image, a.image))
+    labels = "" if cells[0] == cells[1] else ", with other labels"
+    about = {"splits": tuple(dict.fromkeys(one.splits + other.splits)), "images": (b.image, a.image)}
+    pairs = f"{{pairs}} of {kind}s{labels}, {{images}} in all"
+    if len(about["splits"]) > 1 and one.splits != other.splits:
+        both = f"{b.image} ({other.splits[0]}) {relation} {a.image} ({one.splits[0]}){labels}"
+        summary = f"{{pairs}} of {kind}s across splits, {{images}} in all; {_MEMORY}"
+        text = f"{both}; both are used, {_MEMORY}"
+        return Finding("decide", f"{kind} across splits", text, summary=summary, **about)
+    text = f"{b.image} {relation} {a.image}{labels}; both are used"
+    level, kind = ("decide", f"{kind}, other labels") if labels else ("note", kind)
+    return Finding(level, kind, text, summary=f"{pairs}; both are used", **about)

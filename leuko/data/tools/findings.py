@@ -1,5 +1,4 @@
-"""Findings of a data set's check, in groups of one kind and class. ``KINDS`` says what follows of each kind, and so in
-which order they are shown."""
+"""Findings of a data set's check: in groups of one kind and class, ordered by what they do to a model or to a count."""
 
 from __future__ import annotations
 
@@ -11,70 +10,60 @@ from pathlib import Path
 
 LEVELS = ("decide", "fixed", "note")
 ERROR = "error: "  # how the kind of what stops reading begins
-_MEMORY = "both are used, and what is measured there is memory"
-_LEARNED = "leuko would learn any such cell there as background"
-_TWO_CELLS = "both are kept, as two cells"
-_READERS = ""  # the place of all kinds that are not listed: what readers fixed or left out
-KINDS = {  # level and consequence: what stops, leaks, teaches something wrong, is lost, may be odd
-    ERROR: ("decide", ""),
-    "split": ("decide", "the split cannot be read"),
-    "unreadable image": ("decide", "reading stops there"),
-    "group in two splits": ("decide", "training stops, unless --allow-leaks is given"),
-    "image in two splits": ("decide", _MEMORY),
-    "duplicate across splits": ("decide", _MEMORY),
-    "near duplicate across splits": ("decide", _MEMORY),
-    "nearly the same box, two types": ("decide", _TWO_CELLS),
-    "duplicate, other labels": ("decide", "both are used"),
-    "near duplicate, other labels": ("decide", "both are used"),
-    "class missing on an image": ("decide", _LEARNED),
-    "the whole split": ("note", ""),
-    "image without cells": ("note", _LEARNED),
-    _READERS: ("fixed", ""),
-    "nearly the same box": ("note", _TWO_CELLS),
-    "unusual size": ("note", "it is kept"),
-    "image without labels": ("note", "it is left out"),
-    "duplicate": ("note", "both are used"),
-    "near duplicate": ("note", "both are used"),
-    "split within another": ("note", "train on one, and validate on what is in neither"),
-    "unused class": ("note", "a model cannot learn it"),
-}
+READERS = ""  # in ORDER, the place of all kinds that are not listed: what readers fixed, left out or noted
+ORDER = (  # kinds in their order within a level: what stops, leaks, teaches something wrong, is lost, may be odd
+    "split",
+    "unreadable image",
+    "group in two splits",
+    "image in two splits",
+    "duplicate across splits",
+    "near duplicate across splits",
+    "nearly the same box, two types",
+    "duplicate, other labels",
+    "near duplicate, other labels",
+    "the whole split",
+    "class missing on an image",
+    "image without cells",
+    READERS,
+    "more cells than are detected",
+    "nearly the same box",
+    "unusual size",
+    "image without labels",
+    "duplicate",
+    "near duplicate",
+    "clipped",
+    "split within another",
+    "unused class",
+    "class unused in a split",
+)
 
 TypedBox = tuple[str, tuple[float, ...]]  # a cell's type and its box, xyxy in pixels
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was found: its file, object and ``problem``. ``type`` is the class that it is about, if one;
-    ``images`` are those that it is about and ``cells`` its boxes on the first of them."""
+    """One thing that was found.
 
+    ``text`` is the whole line: file, object, what leuko does. ``type`` is the class that it is about, if one;
+    ``images`` are those that it is about and ``cells`` its boxes on the first of them; ``name`` stands for it in a
+    list. ``summary`` says what all findings of the kind and class have in common, with ``{n}`` for their number,
+    ``{pairs}`` for "3 pairs", ``{images}`` for "6 images" and ``{these}`` for "these 6 images".
+    """
+
+    level: str
     kind: str
-    problem: str
+    text: str
     splits: tuple[str, ...] = ()
     type: str = ""
     images: tuple[Path, ...] = ()
     cells: tuple[TypedBox, ...] = ()
-
-    @property
-    def place(self) -> str:
-        """The key in ``KINDS`` of its kind."""
-        kind = ERROR if self.kind.startswith(ERROR) else self.kind
-        return kind if kind in KINDS else _READERS
-
-    @property
-    def level(self) -> str:
-        """``decide`` for what only a person can settle, ``fixed`` for what readers fix or leave out by themselves,
-        ``note`` for what is worth a look."""
-        return KINDS[self.place][0]
-
-    @property
-    def text(self) -> str:
-        """The whole line: the problem, and what leuko does or what follows."""
-        return "; ".join(filter(None, (self.problem, KINDS[self.place][1])))
+    name: str = ""
+    summary: str = ""
 
 
 @dataclass(frozen=True)
 class Group:
-    """All findings of one kind and class, at least one."""
+    """All findings of one level, kind and class, at least one."""
 
     level: str
     kind: str
@@ -87,15 +76,27 @@ class Group:
         return list(dict.fromkeys(image for finding in self.findings for image in finding.images))
 
     @property
+    def examples(self) -> list[str]:
+        """Names of the images, classes or groups that the findings are about; without a summary, their texts."""
+        if not self.findings[0].summary:
+            return [f.text for f in self.findings]
+        names = [name for f in self.findings for name in ([f.name] if f.name else [i.name for i in f.images])]
+        return list(dict.fromkeys(names))
+
+    @property
     def text(self) -> str:
-        """The group in one sentence: a single finding's line."""
-        first, number, images = self.findings[0], len(self.findings), len(self.images)
-        if number == 1:
-            return first.text
-        head = f"{self.kind} ({self.type})" if self.type else self.kind
-        where = f" on {counted(images, 'image')}" if images else ""
-        what = counted(images, "image") if images == number else f"{number}{where}"
-        return "; ".join(filter(None, (f"{head}: {what}", KINDS[first.place][1])))
+        """The group in one sentence."""
+        n, images = len(self.findings), counted(len(self.images), "image")
+        these = f"these {images}" if len(self.images) > 1 else "this image"
+        if summary := self.findings[0].summary:
+            pairs = counted(n, "pair")
+            for name, value in (("{n}", str(n)), ("{images}", images), ("{these}", these), ("{pairs}", pairs)):
+                summary = summary.replace(name, value)
+            return summary
+        if self.kind.startswith(ERROR):
+            return f"{counted(n, 'error')} ({self.kind.removeprefix(ERROR)}), at which reading stops"
+        what = f"{n} {self.type}" if self.type else counted(n, "finding")
+        return f"{self.kind}: {what}" + (f" on {images}" if self.images else "")
 
 
 def counted(number: int, noun: str) -> str:
@@ -110,20 +111,24 @@ def shortened(text: str, src: str | Path) -> str:
 
 
 def grouped(findings: Iterable[Finding]) -> list[Group]:
-    """The groups of findings in the order of ``KINDS``, then by number of images. What is true of a whole split is a
-    group of its own."""
-    by_key: dict[tuple[str, ...], list[Finding]] = defaultdict(list)
+    """The groups of findings: what a person must decide first, then by kind (``ORDER``) and by number of images."""
+    by_key: dict[tuple[str, str, str, str], list[Finding]] = defaultdict(list)
     for f in findings:
-        by_key[f.level, f.kind, f.type, f.text if f.kind == "the whole split" else ""].append(f)
+        by_key[f.level, f.kind, f.type, f.summary].append(f)
     groups = [Group(*key[:3], members) for key, members in by_key.items()]
-    place = list(KINDS).index
-    return sorted(groups, key=lambda g: (place(g.findings[0].place), -len(g.images), -len(g.findings)))
+    rank = {kind: i for i, kind in enumerate(ORDER)}
+
+    def harm(group: Group) -> tuple:
+        is_error = group.kind.startswith(ERROR)
+        place = rank["split"] if is_error else rank.get(group.kind, rank[READERS])
+        return group.level != "decide", place, -len(group.images), -len(group.findings)
+
+    return sorted(groups, key=harm)
 
 
 def as_json(groups: Sequence[Group]) -> dict[str, list[dict]]:
     """The groups with the numbers of their findings and distinct images, and all findings in the same order."""
     heads = [{"level": g.level, "kind": g.kind, "type": g.type, "text": g.text} for g in groups]
     numbers = [{"findings": len(g.findings), "images": len(g.images)} for g in groups]
-    keys = ("level", "kind", "text", "splits", "type", "images", "cells")
-    findings = [{key: getattr(f, key) for key in keys} for g in groups for f in g.findings]
+    findings = [{k: v for k, v in vars(f).items() if k not in ("name", "summary")} for g in groups for f in g.findings]
     return {"groups": [a | b for a, b in zip(heads, numbers, strict=True)], "findings": findings}
