@@ -16,6 +16,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from . import config
 from .data import source
@@ -83,15 +84,15 @@ class Detector:
 
     def predict(
         self,
-        image: str | Path | np.ndarray,
+        image: str | Path | np.ndarray | Image.Image,
         threshold: float | None = None,
         max_pixels: float = config.MAX_PIXELS,
     ) -> Detections:
         """The cells of one image with at least this score (without it, that from which counts are best, as the weights
         keep it), one detection for each, in descending order of score; ``type_scores`` has the other types' scores.
 
-        ``image`` is a file of at most ``max_pixels`` megapixels, or an array [H, W, 3] RGB or [H, W] grey, uint8.
-        Raises LeukoError.
+        ``image`` is a file of at most ``max_pixels`` megapixels, an array [H, W, 3] RGB or [H, W] grey, uint8, or
+        Pillow's image of 8 bits. Raises LeukoError.
         """
         if isinstance(image, (str, Path)):
             loaded = LoadedImage.of_file(Path(image), self._member.views, self._member.needs_pixels, max_pixels)

@@ -58,4 +58,6 @@ def _named(hint: Any) -> str:
     """A hint in words."""
     if get_origin(hint) is Literal:
         return " or ".join(dict.fromkeys(str(value) for value in get_args(hint) if value not in ("", None)))
+    if isinstance(hint, Mapping) or get_origin(hint) is dict:
+        return "a mapping as leuko writes it"
     return hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint)

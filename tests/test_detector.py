@@ -31,7 +31,9 @@ def test_detector_in_a_few_lines(data, project, tmp_path):
     cells = longer.predict(path, threshold=0.0)
     image = read_image(path)
     grey = longer.predict(np.dstack([image[..., 0]] * 3), 0.0)
-    for same, whole in ((longer.predict(image[..., 0], 0.0), grey), (longer.predict(image, 0.0), cells)):
+    grey_picture = Image.fromarray(image[..., 0])
+    for given, whole in ((image[..., 0], grey), (grey_picture, grey), (image, cells), (Image.fromarray(image), cells)):
+        same = longer.predict(given, 0.0)
         assert np.array_equal(same.boxes, whole.boxes) and np.array_equal(same.scores, whole.scores)
     first = next(iter(cells))
     assert first.type in TYPES and first.score == pytest.approx(cells.scores.max()) and len(first.box) == 4
@@ -45,7 +47,8 @@ def test_detector_in_a_few_lines(data, project, tmp_path):
         (lambda: longer.predict("a\0b.jpg"), "no such file"),
         (lambda: longer.predict(""), "is a folder"),
         (lambda: longer.predict(path, max_pixels=0.001), "too large"),
-        (lambda: longer.predict(Image.new("RGB", (9, 9))), "type Image: give a file, .*numpy.asarray"),
+        (lambda: longer.predict(Image.new("F", (9, 9))), "mode F"),
+        (lambda: longer.predict(Image.new("RGB", (0, 9))), r"shape \[9, 0, 3\]"),
         *[
             (lambda wrong=wrong: longer.predict(wrong), "give a uint8 array")
             for wrong in (image / 255, image[:, 0, 0], image[:0], image[None], np.dstack([image, image[..., :1]]))

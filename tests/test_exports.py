@@ -299,7 +299,7 @@ def test_what_was_not_as_stated_is_told(tmp_path, leuko):
     for export, note in {
         label_studio_coco: "3 images lie elsewhere than their label files say",
         corners: "its boxes are corners",
-        from_a_mac: "5 images (such as",
+        from_a_mac: "8 files (such as",
         roboflow_yolo: "test: there is no",
     }.items():
         folder = tmp_path / export.__name__

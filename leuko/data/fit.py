@@ -10,15 +10,24 @@ import numpy as np
 from ..errors import LeukoError
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from .slides import Slide
 
 
-def rgb(image: np.ndarray) -> np.ndarray:
-    """An image in memory, [H, W, 3] uint8 RGB or [H, W] uint8 grey, as [H, W, 3]; LeukoError where it is none."""
+def rgb(image: np.ndarray | Image) -> np.ndarray:
+    """An image in memory, [H, W, 3] uint8 RGB, [H, W] uint8 grey, or Pillow's of 8 bits, as [H, W, 3]; LeukoError where
+    it is none."""
     accepted = "a uint8 array [H, W, 3] RGB or [H, W] grey"
+    if hasattr(image, "convert") and hasattr(image, "mode"):  # Pillow's, which need not be installed
+        if image.mode[0] in "IF":  # 16 and 32 bits, float
+            raise LeukoError(f"image of Pillow's mode {image.mode}: give one of 8 bits, or its file")
+        try:
+            image = np.asarray(image.convert("RGB"))
+        except (OSError, ValueError, SyntaxError) as error:  # it reads its file only now
+            raise LeukoError(f"image of Pillow's that cannot be read: {error}") from error
     if not isinstance(image, np.ndarray):
-        remedy = f"give a file, or {accepted}, as numpy.asarray makes it of Pillow's image"
-        raise LeukoError(f"image of type {type(image).__name__}: {remedy}")
+        raise LeukoError(f"image of type {type(image).__name__}: give a file, {accepted}, or Pillow's image")
     if image.dtype != np.uint8 or 0 in image.shape or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,)):
         raise LeukoError(f"image of {image.dtype} and shape {list(image.shape)}: give {accepted}")
     return image if image.ndim == 3 else np.dstack([image] * 3)

@@ -75,9 +75,9 @@ def validate(
     return dataset
 
 
-def _images(paths: Sequence[Path]) -> str:
-    """How many images, and the first of them."""
-    return f"1 image ({paths[0]})" if len(paths) == 1 else f"{len(paths)} images (such as {paths[0]})"
+def _counted(paths: Sequence[Path], what: str = "image") -> str:
+    """How many images or files, and the first of them."""
+    return f"1 {what} ({paths[0]})" if len(paths) == 1 else f"{len(paths)} {what}s (such as {paths[0]})"
 
 
 def _place(record: Record, annotation: Annotation | None = None) -> str:
@@ -115,12 +115,12 @@ class _Checker:
             notes.append(Note(text, [s.image for s in self.dataset.samples if s.crowd.any()]))
         if self.turned:
             remedy = '"exif: turned" in a data YAML says that labels belong to the turned view, "exif: stored" that not'
-            text = f"{_images(self.turned)} with an EXIF orientation, which is ignored; {remedy}"
+            text = f"{_counted(self.turned)} with an EXIF orientation, which is ignored; {remedy}"
             notes.append(Note(text, self.turned))
         if hidden := self.problems.hidden:
-            notes.append(Note(f"{_images(hidden)} left out, as hidden or a system's own", hidden))
+            notes.append(Note(f"{_counted(hidden, 'file')} left out, as hidden or a system's own", hidden))
         if self.paged:
-            text = f"{_images(self.paged)} with more than one page, of which the first is read"
+            text = f"{_counted(self.paged)} with more than one page, of which the first is read"
             notes.append(Note(text, self.paged))
         return notes
 

@@ -101,7 +101,11 @@ def parse(part: Path, problems: Problems, options: ReadOptions) -> Labels:
         with problems.catch("image", f"{part}: {where}"):
             is_stated = entry.get("width") is not None and entry.get("height") is not None
             size = (_whole(entry, "width"), _whole(entry, "height")) if is_stated else None
-            image, factors = finder.find(entry["file_name"], folders), tuple(entry.get("factors") or ())
+            try:
+                image = finder.find(entry["file_name"], folders)
+            except LeukoError as error:
+                raise LeukoError(f"file_name {error}") from None
+            factors = tuple(entry.get("factors") or ())
             group = str(next((entry[key] for key in _GROUPS if entry.get(key) is not None), ""))
             records[number] = Record(part, image, [], where, number, size, factors=factors, group=group)
     for where, _, entry in _entries(part, content, "annotation", problems):

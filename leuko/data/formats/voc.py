@@ -60,7 +60,7 @@ def parse(part: Path, problems: Problems, options: ReadOptions) -> Labels:
     labels = Labels()
     root = _root(part)
     images = _Images(part, problems.hidden)
-    for file in annotation_files(part):
+    for file in annotation_files(part, problems.hidden):
         if not file.is_file():
             remedy = "label it, or save it in LabelImg without objects if it has no cells"
             problems.add("annotation", f"{part}: {file.stem}: no annotation {file}; {remedy}")
@@ -95,15 +95,16 @@ def parse(part: Path, problems: Problems, options: ReadOptions) -> Labels:
     return labels
 
 
-def annotation_files(part: Path) -> Iterator[Path]:
-    """The annotations of a folder, or those that a list names by stems or by images, there or not.
+def annotation_files(part: Path, hidden: list[Path] | None = None) -> Iterator[Path]:
+    """The annotations of a folder, or those that a list names by stems or by images, there or not. Hidden ones of a
+    folder are appended to ``hidden``, if it is given.
 
     Raises LeukoError where an entry of a list leaves the data set's folder.
     """
     root = _root(part)
     folder = _annotations(root) or root
     if part.is_dir():
-        yield from _xml_files(folder)
+        yield from _xml_files(folder, hidden)
         return
     for line in read_text(part).splitlines():
         name = line.strip().replace("\\", "/")
@@ -125,11 +126,14 @@ def _root(part: Path) -> Path:
     return next((p for p in part.absolute().parents if _annotations(p)), part.parent)
 
 
-def _xml_files(folder: Path) -> list[Path]:
+def _xml_files(folder: Path, hidden: list[Path] | None = None) -> list[Path]:
     """The annotations in a folder and, if it is one of annotations only, in its sub-folders (CVAT)."""
     paths = folder.rglob("*") if folder.name in ANNOTATION_FOLDERS else folder.iterdir()
-    files = (path for path in paths if path.suffix.lower() == ".xml")
-    return sorted(file for file in files if not any(map(is_hidden, file.relative_to(folder).parts)))
+    files = sorted(path for path in paths if path.suffix.lower() == ".xml")
+    ignored = [file for file in files if any(map(is_hidden, file.relative_to(folder).parts))]
+    if hidden is not None:
+        hidden += ignored
+    return [file for file in files if file not in ignored]
 
 
 class _Images:

@@ -74,14 +74,19 @@ def label_folder(images: Path) -> Path:
     return images
 
 
-def _label_files(images: Path) -> dict[str, list[Path]]:
-    """The text files that may be labels of the images in a folder, by stem: in its folder of labels, and beside."""
+def _label_files(images: Path, hidden: list[Path] | None = None) -> dict[str, list[Path]]:
+    """The text files that may be labels of the images in a folder, by stem: in its folder of labels, and beside. Hidden
+    ones are appended to ``hidden``, if it is given."""
     by_stem = defaultdict(list)
     with io_errors_as("read", images):
         for folder in dict.fromkeys((label_folder(images), images)):
             for file in sorted(folder.iterdir()) if folder.is_dir() else ():
-                if file.suffix.lower() == ".txt" and file.name not in _CLASS_FILES and not is_hidden(file.name):
+                if file.suffix.lower() != ".txt" or file.name in _CLASS_FILES:
+                    continue
+                if not is_hidden(file.name):
                     by_stem[spelled(file.stem)].append(file)
+                elif hidden is not None:
+                    hidden.append(file)
     return by_stem
 
 
@@ -95,7 +100,7 @@ def parse(part: Path, problems: Problems, options: ReadOptions) -> Labels:
     if images and not labels.names:
         raise LeukoError(f'{part}: YOLO labels without class names; write a data.yaml with "names: [NG, BG, ...]"')
     folders = dict.fromkeys(image.parent for image in images)
-    files = {folder: _label_files(folder) for folder in folders}
+    files = {folder: _label_files(folder, problems.hidden) for folder in folders}
     sidecars = {folder: sidecar.read_near(folder) for folder in folders}
     if images and not any(spelled(image.stem) in files[image.parent] for image in images):
         where = label_folder(images[0].parent)
