@@ -58,11 +58,6 @@ class Detections:
         arrays = {name: getattr(self, name) for name in ("boxes", "scores", "labels", "type_scores", "why")}
         return replace(self, **{name: array[chosen] for name, array in arrays.items() if array is not None})
 
-    def ranked(self, index: int) -> list[tuple[str, float]]:
-        """The types of a cell and their scores, the best first; only where one type was chosen."""
-        pairs = zip(self.types, self.type_scores[index].tolist(), strict=True)
-        return sorted(pairs, key=lambda pair: -pair[1])
-
     def scaled(self, size: tuple[int, int], of: tuple[int, int]) -> Detections:
         """The detections of an image ``of`` (width, height) on the same image of another ``size``."""
         return replace(

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 from urllib.parse import unquote
 from xml.etree import ElementTree
 
@@ -23,7 +24,7 @@ from PIL import ExifTags, Image, ImageOps
 from safetensors import safe_open
 
 from leuko import predict
-from leuko.config import LABELS
+from leuko.config.detect import LabelFormat
 from leuko.data.dataset import Dataset, Sample
 from leuko.data.formats import coco
 from leuko.data.source import load
@@ -170,7 +171,7 @@ def test_what_was_found_comes_back_as_labels(project, slides, tmp_path, leuko):
     words = ["predict", "--weights", project / "faster", "--save", tmp_path, "--threshold", "0.06", "--source", slides]
     leuko(*words, "--labels", "labelstudo").refused("--labels: 'labelstudo'", 'did you mean "labelstudio"')
     leuko(*words, "--labels").refused("--labels", "at least one")
-    result = leuko(*words, "--labels", *LABELS)
+    result = leuko(*words, "--labels", *get_args(LabelFormat))
     listed = [row for row in table(tmp_path / "faster/cells.csv") if row["why"] != "below the threshold"]
     assert result.code == 0 and f"{len(listed)} cells on 3 images as coco, yolo, voc" in result.out, result.err
     corners = ("x0", "y0", "x1", "y1")
@@ -232,7 +233,7 @@ def test_label_studio_gets_boxes_on_the_image_as_it_is_shown(orientation, tmp_pa
 def test_an_image_whose_name_is_none_is_told_and_not_labelled(project, slides, tmp_path, leuko):
     shutil.copy(slides / "a/field.jpg", tmp_path / "scan")
     words = ["predict", "--weights", project / "faster", "--save", tmp_path / "out", "--source", tmp_path / "scan"]
-    result = leuko(*words, "--labels", *LABELS)
+    result = leuko(*words, "--labels", *get_args(LabelFormat))
     assert result.code == 0 and f"1 images left out, whose names are no image's, such as {tmp_path}" in result.out
 
 

@@ -4,7 +4,7 @@ A field's docstring is its help text, ``EXAMPLES`` ends the help (see ``cli``). 
 its default (see ``limits``); ``check`` is about what several options say together.
 """
 
-from .detect import EXAMPLES, LABELS, MAX_PICTURES, DetectOptions, MergeOptions, PredictOptions, ValOptions, is_table
+from .detect import EXAMPLES, MAX_PICTURES, DetectOptions, MergeOptions, PredictOptions, ValOptions, is_table
 from .files import DownloadOptions, ExportOptions, ReportOptions
 from .limits import MAX_PIXELS, MOST_DETECTIONS, MOST_SIDE, POSITIONAL, Options, flag, limited
 from .train import PRESETS, SIX, CompareOptions, TrainOptions, is_comparison, model_names, preset

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
 from ..detections import MAX_DETECTIONS
 from ..errors import LeukoError
@@ -26,7 +26,6 @@ from .limits import (
 EXAMPLES = Path(__file__).parent.parent / "examples"  # fields to try a detector on
 MAX_PICTURES = 1000  # images of which pictures and a page for review are made, if no other number is given
 LabelFormat = Literal["coco", "yolo", "voc", "labelstudio"]  # in which what was found is written
-LABELS = get_args(LabelFormat)
 
 
 @dataclass
