@@ -23,7 +23,7 @@ from .data import typed
 from .data.loader import file_images
 from .data.workers import worker_count
 from .engine import thresholds
-from .engine.adaptation import LEAST_FIELDS, adapt_typer, probabilities
+from .engine.adaptation import LEAST_CELLS, LEAST_FIELDS, adapt_typer, probabilities
 from .engine.checkpoint import save
 from .engine.ensemble import EnsembleMember
 from .engine.environment import environment
@@ -67,6 +67,11 @@ def adapt(options: AdaptOptions) -> Path:
     net = weights.typer.build(weights.path).to(device)
     adapted = adapt_typer(net, weights.typer.replay, crops, fields, shift, prior=options.prior, seed=options.seed)
 
+    if not (fields or adapted.about["statistics"] or adapted.about.get("shares")):
+        raise LeukoError(
+            f"{options.source}: nothing to adapt by: {adapted.about['cells']} cells were found, but it takes at least "
+            f"{LEAST_CELLS}; give more fields, or a few with labels by --data"
+        )
     about = adapted.about | {"leuko": __version__, "source": options.source, "data": options.data}
     about |= {"fields": len(paths) - len(errors), "labelled_fields": len(fields)}
     files = [*paths, *(field.sample.image for field in fields)]
@@ -119,7 +124,8 @@ def summary(about: dict, factors: Sequence[float], threshold: float, types: Sequ
             lines.append("the last layer stays: these labels say no more than how frequent each type is")
         else:
             lines.append("the last layer stays: fitted to these labels, it does no better on those that were left out")
-    lines.append(f"statistics: {about['statistics']:.0%} of the way to these cells")
+    few = f" (at least {LEAST_CELLS} cells are needed)" if about["cells"] < LEAST_CELLS else ""
+    lines.append(f"statistics: {about['statistics']:.0%} of the way to these cells{few}")
     if shares := about.get("shares"):
         listed = ", ".join(f"{name} {share:.0%}" for name, share in zip(types, shares, strict=True))
         lines.append(f"types here, which count half from now on (--no-prior leaves them out): {listed}")

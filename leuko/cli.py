@@ -85,6 +85,7 @@ HABITS = {  # flags of other trainers that ours are spelled unlike: the first th
     "--conf-thres": "--threshold",
     "--iou": "--fusion-iou",
     "--learning-rate": "--lr",
+    "--warmup-epochs": "--warmup",
     "--save-txt": "--labels",
     "--save-dir": "--save --out --project",
     "--output": "--save --out --project",
@@ -275,7 +276,7 @@ def _docs(cls: type) -> dict[str, str]:
 
 def stored(cls: type[T], path: Path) -> T:
     """Options that a run has saved as YAML; LeukoError if the file is missing, broken or holds other things."""
-    remedy = f"; if another version of leuko wrote this file, start a new run with --weights {path.parent}"
+    remedy = f"; of a training by another version of leuko, start a new one with --weights {path.parent}"
     given = _read_options(path, cls, remedy)
     try:
         return cls(**given)

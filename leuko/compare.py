@@ -93,6 +93,8 @@ def train_one(folder: Path, name: str, place: str, options: TrainOptions, given:
         epochs = max(options.epochs, epochs_of(folder))  # it may have been extended by itself
         train(replace(options, resume=str(folder), epochs=epochs), given={"resume", "epochs", "allow_leaks"})
         return
+    if any(folder.glob("weights/*.safetensors")) and not is_yolo(name):
+        raise LeukoError(f"{folder}: has weights but no args.yaml to go on by; restore it, or move the folder away")
     if folder.exists():
         print(f"{name} begins again: what is in {folder} is removed")
         shutil.rmtree(folder)  # killed before it began, or one of Ultralytics', which cannot be resumed

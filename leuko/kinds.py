@@ -8,6 +8,14 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from .errors import nearest
 
+WORDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    list: "a list",
+    dict: "a mapping",
+}
 LARGEST = 1e300  # of a finite number; an integer beyond it is no float
 
 
@@ -56,8 +64,11 @@ def misfit(
 
 def _named(hint: Any) -> str:
     """A hint in words."""
-    if get_origin(hint) is Literal:
-        return " or ".join(dict.fromkeys(str(value) for value in get_args(hint) if value not in ("", None)))
-    if isinstance(hint, Mapping) or get_origin(hint) is dict:
-        return "a mapping as leuko writes it"
-    return hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint)
+    kind, inside = get_origin(hint), get_args(hint)
+    if kind in (Union, UnionType):
+        return " or ".join(_named(each) for each in inside if each is not type(None))
+    if kind in (list, tuple):
+        return f"a list ({_named(inside[0])} each)"
+    if kind is Literal:
+        return " or ".join(str(value) for value in inside if value not in ("", None))
+    return "a mapping" if isinstance(hint, Mapping) or kind is dict else WORDS.get(hint, str(hint))

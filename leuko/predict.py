@@ -10,6 +10,7 @@ if __name__ == "__main__":  # read before all else is imported, so that --help a
 import glob
 import os
 import shutil
+import sys
 from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -57,12 +58,16 @@ def predict(options: PredictOptions) -> Path:
     write_yaml(folder / "args.yaml", asdict(options))
 
     pictures, batches = None, []
-    if options.engine == "ray":
-        numbers = predict_on_ray(predictor, source.images, journal, options.source)
-    else:
-        pictures = make_folder(folder / "images") if len(source.images) <= options.pictures else None
-        batches = on_processes.batches_of(source.images, pictures, predictor.batch_size)
-        numbers = on_processes.predict_batches(predictor, batches[index::shards], journal, options)
+    try:
+        if options.engine == "ray":
+            numbers = predict_on_ray(predictor, source.images, journal, options.source)
+        else:
+            pictures = make_folder(folder / "images") if len(source.images) <= options.pictures else None
+            batches = on_processes.batches_of(source.images, pictures, predictor.batch_size)
+            numbers = on_processes.predict_batches(predictor, batches[index::shards], journal, options)
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on", file=sys.stderr)
+        raise
     if pictures:
         remove_others(pictures, (journal[number] for number in numbers))
     if shards > 1:

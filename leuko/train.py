@@ -9,7 +9,6 @@ if __name__ == "__main__":  # read before all else is imported, so that --help a
 
 import sys
 from collections.abc import Collection, Sequence
-from contextlib import nullcontext
 from dataclasses import fields, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -46,7 +45,7 @@ def train(options: TrainOptions, given: Collection[str] = ()) -> Path:
     options.check()
     compose.read_steps(compose.chosen(options.augment, 0))  # a mistake in it is reported before the data is read
     device = checked_device(options)
-    with distributed.together(device):
+    with distributed.together(device), locked(resumed if distributed.leads() else None):
         return _train(options, given, device, resumed)
 
 
@@ -74,7 +73,7 @@ def _train(options: TrainOptions, given: Collection[str], device: torch.device, 
     name = options.name or ultralytics.plain_name(options.model)
     folder = resumed or distributed.led(run.new_run, options.project, name, "weights")
     begun = Run(folder, options, train_set, val_set, device, progress)
-    with locked(folder) if distributed.leads() else nullcontext():
+    with locked(folder if distributed.leads() and not resumed else None):
         try:
             train_yolo(begun, model) if is_yolo else loop.fit(begun, parts)
         except KeyboardInterrupt:
@@ -82,9 +81,10 @@ def _train(options: TrainOptions, given: Collection[str], device: torch.device, 
             if distributed.leads():
                 print(f"\nstopped; {remedy}", file=sys.stderr)
             raise
-    if begun.best_evaluation:
-        lines = tables.aligned(tables.per_class(begun.best_evaluation), head=1)
-        print(f"\nbest epoch, on {len(val_set)} images:\n{lines}")
+    if not is_yolo and distributed.leads():
+        best, about = run.read_evaluation(folder)
+        lines = tables.aligned(tables.per_class(best), head=1)
+        print(f"\nbest epoch ({about['epoch']}), on {len(val_set)} images:\n{lines}")
     print(f"\nresults: {folder}")
     weights, data = quote(str(folder)), quote(options.data)
     print(f"next: leuko val --weights {weights} --data {data}")

@@ -233,7 +233,21 @@ def test_run_resumes_only_with_its_own_state_and_data(faster, project, data, tmp
 def broken_states(state: dict, folder: Path) -> dict[str, object]:
     """Contents of resume.pt with which no run may go on, with a word of each refusal."""
     progress, optimizer = state["progress"], state["optimizer"]
+
+    def with_group(**changed: object) -> dict:
+        first, *others = optimizer["param_groups"]
+        return {"optimizer": optimizer | {"param_groups": [first | changed, *others]}}
+
+    def with_buffer(value: object) -> dict:
+        return {"optimizer": optimizer | {"state": optimizer["state"] | {0: value}}}
+
     changes = {
+        "batch -1": {"progress": progress | {"batch": -1}},
+        "epoch 9": {"progress": progress | {"epoch": 9}},
+        "another momentum": with_group(momentum="x"),
+        "another weight_decay": with_group(weight_decay=10.0),
+        "state 0 is no momentum of its parameter": with_buffer({"momentum_buffer": torch.zeros(1)}),
+        "optimizer: state 0": with_buffer({"step": 1}),
         "progress: 3": {"progress": 3},
         "epoch: 'x'": {"progress": progress | {"epoch": "x"}},
         "batch 1000000": {"progress": progress | {"batch": 10**6}},

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from types import ModuleType
+from typing import NoReturn
 
 import cv2
 import torch
@@ -71,17 +72,22 @@ def tasks() -> ModuleType:
     settings = tempfile.mkdtemp(prefix="leuko-")
     atexit.register(shutil.rmtree, settings, ignore_errors=True)
     os.environ.update(YOLO_OFFLINE="true", YOLO_AUTOINSTALL="false", YOLO_VERBOSE="false", YOLO_CONFIG_DIR=settings)
-    threads = cv2.getNumThreads()  # which the import changes
+    threads, opener = cv2.getNumThreads(), Image.open  # the import changes both
     try:
         from ultralytics.nn import tasks
-        from ultralytics.utils import patches
+        from ultralytics.utils import downloads, patches
         from ultralytics.utils.events import events
     except ImportError as e:
         raise LeukoError(f"Ultralytics' models need its package: pip install 'leuko[ultralytics]' ({e})") from e
     cv2.setNumThreads(threads)
-    Image.open = patches._image_open  # Pillow's own; theirs installs a plugin where a file is no image
+    Image.open = getattr(patches, "_image_open", opener)  # theirs installs a plugin where a file is no image
+    downloads.safe_download = downloads.attempt_download_asset = _refuse  # which YOLO_OFFLINE does not stop
     events.enabled = False  # also where the package had been imported before
     return tasks
+
+
+def _refuse(*_: object, **__: object) -> NoReturn:
+    raise ConnectionError("leuko lets Ultralytics download nothing")
 
 
 def description_of(name: str, classes: int) -> dict:

@@ -6,6 +6,6 @@ its default (see ``limits``); ``check`` is about what several options say togeth
 
 from .detect import EXAMPLES, MAX_PICTURES, DetectOptions, MergeOptions, PredictOptions, ValOptions, is_table
 from .files import DownloadOptions, ExportOptions, ReportOptions
-from .limits import MAX_PIXELS, MOST_DETECTIONS, MOST_SIDE, POSITIONAL, Options, flag, limited
+from .limits import MAX_PIXELS, MOST_DETECTIONS, POSITIONAL, SIZES, Options, flag, limited
 from .train import PRESETS, SIX, CompareOptions, TrainOptions, is_comparison, model_names, preset
 from .typing import AdaptOptions, TypeOptions

@@ -66,7 +66,7 @@ class DetectOptions(Options):
     """Width of a leukocyte in pixels of the images, for --tiles; 0: by the resolution that a slide's file states, else
     as in training."""
     labels: list[LabelFormat] | None = None
-    """Also write what was found (by val, with a score of at least .5) as labels to correct, in these formats: coco,
+    """Also write the cells that are listed (of val: those that it counts) as labels to correct, in these formats: coco,
     yolo, voc, labelstudio. Each gets a folder in the result's labels, with the images linked or copied."""
     amp: Literal["none", "bf16", "fp16"] = "none"
     """Run the network in half precision; fp16 needs a GPU."""

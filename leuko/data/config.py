@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from ..config import MOST_SIDE, POSITIONAL, Options, limited
-
-SIZES = (64, MOST_SIDE)
+from ..config import POSITIONAL, SIZES, Options, limited
 
 
 def _by_place() -> str:

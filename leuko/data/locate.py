@@ -217,8 +217,9 @@ def _from_yaml(file: Path) -> Source:
     ignore = [str(value) for value in _as_list(keys.get("ignore"))]
     types = file.parent / str(keys["types"]) if keys.get("types") else None
     new_names = keys.get("map", {})
-    new_names = {"": new_names} if isinstance(new_names, str) else {str(old): new for old, new in new_names.items()}
-    if not all(new.strip() for new in new_names.values()):
+    new_names = {"": new_names} if isinstance(new_names, str) else new_names
+    new_names = {str(old): new.strip() for old, new in new_names.items()}
+    if not all(new_names.values()):
         raise LeukoError(f"{file}: map: gives a class an empty name; write one")
     options = ReadOptions(root, names, ignore, **chosen)
     return _of_one_format(file, found, options, new_names=new_names, types=types, missing=missing)

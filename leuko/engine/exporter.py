@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import __version__
-from ..config import MOST_SIDE
+from ..config import SIZES
 from ..errors import LeukoError
 from ..io import plain
 from ..models import DetectionModel
@@ -104,7 +104,7 @@ def write(member: EnsembleMember, path: Path, half: bool = False) -> list[Path]:
     inputs = {"images": images, "sizes": torch.tensor([[96, 100], [90, 128]])}
     axes = {"images": {0: "N", 1: "H", 2: "W"}, "sizes": {0: "N"}} | {name: {0: "N"} for name in DETECTIONS}
     _write(DetectorGraph(member.model.model), inputs, axes, about, path, half)
-    return written
+    return [*written, *(file.with_suffix(".bin") for file in written if suffix == ".xml")]  # OpenVINO's weights
 
 
 def metadata(member: EnsembleMember, half: bool) -> dict:
@@ -125,7 +125,7 @@ def metadata(member: EnsembleMember, half: bool) -> dict:
         "types": member.types,
         "classes": weights.classes,
         "image_size": member.sizes[0],
-        "sides": [1, MOST_SIDE],
+        "sides": [1, SIZES[1]],
         "mean": model.preprocess.mean.flatten().tolist(),
         "std": model.preprocess.std.flatten().tolist(),
         "max_detections": member.max_detections,

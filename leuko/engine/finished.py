@@ -39,13 +39,14 @@ def finished_runs(project: str | Path, types: Sequence[str] | None = None) -> li
     """
     from .checkpoint import load_weights
 
-    runs = [args.parent for args in sorted(Path(project).glob("*/args.yaml"))]
+    runs = [args.parent for args in sorted(Path(project).glob("*/args.yaml")) if (args.parent / LAST).is_file()]
     runs = [run for run in runs if is_finished(run, epochs_of(run))]
     if types is not None:
         runs = [run for run in runs if set(load_weights(run / LAST).types) == set(types)]
     if len(runs) < 2:
         fits = "" if types is None else f" for the types {', '.join(types)}"
         raise LeukoError(
-            f"{project}: {len(runs)} finished runs{fits}, but an ensemble needs two; train more, or name them"
+            f"{project}: {len(runs)} finished runs{fits}, but an ensemble needs two; train more, name them, or give "
+            "their folder by --project"
         )
     return runs

@@ -34,7 +34,6 @@ from .state import Described, Progress, described, save_state
 from .tiling import cell_sides
 
 MEASURES = ("mAP", "mAP50", "mAP75", "mAR")
-SHOWN_SCORE = 0.3  # of a cell in the picture of an epoch
 
 
 @dataclass
@@ -47,7 +46,6 @@ class Run:
     val_set: Dataset
     device: torch.device
     progress: Progress = field(default_factory=Progress)
-    best_evaluation: coco.Evaluation | None = None
 
     @cached_property
     def data(self) -> Described:
@@ -110,7 +108,7 @@ class Run:
         if score > progress.best or not self.weights("best").exists():
             progress.best, progress.best_epoch = score, progress.epoch
             checkpoint.save_weights(self.weights("best"), *saved, **about)
-            self._write_best(evaluation, predictions, about)
+            self._write_best(evaluation, predictions, threshold or thresholds.DEFAULT, about)
         without = progress.epoch - max(progress.best_epoch, progress.extended_at)
         progress.stopped = options.epochs if 0 < options.patience <= without else 0
         checkpoint.save_weights(self.weights("last"), *saved, **about, stopped=progress.stopped)
@@ -122,12 +120,13 @@ class Run:
             print(f"stopped early: {options.best_by} has not improved for {options.patience} epochs")
         return progress
 
-    def _write_best(self, evaluation: coco.Evaluation, predictions: list[Detections], about: dict) -> None:
+    def _write_best(
+        self, evaluation: coco.Evaluation, predictions: list[Detections], threshold: float, about: dict
+    ) -> None:
         """The measures, the predictions and their picture of the best epoch so far."""
-        self.best_evaluation = evaluation
         run.write_evaluation(self.folder, evaluation, coco.to_coco_results(self.val_set, predictions), **about)
-        cells = [one_type(p, len(self.train_set.types)).above(SHOWN_SCORE) for p in predictions]
-        sheet = pictures.gt_and_predictions(self.val_set, cells, f"one type per cell, score >= {SHOWN_SCORE}")
+        cells = [one_type(p, len(self.train_set.types)).above(threshold) for p in predictions]
+        sheet = pictures.gt_and_predictions(self.val_set, cells, f"one type per cell, score from {threshold:.2f}")
         pictures.write_image(self.folder / "val_predictions.jpg", sheet)
 
     def _log_tensorboard(self, row: dict) -> None:

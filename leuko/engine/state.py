@@ -111,6 +111,10 @@ def load_state(path: Path) -> State:
         raise LeukoError(f"{path}: no such file; restore it, or start a new run with --weights {path.parent}")
     parts = read_archive(path, "start a new run, with --weights if it helps")
     problem = misfit(parts, KINDS, more=True) or misfit(parts["progress"], PROGRESS, finite=False)
+    if not problem:
+        epoch, batch, rows = (parts["progress"][name] for name in ("epoch", "batch", "rows"))
+        if min(epoch, batch, parts["progress"]["stopped"]) < 0 or len(rows) != epoch:
+            problem = f"epoch {epoch}, batch {batch}, {len(rows)} rows of results"
     if problem:
         raise LeukoError(
             f"{path}: not the state of a run ({problem:.200}); start a new run with --weights {path.parent}"
@@ -124,12 +128,13 @@ _held: set[int] = set()  # descriptors of locked folders, which a loader process
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keep other processes from training in a folder; LeukoError if one does. The system holds the lock, on the folder
-    itself, so that it ends with the process, however that dies. Where folders cannot be locked, nothing is."""
+def locked(folder: Path | None) -> Iterator[None]:
+    """Keep other processes from training in a folder, if any is given; LeukoError if one does. The system holds the
+    lock, on the folder itself, so that it ends with the process, however that dies. Where folders cannot be locked,
+    nothing is."""
     descriptor = None
     try:
-        if fcntl:
+        if fcntl and folder:
             descriptor = os.open(folder, os.O_RDONLY)
             _held.add(descriptor)
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -80,13 +80,27 @@ class Loop:
         """Go on from the content of ``path``; LeukoError where it is of another model."""
         for name, part in self._parts().items():
             try:
+                if part is self.optimizer:
+                    check_optimizer(self.optimizer, state[name])
                 part.load_state_dict(state[name])
-            except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as e:
+            except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as e:
                 reason = (str(e).splitlines() or [""])[-1].strip()[:200]
                 raise LeukoError(
                     f"{path}: the state of another model, or of an older leuko ({name}: {reason}); restore this run's "
                     f"own file, or start a new run with --weights {path.parent}"
                 ) from e
+
+
+def check_optimizer(own: SGD, state: dict) -> None:
+    """Raise ValueError where a stored state has other settings than the optimiser, but learning rates, or buffers of
+    other shapes than its parameters: torch would take both over."""
+    for i, (old, new) in enumerate(zip(state["param_groups"], own.state_dict()["param_groups"], strict=True)):
+        if odd := sorted(key for key in {*old, *new} - {"lr"} if key not in old or old[key] != new.get(key)):
+            raise ValueError(f"param_groups[{i}] has another {odd[0]}")
+    parameters = [parameter for group in own.param_groups for parameter in group["params"]]
+    for i, kept in state["state"].items():
+        if kept.keys() != {"momentum_buffer"} or kept["momentum_buffer"].shape != parameters[i].shape:
+            raise ValueError(f"state {i} is no momentum of its parameter")
 
 
 def be_deterministic(wholly: bool) -> None:

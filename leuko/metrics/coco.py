@@ -90,16 +90,17 @@ class Matches:
 def match(dataset: Dataset, predictions: Sequence[Detections], max_detections: int = MAX_DETECTIONS) -> list[Matches]:
     """Match the detections of each type, the ``max_detections`` best of each image, with its cells: one ``Matches`` per
     type of the data set."""
+    none = np.zeros((len(IOUS), 0), bool)
+    parts = [[(np.zeros(0, int), np.zeros(0, np.float32), none, none)] for _ in dataset.types]
+    for i, (sample, found) in enumerate(zip(dataset.samples, predictions, strict=True)):
+        ranked = np.argsort(-found.scores, kind="stable")
+        for k in np.unique(found.labels):
+            best, of_type = ranked[found.labels[ranked] == k][:max_detections], sample.labels == k
+            matched = _match_image(found.boxes[best], sample.boxes[of_type], sample.crowd[of_type])
+            parts[k].append((np.full(len(best), i), found.scores[best], *matched))
     result = []
-    for k, cells in enumerate(dataset.counts_per_image().T):
-        parts = []
-        for i, (sample, detections) in enumerate(zip(dataset.samples, predictions, strict=True)):
-            best = detections[detections.labels == k]
-            best = best[np.argsort(-best.scores, kind="stable")[:max_detections]]
-            of_type = sample.labels == k
-            matched = _match_image(best.boxes, sample.boxes[of_type], sample.crowd[of_type])
-            parts.append((np.full(len(best), i), best.scores, *matched))
-        images, scores, tp, ignored = (np.concatenate(arrays, axis=-1) for arrays in zip(*parts, strict=True))
+    for of_images, cells in zip(parts, dataset.counts_per_image().T, strict=True):
+        images, scores, tp, ignored = (np.concatenate(arrays, axis=-1) for arrays in zip(*of_images, strict=True))
         order = np.argsort(-scores, kind="stable")
         result.append(Matches(images[order], scores[order], tp[:, order], ignored[:, order], cells))
     return result
@@ -112,6 +113,8 @@ def _match_image(boxes: np.ndarray, gt_boxes: np.ndarray, crowd: np.ndarray) -> 
     the largest IoU, of equal ones the last.
     """
     tp = np.zeros((len(IOUS), len(boxes)), dtype=bool)
+    if not len(gt_boxes):
+        return tp, tp
     crowd = crowd[::-1]
     overlap = box_iou(boxes, gt_boxes[::-1], crowd)
     free = np.tile(~crowd, (len(IOUS), 1))  # [10, M]

@@ -197,7 +197,7 @@ def precision_recall(
             panel.set(xlabel="recall", ylabel="precision", xlim=(0, 1.01), ylim=(0, 1.02))
             panel.set_title(title + ("mean of IoU .50 to .95" if PANELS[i] == "mean" else f"IoU {PANELS[i]}"))
             if panel.lines:
-                panel.legend(title="AP", loc="lower left")
+                panel.legend(title="AP", loc="best")
         for panel in axes[len(shown) :]:
             panel.set_visible(False)
 

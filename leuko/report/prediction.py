@@ -1,5 +1,6 @@
 """What a prediction writes: all cells, the differential count, its page, the page for review, labels. Made of what was
-found on each image, which is read from the disk image by image, so that memory does not grow with their number."""
+found on each image, which is read from the disk image by image, so that memory does not grow with their number, but for
+the cells of the page for review."""
 
 from __future__ import annotations
 
@@ -26,6 +27,7 @@ from .records import ImagePrediction, Predictions, next_types
 
 CELL_COLUMNS = ("image", "type", "best", "score", "second", "second_score", "why", "x0", "y0", "x1", "y1")
 COUNT_COLUMNS = ("of", "images", "type", "why", "cells", "percent", "low95", "high95")
+LabelsAndDoubts = tuple[list[np.ndarray], list[np.ndarray]]  # of each image's cells
 MAX_CELLS, LEAST_CELLS = 300, 12  # that the page shows: in all, and of each type, however many types there are
 MAX_FIELDS = 100  # of which it shows a picture
 MAX_LISTED = 100  # files that were not read, on the page
@@ -156,7 +158,7 @@ def page(
     rows = [{**row, "found": row["cells"]} for row in total.rows() if not row["why"]]
     rows.append({"type": "classified", "found": total.classified} | dict.fromkeys(("percent", "low95", "high95")))
     types, most = [*about.types, UNCLASSIFIED], about.options.max_pixels
-    shades = css_colours(types)
+    shades, found = css_colours(types), _labels_and_doubts(predictions, len(about.types))
     slides = [(name, len(images), predictions.count(images)) for name, images in sorted(predictions.slides.items())]
     return render(
         "prediction.html.j2",
@@ -170,18 +172,20 @@ def page(
         notes=notes,
         errors=predictions.errors,
         max_listed=MAX_LISTED,
-        galleries=[(shade, *of) for shade, of in zip(shades, galleries(predictions, types, most), strict=True)],
-        thumbnails=thumbnails(predictions, types, most),
+        galleries=[(shade, *of) for shade, of in zip(shades, galleries(predictions, found, types, most), strict=True)],
+        thumbnails=thumbnails(predictions, found, types, most),
         has_review=has_review,
     )
 
 
-def galleries(predictions: Predictions, types: Sequence[str], max_pixels: float) -> list[tuple[str, int, list[tuple]]]:
+def galleries(
+    predictions: Predictions, found: LabelsAndDoubts, types: Sequence[str], max_pixels: float
+) -> list[tuple[str, int, list[tuple]]]:
     """Of each of the ``types``, of which the last is unclassified, its name, how many cells it has, and the most
     doubtful of them. Each is a picture ("" where its image can no longer be read), the name of its image, the best type
     with its score, and the next likely type with its, or why it is unclassified."""
     most = max(MAX_CELLS // len(types), LEAST_CELLS)
-    labels, doubts = _labels_and_doubts(predictions, len(types) - 1)
+    labels, doubts = found
     starts = np.cumsum([0, *map(len, labels)])
     labels, doubts = (np.concatenate([[], *each]) for each in (labels, doubts))
     chosen = [np.flatnonzero(labels == label) for label in range(len(types))]
@@ -190,8 +194,8 @@ def galleries(predictions: Predictions, types: Sequence[str], max_pixels: float)
     wanted = np.sort(np.concatenate(shown))
     for i in np.unique(np.searchsorted(starts, wanted, side="right") - 1).tolist():
         numbers = wanted[(starts[i] <= wanted) & (wanted < starts[i + 1])]
-        path, found = predictions[i].path, predictions[i].cells[numbers - starts[i]]
-        about = zip(numbers.tolist(), _crops(path, found, max_pixels), found, next_types(found), found.why, strict=True)
+        path, cells = predictions[i].path, predictions[i].cells[numbers - starts[i]]
+        about = zip(numbers.tolist(), _crops(path, cells, max_pixels), cells, next_types(cells), cells.why, strict=True)
         for number, picture, cell, second, why in about:
             said = ", ".join(filter(None, [why, second and f"then {second}"]))
             pictured[number] = picture, path.name, f"{cell.type} {cell.score:.2f}", said
@@ -199,7 +203,7 @@ def galleries(predictions: Predictions, types: Sequence[str], max_pixels: float)
     return [(name, len(cells), [pictured[n] for n in best.tolist()]) for name, cells, best in of_types]
 
 
-def _labels_and_doubts(predictions: Predictions, unclassified: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+def _labels_and_doubts(predictions: Predictions, unclassified: int) -> LabelsAndDoubts:
     """Of each image the labels of its cells, with one for those unclassified, and how doubtful each cell is."""
     labels, doubts = [], []
     for p in predictions:
@@ -208,10 +212,12 @@ def _labels_and_doubts(predictions: Predictions, unclassified: int) -> tuple[lis
     return labels, doubts
 
 
-def thumbnails(predictions: Predictions, types: Sequence[str], max_pixels: float) -> list[tuple[str, str, str, str]]:
+def thumbnails(
+    predictions: Predictions, found: LabelsAndDoubts, types: Sequence[str], max_pixels: float
+) -> list[tuple[str, str, str, str]]:
     """The fields with their boxes, those with the most doubtful cells where not all are shown: pictures with names and
     numbers of cells, as :func:`galleries` gives cells."""
-    labels, doubts = _labels_and_doubts(predictions, len(types) - 1)
+    labels, doubts = found
     worst = np.argsort([-each.max(initial=-1) for each in doubts], kind="stable")[:MAX_FIELDS]
     shown = []
     for i in sorted(worst.tolist()):

@@ -84,7 +84,9 @@ def read_evaluation(folder: str | Path) -> tuple[Evaluation, dict[str, Any]]:
     """Read ``metrics.json``: the evaluation, and all that the file holds. Raises LeukoError."""
     path = Path(folder) / "metrics.json"
     if not path.is_file():
-        raise LeukoError(f"{path}: no such file; name the folder of a run or of a validation")
+        inside = next(iter(sorted(path.parent.glob("*/metrics.json"))), None)
+        such = f", such as {inside.parent}" if inside else "; of a prediction, put its review.json there first"
+        raise LeukoError(f"{path}: no such file; name the folder of a run or of a validation{such}")
     with results_of(path):
         content = read_json(path, RESULTS_LIMIT)
         if problem := misfit(content, METRICS, optional=("model", "data"), more=True):

@@ -11,7 +11,6 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -36,8 +35,7 @@ _OPTIONAL = ("iscrowd", "factors")
 _KINDS = {  # what the entries must hold, beside whole numbers
     "category": {"name": str},
     "image": {"file_name": str, "factors": list[str] | None},
-    "annotation": {"bbox": list[float], "iscrowd": Literal[0, 1, False, True, "0", "1", None]}
-    | {"factors": list[str] | None},
+    "annotation": {"bbox": list[float], "iscrowd": object, "factors": list[str] | None},
 }
 
 
@@ -153,7 +151,7 @@ def _bbox_form(part: Path, records: Sequence[Record]) -> str:
 
 def _root_categories(categories: dict[int, dict], annotations: Sequence[object]) -> list[int]:
     """Categories that are only the supercategory of the others (Roboflow), and that no cell has."""
-    above = {str(entry.get("supercategory")) for entry in categories.values()}
+    above = {above for entry in categories.values() if isinstance(above := entry.get("supercategory"), str)}
     used = {str(entry.get("category_id")) for entry in annotations if isinstance(entry, dict)}
     roots = (n for n, e in categories.items() if e["name"] in above and e.get("supercategory") in _NO_CATEGORY)
     return [number for number in roots if str(number) not in used]
@@ -194,20 +192,22 @@ def _annotation(where: str, entry: dict, names: dict[int, str]) -> Annotation:
         raise LeukoError(f"unknown class, category_id {category}; the categories are {listed}; correct it")
     if len(box) != 4:
         raise LeukoError(f"bbox: {box!r:.60} is not [x, y, width, height]; correct or remove it")
+    if (crowd := entry.get("iscrowd")) not in (0, 1, "0", "1", None):
+        raise LeukoError(f"iscrowd: {crowd!r:.40} is not 0 or 1; correct it")
     x, y, width, height = map(float, box)
     attributes = {key: value for key, value in entry.items() if key not in _OWN}
     if isinstance(attributes.get(_RESERVED), dict):
         attributes |= attributes.pop(_RESERVED)
-    corners, is_crowd = (x, y, x + width, y + height), entry.get("iscrowd") in (1, "1")
-    return Annotation(where, names[category], corners, is_crowd, tuple(entry.get("factors") or ()), attributes)
+    corners = (x, y, x + width, y + height)
+    return Annotation(where, names[category], corners, crowd in (1, "1"), tuple(entry.get("factors") or ()), attributes)
 
 
 def _whole(entry: dict, key: str) -> int:
     value = entry.get(key)
     if isinstance(value, str) and re.fullmatch(r"-?\d{1,18}", value, re.ASCII):
         return int(value)  # some exporters write ids as texts
-    if not fits(value, float) or value != int(value):
-        raise LeukoError(f'"{key}" is {value!r:.40}, not a whole number; correct it')
+    if not fits(value, float) or value != int(value) or abs(value) >= 2**63:
+        raise LeukoError(f'"{key}" is {value!r:.40}, not a whole number of 64 bits; correct it')
     return int(value)
 
 

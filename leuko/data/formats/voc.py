@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -163,7 +164,7 @@ class _Images:
         """The image of an annotation: the one of its stem, in the same sub-folder if there is one; ``name``, its
         ``filename``, decides between several, or is used instead. Raises LeukoError."""
         same_stem = self.by_stem.get(spelled(file.stem), [])
-        place = spelled(str(file.relative_to(self.annotations).parent))
+        place = spelled(os.path.relpath(file.parent, self.annotations))
         same_place = [p for p in same_stem if spelled(str(p.relative_to(self.folder).parent)) == place]
         fitting = same_place or same_stem or self.by_stem.get(spelled(Path(name).stem), [])
         same_name = [p for p in fitting if spelled(p.name) == spelled(name)]

@@ -57,7 +57,7 @@ def _parts(o: SplitOptions) -> tuple[list[float], list[str]]:
     try:
         ratios = [1.0] * o.folds or [float(text) for text in o.ratios.split(":")]
     except ValueError as error:
-        raise LeukoError(f"--ratios: {error}; give numbers with colons between, such as 4:1") from error
+        raise LeukoError(f"--ratios {o.ratios}: give numbers with colons between, such as 4:1") from error
     if len(ratios) < 2 or not all(0 < r < float("inf") for r in ratios):
         raise LeukoError(f"--ratios {o.ratios}: give two or more numbers above 0, such as 4:1")
     folds = [f"part{i}" for i in range(1, o.folds + 1)]
