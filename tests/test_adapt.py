@@ -351,6 +351,8 @@ def test_adapt_refuses_what_it_cannot_use(adapt, detector, centres, tmp_path, le
     both = ["--data", far, "--source", blank]  # told before the detector runs, which finds nothing there
     adapt(*both, weights=without.path, code=2).refused(str(without.path), "no cells that it has learned")
     adapt("--data", f"a={far}", code=2).refused(f"a={far}")
+    few = shutil.copytree(far / "images", tmp_path / "few", ignore=lambda _, names: sorted(names)[3:])
+    adapt("--source", few, code=2).refused(str(few), "nothing to adapt by", "cells were found")
     adapt("--source", far, "--name", "..", code=2).refused("not a plain folder name")
     adapt("--source", far, "--seed", "-1", code=2).refused("--seed -1")
     assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").iterdir())

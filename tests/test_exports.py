@@ -412,7 +412,7 @@ _METHODS = {
 def test_crowds_are_told_or_taken_as_cells(tmp_path, leuko):
     content = coco("abc", "{}.jpg".format)
     for entry in content["annotations"]:
-        entry["iscrowd"] = 1
+        entry["iscrowd"] = 1.0  # as some exporters write it
     for name in CELLS:
         image(tmp_path / f"{name}.jpg")
     write(tmp_path / "train.json", json.dumps(content))
@@ -506,7 +506,7 @@ def test_what_cannot_be_read_is_an_error(case, tmp_path, leuko):
 def test_classes_are_renamed_and_merged(tmp_path):
     cvat_coco_subsets(tmp_path)
     keys = "train: annotations/instances_Train.json\nval: annotations/instances_Validation.json\n"
-    write(tmp_path / "data.yaml", keys + "map: {NG: granulocyte, EG: granulocyte, BG: granulocyte}\n")
+    write(tmp_path / "data.yaml", keys + 'map: {NG: granulocyte, EG: " granulocyte", BG: granulocyte}\n')
     datasets = source.load_all(tmp_path)
     assert {d.types == ["granulocyte", "L", "M"] for d in datasets.values()} == {True}
     assert datasets["train"].counts().tolist() == [1, 1, 0] and datasets["val"].counts().tolist() == [1, 0, 0]

@@ -321,7 +321,9 @@ def test_two_processes_never_train_in_one_folder(data, tmp_path, start, leuko):
         process.kill()
         process.wait()
     with locked(run):  # nothing holds it any more
-        leuko("train", "--resume", run).refused("another process trains in it")
+        state = (run / "resume.pt").rename(run / "state")
+        leuko("train", "--resume", run).refused("another process trains in it")  # before a state is read
+        state.rename(run / "resume.pt")
     leuko("train", "--resume", run, "--epochs", "3").refused("--epochs 3")
     assert not [p.name for p in run.iterdir() if "lock" in p.name]
 
@@ -616,6 +618,9 @@ def test_comparison_trains_each_model_and_goes_on(data, tmp_path, leuko):
 
     (folder / "fsaf/resume.pt").unlink()
     leuko("train", "--resume", folder, "--epochs", "2").refused("fsaf/resume.pt: no such file", "restore it")
+    assert (folder / "fsaf/weights/last.safetensors").read_bytes() == first
+    (folder / "fsaf/args.yaml").unlink()
+    leuko("train", "--resume", folder, "--epochs", "2").refused("fsaf: has weights but no args.yaml", "move the folder")
     assert (folder / "fsaf/weights/last.safetensors").read_bytes() == first
     leuko(*words, "fcos,fsaf", "--train-split", "trian").refused('no split "trian"')
     leuko(*words, "fcos,fsav").refused('"fsav"', 'did you mean "fsaf"')
