@@ -26,7 +26,7 @@ from . import sidecar
 from .files import ImageFinder, check_names, place_images, spelled
 from .records import Annotation, Labels, Problems, ReadOptions, Record, parse_names, read_names
 
-PART = "images/{split}"
+IMAGES = PART = "images/{split}"
 YAML_SPLITS = ("train", "val", "test")
 LABELS_LIMIT = 4  # megabytes of one label file
 _DARKNET = "obj.names"  # beside it the lists of the splits' images
