@@ -23,9 +23,9 @@ from .config import TrainOptions, ValOptions, model_names
 from .data import source
 from .engine import distributed
 from .engine.finished import epochs_of, is_finished
-from .errors import LeukoError, nearest
+from .errors import LeukoError
 from .io import write_yaml
-from .models import DETECTORS
+from .models import check_name
 from .report import run
 from .train import augmentation, resumed_options, train
 from .val import val
@@ -71,11 +71,8 @@ def checked_names(model: str) -> list[str]:
     """The models of ``--model``; LeukoError on a name that is unknown, or stands there twice."""
     names = model_names(model)
     for name in names:
-        if name not in DETECTORS and not is_yolo(name):
-            raise LeukoError(
-                f'--model: "{name}" is unknown{nearest(name, DETECTORS)} (there are: {", ".join(DETECTORS)}, and '
-                "Ultralytics' yolo11n and its like)"
-            )
+        if not is_yolo(name):
+            check_name(name)
     folders = [plain_name(name) for name in names]
     for folder in folders:
         if folders.count(folder) > 1:

@@ -29,7 +29,7 @@ from .engine.network import choose_device
 from .engine.run import Run
 from .engine.state import Progress, described, load_state, locked
 from .errors import LeukoError
-from .models import DetectionModel, create
+from .models import DetectionModel, check_name, create
 from .registry import DOWNLOADS, FOREIGN, backbone_file, find_weights, registry
 from .report import run, tables
 
@@ -43,7 +43,9 @@ def train(options: TrainOptions, given: Collection[str] = ()) -> Path:
     if resumed:
         options = resumed_options(options, given)
     options.check()
-    compose.read_steps(compose.chosen(options.augment, 0))  # a mistake in it is reported before the data is read
+    if not ultralytics.is_yolo(options.model):  # mistakes here are reported before the data is read
+        check_name(options.model)
+    compose.read_steps(compose.chosen(options.augment, 0))
     device = checked_device(options)
     with distributed.together(device), locked(resumed if distributed.leads() else None):
         return _train(options, given, device, resumed)

@@ -1,8 +1,8 @@
 """COCO's measures: which detection matches which cell, precision and recall, average precision.
 
-Predictions are a list with one ``Detections`` per sample of a data set, in its order. They are matched once
-(``match``); from the ``Matches`` follow COCO's measures, which are pycocotools' to rounding, the curves, the
-calibration, and the measures on any bootstrap sample of the images.
+Predictions are a list with one ``Detections`` per sample of a data set, in its order. ``match`` assigns cells to
+them; from the ``Matches`` follow COCO's measures, which are pycocotools' to rounding, the curves, the calibration, and
+the measures on any bootstrap sample of the images.
 """
 
 from __future__ import annotations

@@ -27,7 +27,16 @@ DETECTORS: dict[str, type[DetectionModel]] = {
     "cascade_rcnn": CascadeRCNN,
 }
 
-__all__ = ["DETECTORS", "Backbone", "DetectionModel", "ModelOptions", "create", "param_groups"]
+__all__ = ["DETECTORS", "Backbone", "DetectionModel", "ModelOptions", "check_name", "create", "param_groups"]
+
+
+def check_name(name: str) -> None:
+    """Raise LeukoError unless it is a key of :data:`DETECTORS`."""
+    if name not in DETECTORS:
+        raise LeukoError(
+            f'model "{name}" is unknown{nearest(name, DETECTORS)} (there are: {", ".join(DETECTORS)}, and yolo11n and '
+            "other models of Ultralytics)"
+        )
 
 
 def create(
@@ -49,11 +58,7 @@ def create(
     ``create(**recipe)`` builds the same architecture. Raises LeukoError for an unknown name, backbone or option, or a
     value that does not fit.
     """
-    if name not in DETECTORS:
-        raise LeukoError(
-            f'model "{name}" is unknown{nearest(name, DETECTORS)} (there are: {", ".join(DETECTORS)}, and yolo11n and '
-            "other models of Ultralytics)"
-        )
+    check_name(name)
     if norm not in get_args(Norm):
         raise LeukoError(f'norm "{norm}" is unknown (there are: {", ".join(get_args(Norm))})')
     chosen = checked_options(name, num_classes, options)
